@@ -1,0 +1,389 @@
+"""The only hand-off between an owner, which runs a body, and a consumer elsewhere: a bounded buffer with two ends.
+
+The policy is pure: when the producer may run on, when its consumer must be woken. Each end parks in its own way (a
+thread on a lock, an asyncio task on a future) by leaving a callable that wakes it, and whoever takes that callable out
+of the deque, an atomic operation, is the one that calls it. So no lock is held, nothing of the user's runs under one,
+and a wake-up is paid only when somebody sleeps: a busy pair exchanges thousands of partials without any.
+
+Rules, all under one GIL: an end appends its wake-up first and looks again second; the other end changes the buffer
+first and looks for wake-ups second. Whichever comes later sees the other. The channel does not close iterators, keep
+outcomes or know predictors.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from _thread import allocate_lock
+from collections import deque
+from time import perf_counter, sleep
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import attrs
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future, TimerHandle
+    from collections.abc import Callable
+
+    Wake = Callable[[], None]
+
+_log = logging.getLogger("engine")
+
+MOST: Final = 256  # partials in the largest default window
+_BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
+_HAND_OVER: Final = 0.0005  # seconds since the last wake-up after which a producer lets the woken consumer run first
+
+# A producer runs on past these: they cannot change under a consumer that still holds them.
+_FIXED: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
+
+
+def is_fixed(value: object) -> bool:
+    """Whether a producer may run on past this partial: immutable text, bytes, numbers, None, or a tuple of these."""
+    kind = value.__class__
+    return kind in _FIXED or (kind is tuple and all(item.__class__ in _FIXED for item in value))  # type: ignore[attr-defined]
+
+
+@attrs.define(eq=False)
+class End:
+    """How a body ended, handed over after its last partial.
+
+    Attributes:
+        error: what the body or its clean-up raised.
+        returned: a generator's return value, or a plain function's value.
+        is_cleanup: whether `error` was raised while the body was being closed on request.
+    """
+
+    error: BaseException | None = None
+    returned: Any = None
+    is_cleanup: bool = False
+
+
+class Channel:
+    """A bounded buffer of `(partial, latency in ms)` between one owner and the consumers of one stream.
+
+    Args:
+        prefetch: `None` for the default: a window that starts at 1 and doubles up to 256 while the consumer finds it
+            full, and lock-step for partials that could still change. A number fixes the window and lifts the
+            lock-step; 0 makes every partial wait until it is asked for.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_demand",
+        "_floor",
+        "_handed",
+        "_is_adaptive",
+        "_is_slept_by_thread",
+        "_last_wake",
+        "_window",
+        "_yielding",
+        "closers",
+        "consumers",
+        "end",
+        "is_deserted",
+        "items",
+        "label",
+        "on_stop",
+        "producers",
+        "stop",
+    )
+
+    def __init__(self, prefetch: int | None = None, label: str = "") -> None:
+        """Make an empty channel; `label` names it in the log."""
+        self.items: deque[tuple[Any, float]] = deque()
+        self.consumers: deque[Wake] = deque()
+        self.producers: deque[Wake] = deque()
+        self.closers: deque[Wake] = deque()
+        self.end: End | None = None
+        self.stop = False
+        self.on_stop: Callable[[], None] | None = None
+        self.is_deserted = False
+        self.label = label
+        self._is_adaptive = prefetch is None
+        self._is_slept_by_thread = False
+        self._window = 1 if prefetch is None else prefetch
+        self._floor = max(0, self._window - 1)  # a parked producer is woken once no more than this many wait
+        self._demand = False
+        self._handed = 0  # 1 while a woken consumer has not taken its partial: that one does not count as waiting
+        self._yielding = False
+        self._last_wake = 0.0
+
+    # The producer's end.
+
+    def offer(self, value: Any, latency: float, now: float) -> bool:
+        """Hand over one partial.
+
+        Args:
+            value: the partial.
+            latency: the producer's time up to it, in ms.
+            now: `perf_counter()` as just read, in s.
+
+        Returns:
+            Whether the producer must `pause` before it goes on.
+        """
+        self.items.append((value, latency))
+        if self.consumers:
+            self._handed = 1
+            self._yielding = now - self._last_wake > _HAND_OVER
+            self._last_wake = now
+            wake_one(self.consumers)
+        if self._is_adaptive:
+            if not is_fixed(value):
+                self._demand = True
+                return True
+        elif not self._window:
+            self._demand = True
+            return True
+        return self.stop or self._yielding or len(self.items) >= self._window + self._handed
+
+    def pause(self) -> bool:
+        """Wait, in a thread, until the producer may go on; tell whether it must stop instead."""
+        if self._yielding:
+            self._yielding = False
+            # The woken thread needs the GIL this one holds: without this it comes a switch interval later.
+            if not self.stop and self.items:
+                park_thread(self.producers, self._is_taken, sys.getswitchinterval())
+        while not self._may_go():
+            park_thread(self.producers, self._may_go, _BOUND)
+        self._demand = False
+        return self.stop
+
+    async def apause(self) -> bool:
+        """The same for a producer that is an asyncio task."""
+        if self._yielding:
+            self._yielding = False
+            if self._is_slept_by_thread and not self.stop and self.items:  # a moment, to give that thread the GIL
+                park_thread(self.producers, self._is_taken, sys.getswitchinterval() / 5)
+        while not self._may_go():
+            await park_task(self.producers, self._may_go)
+        self._demand = False
+        return self.stop
+
+    def finish(self, end: End) -> None:
+        """Say that the body is over and finalised; the last thing an owner does with a channel."""
+        self.end = end
+        wake_all(self.consumers)
+        wake_all(self.closers)
+        if self.is_deserted and end.error is not None:
+            _log.warning("%s: error after its stream was left: %r", self.label, end.error, exc_info=end.error)
+
+    def _is_taken(self) -> bool:
+        return not self.items or self.stop
+
+    def _may_go(self) -> bool:
+        if self.stop:
+            return True
+        if self._demand:
+            return not self.items and bool(self.consumers)
+        return len(self.items) < self._window + self._handed
+
+    # The consumer's end.
+
+    def take(self) -> tuple[Any, float]:
+        """Take the oldest partial.
+
+        Raises:
+            IndexError: none is waiting.
+        """
+        item = self.items.popleft()
+        if self._handed:
+            self._handed = 0
+        if self.producers:
+            self._make_room()
+        if self.consumers and self.items:
+            wake_one(self.consumers)  # another consumer may have slept through its wake-up
+        return item
+
+    def _make_room(self) -> None:
+        waiting = len(self.items)
+        if self._is_adaptive and waiting and not self._demand and self._window < MOST:
+            self._window *= 2
+            self._floor = self._window // 2
+        if waiting <= self._floor and not self._demand:  # a producer in lock-step is woken by asking, not by taking
+            wake_one(self.producers)
+
+    def wait(self, start: Callable[[], None] | None = None) -> None:
+        """Sleep, in a thread, until a partial or the end may be there; `start` is called once this thread is parked."""
+        self._is_slept_by_thread = True
+        park_thread(self.consumers, self._has_news, _BOUND, start or self._ask)
+
+    async def wait_task(self, start: Callable[[], None] | None = None) -> None:
+        """The same for an asyncio task, which shares the GIL with a busy owner while it waits."""
+        from asyncio import get_running_loop
+
+        self._is_slept_by_thread = False
+        loop = get_running_loop()
+        sharing = _sharing_of(loop)
+        sharing.enter(loop)
+        try:
+            await park_task(self.consumers, self._has_news, start or self._ask, self.request_stop)
+        finally:
+            sharing.leave()
+            if self.items and self.consumers:
+                wake_one(self.consumers)  # this task may be leaving (cancelled) with a wake-up meant for a partial
+
+    def _ask(self) -> None:
+        if self.producers:
+            wake_one(self.producers)  # a producer in lock-step waits until it is asked
+
+    def _has_news(self) -> bool:
+        return bool(self.items) or self.end is not None or self.stop
+
+    def request_stop(self) -> None:
+        """Ask the owner to finalise the body: no lock is taken and nothing is waited for, so any thread, finaliser or
+        signal handler may call it.
+        """
+        self.stop = True
+        wake_all(self.producers)
+        wake_all(self.consumers)
+        if self.on_stop is not None:
+            self.on_stop()
+
+    def wait_end(self, seconds: float) -> bool:
+        """Wait, in a thread, at most `seconds` for the body to be finalised; tell whether it is."""
+        return wait_until(self._has_ended, self.closers, seconds)
+
+    async def wait_end_task(self, seconds: float) -> bool:
+        """The same for an asyncio task."""
+        return await wait_until_task(self._has_ended, self.closers, seconds)
+
+    def _has_ended(self) -> bool:
+        return self.end is not None
+
+
+def wait_until(is_news: Callable[[], bool], parked: deque[Wake], seconds: float) -> bool:
+    """Wait, in a thread, at most `seconds` until `is_news`, which whoever makes it true tells by waking `parked`."""
+    deadline = perf_counter() + seconds
+    while not is_news() and (left := deadline - perf_counter()) > 0:
+        park_thread(parked, is_news, min(left, _BOUND))
+    return is_news()
+
+
+async def wait_until_task(is_news: Callable[[], bool], parked: deque[Wake], seconds: float) -> bool:
+    """The same for an asyncio task."""
+    from asyncio import get_running_loop
+
+    late: list[bool] = []
+
+    def expire() -> None:
+        late.append(True)
+        wake_all(parked)
+
+    timer = get_running_loop().call_later(seconds, expire)
+    try:
+        while not is_news() and not late:
+            await park_task(parked, is_news)
+    finally:
+        timer.cancel()
+    return is_news()
+
+
+def wake_one(parked: deque[Wake]) -> None:
+    """Wake whoever parked first; whoever takes the wake-up out is the only one to call it."""
+    try:
+        wake = parked.popleft()
+    except IndexError:
+        return
+    wake()
+
+
+def wake_all(parked: deque[Wake]) -> None:
+    """Wake everyone parked here."""
+    while parked:
+        wake_one(parked)
+
+
+def _withdraw(parked: deque[Wake], wake: Wake) -> None:
+    try:
+        parked.remove(wake)
+    except (ValueError, RuntimeError):  # taken already, or changed by the other end meanwhile: both are harmless,
+        pass  # a stale wake-up releases a lock nobody holds any more or finds its future done
+
+
+def park_thread(
+    parked: deque[Wake], is_news: Callable[[], bool], seconds: float, ready: Callable[[], None] | None = None
+) -> None:
+    """Sleep in a thread, at most `seconds`, among `parked`; `ready` is called once the wake-up lies there."""
+    lock = allocate_lock()
+    lock.acquire()
+    parked.append(lock.release)
+    try:
+        if ready is not None:
+            ready()
+        if not is_news():
+            lock.acquire(timeout=seconds)
+    finally:
+        _withdraw(parked, lock.release)
+
+
+async def park_task(
+    parked: deque[Wake],
+    is_news: Callable[[], bool],
+    ready: Callable[[], None] | None = None,
+    lost: Callable[[], None] | None = None,
+) -> None:
+    """Sleep in an asyncio task among `parked`; `lost` is called where its loop is closed when the wake-up comes."""
+    from asyncio import get_running_loop
+
+    loop = get_running_loop()
+    future: Future[None] = loop.create_future()
+
+    def wake() -> None:
+        try:
+            loop.call_soon_threadsafe(_resolve, future)
+        except RuntimeError:  # that loop is closed: nobody will ever take what comes
+            if lost is not None:
+                lost()
+
+    parked.append(wake)
+    try:
+        if ready is not None:
+            ready()
+        if not is_news():
+            await future
+    finally:
+        _withdraw(parked, wake)
+
+
+def _resolve(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class _Sharing:
+    """Gives up the GIL once per switch interval while tasks of one loop wait for owner threads.
+
+    A loop that runs callback after callback releases the GIL only for moments too short for a waiting thread to take
+    it, and would starve the very owner it waits for.
+    """
+
+    __slots__ = ("_timer", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting = 0
+        self._timer: TimerHandle | None = None
+
+    def enter(self, loop: AbstractEventLoop) -> None:
+        self._waiting += 1
+        if self._timer is None:
+            self._timer = loop.call_later(sys.getswitchinterval(), self._tick, loop)
+
+    def leave(self) -> None:
+        self._waiting -= 1
+
+    def _tick(self, loop: AbstractEventLoop) -> None:
+        self._timer = None
+        if self._waiting:
+            sleep(0.00005)  # long enough for a thread that waits for the GIL to get it
+            self._timer = loop.call_later(sys.getswitchinterval(), self._tick, loop)
+
+
+_sharings: WeakKeyDictionary[AbstractEventLoop, _Sharing] = WeakKeyDictionary()
+
+
+def _sharing_of(loop: AbstractEventLoop) -> _Sharing:
+    try:
+        return _sharings[loop]
+    except KeyError:
+        return _sharings.setdefault(loop, _Sharing())

@@ -1,0 +1,359 @@
+"""The engine: owns the registry, the residents, the owner threads and the event loop, and closes what it started.
+
+It starts nothing by itself: threads and the loop come with the first call that needs them, so an engine that only ran
+functions in their callers' threads needs no closing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import warnings
+import weakref
+from contextvars import copy_context
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from engine._errors import NestingError, quote
+from engine._executor import Executor
+from engine._records import current_call
+from engine._registry import Registry
+from engine._residents import Residents
+from engine.runners.base import is_finalising, log
+from engine.runners.inline import finalised
+from engine.runners.loop import LoopRunner
+from engine.runners.thread import ThreadRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from engine.runners.base import Execution
+
+_LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
+_engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
+
+
+class Engine:
+    """Runs predictors of every kind, for every consumer, in every place, with the same observable behaviour.
+
+    Example:
+        >>> from engine import Engine
+        >>> def greet(name):
+        ...     yield "hello"
+        ...     yield f"hello {name}"
+        >>> with Engine() as muna:
+        ...     muna.predictions.create(greet, {"name": "Ada"}).value
+        'hello Ada'
+
+    Args:
+        predictors: `Predictor` records, or functions and classes marked with `@predictor`, to register.
+        discover: whether installed plugins are looked for, at the registry's first use.
+        plugins: plugin objects or modules to use besides installed ones.
+        block: names of plugins, entry points or distributions to leave alone.
+        runner: where predictors run whose author has no preference: `"inline"`, `"thread"`, a plugin's runner, or
+            `None`: the caller itself where its colour fits, else an owner thread or the engine's own loop.
+        grace: seconds that closing waits for a body's clean-up.
+
+    Raises:
+        ValueError: `runner` or `grace` has no meaning.
+        EngineError: a predictor given cannot be registered.
+    """
+
+    def __init__(
+        self,
+        predictors: Iterable[Any] = (),
+        *,
+        discover: bool = True,
+        plugins: Iterable[object] = (),
+        block: Iterable[str] = (),
+        runner: str | None = None,
+        grace: float = 1.0,
+    ) -> None:
+        """Make an engine; nothing is imported, discovered or started yet."""
+        if runner is not None and (not isinstance(runner, str) or not runner):
+            raise ValueError(f"runner must be a runner's name such as 'thread', or None, not {quote(runner)}")
+        if not isinstance(grace, (int, float)) or isinstance(grace, bool) or not 0 <= grace <= _LONGEST:
+            raise ValueError(f"grace must be a number of seconds from 0 to {_LONGEST}, not {quote(grace)}")
+        self._is_closed = False
+        self._grace = float(grace)
+        self._closing = threading.Lock()
+        self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block)
+        self._live = _Live(self)
+        self._threads, self._loop = _owners()
+        self._residents = Residents(self._loop)
+        self._executor = Executor(
+            self._registry, self._residents, self._threads, self._loop, runner, self._grace, self._live
+        )
+        self._registry.on_change = self._executor.forget
+        _engines.add(self)
+
+    @property
+    def predictions(self) -> Executor:
+        """The executor: `create`, `stream`, `acreate`, `astream`."""
+        return self._executor
+
+    @property
+    def predictors(self) -> Registry:
+        """The registry: a mapping from tags to `Predictor` records, with `register` and `unregister`."""
+        return self._registry
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Tags of registered predictors that are ready in this process: imported, and set up if they are classes."""
+        return self._residents.loaded()
+
+    def load(self, tag: Any, runner: str | None = None) -> None:
+        """Make a predictor ready before its first call: import it, set its class up.
+
+        Args:
+            tag: what `create` would be given.
+            runner: where it will run; built-in runners share one instance.
+
+        Raises:
+            EngineError: there is no such predictor.
+            BaseException: what its import, constructor or `setup` raised; the next use tries again.
+        """
+        self._executor.check_runner(runner)
+        resident = self._executor.resolve(tag)
+        if resident.profile.is_async and not resident.is_ready:
+            self._loop.run(resident.aprepare(), copy_context(), f"setup() of {resident.profile.tag}")
+        else:
+            resident.prepare()
+
+    async def aload(self, tag: Any, runner: str | None = None) -> None:
+        """The same for asyncio; the event loop is never blocked.
+
+        Args:
+            tag: what `create` would be given.
+            runner: where it will run.
+
+        Raises:
+            EngineError: there is no such predictor.
+            BaseException: what its import, constructor or `setup` raised.
+        """
+        self._executor.check_runner(runner)
+        resident = await self._executor.aresolve(tag)
+        if resident.is_ready:
+            return
+        if resident.profile.is_async:
+            import asyncio  # a loop runs, so it is imported
+
+            await asyncio.wrap_future(self._loop.submit(resident.aprepare(), copy_context()))
+        else:
+            await self._executor.in_owner(resident.profile.tag, resident.prepare)
+
+    def unload(self, tag: Any, runner: str | None = None) -> None:
+        """Tear a class predictor down; the next call sets it up again. Nothing happens where none is set up.
+
+        Args:
+            tag: what `create` would be given.
+            runner: where it runs.
+
+        Raises:
+            EngineError: there is no such predictor, or a call still uses it after the grace.
+            BaseException: what its `teardown` raised.
+        """
+        self._executor.check_runner(runner)
+        self._executor.resolve(tag).unload(self._grace)
+
+    async def aunload(self, tag: Any, runner: str | None = None) -> None:
+        """The same for asyncio; the event loop is never blocked.
+
+        Args:
+            tag: what `create` would be given.
+            runner: where it runs.
+
+        Raises:
+            EngineError: there is no such predictor, or a call still uses it after the grace.
+            BaseException: what its `teardown` raised.
+        """
+        self._executor.check_runner(runner)
+        resident = await self._executor.aresolve(tag)
+        await self._executor.in_owner(resident.profile.tag, resident.unload, self._grace)
+
+    # Closing.
+
+    def close(self) -> None:
+        """End every live stream, tear class predictors down, let threads and the loop go; within the grace.
+
+        A stream that was open gets one `EngineClosedError`. Closing twice does nothing; of two threads one waits for
+        the other. On an event loop's own thread that loop's streams are cancelled without waiting for them.
+
+        Raises:
+            NestingError: a predictor of this engine calls it.
+            BaseException: what a `teardown` raised, after everything else is closed.
+        """
+        self._refuse_to_close_itself()
+        self._close(self._grace)
+
+    async def aclose(self) -> None:
+        """The same for asyncio; waits, within the grace, for streams of this event loop too.
+
+        Raises:
+            NestingError: a predictor of this engine calls it.
+            BaseException: what a `teardown` raised, after everything else is closed.
+        """
+        self._refuse_to_close_itself()
+        await close_off_loop(self._close, self._grace)
+
+    def _refuse_to_close_itself(self) -> None:
+        call = current_call()
+        while call is not None and call.engine != self._executor.number:
+            call = call.parent
+        if call is not None:
+            raise NestingError(f"{call.tag} tried to close the engine that runs it: close it from outside", str(call))
+
+    def _close(self, grace: float) -> None:
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._executor.close()
+            failures = self._tear_down(0.0 if is_on_a_loop() else grace)
+            self._loop.close(grace)
+            self._threads.close(grace)
+        if failures:
+            raise failures[0] if len(failures) == 1 else BaseExceptionGroup("predictors' teardown failed", failures)
+
+    def _tear_down(self, grace: float) -> list[BaseException]:
+        deadline = perf_counter() + grace
+        failures: list[BaseException] = []
+        for resident in self._residents:
+            instance = resident.detach()
+            if instance is None:
+                continue
+            slots = resident.slots
+            left = () if slots is None else slots.wait_for(slots.holders, max(0.0, deadline - perf_counter()))
+            if left:
+                log.warning("%s is torn down while %s still uses it", resident.profile.tag, ", ".join(map(str, left)))
+            try:
+                resident.teardown(instance, grace or _LONGEST)
+            except BaseException as error:
+                failures.append(error)
+        return failures
+
+    def __enter__(self) -> Engine:
+        """The engine itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    async def __aenter__(self) -> Engine:
+        """The engine itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        """Whether it is open, and what is loaded."""
+        return f"<Engine {'closed' if self._is_closed else 'open'}, {len(self.loaded)} loaded>"
+
+    def __reduce__(self) -> Any:
+        """Refuse to travel."""
+        raise TypeError("an engine owns threads and streams and cannot be pickled: make one where it is needed")
+
+    @property
+    def _has_started(self) -> bool:
+        started = self._threads.is_started or self._loop.is_started
+        return started or any(resident.is_set_up for resident in self._residents)
+
+    def __del__(self) -> None:
+        """Let go of everything, without waiting, if nobody closed it."""
+        if getattr(self, "_is_closed", True) or is_finalising() or not hasattr(self, "_executor"):
+            return
+        if not self._has_started:
+            return
+        self._is_closed = True
+        self._executor.close()
+        self._loop.close(self._grace, wait=False)
+        self._threads.close(0.0)
+        warnings.warn("an engine was left unclosed; close it, or use `with Engine()`", ResourceWarning, stacklevel=2)
+
+    def renew(self) -> None:
+        """In a forked child: the parent's loop, threads and locks are not here; open streams raise."""
+        self._closing = threading.Lock()
+        self._threads, self._loop = _owners()
+        self._registry.forget_locks()
+        self._executor.forget_parents(self._threads, self._loop)
+        self._residents.forget_parents(self._loop)
+
+
+class _Live(dict[int, "weakref.ref[Execution]"]):
+    """The executions that run just now; through it each of them keeps its engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.engine = engine
+
+
+def _owners() -> tuple[ThreadRunner, LoopRunner]:
+    threads = ThreadRunner()
+    loop = LoopRunner(threads.take_over)
+    threads.adopt = loop.take_over
+    return threads, loop
+
+
+def is_on_a_loop() -> bool:
+    """Whether an event loop runs in this thread."""
+    module: Any = sys.modules.get("asyncio")
+    return module is not None and module._get_running_loop() is not None  # noqa: SLF001 - the public one raises
+
+
+async def close_off_loop(close: Callable[[float], None], grace: float) -> None:
+    """Close in a thread of its own, while this loop goes on with its streams' clean-up."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            close(grace)
+        except BaseException as caught:
+            error = caught
+        loop.call_soon_threadsafe(settle, error)
+
+    def settle(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="engine-closer", daemon=True)
+    thread.start()
+    try:
+        await asyncio.shield(done)
+    finally:
+        thread.join(0.0 if not done.done() else grace)
+    await finalised(grace)
+
+
+def _renew_all() -> None:
+    for engine in tuple(_engines):
+        engine.renew()
+
+
+def _close_all() -> None:
+    for engine in tuple(_engines):
+        try:
+            engine._close(engine._grace)
+        except BaseException as error:
+            log.warning("error while an engine was closed at exit: %r", error, exc_info=error)
+
+
+os.register_at_fork(after_in_child=_renew_all)
+atexit.register(_close_all)

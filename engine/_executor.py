@@ -1,0 +1,683 @@
+"""The executor, `engine.predictions`: resolves a call, decides where it runs, and consumes its uniform iterator.
+
+`create` drains the iterator through a reducer, `stream` hands each partial over; neither knows the kinds of functions.
+Look-up, input checks and the context snapshot happen at the call, before anything starts. The one fast path, `create`
+on a plain function in the caller's own thread, stands first in `create` and says so.
+"""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from itertools import count
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from engine._channel import Channel
+from engine._errors import EngineClosedError, InvalidTagError, NoPartialsError, PluginError, quote
+from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look
+from engine._predictor import Predictor, tag_of
+from engine._records import Call, Prediction, current
+from engine._reducers import COLLECT, CONCAT, LAST, RETURNED, reducer_of
+from engine._stream import AsyncPredictionStream, PredictionStream
+from engine.runners.base import Runner
+from engine.runners.bridge import Bridged
+from engine.runners.inline import InlineExecution, TaskExecution, is_main_thread
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Callable, Mapping
+
+    from engine._reducers import Reducer
+    from engine._registry import Registry
+    from engine._residents import Resident, Residents
+    from engine.runners.base import AsyncExecution, Execution, SyncExecution
+    from engine.runners.loop import LoopRunner
+    from engine.runners.thread import ThreadRunner
+
+    Errors = Literal["raise", "return"]
+
+_numbers: Final = count(1)
+_BUILT_IN: Final = ("inline", "thread")
+_KEPT_BY_OWNERS: Final = (LAST, CONCAT, COLLECT, RETURNED)  # no code of the user's: reduced where the body runs
+
+
+class Executor:
+    """Runs predictors: `create` and `stream` for sync code, `acreate` and `astream` for asyncio.
+
+    Every method takes a `tag` (`@owner/name`, a `Predictor`, or a plain function, class or object with `predict`, run
+    without registering) and `inputs` as one mapping (`None` is the same as `{}`).
+    """
+
+    def __init__(  # noqa: PLR0917 - made in one place, by the engine that owns all of it
+        self,
+        registry: Registry,
+        residents: Residents,
+        threads: ThreadRunner,
+        loop: LoopRunner,
+        default: str | None,
+        grace: float,
+        live: dict[int, weakref.ref[Execution]],
+    ) -> None:
+        """Join the parts an engine owns; `default` is its runner, `grace` in s, `live` what runs just now."""
+        self._registry = registry
+        self._residents = residents
+        self._threads = threads
+        self._loop = loop
+        self._default = default
+        self._grace = grace
+        self._live = live
+        self.number = next(_numbers)
+        self._routes: dict[Any, Resident] = {}  # tags seen before, straight to their residents
+        self._is_closed = False
+
+    # The four consumers.
+
+    def create(
+        self,
+        tag: Any,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        runner: str | None = None,
+        check: bool | None = None,
+        reduce: Any = None,
+        errors: Errors = "raise",
+    ) -> Prediction:
+        """Run a predictor and give one prediction: its partials reduced.
+
+        Args:
+            tag: what to run.
+            inputs: its inputs by name.
+            runner: where: `"inline"`, `"thread"`, a plugin's runner, or `None` for the author's or engine's default.
+            check: whether inputs are checked; `None` for the author's choice.
+            reduce: a reducer's name or object; `None` for the author's choice, else `"last"`.
+            errors: `"raise"`, or `"return"` to get what the body raised as the prediction's `error`.
+
+        Returns:
+            The prediction; its `latency` is the producer's time in ms.
+
+        Raises:
+            PredictorNotFoundError: nothing is registered under the tag.
+            InvalidInputError: the inputs do not fit, all problems named.
+            NoPartialsError: there was no partial and the reducer needs one.
+            BaseException: what the predictor raised, as its own type.
+        """
+        resident = self._routes.get(tag) if tag.__class__ is str else None
+        if resident is None:
+            resident = self.resolve(tag)
+        profile = resident.profile
+        args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
+        reducer = profile.reducer if reduce is None else reducer_of(reduce)
+        if errors != "raise":
+            _check_errors(errors)
+        place = self._sync_place(resident, runner)
+        if place is not None or resident.slots is not None:
+            return self._create(resident, args, kwargs, place, runner, reducer, errors)
+        # The fast path: a plain function in the caller's thread. One context, one clock pair, one record; no iterator
+        # is made for a plain value.
+        call = Call(profile.tag, "inline", current.get(), self.number)
+        context = copy_context()
+        context.run(current.set, call)
+        started = perf_counter()
+        try:
+            value = context.run(resident.function, *args, **kwargs)
+        except BaseException as error:
+            return _failed(error, call, None, started, errors)
+        if value.__class__ in PLAIN and (reducer is LAST or reducer is RETURNED):
+            call.parent = None
+            return Prediction(call, value, 0, (perf_counter() - started) * 1000.0)
+        return self._drain(resident, call, context, value, reducer, started, runner, errors)
+
+    def stream(
+        self,
+        tag: Any,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        runner: str | None = None,
+        check: bool | None = None,
+        prefetch: int | None = None,
+    ) -> PredictionStream:
+        """Run a predictor and give its partials as they are produced; the body starts at the first pull.
+
+        Args:
+            tag: what to run.
+            inputs: its inputs by name.
+            runner: where, as for `create`.
+            check: whether inputs are checked; `None` for the author's choice.
+            prefetch: partials the producer may be ahead of the consumer, where it runs elsewhere; `None` adapts.
+
+        Returns:
+            An iterator of predictions and a context manager.
+
+        Raises:
+            PredictorNotFoundError: nothing is registered under the tag.
+            InvalidInputError: the inputs do not fit, all problems named.
+        """
+        resident = self.resolve(tag)
+        args, kwargs = self._bind(resident, inputs, check)
+        _check_prefetch(prefetch)
+        place = self._sync_place(resident, runner)
+        execution = self._open(resident, args, kwargs, place, runner, prefetch)
+        return PredictionStream(execution, resident.profile.reducer)
+
+    async def acreate(
+        self,
+        tag: Any,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        runner: str | None = None,
+        check: bool | None = None,
+        reduce: Any = None,
+        errors: Errors = "raise",
+    ) -> Prediction:
+        """The same as `create`, for asyncio; the event loop is never blocked.
+
+        Args:
+            tag: what to run.
+            inputs: its inputs by name.
+            runner: as for `create`; `"inline"` runs a sync body on the event loop itself, which it blocks.
+            check: whether inputs are checked; `None` for the author's choice.
+            reduce: a reducer's name or object; `None` for the author's choice, else `"last"`.
+            errors: `"raise"`, or `"return"` to get what the body raised as the prediction's `error`.
+
+        Returns:
+            The prediction; its `latency` is the producer's time in ms.
+
+        Raises:
+            PredictorNotFoundError: nothing is registered under the tag.
+            InvalidInputError: the inputs do not fit, all problems named.
+            NoPartialsError: there was no partial and the reducer needs one.
+            BaseException: what the predictor raised, as its own type.
+        """
+        _check_errors(errors)
+        resident = await self.aresolve(tag)
+        args, kwargs = self._bind(resident, inputs, check)
+        reducer = resident.profile.reducer if reduce is None else reducer_of(reduce)
+        place = self._async_place(resident, runner)
+        reduction = Reduction(reducer, reducer.start())
+        keeper = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
+        execution = self._aopen(resident, args, kwargs, place, runner, None, keeper, is_guarded=False)
+        started = perf_counter()
+        try:
+            await _adrain(execution, None if keeper is not None else reduction)
+        except BaseException as error:
+            return _reported(error, execution, reduction, started, errors)
+        return _reduced(execution, reduction, started)
+
+    def astream(
+        self,
+        tag: Any,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        runner: str | None = None,
+        check: bool | None = None,
+        prefetch: int | None = None,
+    ) -> AsyncPredictionStream:
+        """The same as `stream`, for asyncio; the event loop is never blocked.
+
+        Args:
+            tag: what to run.
+            inputs: its inputs by name.
+            runner: as for `acreate`.
+            check: whether inputs are checked; `None` for the author's choice.
+            prefetch: partials the producer may be ahead of the consumer, where it runs elsewhere; `None` adapts.
+
+        Returns:
+            An async iterator of predictions and an async context manager; awaiting it resolves it and gives itself.
+
+        Raises:
+            PredictorNotFoundError: nothing is registered under the tag.
+            InvalidInputError: the inputs do not fit; where the predictor was never imported, raised by the first await.
+        """
+        _check_prefetch(prefetch)
+        record = self._record(tag)
+        if record is None or self._residents.find(record.tag) is not None or not isinstance(record.target, str):
+            resident = self.resolve(tag)
+            args, kwargs = self._bind(resident, inputs, check)
+            execution = self._aopen(resident, args, kwargs, self._async_place(resident, runner), runner, prefetch)
+            return AsyncPredictionStream(execution, resident.profile.reducer)
+        context = copy_context()
+
+        async def resolve() -> tuple[AsyncExecution, Reducer]:
+            found = await self.aresolve(tag)
+            bound = self._bind(found, inputs, check)
+            place = self._async_place(found, runner)
+            return context.run(self._aopen, found, *bound, place, runner, prefetch), found.profile.reducer
+
+        self.check_runner(runner)
+        return AsyncPredictionStream(None, None, resolve, record.tag)
+
+    # Looking up.
+
+    def _record(self, tag: Any) -> Predictor | None:
+        if self._is_closed:
+            raise EngineClosedError
+        if isinstance(tag, Predictor):
+            return tag
+        return self._registry[tag_of(tag)] if isinstance(tag, str) else None
+
+    def resolve(self, tag: Any) -> Resident:
+        if tag.__class__ is str:
+            known = self._routes.get(tag)
+            if known is not None:
+                return known
+        record = self._record(tag)
+        if isinstance(tag, str) and record is not None:
+            resident = self._residents.registered(record)
+            self._routes[tag] = resident
+            return resident
+        if record is None and not callable(tag) and not callable(getattr(tag, "predict", None)):
+            raise InvalidTagError(tag)
+        return self._residents.given(tag)
+
+    async def aresolve(self, tag: Any) -> Resident:
+        """The same without blocking the loop: a predictor that was never imported is imported by an owner thread."""
+        record = self._record(tag)
+        if record is None or not isinstance(record.target, str) or self._residents.find(record.tag) is not None:
+            return self.resolve(tag)
+        resident: Resident = await self.in_owner(record.tag, self.resolve, tag)
+        return resident
+
+    async def in_owner(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the engine's own in an owner thread, and wait for it in an asyncio task."""
+        body = Body(Call(name, "thread", None), function, args, {}, False, copy_context())  # noqa: FBT003
+        execution = Bridged(body, Channel(None, name), self._threads, None, None, self._grace, {})
+        try:
+            found = await execution.pull()
+        except BaseException as error:
+            _forget_note(error)
+            raise
+        await _exhaust(execution)
+        return found
+
+    def _bind(
+        self,
+        resident: Resident,
+        inputs: Mapping[str, Any] | None,
+        check: bool | None,  # noqa: FBT001
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        profile = resident.profile
+        return (profile.bind if check is None else profile.binder(check))(inputs)
+
+    def forget(self, tag: str) -> None:
+        """A tag means something else from now on."""
+        for text in (tag, tag[1:]):
+            self._routes.pop(text, None)
+        self._residents.forget(tag)
+
+    # Deciding where.
+
+    def _choice(self, resident: Resident, runner: str | None) -> str | None:
+        if runner is not None:
+            self.check_runner(runner)
+            return runner
+        return resident.profile.runner or self._default
+
+    def check_runner(self, runner: str | None) -> None:
+        if runner is None or runner in _BUILT_IN:
+            return
+        self._plugin_runner(runner)
+
+    def _plugin_runner(self, name: str) -> Runner:
+        offered = self._registry.runners()
+        if name in offered:
+            found = offered[name]
+            if isinstance(found, Runner):
+                return found
+        problem = next((each for each in self._registry.problems if name in each.claims), None)
+        if problem is not None:
+            raise PluginError(name, problem.distribution, problem.reason, problem.traceback)
+        names = ", ".join(map(repr, (*_BUILT_IN, *offered)))
+        raise ValueError(f"there is no runner {quote(name)}: it is one of {names}, or None for the default")
+
+    def _sync_place(self, resident: Resident, runner: str | None) -> Runner | None:
+        """Who runs the body for a sync caller; `None` is the caller itself, in lock-step."""
+        profile = resident.profile
+        if runner is None and profile.runner is None and self._default is None:
+            if not profile.is_async:
+                return None
+            choice = None
+        else:
+            choice = self._choice(resident, runner)
+        if choice is not None and choice not in _BUILT_IN:
+            return self._plugin_runner(choice)
+        if profile.is_async:
+            if runner == "inline":
+                raise ValueError(
+                    f"{profile.tag} is async and cannot run inline in sync code, which has no event loop: leave runner "
+                    "out (it then runs on the engine's own loop), or call acreate/astream from asyncio"
+                )
+            self._loop.refuse_to_wait(profile.tag)
+            return self._loop
+        return self._threads if choice == "thread" else None
+
+    def _async_place(self, resident: Resident, runner: str | None) -> Runner | None:
+        """Who runs the body for an asyncio caller; `None` is the caller's task, in lock-step."""
+        profile = resident.profile
+        choice = self._choice(resident, runner)
+        if choice is not None and choice not in _BUILT_IN:
+            return self._plugin_runner(choice)
+        if profile.is_async:
+            return self._loop if choice == "thread" or profile.lives_on_loop else None
+        return None if choice == "inline" else self._threads
+
+    # Opening.
+
+    def _body(
+        self,
+        resident: Resident,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        place: Runner | None,
+        reduction: Reduction | None = None,
+    ) -> Body:
+        if self._is_closed:
+            raise EngineClosedError
+        profile = resident.profile
+        call = Call(profile.tag, "inline" if place is None else place.name, current.get(), self.number)
+        function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
+        body = Body(call, function, args, kwargs, profile.follows, copy_context(), None, reduction)
+        if profile.is_class:
+            body.prepare, body.aprepare = resident.prepare, resident.aprepare
+        return body
+
+    def _open(  # noqa: PLR0917
+        self,
+        resident: Resident,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        place: Runner | None,
+        runner: str | None,
+        prefetch: int | None,
+        reduction: Reduction | None = None,
+    ) -> SyncExecution:
+        body = self._body(resident, args, kwargs, place, reduction)
+        admit = None if resident.slots is None else resident.slots.take
+        if place is None:
+            bridge = _refuse_inline if runner == "inline" else self._bridge
+            return InlineExecution(body, admit, bridge, self._grace, self._live)
+        return self._bridged(body, place, prefetch, resident)
+
+    def _aopen(  # noqa: PLR0917
+        self,
+        resident: Resident,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        place: Runner | None,
+        runner: str | None,
+        prefetch: int | None,
+        reduction: Reduction | None = None,
+        *,
+        is_guarded: bool = True,
+    ) -> AsyncExecution:
+        body = self._body(resident, args, kwargs, place, reduction)
+        if place is None:
+            aadmit = None if resident.slots is None else resident.slots.atake
+            is_inline = self._choice(resident, runner) == "inline"
+            bridge = None if is_inline else self._bridge
+            return TaskExecution(body, aadmit, bridge, self._grace, self._live, is_guarded=is_guarded)
+        return self._bridged(body, place, prefetch, resident)
+
+    def _bridged(self, body: Body, place: Runner, prefetch: int | None, resident: Resident) -> Bridged:
+        slots = resident.slots
+        admit, aadmit = (None, None) if slots is None else (slots.take, slots.atake)
+        return Bridged(body, Channel(prefetch, body.call.tag), place, admit, aadmit, self._grace, self._live)
+
+    def _bridge(self, body: Body, produced: Any, kind: str) -> Bridged:
+        """Go on with what a body produced in the other colour than its own, with an owner of that colour."""
+        channel = Channel(None, body.call.tag)
+        bridged = Bridged(body, channel, None, None, None, self._grace, {})
+        bridged.begin()
+        try:
+            if kind is ITERATOR:
+                self._threads.take_over(body, channel, produced, 0.0)
+            else:
+                self._loop.refuse_to_wait(body.call.tag)
+                self._loop.take_over(body, channel, produced, 0.0)
+        except BaseException:
+            bridged.end("failed")
+            dispose(produced)
+            raise
+        return bridged
+
+    # Creating.
+
+    def _create(  # noqa: PLR0917
+        self,
+        resident: Resident,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        place: Runner | None,
+        runner: str | None,
+        reducer: Reducer,
+        errors: Errors,
+    ) -> Prediction:
+        """`create` wherever the fast path does not apply: with slots, set-up, or an owner elsewhere."""
+        reduction = Reduction(reducer, reducer.start())
+        keeper = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
+        execution = self._open(resident, args, kwargs, place, runner, None, keeper)
+        started = perf_counter()
+        try:
+            _drain(execution, None if keeper is not None else reduction)
+        except BaseException as error:
+            return _reported(error, execution, reduction, started, errors)
+        return _reduced(execution, reduction, started)
+
+    def _drain(  # noqa: PLR0917
+        self,
+        resident: Resident,
+        call: Call,
+        context: Any,
+        produced: Any,
+        reducer: Reducer,
+        started: float,
+        runner: str | None,
+        errors: Errors,
+    ) -> Prediction:
+        """Reduce what a function in the caller's thread produced: its iterator, stepped in the call's context."""
+        kind = look(produced, resident.profile.follows)
+        reduction = Reduction(reducer, reducer.start())
+        if kind is not ITERATOR:
+            body = Body(call, lambda: produced, (), {}, resident.profile.follows, context)
+            bridge = _refuse_inline if runner == "inline" else self._bridge
+            execution = InlineExecution(body, None, bridge, self._grace, self._live)
+            try:
+                _drain(execution, reduction)
+            except BaseException as error:
+                return _reported(error, execution, reduction, started, errors)
+            return _reduced(execution, reduction, started)
+        try:
+            context.run(_exhaust_into, produced, reduction)
+        except _ReducerFailure as failure:
+            raise failure.error from None
+        except BaseException as error:
+            return _failed(error, call, reduction, started, errors)
+        call.parent = None
+        elapsed = (perf_counter() - started) * 1000.0
+        return Prediction(call, _finish(reduction, call), max(0, reduction.count - 1), elapsed)
+
+    # Life.
+
+    @property
+    def live(self) -> tuple[Execution, ...]:
+        """The executions that run just now."""
+        found = (reference() for reference in tuple(self._live.values()))
+        return tuple(execution for execution in found if execution is not None)
+
+    def close(self) -> None:
+        """Refuse new calls and end every live stream."""
+        self._is_closed = True
+        self._routes.clear()
+        for execution in self.live:
+            execution.shut()
+
+    def forget_parents(self, threads: ThreadRunner, loop: LoopRunner) -> None:
+        """In a forked child: streams belong to the parent, owners are started anew."""
+        for execution in self.live:
+            execution.forget()
+        self._live.clear()
+        self._threads, self._loop = threads, loop
+
+
+def _check_errors(errors: object) -> None:
+    if errors not in {"raise", "return"}:
+        raise ValueError(f"errors must be 'raise' or 'return', not {quote(errors)}")
+
+
+def _check_prefetch(prefetch: object) -> None:
+    if prefetch is not None and (not isinstance(prefetch, int) or isinstance(prefetch, bool) or prefetch < 0):
+        raise ValueError(f"prefetch must be a whole number of partials from 0, or None, not {quote(prefetch)}")
+
+
+def _refuse_inline(body: Body, produced: Any, kind: str) -> Bridged:
+    dispose(produced)
+    raise ValueError(
+        f"{body.call.tag} produced an {kind}, which cannot run inline in sync code: leave runner out (it then runs on the "
+        "engine's own loop), or call acreate/astream from asyncio"
+    )
+
+
+class _ReducerFailure(BaseException):
+    """Carries what a reducer raised past the handling of what the body raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _exhaust_into(iterator: Any, reduction: Reduction) -> None:
+    """Reduce a sync iterator to its end; the hot loop of `create` over a generator."""
+    if reduction.reducer is LAST:
+        seen, value = 0, reduction.state
+        try:
+            for value in iterator:
+                seen += 1
+        finally:
+            reduction.state, reduction.count = value, seen
+            _close_open(iterator)
+        return
+    if reduction.reducer is RETURNED:
+        reduction.state = _returned_of(iterator, reduction)
+        return
+    try:
+        for value in iterator:
+            try:
+                reduction.add(value)
+            except BaseException as error:
+                raise _ReducerFailure(error) from None
+    finally:
+        _close_open(iterator)
+
+
+def _close_open(iterator: Any) -> None:
+    """Finalise a generator an interrupt or a reducer's error left open; one that ended is not touched."""
+    if getattr(iterator, "gi_frame", None) is not None:
+        iterator.close()
+
+
+def _returned_of(iterator: Any, reduction: Reduction) -> Any:
+    step = iterator.__next__
+    try:
+        while True:
+            step()
+            reduction.count += 1
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        _close_open(iterator)
+
+
+def _drain(execution: SyncExecution, reduction: Reduction | None) -> None:
+    """Pull an execution to its end, reducing its partials here unless their owner does."""
+    try:
+        for value in execution.values():
+            if reduction is not None:
+                reduction.add(value)
+    finally:
+        if not execution.outcome.ended:  # the reducer failed, or an interrupt came between two pulls
+            execution.close()
+
+
+async def _adrain(execution: AsyncExecution, reduction: Reduction | None) -> None:
+    try:
+        while True:
+            try:
+                value = await execution.pull()
+            except StopAsyncIteration:
+                return
+            if reduction is not None:
+                reduction.add(value)
+    finally:
+        if not execution.outcome.ended:
+            await execution.aclose()
+
+
+async def _exhaust(execution: AsyncExecution) -> None:
+    try:
+        await execution.pull()
+    except StopAsyncIteration:
+        return
+
+
+def _finish(reduction: Reduction, call: Call) -> Any:
+    try:
+        return reduction.reducer.finish(reduction.state)
+    except NoPartialsError as error:
+        if error.tag:
+            raise
+        raise NoPartialsError(call.tag, error.reducer) from None
+
+
+def _reduced(execution: Execution, reduction: Reduction, started: float) -> Prediction:
+    if reduction.reducer is RETURNED:
+        reduction.state = execution.outcome.returned
+    seconds = reduction.elapsed or perf_counter() - started
+    value = _finish(reduction, execution.call)
+    return Prediction(execution.call, value, max(0, reduction.count - 1), seconds * 1000.0)
+
+
+def _reported(
+    error: BaseException, execution: Execution, reduction: Reduction, started: float, errors: Errors
+) -> Prediction:
+    """Raise what ended an execution, or give it as a prediction where it came from the body and that was asked for."""
+    is_bodys = execution.outcome.state == "failed" and execution.outcome.exception is error
+    is_bodys = is_bodys and execution.is_started and not isinstance(error, KeyboardInterrupt)
+    execution.outcome.exception = None  # nobody sees this outcome, and it would keep the exception's frames alive
+    try:
+        if errors == "raise" or not is_bodys:
+            raise error
+        return _carrying(error, execution.call, reduction, started)
+    finally:
+        del error, execution
+
+
+def _failed(
+    error: BaseException, call: Call, reduction: Reduction | None, started: float, errors: Errors
+) -> Prediction:
+    """The same for a body that ran in the caller's thread without an execution."""
+    call.parent = None
+    is_interrupt = isinstance(error, KeyboardInterrupt) and is_main_thread()
+    failure = error if is_interrupt else explain(error, call, 0)
+    try:
+        if errors == "raise" or is_interrupt:
+            raise failure
+        return _carrying(failure, call, reduction, started)
+    finally:
+        del error, failure
+
+
+def _carrying(error: BaseException, call: Call, reduction: Reduction | None, started: float) -> Prediction:
+    value, index = None, 0
+    if reduction is not None and reduction.count:
+        index = reduction.count - 1
+        try:
+            value = reduction.reducer.finish(reduction.state)
+        except Exception:
+            value = None
+    return Prediction(call, value, index, (perf_counter() - started) * 1000.0, error)
+
+
+def _forget_note(error: BaseException) -> None:
+    """A failed import is no prediction: our note on it would mislead."""
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list) and notes:
+        notes.pop()

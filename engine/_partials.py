@@ -1,0 +1,286 @@
+"""The normaliser: any function, called once, seen as one iterator of partials.
+
+This is the one room that knows the kinds of functions. What a call produces is decided by the object it returned, not
+by inspecting the function: generators, async generators and awaitables are followed, other iterators only where the
+author said so, everything else is one value. Runners decide where the iterator is pulled, policies how much is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextvars import Context  # noqa: TC003 - attrs resolves annotations
+from functools import partial
+from typing import Any, Final
+
+import attrs
+
+from engine._errors import PredictorError, say
+from engine._records import Call  # noqa: TC001
+
+ONE: Final = "one value"
+ITERATOR: Final = "iterator"
+ASYNC: Final = "async iterator"
+AWAITABLE: Final = "awaitable"
+
+# The classes most functions return, none of which is ever followed: one set look-up instead of three ABC checks.
+PLAIN: Final = frozenset({str, bytes, int, float, bool, type(None), dict, list, tuple, set, complex, bytearray, range})
+
+_ITERABLE_COROUTINE: Final = 0x100  # code flag of generators made awaitable by types.coroutine
+_ASYNC_CODE: Final = 0x80 | 0x100 | 0x200  # coroutine, iterable coroutine, async generator
+_NOTE: Final = "predictor "  # how our one note on a predictor's exception begins
+
+
+@attrs.define(eq=False)
+class Body:
+    """A predictor's function ready to be started once: what a runner is given.
+
+    Attributes:
+        call: the identity of the call, for messages.
+        function: what to call, complete (an instance's bound method, never a class); `None` while that instance is
+            still to be made by `prepare`.
+        args: positional inputs.
+        kwargs: inputs by name.
+        follows: whether an iterator that is no generator is a stream of partials.
+        context: the caller's `contextvars` at the moment of the call; every step of the body runs inside it.
+        release: gives back the body's concurrency slot, where it holds one; see `let_go`.
+        reduction: where set, the owner keeps the reduction there instead of handing partials over one by one.
+        nudge: wakes whoever waits for a slot on this body's behalf.
+        prepare: gives the function of a class predictor, set up first where nobody has.
+        aprepare: the same on the engine's loop.
+        is_started: whether the predictor's code has been reached.
+    """
+
+    call: Call
+    function: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    follows: bool
+    context: Context
+    release: Callable[[], None] | None = None
+    reduction: Reduction | None = None
+    nudge: Callable[[], None] | None = None
+    prepare: Callable[[], Callable[..., Any]] | None = None
+    aprepare: Callable[[], Awaitable[Callable[..., Any]]] | None = None
+    is_started: bool = False
+
+    def start(self) -> Any:
+        """Call the function, once; its inputs are let go, so that they live no longer than the body wants them."""
+        self.is_started = True
+        function, args, kwargs = self.function, self.args, self.kwargs
+        self.function, self.args, self.kwargs = None, (), {}
+        if function is None and self.prepare is not None:
+            function = self.prepare()
+        if function is None:
+            raise AssertionError("a body is started once")
+        return invoke(function, args, kwargs)
+
+    async def astart(self) -> Any:
+        """The same on the engine's loop, where a class that lives there is set up."""
+        if self.function is None and self.aprepare is not None:
+            self.is_started = True
+            self.function = await self.aprepare()
+        return self.start()
+
+    def let_go(self) -> None:
+        """Give the slot back; every owner calls this once the body is finalised, further calls do nothing."""
+        release, self.release = self.release, None
+        if release is not None:
+            release()
+
+
+@attrs.define(eq=False)
+class Reduction:
+    """The running state of one prediction's reduction, kept where a failure cannot lose it.
+
+    Attributes:
+        reducer: turns partials into the result.
+        state: the reducer's state so far.
+        count: partials reduced so far.
+        elapsed: the producer's time, in s, once the body is over.
+    """
+
+    reducer: Any
+    state: Any
+    count: int = 0
+    elapsed: float = 0.0
+
+    def add(self, value: Any) -> None:
+        """Reduce one more partial."""
+        self.count += 1
+        self.state = self.reducer.step(self.state, value)
+
+
+def invoke(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call `function`; a StopIteration it raises is no end of anything (PEP 479)."""
+    try:
+        return function(*args, **kwargs)
+    except (StopIteration, StopAsyncIteration) as error:
+        raise stopped(error) from error
+
+
+def stopped(error: BaseException) -> RuntimeError:
+    """What a StopIteration or StopAsyncIteration raised by a predictor arrives as, in every cell."""
+    return RuntimeError(f"the predictor raised {type(error).__name__}")
+
+
+def look(value: object, follows: bool) -> str:  # noqa: FBT001 - the second fact about every function
+    """Tell what a predictor produced: `ONE`, `ITERATOR`, `ASYNC` or `AWAITABLE`.
+
+    Args:
+        value: what the function returned, or what awaiting it gave.
+        follows: whether the author declared that a returned iterator is a stream of partials.
+    """
+    kind = value.__class__
+    if kind in PLAIN:
+        return ONE
+    if kind is types.GeneratorType:
+        is_coroutine = value.gi_code.co_flags & _ITERABLE_COROUTINE  # type: ignore[attr-defined]
+        return AWAITABLE if is_coroutine else ITERATOR
+    if kind is types.AsyncGeneratorType:
+        return ASYNC
+    if kind is types.CoroutineType:
+        return AWAITABLE
+    return _look_closer(value, follows)
+
+
+def _look_closer(value: object, follows: bool) -> str:  # noqa: FBT001
+    if isinstance(value, Generator):
+        return ITERATOR
+    if isinstance(value, AsyncGenerator):
+        return ASYNC
+    if isinstance(value, Awaitable):
+        return AWAITABLE
+    if follows and isinstance(value, AsyncIterator):
+        return ASYNC
+    return ITERATOR if follows and isinstance(value, Iterator) else ONE
+
+
+def one(value: Any) -> Generator[Any, None, Any]:
+    """A stream of one: the uniform iterator over a value that was returned, which is its return value too."""
+    yield value
+    return value
+
+
+async def settle(produced: Any, follows: bool) -> tuple[str, Any]:  # noqa: FBT001
+    """Await what was produced until it is no awaitable; give its kind and itself.
+
+    Raises:
+        PredictorError: it is a Future that belongs to another event loop.
+    """
+    kind = look(produced, follows)
+    while kind is AWAITABLE:
+        _refuse_foreign(produced)
+        try:
+            produced = await produced
+        except (StopIteration, StopAsyncIteration) as error:
+            raise stopped(error) from error
+        kind = look(produced, follows)
+    return kind, produced
+
+
+def _refuse_foreign(awaitable: Any) -> None:
+    import asyncio
+
+    if asyncio.isfuture(awaitable) and awaitable.get_loop() is not asyncio.get_running_loop():
+        raise PredictorError(
+            f"the predictor returned a {type(awaitable).__name__} that belongs to another event loop: await it inside "
+            "an `async def` predictor, or return its result",
+            type(awaitable).__qualname__,
+        )
+
+
+def first_step(iterator: AsyncIterator[Any]) -> Awaitable[Any]:
+    """The first `__anext__` of a predictor's async iterator, unseen by the event loop's finaliser.
+
+    The loop would close an abandoned generator in a context of its own; the engine's owner closes it in its own.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return iterator.__anext__()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
+def close_iterator(iterator: Any) -> None:
+    """Finalise a sync iterator that was left before its end."""
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        close()
+
+
+async def aclose_iterator(iterator: Any) -> None:
+    """Finalise an async iterator that was left before its end."""
+    close = getattr(iterator, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def dispose(produced: Any) -> None:
+    """Let go of something async that will never be run, without a warning that nobody awaited it."""
+    close = getattr(produced, "close", None) or getattr(produced, "cancel", None)
+    if close is not None:
+        close()
+
+
+def is_async(target: object) -> bool:
+    """The colour of a callable, read from the function inside its wrappers; it decides where the body starts."""
+    seen: set[int] = set()
+    while id(target) not in seen:
+        seen.add(id(target))
+        if isinstance(target, partial):
+            target = target.func
+        elif isinstance(target, (staticmethod, classmethod, types.MethodType)):
+            target = target.__func__
+        elif hasattr(target, "__wrapped__"):
+            target = target.__wrapped__
+        elif not hasattr(target, "__code__") and not isinstance(target, type) and hasattr(type(target), "__call__"):  # noqa: B004 - the type's own method is wanted
+            target = type(target).__call__
+    code = getattr(target, "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & _ASYNC_CODE)
+
+
+def is_foreign_cancel(error: BaseException) -> bool:
+    """Whether this is asyncio's CancelledError, told without importing asyncio."""
+    module = sys.modules.get("asyncio.exceptions")
+    return module is not None and isinstance(error, module.CancelledError)
+
+
+def explain(error: BaseException, call: Call, delivered: int) -> BaseException:
+    """Give the exception that arrives at the consumer for one the body raised.
+
+    Args:
+        error: what came out of the body.
+        call: named in the note.
+        delivered: partials the consumer had before it.
+
+    Returns:
+        `error` itself with one note of ours, or what stands for it: `RuntimeError` for a StopIteration,
+        `PredictorError` for what would end more than the call (SystemExit, KeyboardInterrupt, a CancelledError nobody
+        asked for, GeneratorExit). The original is then its `__cause__`.
+    """
+    if isinstance(error, (StopIteration, StopAsyncIteration)):
+        failure: BaseException = stopped(error)
+        failure.__cause__ = error
+    elif isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit)) or is_foreign_cancel(error):
+        name, text = type(error).__name__, say(error)
+        failure = PredictorError(f"the predictor raised {name}{f': {text}' if text else ''}", name)
+        failure.__cause__ = error
+    else:
+        failure = error
+    _note(failure, call, delivered)
+    return failure
+
+
+def _note(error: BaseException, call: Call, delivered: int) -> None:
+    text = f"{_NOTE}{call.tag}, prediction {call.id}, runner {call.runner}, after {delivered} partials"
+    try:
+        notes = getattr(error, "__notes__", ())
+        ours = [note for note in notes if isinstance(note, str) and note.startswith(_NOTE) and ", prediction " in note]
+        for note in ours:
+            error.__notes__.remove(note)
+        error.add_note(text)
+    except Exception:  # noqa: S110 - an exception may refuse attributes: then it arrives without a note
+        pass

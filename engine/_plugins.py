@@ -1,0 +1,475 @@
+"""Finds plugins by entry point, lets them in one by one, and keeps the broken ones out.
+
+Each registry owns one `Plugins`, with a pluggy manager of its own. A plugin is admitted whole or not at all: whatever
+it raises on the way becomes a `Problem`, its hooks are withdrawn, and the others go on. No predictor is imported here,
+and nothing is decided about two plugins that claim one tag: that is the registry's part.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine._errors import quote, say
+from engine._predictor import Predictor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from importlib.metadata import Distribution, EntryPoint
+
+    from pluggy import HookRelay, PluginManager
+
+PREDICTORS: Final = "predictor_engine.predictors"
+PLUGINS: Final = "predictor_engine.plugins"
+BLOCK: Final = "PREDICTOR_ENGINE_BLOCK"
+
+_OURS: Final = "predictor_engine."  # what an entry_points.txt must mention to be read any further
+_LIMIT: Final = 300  # characters of a reason: one line of a log
+_VALUE = re.compile(r"(?P<module>[\w.]+)\s*(:\s*(?P<path>[\w.]+)\s*)?(\[.*\]\s*)?")
+_NO_PLUGIN = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Predictor)
+
+
+def printable(text: str) -> str:
+    """`text` in printable ASCII and line ends, everything else escaped: safe on any terminal."""
+    return re.sub(r"[^\n\x20-\x7e]", lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: str) -> str:
+    """`text` on one printable line, at most 300 characters."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= _LIMIT else f"{line[: _LIMIT - 3]}..."
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as names are compared (PEP 503): `My_Package` and `my-package` are one."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a list separated by commas or spaces."""
+    return text.replace(",", " ").split()
+
+
+@attrs.frozen
+class Problem:
+    """A plugin, an entry point or a tag that could not be used, and why.
+
+    Attributes:
+        distribution: the name of the installed distribution, empty for a plugin given as an object.
+        entry_point: the name of the entry point or plugin; the tag, where two sources claim it.
+        value: what the entry point refers to, `"module:name"`.
+        group: the entry-point group, empty for a plugin given as an object.
+        reason: one line.
+        traceback: the text of the traceback, empty where nothing was raised.
+        claims: the tags and names of runners that are known to be missing because of it.
+    """
+
+    distribution: str
+    entry_point: str
+    value: str
+    group: str
+    reason: str
+    traceback: str = attrs.field(default="", repr=False)
+    claims: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line: what, of which distribution, and why."""
+        source = f" of {one_line(self.distribution)}" if self.distribution else ""
+        return f"{quote(self.entry_point)}{source} could not be used: {self.reason}"
+
+
+@attrs.frozen(eq=False)
+class Origin:
+    """Where a predictor, a runner or a plugin comes from; its text is what `engine show` prints.
+
+    The name and version of a distribution are read when they are asked for, for that means parsing its metadata.
+
+    Attributes:
+        name: of the entry point or plugin, or `module:qualname` of what a user registered.
+        kind: `"entry point"`, `"plugin"` or `"registered"`.
+        distribution: what was installed, where anything was.
+        value: what the entry point refers to.
+        group: the entry-point group.
+    """
+
+    name: str
+    kind: str = "plugin"
+    distribution: Distribution | None = None
+    value: str = ""
+    group: str = ""
+
+    @classmethod
+    def of(cls, entry: EntryPoint) -> Origin:
+        """The origin of what `entry` refers to."""
+        kind = "entry point" if entry.group == PREDICTORS else "plugin"
+        return cls(entry.name, kind, entry.dist, entry.value, entry.group)
+
+    @property
+    def holder(self) -> object:
+        """What two origins share that do not compete with each other."""
+        return self.name if self.distribution is None else key_of(self.distribution)
+
+    def __str__(self) -> str:
+        """Such as `predictor-engine-muna 0.1 (entry point)`."""
+        if self.distribution is None:
+            return one_line(f"{self.name} ({self.kind})")
+        what = self.kind if self.kind == "entry point" else f"{self.kind} {self.name}"
+        return one_line(f"{title_of(self.distribution)} {version_of(self.distribution)} ({what})")
+
+    def problem(self, error: BaseException | str, claims: Iterable[str] = ()) -> Problem:
+        """The record of a failure here: an exception, or a sentence."""
+        title = title_of(self.distribution) if self.distribution is not None else ""
+        known = (title, self.name, self.value, self.group)
+        if isinstance(error, str):
+            return Problem(*known, one_line(error), claims=tuple(claims))
+        import traceback  # only a failure needs it
+
+        text = printable("".join(traceback.format_exception(error)))
+        return Problem(*known, one_line(f"{type(error).__name__}: {say(error)}"), text, tuple(claims))
+
+
+@attrs.frozen(eq=False)
+class Offer:
+    """A predictor and where it comes from."""
+
+    predictor: Predictor
+    origin: Origin
+
+
+@attrs.frozen(eq=False)
+class Admitted:
+    """A plugin that was let in, with everything its hooks gave."""
+
+    plugin: object
+    origin: Origin
+    offers: tuple[Offer, ...]
+    runners: tuple[Any, ...]
+
+
+def key_of(distribution: Distribution) -> str:
+    """A distribution's normalised name, read off its folder where it can be: metadata is slow, and may be broken."""
+    key = getattr(distribution, "_normalized_name", None)  # by which importlib.metadata itself drops shadowed copies
+    return key.replace("_", "-") if isinstance(key, str) else normalised(distribution.name)
+
+
+def title_of(distribution: Distribution) -> str:
+    """A distribution's name as its author writes it, else as its folder has it."""
+    try:
+        return str(distribution.metadata["Name"] or key_of(distribution))
+    except Exception:  # a missing METADATA is reported in different ways by different versions of Python
+        return key_of(distribution)
+
+
+def version_of(distribution: Distribution) -> str:
+    """A distribution's version, or words that say there is none."""
+    try:
+        return str(distribution.metadata["Version"] or "of unknown version")
+    except Exception:  # as above
+        return "of unknown version"
+
+
+class EntryPointPredictors:
+    """The built-in plugin: the entry points of `predictor_engine.predictors` as records whose target is text.
+
+    Attributes:
+        problems: one for each entry point that is no predictor.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[str, str, str], Offer] = {}
+        self._origins: dict[Predictor, Origin] = {}
+        self.problems: tuple[Problem, ...] = ()
+
+    def read(self, entries: Iterable[EntryPoint]) -> None:
+        """Offer exactly what `entries` name; a record that was there before stays the same object."""
+        before, self._records, problems = self._records, {}, []
+        for entry in entries:
+            key = (key_of(entry.dist) if entry.dist else "", entry.name, entry.value)
+            try:
+                self._records[key] = before.get(key) or Offer(record_of(entry), Origin.of(entry))
+            except Exception as error:
+                claimed = entry.name if entry.name.startswith("@") else f"@{entry.name}"
+                problems.append(Origin.of(entry).problem(say(error), [claimed]))
+        self._origins = {offer.predictor: offer.origin for offer in self._records.values()}
+        self.problems = tuple(problems)
+
+    def engine_predictors(self) -> Iterable[Predictor]:
+        """Give the records."""
+        return self._origins
+
+    def origin_of(self, predictor: Predictor) -> Origin:
+        """Which entry point a record was made of."""
+        return self._origins[predictor]
+
+
+def record_of(entry: EntryPoint) -> Predictor:
+    """Turn an entry point of the first group into a record.
+
+    Raises:
+        ValueError: its name is no tag, or its value is not `module:name`.
+    """
+    written = _VALUE.fullmatch(entry.value)
+    target = f"{written['module']}:{written['path']}" if written and written["path"] else entry.value
+    return Predictor(entry.name, target)
+
+
+def object_of(entry: EntryPoint) -> object:
+    """Import what an entry point of the second group refers to.
+
+    Raises:
+        ValueError: its value is neither `module` nor `module:name`.
+        BaseException: whatever the import raises.
+    """
+    written = _VALUE.fullmatch(entry.value)
+    if written is None:
+        raise ValueError(f"an entry point's value is written 'module' or 'module:name', not {quote(entry.value)}")
+    found: object = importlib.import_module(written["module"])
+    for name in (written["path"] or "").split("."):
+        found = getattr(found, name) if name else found
+    return found
+
+
+class Plugins:
+    """The plugins of one registry.
+
+    Not safe to `load` from two threads at once: the registry sees to that.
+
+    Args:
+        given: plugin objects or modules; they are let in at the first `load`, like installed ones.
+        block: names of plugins, entry points or distributions to leave alone; those in the environment variable
+            `PREDICTOR_ENGINE_BLOCK` are added, as it reads when this object is made.
+        discover: whether installed plugins are looked for.
+
+    Attributes:
+        problems: what the last `load` could not use.
+
+    Raises:
+        TypeError: something given cannot be a plugin.
+    """
+
+    def __init__(self, given: Iterable[object] = (), *, block: Iterable[str] = (), discover: bool = True) -> None:
+        self.problems: tuple[Problem, ...] = ()
+        self._given = tuple(map(_named, given))
+        self._discover = discover
+        # A single text is taken apart like the variable: its letters are never what was meant.
+        self._blocked = {*(names_in(block) if isinstance(block, str) else block), *names_in(os.environ.get(BLOCK, ""))}
+        self._blocked_distributions = frozenset(map(normalised, self._blocked))
+        self._admitted: dict[str, Admitted] = {}
+        self._built_in = EntryPointPredictors()
+        self._manager: PluginManager | None = None
+        self._reported: dict[tuple[str, str, str], object] = {}
+
+    @property
+    def offers(self) -> list[Offer]:
+        """All that was let in so far."""
+        return [offer for admitted in tuple(self._admitted.values()) for offer in admitted.offers]
+
+    @property
+    def runners(self) -> list[tuple[Any, Origin]]:
+        """The runners that were let in so far."""
+        every = tuple(self._admitted.values())
+        return [(runner, admitted.origin) for admitted in every for runner in admitted.runners]
+
+    @property
+    def hook(self) -> HookRelay:
+        """Pluggy's relay: the hooks of every plugin let in so far."""
+        return self._started().hook
+
+    def load(self) -> None:
+        """Find and let in what is not in yet; failures of an earlier time are tried again."""
+        if self._manager is not None:
+            importlib.invalidate_caches()  # what was missing may have been installed a moment ago
+        problems: list[Problem] = []
+        entries = list(self._entries(problems)) if self._discover else []
+        self._built_in.read(entry for entry in entries if entry.group == PREDICTORS)
+        self._admit(PREDICTORS, self._built_in, Origin(PREDICTORS), [])
+        problems += self._built_in.problems
+        for name, plugin in self._given:
+            if self._blocked.isdisjoint((name, _label(plugin))):
+                self._let_in(name, Origin(_label(plugin)), partial(_itself, plugin), problems)
+        for entry in entries:
+            if entry.group == PLUGINS:
+                name = f"{entry.name} of {key_of(entry.dist) if entry.dist else entry.value}"
+                self._let_in(name, Origin.of(entry), partial(object_of, entry), problems)
+        self.problems = tuple(problems)
+
+    def report(self, problem: Problem) -> None:
+        """Log a problem on one line, once however often it is met."""
+        mine = object()
+        key = (problem.group, problem.distribution, problem.entry_point)
+        if self._reported.setdefault(key, mine) is mine:
+            import logging  # only a failure needs it
+
+            logging.getLogger("engine").warning("%s", problem)
+
+    def _started(self) -> PluginManager:
+        if self._manager is None:
+            import pluggy  # here and not above: `import engine` must stay quick
+
+            from engine import hookspecs
+
+            manager = pluggy.PluginManager(hookspecs.PROJECT)
+            manager.add_hookspecs(hookspecs)
+            hookspecs.hookimpl(EntryPointPredictors.engine_predictors)
+            self._manager = manager
+        return self._manager
+
+    def _entries(self, problems: list[Problem]) -> Iterator[EntryPoint]:
+        """The entry points of both groups that are not blocked, in the order of their distributions' names."""
+        for key, distribution in sorted(installed(problems).items(), key=lambda pair: pair[0]):
+            if key in self._blocked_distributions:
+                continue
+            try:
+                entries = sorted(set(distribution.entry_points), key=lambda entry: (entry.name, entry.value))
+            except Exception as error:
+                problems.append(Origin("entry_points.txt", distribution=distribution).problem(error))
+                continue
+            ours = [entry for entry in entries if entry.group in (PREDICTORS, PLUGINS)]
+            yield from (entry for entry in ours if entry.name not in self._blocked)
+
+    def _let_in(self, name: str, origin: Origin, get: Callable[[], object], problems: list[Problem]) -> None:
+        """Admit one plugin whole, or record why not and leave no trace of it."""
+        if name in self._admitted:
+            return
+        claims: list[str] = []
+        try:
+            plugin = get()
+            # Given and installed as well, or installed under two names: once is enough.
+            if not any(admitted.plugin is plugin for admitted in self._admitted.values()):
+                self._admit(name, plugin, origin, claims)
+        except (Exception, SystemExit) as error:
+            problems.append(origin.problem(error, claims))
+
+    def _admit(self, name: str, plugin: object, origin: Origin, claims: list[str]) -> None:
+        manager = self._started()
+        try:
+            if name not in self._admitted:  # the built-in one is asked again at each load
+                manager.register(plugin, name)
+            self._refuse_mistakes(plugin)
+            offers = tuple(self._offers(plugin, origin, claims))
+            runners = tuple(self._runners(plugin, claims))
+        except BaseException:
+            if manager.get_plugin(name) is plugin:
+                manager.unregister(name=name)
+            raise
+        self._admitted[name] = Admitted(plugin, origin, offers, runners)
+
+    def _refuse_mistakes(self, plugin: object) -> None:
+        """Refuse a plugin with a hook that would never be called.
+
+        Raises:
+            TypeError: a function is marked as a hook there is not, or named like one and not marked.
+        """
+        manager = self._started()
+        callers = manager.get_hookcallers(plugin) or []
+        hooks = ", ".join(sorted(name for name in vars(manager.hook) if getattr(manager.hook, name).has_spec()))
+        for caller in callers:
+            if not caller.has_spec() and not all(impl.optionalhook for impl in _own(caller, plugin)):
+                raise TypeError(f"{quote(caller.name)} is no hook; the hooks are {hooks}")
+        for name in _functions_named_like_hooks(plugin):
+            if manager.parse_hookimpl_opts(plugin, name) is None:
+                raise TypeError(f"{quote(name)} is not marked with @hookimpl; the hooks are {hooks}")
+        if not callers:
+            raise TypeError(f"it implements no hook; the hooks are {hooks}")
+
+    def _offers(self, plugin: object, origin: Origin, claims: list[str]) -> Iterator[Offer]:
+        for predictor in self._call(plugin, "engine_predictors"):
+            if not isinstance(predictor, Predictor):
+                raise TypeError(f"engine_predictors must give Predictor records, not {quote(predictor)}")
+            claims.append(predictor.tag)
+            yield Offer(predictor, self._built_in.origin_of(predictor) if plugin is self._built_in else origin)
+
+    def _runners(self, plugin: object, claims: list[str]) -> Iterator[Any]:
+        for runner in self._call(plugin, "engine_runners"):
+            name = getattr(runner, "name", None)
+            if not isinstance(name, str) or not name or not callable(getattr(runner, "start", None)):
+                raise TypeError(f"engine_runners must give objects with a name and a start(), not {quote(runner)}")
+            claims.append(name)
+            yield runner
+
+    def _call(self, plugin: object, hook: str) -> Iterator[object]:
+        """What one plugin's implementation of `hook` gives.
+
+        One plugin at a time, not all in one call of pluggy's, so that a failure is that plugin's own.
+        """
+        for impl in _own(getattr(self.hook, hook), plugin):
+            if impl.wrapper or impl.hookwrapper:
+                raise TypeError(f"{hook} cannot be wrapped: each plugin is asked on its own")
+            given: Any = impl.function()
+            if not hasattr(given, "__iter__"):
+                raise TypeError(f"{hook} must give an iterable, not {quote(given)}")
+            yield from given
+
+
+def installed(problems: list[Problem]) -> dict[str, Distribution]:
+    """The distributions with entry points of ours, by normalised name; of two copies of one the first on `sys.path`.
+
+    The files are searched as text before anything is parsed: of some hundred distributions few concern the engine.
+    """
+    from importlib.metadata import distributions  # 25 ms, and only discovery needs it
+
+    first: dict[str, Distribution | None] = {}
+    found = iter(distributions())
+    while True:
+        try:
+            distribution = next(found, None)
+        except Exception as error:  # raised by a finder of somebody else's
+            problems.append(Origin("sys.meta_path").problem(error))
+            break
+        if distribution is None:
+            break
+        try:
+            key = key_of(distribution)
+            if key not in first:
+                first[key] = distribution if _concerns_us(distribution) else None
+        except Exception as error:  # a distribution that cannot even be named
+            problems.append(Origin("sys.path").problem(error))
+    return {key: distribution for key, distribution in first.items() if distribution is not None}
+
+
+def _concerns_us(distribution: Distribution) -> bool:
+    try:
+        return _OURS in (distribution.read_text("entry_points.txt") or "")
+    except UnicodeDecodeError as error:  # who cannot be read is reported only when it is about the engine
+        return _OURS.encode() in error.object
+
+
+def _own(caller: Any, plugin: object) -> list[Any]:
+    return [impl for impl in caller.get_hookimpls() if impl.plugin is plugin]
+
+
+def _itself(plugin: object) -> object:
+    """What is given as an object needs no loading."""
+    return plugin
+
+
+def _label(plugin: object) -> str:
+    """A plugin object's name for people."""
+    return str(getattr(plugin, "__name__", None) or type(plugin).__qualname__)
+
+
+def _named(plugin: object) -> tuple[str, object]:
+    """A plugin object and the name pluggy would give it."""
+    if isinstance(plugin, _NO_PLUGIN):
+        raise TypeError(f"a plugin is a module or an object with hooks marked @hookimpl, not {quote(plugin)}")
+    return str(getattr(plugin, "__name__", None) or id(plugin)), plugin
+
+
+def _functions_named_like_hooks(plugin: object) -> list[str]:
+    """Names of the plugin's own functions that start as hooks do; what a module imported is not its own."""
+    import inspect
+    from types import FunctionType, ModuleType
+
+    names = [name for name in dir(plugin) if name.startswith("engine_")]
+    functions = {name: inspect.getattr_static(plugin, name, None) for name in names}
+    return [
+        name
+        for name, function in functions.items()
+        if isinstance(function, FunctionType | staticmethod | classmethod)
+        and (not isinstance(plugin, ModuleType) or getattr(function, "__module__", None) == plugin.__name__)
+    ]

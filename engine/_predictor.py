@@ -1,0 +1,220 @@
+"""What a predictor is before it runs: its tag, its target and its options.
+
+`Predictor` is the record hooks yield and the registry keeps; `@predictor` only notes the same options on a function
+or class and returns it unchanged. Nothing here imports a target: `load` does, when its owner asks for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import re
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+
+from engine._errors import InvalidTagError, quote
+from engine._reducers import reducer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Target = TypeVar("Target")
+
+OPTIONS: Final = ("description", "reduce", "runner", "concurrency", "yields", "check")
+MARK: Final = "__predictor__"
+
+_TAG = re.compile(r"@[a-z0-9._-]{1,64}/[a-z0-9._-]{1,64}")
+_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def tag_of(text: object) -> str:
+    """Read a tag: `@owner/name`, or the same without its `@`.
+
+    Args:
+        text: what a user wrote.
+
+    Returns:
+        The tag, always with its `@`.
+
+    Raises:
+        InvalidTagError: `text` is not of that form.
+    """
+    if isinstance(text, str):
+        tag = text if text.startswith("@") else f"@{text}"
+        if _TAG.fullmatch(tag):
+            return str(tag)
+    raise InvalidTagError(text)
+
+
+def _check_reduce(_record: object, _field: object, value: object) -> None:
+    if value is not None:
+        reducer_of(value)
+
+
+def _check_runner(_record: object, _field: object, value: object) -> None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"runner must be a runner's name such as 'thread', or None, not {quote(value)}")
+
+
+def _check_concurrency(_record: object, _field: object, value: object) -> None:
+    if value is None or value == math.inf:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"concurrency must be a whole number from 1, math.inf or None, not {quote(value)}")
+
+
+def _check_flag(_record: object, field: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{field.name} must be True, False or None, not {quote(value)}")
+
+
+def _check_description(_record: object, _field: object, value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"description must be text or None, not {quote(value)}")
+
+
+def _check_target(_record: object, _field: object, value: object) -> None:
+    if isinstance(value, str):
+        if not _TARGET.fullmatch(value):
+            raise ValueError(f"a target given as text is written 'module:name', not {quote(value)}")
+    elif not callable(value) and not callable(getattr(value, "predict", None)):
+        raise TypeError(
+            f"a predictor's target is a function, a class, an object with predict(), or 'module:name', not {quote(value)}"
+        )
+
+
+@attrs.frozen(eq=False, repr=False)
+class Predictor:
+    """A registered function or class: what to call, under which tag, and the author's choices.
+
+    An option left `None` is taken from the target's `__predictor__` mark, else the engine's default applies.
+
+    Attributes:
+        tag: `@owner/name`.
+        target: a function, a class, an object with `predict`, or `"module:name"` (imported when first used).
+        description: one line for people.
+        reduce: how partials become the result: `"last"` (default), `"concat"`, `"collect"`, `"returned"`, or a
+            `Reducer`.
+        runner: the author's default place: `"inline"`, `"thread"`, or `None` for the engine's choice.
+        concurrency: calls at a time: from 1; default unlimited (`math.inf`) for functions, 1 for classes and objects.
+        yields: whether a returned iterator that is no generator is followed (default: what the return annotation says).
+        check: whether inputs are checked against the signature (default yes).
+
+    Raises:
+        InvalidTagError: the tag is not of that form.
+        TypeError: the target cannot be called.
+        ValueError: an option has no meaning.
+    """
+
+    tag: str = attrs.field(converter=tag_of)
+    target: Any = attrs.field(validator=_check_target)
+    description: str | None = attrs.field(default=None, kw_only=True, validator=_check_description)
+    reduce: Any = attrs.field(default=None, kw_only=True, validator=_check_reduce)
+    runner: str | None = attrs.field(default=None, kw_only=True, validator=_check_runner)
+    concurrency: float | None = attrs.field(default=None, kw_only=True, validator=_check_concurrency)
+    yields: bool | None = attrs.field(default=None, kw_only=True, validator=_check_flag)
+    check: bool | None = attrs.field(default=None, kw_only=True, validator=_check_flag)
+
+    def __repr__(self) -> str:
+        """Short and safe: the tag and the target's name."""
+        return f"<Predictor {self.tag} {name_of(self.target)}>"
+
+    def load(self) -> Any:
+        """Give the target itself, importing it where it is text.
+
+        Raises:
+            ImportError: the module or the name in it does not exist; whatever the import raises otherwise.
+            TypeError: what was found cannot be called.
+        """
+        return import_target(self.target) if isinstance(self.target, str) else self.target
+
+    def options(self, target: object) -> dict[str, Any]:
+        """This record's options over those `target` is marked with; options nobody gave are left out."""
+        marked = mark_of(target)
+        own = {name: getattr(self, name) for name in OPTIONS}
+        return {
+            name: own[name] if own[name] is not None else marked[name]
+            for name in OPTIONS
+            if own[name] is not None or marked.get(name) is not None
+        }
+
+
+def predictor(
+    tag: str,
+    *,
+    description: str | None = None,
+    reduce: Any = None,
+    runner: str | None = None,
+    concurrency: float | None = None,
+    yields: bool | None = None,
+    check: bool | None = None,
+) -> Callable[[Target], Target]:
+    """Mark a function or class as a predictor; it is returned unchanged, directly callable and picklable.
+
+    All it does is set `__predictor__`, a plain dict of `tag` and the options given. A package may set that itself
+    without importing `engine`.
+
+    Args:
+        tag: `@owner/name`.
+        description: see `Predictor`, like all the following.
+        reduce: a reducer's name or object.
+        runner: a runner's name.
+        concurrency: calls at a time.
+        yields: whether a returned iterator is followed.
+        check: whether inputs are checked.
+
+    Raises:
+        InvalidTagError: the tag is not of that form.
+        ValueError: an option has no meaning.
+        TypeError: what is decorated cannot be called.
+    """
+    given = dict(
+        zip(OPTIONS, (description, reduce, runner, concurrency, yields, check), strict=True),
+    )
+    mark = {"tag": tag_of(tag), **{name: value for name, value in given.items() if value is not None}}
+
+    def decorate(target: Target) -> Target:
+        Predictor(target=target, **mark)  # refuses at the decorator's line what would fail at the first call
+        setattr(target, MARK, dict(mark))
+        return target
+
+    return decorate
+
+
+def mark_of(target: object) -> Mapping[str, Any]:
+    """The `__predictor__` dict of a function, class or object; empty where there is none.
+
+    A class's mark is its own: a subclass does not inherit the tag.
+    """
+    mark = vars(target).get(MARK) if isinstance(target, type) else getattr(target, MARK, None)
+    return mark if isinstance(mark, dict) else {}
+
+
+def import_target(text: str) -> Any:
+    """Import `"module:name"`.
+
+    Raises:
+        ImportError: there is no such module or name; an error of the import itself passes as it is.
+        TypeError: what was found is neither callable nor an object with `predict`.
+    """
+    module, _, path = text.partition(":")
+    try:
+        target = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    except AttributeError as error:
+        if getattr(error, "obj", None) is None and error.name not in path.split("."):
+            raise
+        raise ImportError(f"module {module!r} has no {path!r}", name=module) from error
+    _check_target(None, None, target)
+    return target
+
+
+def name_of(target: object) -> str:
+    """`module:qualname` of a target: what a plain callable's predictions carry as their tag."""
+    if isinstance(target, str):
+        return target
+    while isinstance(target, functools.partial):
+        target = target.func
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return f"{getattr(named, '__module__', None) or 'builtins'}:{getattr(named, '__qualname__', '?')}"

@@ -1,0 +1,250 @@
+"""What goes down and what comes back: `Call`, `Prediction` and `Outcome`.
+
+They are made on the hot path, so they are slotted, mutable and built from positional arguments; what is seldom read
+(an id's text, a date, an error's text) is made when read. No record keeps the inputs of its call alive.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from datetime import UTC
+from itertools import count
+from time import time_ns  # the one use of the wall clock: `created` is a date; every duration is monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import attrs
+
+from engine._errors import PredictorError, quote, say
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+State = Literal["pending", "running", "done", "failed", "cancelled", "closed"]
+
+numbers: Final = count(1)  # one number a call; `next` on it is atomic
+_origin: list[str] = []  # this process's part of every id
+
+
+def _renew_origin() -> None:
+    _origin[:] = [os.urandom(8).hex()]
+
+
+_renew_origin()
+os.register_at_fork(after_in_child=_renew_origin)  # a forked child counts on from the same number
+
+current: Final[ContextVar[Call | None]] = ContextVar("engine.current_call", default=None)
+
+
+@attrs.define(eq=False, repr=False, slots=True, weakref_slot=False)
+class Call:
+    """One call of a predictor, as its body sees it through `current_call()`.
+
+    Attributes:
+        tag: the predictor's tag, or `module:qualname` for a plain callable.
+        runner: where the body runs: `"inline"`, `"thread"`, `"loop"` …
+        parent: the call whose body made this one, if any.
+        engine: a number that tells this call's engine from others of the process.
+        stopping: whether the consumer has asked this call to stop. A body without a yield for a long time may look
+            at it and return early.
+        blocked: the ident of the thread that waits for this call's owner, if a thread does.
+    """
+
+    tag: str
+    runner: str
+    parent: Call | None
+    engine: int = 0
+    _number: int = attrs.field(factory=numbers.__next__)
+    _created_ns: int = attrs.field(factory=time_ns)
+    stopping: bool = False
+    blocked: int | None = None
+
+    @property
+    def id(self) -> str:
+        """This call's id, unique across processes."""
+        return f"{_origin[0]}-{self._number}"
+
+    @property
+    def created(self) -> datetime:
+        """The moment of the call, an aware UTC datetime."""
+        from datetime import datetime, timedelta
+
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._created_ns // 1000)
+
+    @property
+    def depth(self) -> int:
+        """How many calls this one is nested in."""
+        return 0 if self.parent is None else 1 + self.parent.depth
+
+    def __repr__(self) -> str:
+        """Tag, id and place."""
+        return f"<Call {self.tag} {self.id} {self.runner}>"
+
+    def is_within(self, other: Call) -> bool:
+        """Whether this call is `other`, or was made by its body, however deep."""
+        call: Call | None = self
+        while call is not None and call is not other:
+            call = call.parent
+        return call is not None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """What travels: the identity, not the chain of callers."""
+        return (self.tag, self.runner, self.id, self._created_ns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild as a call that keeps its id in any process."""
+        return (_TravelledCall, self.__getstate__())
+
+
+class _TravelledCall(Call):
+    """A call that was pickled: its id is text, since its number means nothing in another process."""
+
+    __slots__ = ("_id",)
+
+    def __init__(self, tag: str, runner: str, identity: str, created_ns: int) -> None:
+        super().__init__(tag, runner, None, 0, 0, created_ns)
+        self._id = identity
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+
+def current_call() -> Call | None:
+    """The call whose body is running here, or `None` outside any predictor.
+
+    It follows `contextvars`: what a body starts with the context copied (asyncio tasks, `asyncio.to_thread`) sees it.
+    """
+    return current.get()
+
+
+@attrs.define(eq=False, repr=False, slots=True)
+class Prediction:
+    """One produced value with the facts around it.
+
+    Attributes:
+        call: the call it belongs to; every prediction of one stream shares it.
+        value: the object exactly as the predictor produced it.
+        index: its place among the partials, from 0; for `create` the last partial's.
+        latency: the producer's time up to this partial, in ms; what the consumer spent between partials is not in it.
+        exception: the failure, where `errors="return"` asked for it as a value.
+        logs: text captured during the prediction; empty unless it was asked for.
+    """
+
+    call: Call
+    value: Any
+    index: int
+    latency: float
+    exception: BaseException | None = None
+    logs: str = ""
+    _error: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The call's id: the same for every partial of it, unique across processes."""
+        return self.call.id
+
+    @property
+    def tag(self) -> str:
+        """The predictor's tag."""
+        return self.call.tag
+
+    @property
+    def created(self) -> datetime:
+        """The moment of the call, an aware UTC datetime."""
+        return self.call.created
+
+    @property
+    def results(self) -> tuple[Any, ...]:
+        """The value as a tuple: `return a, b` gives `(a, b)`, anything else one element."""
+        value = self.value
+        return value if value.__class__ is tuple else (value,)
+
+    @property
+    def error(self) -> str | None:
+        """The failure's traceback as text, or `None`."""
+        if self._error is None and self.exception is not None:
+            self._error = _traceback_of(self.exception)
+        return self._error
+
+    def raise_for_error(self) -> Prediction:
+        """Raise the failure this prediction carries, if any; else give the prediction itself.
+
+        Raises:
+            BaseException: the `exception`, with its original traceback.
+        """
+        if self.exception is None:
+            return self
+        raise self.exception.with_traceback(self.exception.__traceback__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON shape: `id`, `tag`, `results` (a list), `latency` (ms), `error`, `logs`, `created` (ISO 8601)."""
+        return {
+            "id": self.id,
+            "tag": self.tag,
+            "results": list(self.results),
+            "latency": self.latency,
+            "error": self.error,
+            "logs": self.logs,
+            "created": self.created.isoformat(),
+        }
+
+    def __repr__(self) -> str:
+        """Short and safe, whatever the value."""
+        outcome = f"failed: {type(self.exception).__name__}" if self.exception is not None else quote(self.value)
+        return f"<Prediction {self.tag} #{self.index} {outcome} {self.latency:.3f} ms>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel whole; an exception that cannot be rebuilt travels as a `PredictorError` with its text."""
+        return (
+            Prediction,
+            (self.call, self.value, self.index, self.latency, _portable(self.exception), self.logs, self.error),
+        )
+
+
+def _traceback_of(error: BaseException) -> str:
+    import traceback
+
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:
+        return f"{type(error).__name__}: {say(error)}"
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    if error is None:
+        return None
+    import pickle
+
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes, to learn whether they can be read back
+    except Exception:
+        return PredictorError(f"{type(error).__name__}: {say(error)}", type(error).__qualname__, _traceback_of(error))
+    return error
+
+
+@attrs.define(eq=False, slots=True)
+class Outcome:
+    """How a stream went so far, and how it ended.
+
+    Attributes:
+        state: `"pending"` before the first pull, `"running"`, then exactly one of `"done"`, `"failed"`,
+            `"cancelled"`, `"closed"`.
+        count: partials delivered.
+        returned: the generator's return value, which is no partial; a plain function's value.
+        exception: what the body raised or the stream ended with, if anything.
+        first: time from the first pull to the first partial, in ms.
+        duration: time from the first pull to the end, in ms; includes what the consumer spent between partials.
+    """
+
+    state: State = "pending"
+    count: int = 0
+    returned: Any = None
+    exception: BaseException | None = None
+    first: float | None = None
+    duration: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream has reached its end, whichever."""
+        return self.state not in {"pending", "running"}

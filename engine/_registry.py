@@ -1,0 +1,421 @@
+"""Maps tags to predictors: what the user registered, and what installed plugins offer.
+
+Plugins are looked for at the first use, not before. A tag that two sources claim belongs to neither, whatever the
+order they came in: it is left out of the mapping, listed among the problems, and refused when asked for. Nothing here
+imports a predictor.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from engine._errors import (
+    DuplicatePredictorError,
+    EngineError,
+    InvalidTagError,
+    PluginError,
+    PredictorNotFoundError,
+    quote,
+)
+from engine._plugins import PREDICTORS, Offer, Origin, Plugins, Problem, one_line, title_of
+from engine._predictor import OPTIONS, Predictor, mark_of, name_of, tag_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, ValuesView
+
+    from pluggy import HookRelay
+
+
+@attrs.frozen(eq=False)
+class _Registration(Offer):
+    """What the user registered; `replaces` says it stands above whatever plugins offer under its tag."""
+
+    replaces: bool = False
+
+
+@attrs.frozen(eq=False)
+class _View:
+    """Everything known at one moment; replaced whole, never changed, so that reading it takes no lock.
+
+    Attributes:
+        ready: the tags with one claim.
+        clashes: the tags with more.
+    """
+
+    ready: dict[str, Offer]
+    clashes: dict[str, tuple[Offer, ...]]
+
+
+class Registry(Mapping[str, Predictor]):
+    """The predictors of one engine, by tag.
+
+    A mapping in the order of tags. It holds what was registered and, from its first use on, what installed plugins
+    offer; a tag is accepted with or without its `@`. Iteration goes over the tags there were when it began.
+
+    Threads may share it. The first use imports installed plugins (never predictors) while other threads that need the
+    registry wait; how long an import takes is not bounded. `register` does not wait for it.
+
+    Args:
+        predictors: `Predictor` records, or functions and classes marked with `@predictor`.
+        discover: whether installed plugins are looked for.
+        plugins: plugin objects or modules to use besides installed ones.
+        block: names of plugins, entry points or distributions to leave alone, besides those in the environment
+            variable `PREDICTOR_ENGINE_BLOCK`.
+
+    Attributes:
+        on_change: called with a tag after what it stands for has changed, outside every lock.
+
+    Raises:
+        DuplicatePredictorError: two of the predictors have one tag.
+        InvalidTagError: a tag is not of the form `@owner/name`.
+        TypeError: something given cannot be a predictor or a plugin.
+    """
+
+    def __init__(
+        self,
+        predictors: Iterable[Any] = (),
+        *,
+        discover: bool = True,
+        plugins: Iterable[object] = (),
+        block: Iterable[str] = (),
+    ) -> None:
+        self.on_change: Callable[[str], None] | None = None
+        self._plugins = Plugins(plugins, block=block, discover=discover)
+        self._own: dict[str, _Registration] = {}
+        self._removed: set[str] = set()
+        self._view: _View | None = None
+        self.forget_locks()
+        for given in predictors:
+            self.register(given)
+
+    def forget_locks(self) -> None:
+        """Make new locks: for a forked child, where a thread that is gone may hold the old ones."""
+        # Reentrant, for a plugin may use the registry while it is being imported; it sees what there is so far.
+        self._discovery = threading.RLock()
+        self._is_discovering = False
+        # Never held while foreign code runs.
+        self._writing = threading.Lock()
+
+    # Reading
+
+    def __getitem__(self, tag: str) -> Predictor:
+        """The predictor registered under `tag`; see `retrieve`."""
+        view = self._view
+        # The fast path: one look into a dict. Anything but the exact tag, and everything before the first use, is slow.
+        offer = view.ready.get(tag) if view is not None and isinstance(tag, str) else None
+        return (offer or self._search(tag_of(tag))).predictor
+
+    def retrieve(self, tag: str) -> Predictor:
+        """Give the predictor registered under a tag, without importing it.
+
+        Where there are plugins that could not be used, a tag that is not there makes them be tried once more.
+
+        Args:
+            tag: `@owner/name`, or the same without its `@`.
+
+        Raises:
+            InvalidTagError: the text is not of that form.
+            PredictorNotFoundError: nothing is registered under it; tags that look like it are named.
+            DuplicatePredictorError: two sources claim it.
+            PluginError: it belongs to a plugin or an entry point that could not be used.
+        """
+        return self[tag]
+
+    def __contains__(self, tag: object) -> bool:
+        """Whether `retrieve` would give a predictor; never raises."""
+        try:
+            return tag_of(tag) in self._seen().ready
+        except InvalidTagError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._seen().ready))
+
+    def __len__(self) -> int:
+        return len(self._seen().ready)
+
+    def items(self) -> ItemsView[str, Predictor]:
+        """The tags and their predictors as they are now: one that is unregistered meanwhile stays among them."""
+        return self._snapshot().items()
+
+    def values(self) -> ValuesView[Predictor]:
+        """The predictors as they are now, in the order of their tags."""
+        return self._snapshot().values()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same registry: comparing contents would import plugins."""
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        view = self._view
+        return f"<Registry of {len(view.ready)} predictors>" if view is not None else "<Registry, not read yet>"
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What could not be used: plugins, entry points, and tags that two sources claim."""
+        return self._troubles(self._seen())
+
+    @property
+    def hook(self) -> HookRelay:
+        """Pluggy's relay, to call the plugins' other hooks by."""
+        self._seen()
+        return self._plugins.hook
+
+    def runners(self) -> Mapping[str, object]:
+        """The runners that plugins offer, by name; a name that two plugins claim is left out, and a problem."""
+        return {name: runner for name, ((runner, _), *rivals) in sorted(self._runner_claims().items()) if not rivals}
+
+    def source(self, tag: str) -> str:
+        """Where a predictor comes from, such as `predictor-engine-muna 0.1 (entry point)`.
+
+        Raises:
+            EngineError: as `retrieve` does.
+        """
+        return str(self._search(tag_of(tag)).origin)
+
+    # Writing
+
+    def register(self, marked_or_tag: Any, target: Any = None, *, replace: bool = False, **options: Any) -> Predictor:
+        """Add a predictor.
+
+        The same module and qualified name under the same tag replaces what was registered before, so that the cells of
+        a notebook may be run again; anything else needs `replace=True`, which also stands above plugins found later.
+
+        Args:
+            marked_or_tag: a function or class marked with `@predictor`, a `Predictor`, or the tag of `target`.
+            target: with a tag: a function, a class, an object with `predict`, or `"module:name"`.
+            replace: whether whatever has the tag now is replaced.
+            **options: see `Predictor`; they go before those of a mark.
+
+        Returns:
+            The record that is now registered.
+
+        Raises:
+            DuplicatePredictorError: the tag is taken.
+            InvalidTagError: the tag is not of the form `@owner/name`.
+            TypeError: the target cannot be called, or there is no such option.
+            ValueError: an option has no meaning.
+        """
+        predictor = _record(marked_or_tag, target, options)
+        offer = _Registration(predictor, Origin(name_of(predictor.target), "registered"), replaces=replace)
+        with self._writing:
+            self._own[predictor.tag] = self._checked(offer)
+            self._renew()
+        self._tell([predictor.tag])
+        return predictor
+
+    def unregister(self, tag: str) -> Predictor:
+        """Take a predictor out of this registry, wherever it came from; calls that run already go on.
+
+        Args:
+            tag: `@owner/name`.
+
+        Returns:
+            The record that was registered.
+
+        Raises:
+            EngineError: as `retrieve` does.
+        """
+        predictor = self[tag]
+        with self._writing:
+            self._own.pop(predictor.tag, None)
+            self._removed.add(predictor.tag)
+            self._renew()
+        self._tell([predictor.tag])
+        return predictor
+
+    # Inside
+
+    def _search(self, tag: str) -> Offer:
+        view = self._seen()
+        if tag not in view.ready and tag not in view.clashes and self._plugins.problems:
+            view = self._discover(again=True)  # a failure is not kept for ever
+        offer = view.ready.get(tag)
+        if offer is None:
+            error, cause = self._refusal(tag, view)
+            raise error from cause
+        return offer
+
+    def _refusal(self, tag: str, view: _View) -> tuple[EngineError, EngineError | None]:
+        """Why there is no such predictor, and the failed plugin that may have had it."""
+        if tag in view.clashes:
+            return DuplicatePredictorError(tag, _sources(view.clashes[tag])), None
+        problems = self._plugins.problems
+        for problem in problems:
+            if tag in problem.claims:
+                return _plugin_error(problem), None
+        from difflib import get_close_matches  # only a misspelt tag needs it
+
+        error = PredictorNotFoundError(tag, get_close_matches(tag, [*view.ready, *view.clashes]))
+        # An entry point of the first group claims nothing but its name; what else failed may have had any tag.
+        suspects = [problem for problem in problems if problem.group != PREDICTORS]
+        for problem in suspects:
+            error.add_note(f"It may belong to a plugin that failed: {problem}")
+        return error, _plugin_error(suspects[0]) if suspects else None
+
+    def _seen(self) -> _View:
+        return self._view or self._discover()
+
+    def _discover(self, *, again: bool = False) -> _View:
+        with self._discovery:
+            if self._is_discovering:
+                return self._settled()
+            if self._view is not None and not again:
+                return self._view
+            self._is_discovering = True
+            try:
+                self._plugins.load()
+            finally:
+                self._is_discovering = False
+            with self._writing:
+                before, self._view = self._view, self._settled()
+            view = self._view
+        for problem in self._troubles(view):
+            self._plugins.report(problem)
+        self._tell(_changed(before, view))
+        return view
+
+    def _troubles(self, view: _View) -> tuple[Problem, ...]:
+        clashes = [_clash(tag, offers) for tag, offers in sorted(view.clashes.items())]
+        rivalries = [
+            Origin(name, "runner").problem(
+                f"it is offered by {' and by '.join(sorted(str(o) for _, o in claims))}", [name]
+            )
+            for name, claims in sorted(self._runner_claims().items())
+            if len(claims) > 1
+        ]
+        return (*self._plugins.problems, *clashes, *rivalries)
+
+    def _runner_claims(self) -> dict[str, list[tuple[object, Origin]]]:
+        self._seen()
+        claims: dict[str, list[tuple[object, Origin]]] = {}
+        for runner, origin in self._plugins.runners:
+            claims.setdefault(runner.name, []).append((runner, origin))
+        return claims
+
+    def _checked(self, offer: _Registration) -> _Registration:
+        """Check that nothing else has the tag; a registration made again keeps its standing."""
+        tag, name = offer.predictor.tag, offer.origin.name
+        before = self._own.get(tag)
+        if before is not None and before.origin.name == name:
+            return attrs.evolve(offer, replaces=before.replaces or offer.replaces)
+        rivals = [rival for rival in self._claims().get(tag, ()) if name_of(rival.predictor.target) != name]
+        if rivals and not offer.replaces:
+            raise DuplicatePredictorError(tag, _sources([*rivals, offer]))
+        return offer
+
+    def _renew(self) -> None:
+        """Take a change into the view, where there is one already."""
+        if self._view is not None:
+            self._view = self._settled()
+
+    def _settled(self) -> _View:
+        claims = self._claims()
+        return _View(
+            {tag: offers[0] for tag, offers in claims.items() if len(offers) == 1},
+            {tag: tuple(offers) for tag, offers in claims.items() if len(offers) > 1},
+        )
+
+    def _claims(self) -> dict[str, list[Offer]]:
+        """Who claims each tag; the same target again, by the user or by one distribution, is no claim of its own."""
+        own = self._own.copy()
+        claims: dict[str, list[Offer]] = {tag: [offer] for tag, offer in own.items()}
+        for offer in self._plugins.offers:
+            tag = offer.predictor.tag
+            if tag in self._removed or (tag in own and own[tag].replaces):
+                continue
+            rivals = claims.setdefault(tag, [])
+            if not any(_is_same(offer, rival) for rival in rivals):
+                rivals.append(offer)
+        return claims
+
+    def _snapshot(self) -> dict[str, Predictor]:
+        return {tag: offer.predictor for tag, offer in sorted(self._seen().ready.items())}
+
+    def _tell(self, tags: Iterable[str]) -> None:
+        for tag in tags:
+            if self.on_change is not None:
+                self.on_change(tag)
+
+
+def _record(marked_or_tag: Any, target: Any, options: Mapping[str, Any]) -> Predictor:
+    """Make the record out of what `register` was given."""
+    if isinstance(marked_or_tag, str):
+        tag = tag_of(marked_or_tag)
+        if target is None:
+            raise TypeError(f"a tag needs a target: register({tag!r}, function)")
+        return _predictor(tag, target, options)
+    if target is not None:
+        raise TypeError(
+            f"a target is given together with a tag, register('@owner/name', target), not {quote(marked_or_tag)}"
+        )
+    if isinstance(marked_or_tag, Predictor):
+        return attrs.evolve(marked_or_tag, **_known(options)) if options else marked_or_tag
+    marked = mark_of(marked_or_tag)
+    if "tag" not in marked:
+        raise TypeError(
+            f"{quote(marked_or_tag)} has no tag: mark it with @predictor(tag), or give register() the tag first"
+        )
+    return _predictor(marked["tag"], marked_or_tag, options)
+
+
+def _predictor(tag: str, target: Any, options: Mapping[str, Any]) -> Predictor:
+    marked = {name: value for name, value in mark_of(target).items() if name != "tag"}
+    return Predictor(tag, target, **_known({**marked, **options}))
+
+
+def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        raise TypeError(
+            f"{', '.join(map(quote, unknown))} is no option of a predictor; the options are {', '.join(OPTIONS)}"
+        )
+    return options
+
+
+def _is_same(one: Offer, other: Offer) -> bool:
+    """Whether two offers under one tag do not compete."""
+    is_same_target = name_of(one.predictor.target) == name_of(other.predictor.target)
+    return is_same_target and (isinstance(other, _Registration) or one.origin.holder == other.origin.holder)
+
+
+def _sources(offers: Collection[Offer]) -> list[str]:
+    """What claims a tag, in an order of its own; with the target where the source alone does not tell them apart."""
+    texts = {str(offer.origin): offer for offer in offers}
+    if len(texts) < len(offers):
+        return sorted(one_line(f"{offer.origin} as {name_of(offer.predictor.target)}") for offer in offers)
+    return sorted(texts)
+
+
+def _clash(tag: str, offers: Collection[Offer]) -> Problem:
+    """The record of a tag that several sources claim."""
+    installed = [offer.origin.distribution for offer in offers]
+    return Problem(
+        distribution=", ".join(
+            sorted(title_of(distribution) for distribution in installed if distribution is not None)
+        ),
+        entry_point=tag,
+        value=", ".join(sorted(name_of(offer.predictor.target) for offer in offers)),
+        group="",
+        reason=one_line(str(DuplicatePredictorError(tag, _sources(offers)))),
+        claims=(tag,),
+    )
+
+
+def _plugin_error(problem: Problem) -> PluginError:
+    return PluginError(problem.entry_point, problem.distribution, problem.reason, problem.traceback)
+
+
+def _changed(before: _View | None, now: _View) -> list[str]:
+    """The tags that stood for a predictor and do not stand for the same one now."""
+    stood = before.ready if before is not None else {}
+    return [
+        tag for tag, offer in stood.items() if tag not in now.ready or now.ready[tag].predictor is not offer.predictor
+    ]

@@ -1,0 +1,628 @@
+"""Predictors made ready in this process: what is known of each, its slots, and the life of class predictors.
+
+A `Profile` is what one look at a target tells (colour, signature, options); it never refers to the target, so the
+profile of a plain function lives exactly as long as the function. A `Resident` is a profile with its target, ready to
+be called; a class's is set up once, by whoever comes first, and torn down once. No user code runs under a lock.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+import types
+import weakref
+from collections import deque
+from contextvars import copy_context
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine._channel import park_task, park_thread, wait_until, wake_all, wake_one
+from engine._errors import EngineError, NestingError, PredictionCancelledError
+from engine._partials import invoke, is_async
+from engine._predictor import Predictor, mark_of, name_of
+from engine._records import current_call
+from engine._reducers import reducer_of
+from engine._signature import Signature
+from engine.runners.base import log
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator, Mapping
+
+    from engine._channel import Wake
+    from engine._partials import Body
+    from engine._records import Call
+    from engine._reducers import Reducer
+    from engine.runners.loop import LoopRunner
+
+    Bind = Callable[[Mapping[str, Any] | None], tuple[tuple[Any, ...], dict[str, Any]]]
+
+_PATIENCE: Final = 5.0  # seconds after which a wait is logged with its holder
+
+
+@attrs.define(eq=False)
+class Profile:
+    """What one look at a predictor's target tells.
+
+    Attributes:
+        tag: its tag, or `module:qualname`.
+        description: one line for people, or "".
+        signature: its inputs.
+        is_async: the colour of what is called for a prediction.
+        lives_on_loop: a class or object with an async method, whose clients and locks belong to the engine's loop.
+        is_class: the target makes an instance, which is set up before the first call.
+        follows: whether a returned iterator that is no generator is a stream of partials.
+        reducer: how partials become the result.
+        runner: the author's default place.
+        limit: calls at a time; `math.inf` for any number.
+        is_checked: whether inputs are checked.
+        bind: turns a mapping of inputs into arguments, checked as declared.
+    """
+
+    tag: str
+    description: str
+    signature: Signature
+    is_async: bool
+    lives_on_loop: bool
+    is_class: bool
+    follows: bool
+    reducer: Reducer
+    runner: str | None
+    limit: float
+    is_checked: bool
+    bind: Bind
+    _other: Bind | None = None
+
+    def binder(self, check: bool) -> Bind:  # noqa: FBT001
+        """The binder with inputs checked or not, whatever the author's choice."""
+        if check == self.is_checked:
+            return self.bind
+        if self._other is None:
+            self._other = self.signature.binder(self.tag, check=check)
+        return self._other
+
+
+def profile_of(tag: str, target: Any, options: Mapping[str, Any]) -> Profile:
+    """Look at a target once.
+
+    Raises:
+        TypeError: it cannot be called for a prediction.
+    """
+    factory = class_of(target)
+    function = _function_of(target, factory)
+    signature = Signature.of(function)
+    follows = options.get("yields")
+    check = options.get("check", True)
+    is_plain = factory is None and not _is_object(target)
+    members = [getattr(target if factory is None else factory, name, None) for name in ("setup", "predict", "teardown")]
+    return Profile(
+        tag=tag,
+        description=options.get("description") or _first_line(target),
+        signature=signature,
+        is_async=is_async(function),
+        lives_on_loop=not is_plain and any(map(is_async, filter(None, members))),
+        is_class=factory is not None,
+        follows=signature.yields if follows is None else follows,
+        reducer=reducer_of(options.get("reduce")),
+        runner=options.get("runner"),
+        limit=options.get("concurrency") or (math.inf if is_plain else 1),
+        is_checked=check,
+        bind=signature.binder(tag, check=check),
+    )
+
+
+def class_of(target: Any) -> type | None:
+    """The class a target makes instances of: itself, or what a `functools.partial` configures; `None` if no class."""
+    while isinstance(target, partial):
+        target = target.func
+    if not isinstance(target, type):
+        return None
+    if not callable(getattr(target, "predict", None)):
+        raise TypeError(f"the class {name_of(target)} cannot be a predictor: it has no method predict()")
+    return target
+
+
+def _is_object(target: object) -> bool:
+    return not isinstance(target, type) and callable(getattr(target, "predict", None))
+
+
+def _function_of(target: Any, factory: type | None) -> Any:
+    """What is called for a prediction, complete but for an instance not made yet."""
+    if factory is None:
+        return target.predict if _is_object(target) else target
+    member = inspect.getattr_static(factory, "predict")
+    if isinstance(member, types.FunctionType):
+        return types.MethodType(member, factory)  # reads like the bound method: `self` is no input
+    return factory.predict  # type: ignore[attr-defined]  # a static or class method, or a descriptor of its own
+
+
+def _first_line(target: object) -> str:
+    while isinstance(target, partial):
+        target = target.func
+    own = isinstance(target, (type, types.FunctionType, types.MethodType))
+    text = getattr(target, "__doc__", None) if own else None
+    return text.strip().partition("\n")[0] if isinstance(text, str) else ""
+
+
+class Slots:
+    """Bounds a predictor's calls, from the start of a body until it is finalised, in this one place.
+
+    Giving a slot back takes no lock, so a collector may do it.
+    """
+
+    __slots__ = ("_holders", "_parked", "_tag", "_tokens", "_watchers")
+
+    def __init__(self, tag: str, limit: float) -> None:
+        """Make slots for `limit` calls at a time; `math.inf` only keeps count."""
+        self._tag = tag
+        self._tokens: deque[None] | None = None if limit == math.inf else deque([None] * int(limit))
+        self._holders: dict[int, Holder] = {}
+        self._parked: deque[Wake] = deque()
+        self._watchers: deque[Wake] = deque()
+
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """Who holds a slot just now."""
+        return tuple(self._holders.values())
+
+    def take(self, body: Body) -> None:
+        """Take a slot for `body`, waiting in a thread.
+
+        Raises:
+            NestingError: the wait would be for the same thread, task or call chain.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        if self._try(body):
+            return
+        waited = _Patience(self._tag, self)
+        body.nudge = self._nudge
+        try:
+            while not self._try(body):
+                self._refuse(body, None)
+                waited.report()
+                park_thread(self._parked, lambda: self._is_free(body.call), waited.left())
+        finally:
+            self._leave(body)
+
+    async def atake(self, body: Body) -> None:
+        """The same for an asyncio task."""
+        if self._try(body):
+            return
+        import asyncio
+
+        waited = _Patience(self._tag, self)
+        body.nudge = self._nudge
+        loop = asyncio.get_running_loop()
+        try:
+            while not self._try(body):
+                self._refuse(body, asyncio.current_task())
+                waited.report()
+                timer = loop.call_later(waited.left(), self._nudge)
+                try:
+                    await park_task(self._parked, lambda: self._is_free(body.call))
+                finally:
+                    timer.cancel()
+        finally:
+            self._leave(body)
+
+    def _leave(self, body: Body) -> None:
+        body.nudge = None
+        if self._tokens and self._parked:
+            wake_one(self._parked)  # this one may have been woken for a slot it did not take
+
+    def _nudge(self) -> None:
+        wake_all(self._parked)
+
+    def _is_free(self, call: Call) -> bool:
+        return bool(self._tokens) or call.stopping
+
+    def _try(self, body: Body) -> bool:
+        if body.call.stopping:
+            raise PredictionCancelledError(body.call.tag, body.call.id)
+        if self._tokens is not None:
+            try:
+                self._tokens.pop()
+            except IndexError:
+                return False
+        holder = Holder(body.call)
+        self._holders[id(holder)] = holder
+        body.release = partial(self._give, holder)
+        return True
+
+    def _give(self, holder: Holder) -> None:
+        self._holders.pop(id(holder), None)
+        if self._tokens is not None:
+            self._tokens.append(None)
+        wake_one(self._parked)
+        wake_all(self._watchers)
+
+    def wait_for(self, holders: tuple[Holder, ...], seconds: float) -> tuple[Holder, ...]:
+        """Wait, in a thread, at most `seconds` until these give their slots back; give those that did not."""
+
+        def still() -> tuple[Holder, ...]:
+            return tuple(holder for holder in holders if id(holder) in self._holders)
+
+        wait_until(lambda: not still(), self._watchers, seconds)
+        return still()
+
+    def _refuse(self, body: Body, task: object) -> None:
+        for holder in self.holders:
+            if holder.blocks(body.call, task):
+                raise NestingError(
+                    f"{self._tag} takes no more calls at a time, and this call would wait for {holder} of the same "
+                    f"{'task' if task else 'thread'} or call chain, which cannot go on meanwhile: read that stream to "
+                    "its end or close it first, or raise the predictor's concurrency",
+                    str(holder),
+                )
+
+
+class Holder:
+    """A call that holds a slot, and the thread and task that consume it."""
+
+    __slots__ = ("_task", "_thread", "call")
+
+    def __init__(self, call: Call) -> None:
+        """Note where the slot is taken."""
+        self.call = call
+        self._thread = threading.get_ident()
+        self._task = current_task()
+
+    def blocks(self, call: Call, task: object) -> bool:
+        """Whether `call`, waiting in this thread or in `task`, would keep this holder from ever going on."""
+        if call is not self.call and call.is_within(self.call):
+            return True
+        if self.call.stopping:  # abandoned: it ends by itself, whatever its consumer does
+            return False
+        mine = self._task() if self._task is not None else None
+        if task is not None and mine is not None:
+            return mine is task
+        return self._thread == threading.get_ident()
+
+    def __str__(self) -> str:
+        """Name the call."""
+        return f"the open prediction {self.call.tag} {self.call.id}"
+
+
+def current_task() -> weakref.ref[asyncio.Task[Any]] | None:
+    """The running asyncio task, if asyncio is at work in this thread at all."""
+    import sys
+
+    module: Any = sys.modules.get("asyncio")
+    if module is None or module._get_running_loop() is None:  # noqa: SLF001 - the public getter raises instead
+        return None
+    task = module.current_task()
+    return None if task is None else weakref.ref(task)
+
+
+class _Patience:
+    """Logs a wait that has become long, once, with who is waited for."""
+
+    __slots__ = ("_due", "_is_reported", "_slots", "_tag")
+
+    def __init__(self, tag: str, slots: Slots | None) -> None:
+        self._tag = tag
+        self._slots = slots
+        self._due = perf_counter() + _PATIENCE
+        self._is_reported = False
+
+    def left(self) -> float:
+        return _PATIENCE if self._is_reported else max(0.01, self._due - perf_counter())
+
+    def report(self) -> None:
+        if not self._is_reported and perf_counter() >= self._due:
+            self._is_reported = True
+            holders = ", ".join(map(str, self._slots.holders)) if self._slots else "its setup in another call"
+            log.warning("%s has been waited for during %s s; held by %s", self._tag, _PATIENCE, holders)
+
+
+class Resident:
+    """A predictor ready to be called in this process.
+
+    Attributes:
+        profile: what is known of it.
+        function: what is called; `None` for a class that is not set up.
+        slots: bounds its calls; `None` where nothing is to be bounded or counted.
+    """
+
+    __slots__ = ("_flight", "_instance", "_lock", "_loop", "_target", "function", "profile", "slots")
+
+    def __init__(self, profile: Profile, target: Any, loop: LoopRunner, slots: Slots | None = None) -> None:
+        """Make `target` ready, but for a class's instance; `slots` are shared by all residents of one object."""
+        self.profile = profile
+        self._target = target
+        self._loop = loop
+        self._instance: Any = None
+        self._flight: _Flight | None = None
+        self._lock = threading.Lock()
+        self.function: Any = None if profile.is_class else _function_of(target, None)
+        is_counted = profile.is_class or profile.limit != math.inf
+        self.slots = (slots or Slots(profile.tag, profile.limit)) if is_counted else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing stands between a call and its body."""
+        return self.function is not None
+
+    def prepare(self) -> Any:
+        """Give what is called, setting the class up first if nobody has; in a thread, which waits for another's setup.
+
+        Raises:
+            NestingError: the class is being set up by this very call chain, or would block the engine's loop.
+            BaseException: what the constructor or `setup` raised; the next call tries again.
+        """
+        while self.function is None:
+            flight, is_mine = self._join()
+            if not is_mine:
+                flight.wait(self.profile.tag)
+                continue
+            try:
+                self._land(flight, self._make())
+            except BaseException as error:
+                self._crash(flight, error)
+                raise
+        return self.function
+
+    async def aprepare(self) -> Any:
+        """The same on the engine's loop, for a class that lives there."""
+        while self.function is None:
+            flight, is_mine = self._join()
+            if not is_mine:
+                await flight.await_()
+                continue
+            try:
+                self._land(flight, await self._amake())
+            except BaseException as error:
+                self._crash(flight, error)
+                raise
+        return self.function
+
+    def _join(self) -> tuple[_Flight, bool]:
+        with self._lock:
+            flight = self._flight
+            if flight is None:
+                self._flight = flight = _Flight(current_call())
+                return flight, True
+        flight.refuse_nesting(self.profile.tag)
+        return flight, False
+
+    def _land(self, flight: _Flight, instance: Any) -> None:
+        self._instance = instance
+        self.function = instance.predict
+        self._flight = None
+        flight.land(None)
+
+    def _crash(self, flight: _Flight, error: BaseException) -> None:
+        self._flight = None
+        flight.land(error)
+
+    def _make(self) -> Any:
+        instance = copy_context().run(invoke, self._target, (), {})
+        self._run_member(instance, "setup")
+        return instance
+
+    def _run_member(self, instance: Any, name: str, seconds: float | None = None) -> None:
+        """Call `setup` or `teardown`, each in a context of its own, and on the loop what is awaitable."""
+        member = getattr(instance, name, None)
+        if member is None:
+            return
+        context = copy_context()
+        if is_async(member):
+            self._loop.run(_call(member), context, f"{name}() of {self.profile.tag}", seconds)
+            return
+        made = context.run(invoke, member, (), {})
+        if hasattr(made, "__await__"):
+            self._loop.run(_wait_for(made), context, f"{name}() of {self.profile.tag}", seconds)
+
+    async def _amake(self) -> Any:
+        instance = copy_context().run(invoke, self._target, (), {})
+        await _arun_member(instance, "setup")
+        return instance
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether there is an instance to tear down."""
+        return self._instance is not None
+
+    def detach(self) -> Any:
+        """Take the instance out, so that the next call sets up a new one; `None` if there is none."""
+        instance, self._instance = self._instance, None
+        if self.profile.is_class:
+            self.function = None
+        return instance
+
+    def unload(self, grace: float) -> None:
+        """Tear the instance down once its calls are over; they get `grace` seconds.
+
+        Raises:
+            EngineError: a call still uses it; it stays loaded.
+            BaseException: what `teardown` raised.
+        """
+        instance = self.detach()
+        if instance is None:
+            return
+        left = () if self.slots is None else self.slots.wait_for(self.slots.holders, grace)
+        if left:
+            if self.function is None:
+                self._instance, self.function = instance, instance.predict
+            raise EngineError(
+                f"{self.profile.tag} is in use by {', '.join(map(str, left))}: read that stream to its end or close it, "
+                "then unload again"
+            )
+        self.teardown(instance, None)
+
+    def teardown(self, instance: Any, seconds: float | None) -> None:
+        """Tear an instance down, from a thread; an async one on the loop, within `seconds`."""
+        if instance is None:
+            return
+        if self.profile.lives_on_loop and not self._loop.is_here():
+            self._loop.run(
+                _arun_member(instance, "teardown"), copy_context(), f"teardown() of {self.profile.tag}", seconds
+            )
+        else:
+            self._run_member(instance, "teardown", seconds)
+
+    def renew(self, loop: LoopRunner) -> None:
+        """In a forked child: the parent's threads hold no slot and no lock here, and its loop does not exist."""
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._flight = None
+        if self.slots is not None:
+            self.slots = Slots(self.profile.tag, self.profile.limit)
+        if self.profile.lives_on_loop:
+            _parents_own.append(self.detach())
+
+
+_parents_own: list[Any] = []  # instances that belong to a parent's loop; kept, so that no finaliser runs for them here
+
+
+async def _call(member: Callable[[], Any]) -> None:
+    await member()
+
+
+async def _wait_for(made: Any) -> None:
+    await made
+
+
+async def _arun_member(instance: Any, name: str) -> None:
+    import asyncio
+
+    member = getattr(instance, name, None)
+    if member is None:
+        return
+    if is_async(member):
+        await asyncio.get_running_loop().create_task(_call(member), context=copy_context())
+        return
+    made = copy_context().run(invoke, member, (), {})
+    if hasattr(made, "__await__"):
+        await made
+
+
+class _Flight:
+    """One attempt to set a class up, which everybody who comes meanwhile waits for."""
+
+    __slots__ = ("_call", "_error", "_is_landed", "_parked", "_thread", "_traceback")
+
+    def __init__(self, call: Call | None) -> None:
+        self._call = call
+        self._thread = threading.get_ident()
+        self._is_landed = False
+        self._error: BaseException | None = None
+        self._traceback: types.TracebackType | None = None
+        self._parked: deque[Wake] = deque()
+
+    def refuse_nesting(self, tag: str) -> None:
+        call = current_call()
+        is_chain = call is not None and self._call is not None and call.is_within(self._call)
+        if is_chain or (self._thread == threading.get_ident() and current_task() is None):
+            raise NestingError(f"{tag} is being set up, and its setup calls {tag} again: it would wait for itself", tag)
+
+    def land(self, error: BaseException | None) -> None:
+        self._error = error
+        self._traceback = None if error is None else error.__traceback__
+        self._is_landed = True
+        wake_all(self._parked)
+
+    def _has_landed(self) -> bool:
+        return self._is_landed
+
+    def wait(self, tag: str) -> None:
+        waited = _Patience(tag, None)
+        while not self._is_landed:
+            park_thread(self._parked, self._has_landed, waited.left())
+            waited.report()
+        self._report()
+
+    async def await_(self) -> None:
+        while not self._is_landed:
+            await park_task(self._parked, self._has_landed)
+        self._report()
+
+    def _report(self) -> None:
+        if self._error is not None:
+            raise self._error.with_traceback(self._traceback)  # it does not grow with everyone who waited
+
+
+class Residents:
+    """All residents of one engine: by tag for registered predictors, by identity for what callers pass directly."""
+
+    def __init__(self, loop: LoopRunner) -> None:
+        """Start empty; classes with async methods will live on `loop`."""
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._by_tag: dict[str, Resident] = {}
+        self._classes: dict[int, tuple[object, Resident]] = {}
+        self._profiles: dict[int, tuple[weakref.ref[Any], Profile, Slots | None]] = {}
+        self._retired: list[Resident] = []
+
+    def registered(self, predictor: Predictor) -> Resident:
+        """The resident of a registered predictor, importing its target at the first use."""
+        resident = self._by_tag.get(predictor.tag)
+        if resident is None:
+            target = predictor.load()
+            made = Resident(profile_of(predictor.tag, target, predictor.options(target)), target, self._loop)
+            resident = self._by_tag.setdefault(predictor.tag, made)
+        return resident
+
+    def find(self, tag: str) -> Resident | None:
+        """The resident of a tag, if it has one."""
+        return self._by_tag.get(tag)
+
+    def forget(self, tag: str) -> None:
+        """The tag means something else from now on; an instance that was set up is torn down with the engine."""
+        resident = self._by_tag.pop(tag, None)
+        if resident is not None and resident.profile.is_class:
+            self._retired.append(resident)
+
+    def given(self, given: Any) -> Resident:
+        """The resident of what a caller passed directly; that of a function is not kept, its profile is."""
+        kept = self._classes.get(id(given))
+        if kept is not None:
+            return kept[1]
+        is_record = isinstance(given, Predictor)
+        target = given.load() if is_record else given
+        key = given.__func__ if isinstance(given, types.MethodType) else given
+        found = self._profiles.get(id(key))
+        if found is not None and found[0]() is key and found[1].tag == (given.tag if is_record else name_of(target)):
+            return Resident(found[1], target, self._loop, found[2])
+        options = given.options(target) if is_record else _options_of(target)
+        profile = profile_of(given.tag if is_record else name_of(target), target, options)
+        if profile.is_class:
+            with self._lock:
+                return self._classes.setdefault(id(given), (given, Resident(profile, target, self._loop)))[1]
+        resident = Resident(profile, target, self._loop)
+        self._remember(key, profile, resident.slots)
+        return resident
+
+    def _remember(self, key: Any, profile: Profile, slots: Slots | None) -> None:
+        number, profiles = id(key), self._profiles
+        try:
+            reference = weakref.ref(key, lambda _gone: profiles.pop(number, None))
+        except TypeError:  # it cannot be referred to weakly: looked at again at every call
+            return
+        profiles[number] = (reference, profile, slots)
+
+    def __iter__(self) -> Iterator[Resident]:
+        """Every resident that is kept."""
+        yield from tuple(self._by_tag.values())
+        yield from (resident for _, resident in tuple(self._classes.values()))
+        yield from tuple(self._retired)
+
+    def loaded(self) -> tuple[str, ...]:
+        """Tags of predictors that are ready here, in order."""
+        return tuple(sorted(tag for tag, resident in self._by_tag.items() if resident.is_ready))
+
+    def forget_parents(self, loop: LoopRunner) -> None:
+        """In a forked child: what lives on the parent's loop, and locks and slots its threads hold, are not ours."""
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._profiles.clear()
+        for resident in self:
+            resident.renew(loop)
+
+
+def _options_of(target: Any) -> Mapping[str, Any]:
+    return {name: value for name, value in mark_of(target).items() if name != "tag" and value is not None}

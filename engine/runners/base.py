@@ -1,0 +1,204 @@
+"""What every runner shares: the protocol of a runner, and the state table of one execution.
+
+An execution is one run of one predictor as its consumer sees it. It goes from `pending` over `running` into exactly
+one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come from is its subclasses' affair.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+from engine._channel import wait_until, wait_until_task, wake_all
+from engine._errors import EngineClosedError, PredictionCancelledError
+from engine._records import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping
+
+    from engine._channel import Channel, Wake
+    from engine._partials import Body
+    from engine._records import Call, Prediction, State
+
+log: Final = logging.getLogger("engine")
+
+Live = "MutableMapping[int, weakref.ref[Execution]]"
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Decides where a body runs, and feeds what it yields into a channel.
+
+    `start` returns at once; the owner it starts calls the body once, offers each partial, honours the channel's
+    requests to stop, finalises the body, gives its slot back (`body.release`) and calls `channel.finish` exactly
+    once, on every path.
+    """
+
+    @property
+    def name(self) -> str:
+        """What `runner=` is called with."""
+        ...
+
+    def start(self, body: Body, channel: Channel) -> None:
+        """Start an owner for `body`.
+
+        Raises:
+            EngineError: no owner can be started; the body has not run.
+        """
+        ...
+
+
+class Stop:
+    """A request to end an execution, posted to whoever owns it: which end it asks for, and who waits for it."""
+
+    __slots__ = ("_is_settled", "_waiting", "error", "failure", "is_awaited", "is_delivered", "state")
+
+    def __init__(self, state: State, failure: BaseException | None = None) -> None:
+        """Ask for the end `state`; `failure` is what the next pull raises, once."""
+        self.state = state
+        self.failure = failure
+        self.error: BaseException | None = None  # what the body's clean-up raised
+        self.is_awaited = False
+        self.is_delivered = False
+        self._is_settled = False
+        self._waiting: deque[Wake] = deque()
+
+    def settle(self, error: BaseException | None = None) -> None:
+        """Say that the body is finalised; an error nobody waits for goes to the log."""
+        self.error = error
+        self._is_settled = True
+        wake_all(self._waiting)
+        if error is not None and not self.is_awaited:
+            log.warning("error while a stream was being %s: %r", self.state, error, exc_info=error)
+
+    def is_settled(self) -> bool:
+        """Whether the body is finalised."""
+        return self._is_settled
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, in a thread, at most `seconds` for the body to be finalised; tell whether it is."""
+        return wait_until(self.is_settled, self._waiting, seconds)
+
+    async def wait_task(self, seconds: float) -> bool:
+        """The same for an asyncio task."""
+        return await wait_until_task(self.is_settled, self._waiting, seconds)
+
+
+class Execution:
+    """One run of one predictor: its state, its outcome, and the error its next pull raises.
+
+    Attributes:
+        call: the identity of the call.
+        outcome: how it went; read by anyone, written only here.
+        grace: seconds a close waits for the body to be finalised.
+    """
+
+    __slots__ = ("__weakref__", "_began", "_live", "_pending", "call", "grace", "outcome")
+
+    def __init__(self, call: Call, grace: float, live: MutableMapping[int, weakref.ref[Execution]]) -> None:
+        """Make a pending execution that is listed in `live` while it runs."""
+        self.call = call
+        self.grace = grace
+        self.outcome = Outcome()
+        self._began = 0.0
+        self._pending: BaseException | None = None
+        self._live = live
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the predictor's code has been reached: what fails before is not the body's failure."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """`pending` becomes `running`."""
+        self.outcome.state = "running"
+        self._began = perf_counter()
+        self._live[id(self)] = weakref.ref(self)
+
+    def end(self, state: State, exception: BaseException | None = None, returned: Any = None) -> None:
+        """`pending` or `running` becomes `state`; a second end changes nothing."""
+        outcome = self.outcome
+        if outcome.ended:
+            return
+        if outcome.state == "running":
+            outcome.duration = (perf_counter() - self._began) * 1000.0
+            self._live.pop(id(self), None)
+        outcome.state = state
+        outcome.exception = exception
+        outcome.returned = returned
+        self.call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
+
+    def raise_pending(self) -> None:
+        """Raise what an ended stream still owes its consumer, the first time; later pulls just stop."""
+        failure, self._pending = self._pending, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # or this frame and the exception keep each other alive
+
+    def cancel(self) -> None:
+        """Ask for the end `cancelled`: from any thread, at any time, any number of times; waits for nothing."""
+        self.stop(Stop("cancelled", PredictionCancelledError(self.call.tag, self.call.id)))
+
+    def shut(self) -> None:
+        """End because the engine closes."""
+        self.stop(Stop("closed", EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")))
+
+    def stop(self, stop: Stop) -> None:
+        """Post a request to stop; carried out here where nobody owns the body just now."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """In a forked child: this stream belongs to the parent, its body is never touched here."""
+        _parents_own.append(self)
+        self._pending = EngineClosedError(f"{self.call.tag}: this stream belongs to the parent process; open your own")
+        self.outcome.state = "closed"
+
+
+_parents_own: list[Execution] = []  # keeps a parent's bodies from being finalised by a forked child's collector
+
+
+class SyncExecution(Execution):
+    """An execution that sync code can pull."""
+
+    __slots__ = ()
+
+    def values(self) -> Iterator[Any]:
+        """The raw partials from the shared position on."""
+        raise NotImplementedError
+
+    def predictions(self) -> Iterator[Prediction]:
+        """A record for each partial from the shared position on."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End as `closed` and wait, at most the grace, until the body is finalised."""
+        raise NotImplementedError
+
+
+class AsyncExecution(Execution):
+    """An execution that asyncio code can pull."""
+
+    __slots__ = ()
+
+    async def pull(self) -> Any:
+        """The next partial."""
+        raise NotImplementedError
+
+    async def pull_prediction(self) -> Prediction:
+        """The next partial with its record."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """End as `closed` and wait, at most the grace, until the body is finalised."""
+        raise NotImplementedError
+
+
+def is_finalising() -> bool:
+    """Whether the interpreter is going away, so that nothing should be started or reported."""
+    return sys.is_finalizing()

@@ -1,0 +1,329 @@
+"""The consumer's side of a body that runs elsewhere: partials come through a channel, whoever owns the body.
+
+One class serves sync and asyncio consumers, since only their waiting differs. It never touches the body's iterator:
+a request to stop is posted through the channel, and the owner carries it out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from engine._channel import End
+from engine._errors import NestingError
+from engine._partials import explain, is_foreign_cancel
+from engine._records import Prediction, current_call
+from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising, log
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+
+    from engine._channel import Channel
+    from engine._partials import Body
+    from engine.runners.base import Execution, Runner
+
+    Admit = Callable[[Body], None]
+    AsyncAdmit = Callable[[Body], Awaitable[None]]
+
+NOTHING = End()  # the end of a body that never ran
+
+
+class Bridged(SyncExecution, AsyncExecution):
+    """An execution whose body has an owner of its own.
+
+    Args:
+        body: what to run.
+        channel: where its owner puts partials.
+        runner: starts the owner, at the first pull; `None` where one works on the channel already.
+        admit: called before the start, in the consumer, when that is sync code: takes a slot, sets up a class.
+        aadmit: the same for an asyncio consumer.
+        grace: seconds a close waits.
+        live: where the execution is listed while it runs.
+    """
+
+    __slots__ = ("_aadmit", "_admit", "_body", "_channel", "_runner", "_stop")
+
+    def __init__(  # noqa: PLR0917 - one record of independent facts, built in one place
+        self,
+        body: Body,
+        channel: Channel,
+        runner: Runner | None,
+        admit: Admit | None,
+        aadmit: AsyncAdmit | None,
+        grace: float,
+        live: MutableMapping[int, weakref.ref[Execution]],
+    ) -> None:
+        """Make a pending execution."""
+        super().__init__(body.call, grace, live)
+        self._body = body
+        self._channel = channel
+        self._runner = runner
+        self._admit = admit
+        self._aadmit = aadmit
+        self._stop: Stop | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the predictor's code has been reached."""
+        return self._body.is_started
+
+    # Pulling.
+
+    def get(self) -> tuple[Any, float]:
+        """The next partial and its latency in ms, waiting in a thread.
+
+        Raises:
+            StopIteration: the stream is over; its value is the body's return value.
+            BaseException: what the body failed with, once.
+        """
+        channel = self._channel
+        while True:
+            end = channel.end
+            try:
+                if self._stop is not None:
+                    return self._over()
+                item = channel.take()
+            except IndexError:
+                if end is not None:
+                    return self._conclude(end)
+                channel.wait(self._start() if self._runner is not None else None)
+            else:
+                self._count()
+                return item
+
+    async def aget(self) -> tuple[Any, float]:
+        """The same for an asyncio consumer; ends with StopAsyncIteration."""
+        channel = self._channel
+        while True:
+            end = channel.end
+            try:
+                if self._stop is not None:
+                    self._over()
+                item = channel.take()
+            except StopIteration:
+                raise StopAsyncIteration from None
+            except IndexError:
+                if end is None:
+                    await self._wait_task()
+                    continue
+            else:
+                self._count()
+                return item
+            self._aconclude(end)
+
+    def _count(self) -> None:
+        outcome = self.outcome
+        if not outcome.count:
+            outcome.first = (perf_counter() - self._began) * 1000.0
+        outcome.count += 1
+
+    def _start(self) -> Callable[[], None] | None:
+        """Admit the call; give what starts its owner once the consumer is parked."""
+        runner, self._runner = self._runner, None
+        if runner is None:
+            return None
+        self.begin()
+        try:
+            if self._admit is not None:
+                self._admit(self._body)
+        except BaseException as error:
+            self._never_started(error)
+            raise
+        return self._starter(runner)
+
+    async def _wait_task(self) -> None:
+        runner, self._runner = self._runner, None
+        try:
+            if runner is None:
+                await self._channel.wait_task()
+                return
+            self.begin()
+            if self._aadmit is not None:
+                try:
+                    await self._aadmit(self._body)
+                except BaseException as error:
+                    self._never_started(error)
+                    raise
+            await self._channel.wait_task(self._starter(runner))
+        except BaseException as error:
+            if is_foreign_cancel(error) and self._stop is None:  # this consumer's own task was cancelled
+                self._stop = Stop("cancelled")
+                self._leave()
+                self.end("cancelled", error)
+            raise
+
+    def _starter(self, runner: Runner) -> Callable[[], None]:
+        body, channel = self._body, self._channel
+
+        def start() -> None:
+            if self._stop is not None:  # stopped while it waited for its slot: the body never runs
+                channel.finish(NOTHING)
+                body.let_go()
+                return
+            try:
+                runner.start(body, channel)
+            except BaseException as error:
+                self._never_started(error)
+                raise
+
+        return start
+
+    def _never_started(self, error: BaseException) -> None:
+        self._body.let_go()
+        self._stop = self._stop or Stop("failed")
+        self._channel.end = NOTHING
+        is_cancel = is_foreign_cancel(error)
+        if not isinstance(error, NestingError) and not is_cancel:
+            explain(error, self.call, 0)
+        self.end("cancelled" if is_cancel else "failed", error)
+
+    def _over(self) -> Any:
+        self.raise_pending()
+        raise StopIteration
+
+    def _conclude(self, end: End) -> Any:
+        """The body ended and everything before its end was taken: report it, once."""
+        if self._stop is None:  # two consumers may get here: the first one reports
+            self._stop = stop = Stop("done" if end.error is None else "failed")
+            if end.error is None:
+                self.end("done", returned=end.returned)
+                raise StopIteration(end.returned)
+            failure = explain(end.error, self.call, self.outcome.count)
+            self.end("failed", failure)
+            stop.failure = None
+            try:
+                raise failure
+            finally:
+                del failure, end, self
+        return self._over()
+
+    def _aconclude(self, end: End) -> None:
+        try:
+            self._conclude(end)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    # The faces' iterators.
+
+    def values(self) -> Iterator[Any]:
+        """The raw partials from the shared position on."""
+        get = self.get
+        while True:
+            try:
+                value, _ = get()
+            except StopIteration:
+                return
+            yield value
+
+    def predictions(self) -> Iterator[Prediction]:
+        """A record for each partial from the shared position on."""
+        get, call, outcome = self.get, self.call, self.outcome
+        while True:
+            try:
+                value, latency = get()
+            except StopIteration:
+                return
+            yield Prediction(call, value, outcome.count - 1, latency)
+
+    async def pull(self) -> Any:
+        """The next partial."""
+        return (await self.aget())[0]
+
+    async def pull_prediction(self) -> Prediction:
+        """The next partial with its record."""
+        value, latency = await self.aget()
+        return Prediction(self.call, value, self.outcome.count - 1, latency)
+
+    def step(self) -> Any:
+        """The next partial, as an inline execution steps it."""
+        return self.get()[0]
+
+    # Stopping.
+
+    def stop(self, stop: Stop) -> None:
+        """Post a request to stop and return at once; the consumer is woken, the owner finalises the body."""
+        if self._claim(stop):
+            self._leave()
+            self.end(stop.state, stop.failure)
+
+    def _claim(self, stop: Stop) -> bool:
+        if self.outcome.ended:
+            return False
+        if self._stop is None:  # no call stands between this test and the next line, so no thread does either
+            self._stop = stop
+        if self._stop is not stop:
+            return False
+        self._pending = stop.failure
+        return True
+
+    def _leave(self) -> None:
+        """Ask the owner to finalise the body; from here on its errors go to the log."""
+        channel = self._channel
+        channel.is_deserted = True
+        self._request_stop()
+        self._log_unseen(channel.end)
+
+    def close(self) -> None:
+        """End as `closed` and wait, at most the grace, until the body is finalised."""
+        is_pending = self.outcome.state == "pending"
+        if not self._claim(Stop("closed")):
+            return
+        self.end("closed")
+        if not is_pending:
+            self._request_stop()
+            self._closed(self._is_inside() or self._channel.wait_end(self.grace))
+
+    async def aclose(self) -> None:
+        """The same for an asyncio consumer."""
+        is_pending = self.outcome.state == "pending"
+        if not self._claim(Stop("closed")):
+            return
+        self.end("closed")
+        if not is_pending:
+            self._request_stop()
+            self._closed(self._is_inside() or await self._channel.wait_end_task(self.grace))
+
+    def _request_stop(self) -> None:
+        self.call.stopping = True
+        self._channel.request_stop()
+        nudge = self._body.nudge
+        if nudge is not None:  # it waits for a slot: let it look again
+            nudge()
+
+    def _is_inside(self) -> bool:
+        """Whether this is the body closing itself, which cannot be waited for."""
+        call = current_call()
+        return call is not None and call.is_within(self.call)
+
+    def _closed(self, is_final: bool) -> None:  # noqa: FBT001
+        channel = self._channel
+        channel.is_deserted = True
+        end = channel.end
+        if end is not None and end.is_cleanup and end.error is not None:
+            raise explain(end.error, self.call, self.outcome.count)
+        self._log_unseen(end)
+        if not is_final:
+            log.warning(
+                "%s: the body did not stop within %s s of being closed; it is abandoned and keeps its slot until it ends",
+                self.call.tag,
+                self.grace,
+            )
+
+    def _log_unseen(self, end: End | None) -> None:
+        if end is not None and end.error is not None and self._stop is not None and self._stop.state != "failed":
+            log.warning("%s: error nobody waited for: %r", self.call.tag, end.error, exc_info=end.error)
+
+    def __del__(self) -> None:
+        """An abandoned stream is finalised by its owner, which is told here, without lock or wait."""
+        if self.outcome.state != "running" or is_finalising():
+            return
+        self.end("closed")
+        self._leave()
+        warnings.warn(
+            f"a stream of {self.call.tag} was abandoned after {self.outcome.count} partials; close it, or use `with`",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )

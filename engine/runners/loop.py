@@ -1,0 +1,327 @@
+"""The engine's own event loop, in a thread of its own: async bodies whose consumer is not an asyncio task of theirs.
+
+Each body is one asyncio task, from its call to its finalisation, in the caller's context. The loop starts when first
+needed and ends with the engine. Nothing a body raises leaves its task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import types
+from contextvars import copy_context
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from engine._channel import End
+from engine._errors import EngineClosedError, NestingError
+from engine._partials import ASYNC, ONE, aclose_iterator, dispose, first_step, is_foreign_cancel, settle
+from engine._records import current, current_call
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+    from contextvars import Context
+
+    from engine._channel import Channel
+    from engine._partials import Body
+
+_BREATH = 64  # partials after which a body that never suspends lets the loop's other tasks run
+
+
+class LoopRunner:
+    """Runs async bodies as tasks of one background loop; what turns out to be sync is handed to `adopt`, a thread."""
+
+    name = "loop"
+
+    def __init__(self, adopt: Callable[[Body, Channel, Iterator[Any], float], None]) -> None:
+        """Make a runner whose loop is not started yet."""
+        self._adopt = adopt
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        self._owners: set[_Owner] = set()  # asyncio itself would let a task be collected while it waits
+
+    def is_here(self) -> bool:
+        """Whether the calling thread is this loop's own."""
+        return self._thread is threading.current_thread()
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, started if it was not.
+
+        Raises:
+            EngineClosedError: the engine is closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise EngineClosedError
+            if self._loop is None:
+                import asyncio  # here and below: an engine without async predictors never imports it
+
+                self._loop = loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=_run, args=(loop,), name="engine-loop", daemon=True)
+                self._thread.start()
+            return self._loop
+
+    def refuse_to_wait(self, what: str) -> None:
+        """Refuse a wait, in a thread, for this loop, where the wait would keep the loop from ever going on.
+
+        Raises:
+            NestingError: this is the loop's own thread, or it waits for the call this is part of.
+        """
+        thread = self._thread
+        call = current_call()
+        while thread is not None and call is not None and call.blocked != thread.ident:
+            call = call.parent
+        if thread is not None and (call is not None or self.is_here()):
+            holder = f" (held by {call.tag} {call.id})" if call is not None else ""
+            raise NestingError(
+                f"{what} is async and would be waited for on the engine's own event loop{holder}, which could then never "
+                "run it: use `await acreate(...)` or `astream(...)` inside an async predictor",
+                holder,
+            )
+
+    def start(self, body: Body, channel: Channel) -> None:
+        """Run `body` as a task of the loop."""
+        self._own(_Owner(self, body, channel), None, 0.0)
+
+    def take_over(self, body: Body, channel: Channel, produced: Any, elapsed: float) -> None:
+        """Go on, as a task of the loop, with something async that a sync body produced after `elapsed` seconds."""
+        body.context = copy_context()  # the body's own one is entered, and stays so, where this is called
+        try:
+            self._own(_Owner(self, body, channel), produced, elapsed)
+        except BaseException as error:
+            dispose(produced)
+            body.let_go()
+            channel.finish(End(error))
+
+    def _own(self, owner: _Owner, produced: Any, elapsed: float) -> None:
+        self.post(owner.spawn, produced, elapsed)
+        owner.listen()
+
+    def post(self, function: Callable[..., object], *args: Any) -> None:
+        """Have the loop call `function`; what is posted before the engine closes is called before the loop ends."""
+        self.loop()
+        with self._lock:
+            if self._loop is None or self._is_closed:
+                raise EngineClosedError
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def hand_over(self, body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
+        """Give a sync iterator that an async body produced to an owner thread."""
+        body.context = copy_context()
+        self._adopt(body, channel, iterator, elapsed)
+
+    def run(
+        self, coroutine: Coroutine[Any, Any, Any], context: Context, what: str, seconds: float | None = None
+    ) -> Any:
+        """Run a coroutine on the loop and wait for it in this thread.
+
+        Raises:
+            NestingError: this is the loop's own thread.
+            TimeoutError: it took longer than `seconds`.
+        """
+        try:
+            self.refuse_to_wait(what)
+            future = self.submit(coroutine, context)
+        except BaseException:
+            coroutine.close()
+            raise
+        return future.result(seconds)
+
+    def submit(self, coroutine: Coroutine[Any, Any, Any], context: Context) -> Any:
+        """Run a coroutine on the loop in `context`; give a `concurrent.futures.Future` of its result."""
+        import asyncio
+
+        return context.run(asyncio.run_coroutine_threadsafe, coroutine, self.loop())
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a loop to close."""
+        return self._loop is not None
+
+    def close(self, grace: float, *, wait: bool = True) -> None:
+        """Cancel what still runs, give it `grace` seconds, close the loop; `wait` for its thread, with a bound."""
+        with self._lock:
+            self._is_closed = True
+            loop, thread, self._loop = self._loop, self._thread, None
+            if loop is not None:
+                loop.call_soon_threadsafe(_start_winding_up, loop, grace)
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join(grace * 2 + 1.0)
+
+
+def _start_winding_up(loop: asyncio.AbstractEventLoop, grace: float) -> None:
+    task = loop.create_task(_wind_up(grace))
+    task.add_done_callback(lambda _task: loop.stop())
+
+
+@types.coroutine
+def _breathe() -> Generator[None, None, None]:
+    """Let the loop's other tasks run once."""
+    yield
+
+
+async def _wind_up(grace: float) -> None:
+    import asyncio
+
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=grace)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), grace or 0.1)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    import asyncio
+
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        for task in asyncio.all_tasks(loop):
+            # It outlived its cancellation by the whole grace; its stream has ended, and nobody will step it again.
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+        loop.close()
+
+
+class _Owner:
+    """One asyncio task that owns one body, and the way requests to stop reach it."""
+
+    __slots__ = ("_body", "_channel", "_is_cancelled", "_is_handed_over", "_is_stepping", "_loop", "_runner", "_task")
+
+    def __init__(self, runner: LoopRunner, body: Body, channel: Channel) -> None:
+        self._runner = runner
+        self._body = body
+        self._channel = channel
+        self._loop = runner.loop()
+        self._task: asyncio.Task[None] | None = None
+        self._is_stepping = False
+        self._is_cancelled = False
+        self._is_handed_over = False
+
+    def listen(self) -> None:
+        """From now on a request to stop is posted to the loop; one made before is posted now."""
+        self._channel.on_stop = self._post_stop
+        if self._channel.stop:
+            self._post_stop()
+
+    def spawn(self, produced: Any, elapsed: float) -> None:
+        self._task = self._loop.create_task(self._run(produced, elapsed), context=self._body.context)
+        self._task.add_done_callback(self._done)
+        self._runner._owners.add(self)  # noqa: SLF001 - one class in two halves
+
+    def _post_stop(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._stop)
+        except RuntimeError:  # that loop is closed, and its tasks with it
+            return
+
+    def _stop(self) -> None:
+        # A body that waits is cancelled, once, so that its clean-up is not interrupted; one that rests at a yield is
+        # woken by the channel and closed by its task.
+        if self._is_stepping and not self._is_cancelled and self._task is not None:
+            self._is_cancelled = True
+            self._task.cancel()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._runner._owners.discard(self)  # noqa: SLF001
+        if not self._is_handed_over:
+            self._channel.on_stop = None
+        if self._channel.end is None and not self._is_handed_over:  # cancelled before its first step
+            self._finish(End(None if task.cancelled() else task.exception()))
+
+    def _finish(self, end: End) -> None:
+        self._body.let_go()
+        self._channel.finish(end)
+
+    async def _run(self, produced: Any, elapsed: float) -> None:
+        end = End()
+        try:
+            await self._own(produced, elapsed, end)
+        except BaseException as error:
+            is_ours = self._is_cancelled or self._channel.stop
+            if not (is_ours and is_foreign_cancel(error)):
+                end.error = error
+                end.is_cleanup = end.is_cleanup or is_ours
+        if not self._is_handed_over:
+            self._finish(end)
+
+    async def _own(self, produced: Any, elapsed: float, end: End) -> None:
+        body = self._body
+        current.set(body.call)
+        if self._channel.stop:
+            dispose(produced)
+            return
+        clock = perf_counter
+        started = clock()
+        self._is_stepping = True
+        try:
+            kind, produced = await settle(await body.astart() if produced is None else produced, body.follows)
+        finally:
+            self._is_stepping = False
+        now = clock()
+        elapsed += now - started
+        if kind is ONE:
+            end.returned = produced
+            await self._deliver_one(produced, elapsed, now)
+        elif kind is ASYNC:
+            await self._deliver_all(produced, elapsed, end)
+        else:
+            self._is_handed_over = True
+            self._channel.on_stop = None
+            self._runner.hand_over(body, self._channel, produced, elapsed)
+
+    async def _deliver_one(self, value: Any, elapsed: float, now: float) -> None:
+        reduction = self._body.reduction
+        if reduction is not None:
+            reduction.add(value)
+            reduction.elapsed = elapsed
+        else:
+            self._channel.offer(value, elapsed * 1000.0, now)
+
+    async def _deliver_all(self, iterator: AsyncIterator[Any], elapsed: float, end: End) -> None:
+        is_over = False
+        try:
+            is_over = await self._pump(iterator, elapsed)
+        finally:
+            if not is_over:
+                end.is_cleanup = self._channel.stop
+                await aclose_iterator(iterator)
+
+    async def _pump(self, iterator: AsyncIterator[Any], elapsed: float) -> bool:
+        """Put each partial into the channel (or the reduction); tell whether the iterator ended by itself.
+
+        The hot loop of every bridge from an async body: one step, one clock pair, one hand-over.
+        """
+        channel, reduction = self._channel, self._body.reduction
+        clock, step, offer = perf_counter, iterator.__anext__, channel.offer
+        breath = _BREATH
+        awaitable = first_step(iterator)
+        while True:
+            started = clock()
+            self._is_stepping = True
+            try:
+                value = await awaitable
+            except StopAsyncIteration:
+                return True
+            finally:
+                self._is_stepping = False
+            now = clock()
+            elapsed += now - started
+            if reduction is not None:
+                reduction.add(value)
+                reduction.elapsed = elapsed
+            elif offer(value, elapsed * 1000.0, now):
+                await channel.apause()
+                breath = _BREATH
+            breath -= 1
+            if not breath:
+                breath = _BREATH
+                await _breathe()
+            if channel.stop:
+                return False
+            awaitable = step()

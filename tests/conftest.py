@@ -1,0 +1,154 @@
+"""Common ground of the tests: a census of what each test leaves behind, hypothesis profiles, and a bare engine.
+
+Every test under this folder must end with the child processes, threads and open descriptors it began with; the fixture
+`leaves_nothing_behind` counts them around each test and fails it by name. The limit on a test's time is not set here:
+it is pytest-timeout's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from engine import Engine
+
+# Always the same examples, so that a run says the same twice; `nightly` is the one that goes looking for new ones.
+settings.register_profile("default", deadline=None, derandomize=True, print_blob=True, max_examples=50)
+settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
+settings.register_profile("nightly", settings.get_profile("ci"), derandomize=False, max_examples=5_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+TASKS = Path("/proc/self/task")
+DESCRIPTORS = "/proc/self/fd" if TASKS.exists() else "/dev/fd"
+
+
+@attrs.frozen
+class Census:
+    """What this process holds at one moment that outlives a function call.
+
+    Attributes:
+        children: process ids, zombies included.
+        threads: every thread that `threading` knows.
+        descriptors: number, device and inode of each open descriptor, so that a number used again is seen.
+    """
+
+    children: frozenset[int]
+    threads: frozenset[threading.Thread]
+    descriptors: frozenset[tuple[int, int, int]]
+
+    @classmethod
+    def take(cls) -> Census:
+        return cls(child_processes(), frozenset(threading.enumerate()), open_descriptors())
+
+    def gained_since(self, before: Census) -> list[str]:
+        """Name what is here and was not `before`; the empty list when nothing is."""
+        return [
+            *(f"child process {child}: {command(child)}" for child in sorted(self.children - before.children)),
+            *(f"thread {thread.name!r}" for thread in self.threads - before.threads),
+            *(f"descriptor {number}: {target(number)}" for number, *_ in sorted(self.descriptors - before.descriptors)),
+        ]
+
+
+def child_processes() -> frozenset[int]:
+    if not TASKS.exists():
+        return child_processes_told_by_ps()
+    children: set[int] = set()
+    for task in TASKS.iterdir():
+        # A thread may end between the listing and the reading.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children.update(map(int, (task / "children").read_text().split()))
+    return frozenset(children)
+
+
+def child_processes_told_by_ps() -> frozenset[int]:
+    """Ask `ps`, for systems without /proc; `ps` itself is not counted."""
+    with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, text=True) as ps:
+        pairs = [line.split() for line in ps.communicate()[0].splitlines()]
+    return frozenset(int(pid) for pid, parent in pairs if int(parent) == os.getpid()) - {ps.pid}
+
+
+def open_descriptors() -> frozenset[tuple[int, int, int]]:
+    found: set[tuple[int, int, int]] = set()
+    for number in map(int, os.listdir(DESCRIPTORS)):  # noqa: PTH208  # numbers are wanted, not paths
+        # The descriptor that the listing itself used is closed by now.
+        with contextlib.suppress(OSError):
+            status = os.fstat(number)
+            found.add((number, status.st_dev, status.st_ino))
+    return frozenset(found)
+
+
+def command(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return "(command unknown)"
+    return " ".join(word.decode(errors="replace") for word in words).strip() or "(ended, not reaped)"
+
+
+def target(number: int) -> str:
+    try:
+        return str(Path(f"{DESCRIPTORS}/{number}").readlink())
+    except OSError:
+        return "(target unknown)"
+
+
+def left_behind(before: Census, patience: float) -> list[str]:
+    """Name what was gained since `before` and does not go within `patience` seconds.
+
+    The collector runs only when something was gained, which keeps a clean test cheap.
+    """
+    deadline = time.monotonic() + patience
+    while left := Census.take().gained_since(before):
+        gc.collect()
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return left
+
+
+@pytest.fixture(scope="session")
+def settling_time() -> float:
+    """Seconds that what a test started has to be gone after it."""
+    return 2.0
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(settling_time: float) -> Iterator[None]:
+    """Fail a test that leaves a child process, a thread or an open descriptor."""
+    before = Census.take()
+    yield
+    if left := left_behind(before, settling_time):
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+def names_of_other_tasks() -> list[str]:
+    return sorted(task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()})
+
+
+@pytest.fixture
+def other_tasks() -> Callable[[], list[str]]:
+    """Give a function that names the pending asyncio tasks of the running loop, without the one that asks."""
+    return names_of_other_tasks
+
+
+@pytest.fixture
+def muna() -> Iterator[Engine]:
+    """Give an engine that knows no installed plugin, and close it."""
+    from engine import Engine
+
+    with Engine(discover=False) as muna:
+        yield muna
