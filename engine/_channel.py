@@ -12,23 +12,23 @@ outcomes or know predictors.
 
 from __future__ import annotations
 
-import logging
 import sys
 from _thread import allocate_lock
 from collections import deque
+from contextlib import suppress
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import attrs
 
+from engine._errors import warn
+
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, TimerHandle
     from collections.abc import Callable
 
     Wake = Callable[[], None]
-
-_log = logging.getLogger("engine")
 
 MOST: Final = 256  # partials in the largest default window
 _BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
@@ -166,7 +166,7 @@ class Channel:
         wake_all(self.consumers)
         wake_all(self.closers)
         if self.is_deserted and end.error is not None:
-            _log.warning("%s: error after its stream was left: %r", self.label, end.error, exc_info=end.error)
+            warn(f"{self.label}: error after its stream was left", end.error)
 
     def _is_taken(self) -> bool:
         return not self.items or self.stop
@@ -231,8 +231,9 @@ class Channel:
         return bool(self.items) or self.end is not None or self.stop
 
     def request_stop(self) -> None:
-        """Ask the owner to finalise the body: no lock is taken and nothing is waited for, so any thread, finaliser or
-        signal handler may call it.
+        """Ask the owner to finalise the body.
+
+        No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
         """
         self.stop = True
         wake_all(self.producers)
@@ -295,10 +296,10 @@ def wake_all(parked: deque[Wake]) -> None:
 
 
 def _withdraw(parked: deque[Wake], wake: Wake) -> None:
-    try:
+    with suppress(
+        ValueError, RuntimeError
+    ):  # taken already, or the deque changed meanwhile: a stale wake-up is harmless
         parked.remove(wake)
-    except (ValueError, RuntimeError):  # taken already, or changed by the other end meanwhile: both are harmless,
-        pass  # a stale wake-up releases a lock nobody holds any more or finds its future done
 
 
 def park_thread(

@@ -14,14 +14,15 @@ import warnings
 import weakref
 from contextvars import copy_context
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from engine._errors import NestingError, quote
+from engine._errors import NestingError, quote, warn
 from engine._executor import Executor
+from engine._predictor import is_name
 from engine._records import current_call
 from engine._registry import Registry
 from engine._residents import Residents
-from engine.runners.base import is_finalising, log
+from engine.runners.base import is_finalising
 from engine.runners.inline import finalised
 from engine.runners.loop import LoopRunner
 from engine.runners.thread import ThreadRunner
@@ -73,12 +74,10 @@ class Engine:
         grace: float = 1.0,
     ) -> None:
         """Make an engine; nothing is imported, discovered or started yet."""
-        if runner is not None and (not isinstance(runner, str) or not runner):
+        if runner is not None and not is_name(runner):
             raise ValueError(f"runner must be a runner's name such as 'thread', or None, not {quote(runner)}")
-        if not isinstance(grace, (int, float)) or isinstance(grace, bool) or not 0 <= grace <= _LONGEST:
-            raise ValueError(f"grace must be a number of seconds from 0 to {_LONGEST}, not {quote(grace)}")
         self._is_closed = False
-        self._grace = float(grace)
+        self._grace = _seconds(grace)
         self._closing = threading.Lock()
         self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block)
         self._live = _Live(self)
@@ -228,14 +227,14 @@ class Engine:
             slots = resident.slots
             left = () if slots is None else slots.wait_for(slots.holders, max(0.0, deadline - perf_counter()))
             if left:
-                log.warning("%s is torn down while %s still uses it", resident.profile.tag, ", ".join(map(str, left)))
+                warn(f"{resident.profile.tag} is torn down while {', '.join(map(str, left))} still uses it")
             try:
                 resident.teardown(instance, grace or _LONGEST)
             except BaseException as error:
                 failures.append(error)
         return failures
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         """The engine itself."""
         return self
 
@@ -245,7 +244,7 @@ class Engine:
         """Close."""
         self.close()
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> Self:
         """The engine itself."""
         return self
 
@@ -280,6 +279,10 @@ class Engine:
         self._threads.close(0.0)
         warnings.warn("an engine was left unclosed; close it, or use `with Engine()`", ResourceWarning, stacklevel=2)
 
+    def close_at_exit(self) -> None:
+        """Close what nobody closed before the interpreter ended."""
+        self._close(self._grace)
+
     def renew(self) -> None:
         """In a forked child: the parent's loop, threads and locks are not here; open streams raise."""
         self._closing = threading.Lock()
@@ -287,6 +290,12 @@ class Engine:
         self._registry.forget_locks()
         self._executor.forget_parents(self._threads, self._loop)
         self._residents.forget_parents(self._loop)
+
+
+def _seconds(grace: object) -> float:
+    if isinstance(grace, (int, float)) and not isinstance(grace, bool) and 0 <= grace <= _LONGEST:
+        return float(grace)
+    raise ValueError(f"grace must be a number of seconds from 0 to {_LONGEST}, not {quote(grace)}")
 
 
 class _Live(dict[int, "weakref.ref[Execution]"]):
@@ -350,9 +359,9 @@ def _renew_all() -> None:
 def _close_all() -> None:
     for engine in tuple(_engines):
         try:
-            engine._close(engine._grace)
+            engine.close_at_exit()
         except BaseException as error:
-            log.warning("error while an engine was closed at exit: %r", error, exc_info=error)
+            warn("error while an engine was closed at exit", error)
 
 
 os.register_at_fork(after_in_child=_renew_all)

@@ -531,8 +531,8 @@ def _check_prefetch(prefetch: object) -> None:
 def _refuse_inline(body: Body, produced: Any, kind: str) -> Bridged:
     dispose(produced)
     raise ValueError(
-        f"{body.call.tag} produced an {kind}, which cannot run inline in sync code: leave runner out (it then runs on the "
-        "engine's own loop), or call acreate/astream from asyncio"
+        f"{body.call.tag} produced an {kind}, which cannot run inline in sync code: leave runner out (it then runs on "
+        "the engine's own loop), or call acreate/astream from asyncio"
     )
 
 
@@ -549,7 +549,7 @@ def _exhaust_into(iterator: Any, reduction: Reduction) -> None:
     if reduction.reducer is LAST:
         seen, value = 0, reduction.state
         try:
-            for value in iterator:
+            for value in iterator:  # noqa: B007 - the last one is the result
                 seen += 1
         finally:
             reduction.state, reduction.count = value, seen

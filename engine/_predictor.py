@@ -48,40 +48,54 @@ def tag_of(text: object) -> str:
     raise InvalidTagError(text)
 
 
-def _check_reduce(_record: object, _field: object, value: object) -> None:
+def is_name(value: object) -> bool:
+    """Whether this can be a runner's name."""
+    return isinstance(value, str) and bool(value)
+
+
+def _check_reduce(_record: object, _field: object, value: Any) -> None:
     if value is not None:
         reducer_of(value)
 
 
-def _check_runner(_record: object, _field: object, value: object) -> None:
-    if value is not None and (not isinstance(value, str) or not value):
+def _check_runner(_record: object, _field: object, value: Any) -> None:
+    if value is not None and not is_name(value):
         raise ValueError(f"runner must be a runner's name such as 'thread', or None, not {quote(value)}")
 
 
-def _check_concurrency(_record: object, _field: object, value: object) -> None:
+def _check_concurrency(_record: object, _field: object, value: Any) -> None:
     if value is None or value == math.inf:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"concurrency must be a whole number from 1, math.inf or None, not {quote(value)}")
 
 
-def _check_flag(_record: object, field: attrs.Attribute[Any], value: object) -> None:
+def _check_flag(_record: object, field: attrs.Attribute[Any], value: Any) -> None:
     if value is not None and not isinstance(value, bool):
         raise ValueError(f"{field.name} must be True, False or None, not {quote(value)}")
 
 
-def _check_description(_record: object, _field: object, value: object) -> None:
+def _check_description(_record: object, _field: object, value: Any) -> None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"description must be text or None, not {quote(value)}")
 
 
-def _check_target(_record: object, _field: object, value: object) -> None:
+def check_target(value: object) -> None:
+    """Refuse what could never be called for a prediction.
+
+    Raises:
+        TypeError: it is no function, no class or object with `predict`, and no text.
+        ValueError: it is text, but not `"module:name"`.
+    """
     if isinstance(value, str):
         if not _TARGET.fullmatch(value):
             raise ValueError(f"a target given as text is written 'module:name', not {quote(value)}")
+    elif isinstance(value, type) and not callable(getattr(value, "predict", None)):
+        raise TypeError(f"the class {quote(value)} cannot be a predictor: it has no method predict()")
     elif not callable(value) and not callable(getattr(value, "predict", None)):
         raise TypeError(
-            f"a predictor's target is a function, a class, an object with predict(), or 'module:name', not {quote(value)}"
+            "a predictor's target is a function, a class, an object with predict(), or 'module:name', "
+            f"not {quote(value)}"
         )
 
 
@@ -109,7 +123,7 @@ class Predictor:
     """
 
     tag: str = attrs.field(converter=tag_of)
-    target: Any = attrs.field(validator=_check_target)
+    target: Any = attrs.field(validator=lambda _record, _field, value: check_target(value))
     description: str | None = attrs.field(default=None, kw_only=True, validator=_check_description)
     reduce: Any = attrs.field(default=None, kw_only=True, validator=_check_reduce)
     runner: str | None = attrs.field(default=None, kw_only=True, validator=_check_runner)
@@ -133,7 +147,7 @@ class Predictor:
     def options(self, target: object) -> dict[str, Any]:
         """This record's options over those `target` is marked with; options nobody gave are left out."""
         marked = mark_of(target)
-        own = {name: getattr(self, name) for name in OPTIONS}
+        own: dict[str, Any] = {name: getattr(self, name) for name in OPTIONS}
         return {
             name: own[name] if own[name] is not None else marked[name]
             for name in OPTIONS
@@ -170,10 +184,8 @@ def predictor(
         ValueError: an option has no meaning.
         TypeError: what is decorated cannot be called.
     """
-    given = dict(
-        zip(OPTIONS, (description, reduce, runner, concurrency, yields, check), strict=True),
-    )
-    mark = {"tag": tag_of(tag), **{name: value for name, value in given.items() if value is not None}}
+    given = zip(OPTIONS, (description, reduce, runner, concurrency, yields, check), strict=True)
+    mark: dict[str, Any] = {"tag": tag_of(tag), **{name: value for name, value in given if value is not None}}
 
     def decorate(target: Target) -> Target:
         Predictor(target=target, **mark)  # refuses at the decorator's line what would fail at the first call
@@ -206,7 +218,7 @@ def import_target(text: str) -> Any:
         if getattr(error, "obj", None) is None and error.name not in path.split("."):
             raise
         raise ImportError(f"module {module!r} has no {path!r}", name=module) from error
-    _check_target(None, None, target)
+    check_target(target)
     return target
 
 

@@ -90,7 +90,9 @@ def _join(pieces: list[Any]) -> Any:
             f"the reducer 'concat' joins partials that are all str, all bytes or all lists, not {quote(stranger)}: "
             "declare another reducer, or override it with create(..., reduce=...)"
         )
-    return list(chain.from_iterable(pieces)) if kind is list else kind().join(pieces)
+    if kind is list:
+        return list(chain.from_iterable(pieces))
+    return "".join(pieces) if kind is str else b"".join(pieces)
 
 
 class _Collect:

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from engine._channel import park_task, park_thread, wait_until, wake_all, wake_one
-from engine._errors import EngineError, NestingError, PredictionCancelledError
+from engine._errors import EngineError, NestingError, PredictionCancelledError, warn
 from engine._partials import invoke, is_async
-from engine._predictor import Predictor, mark_of, name_of
+from engine._predictor import Predictor, check_target, mark_of, name_of
 from engine._records import current_call
 from engine._reducers import reducer_of
 from engine._signature import Signature
-from engine.runners.base import log
 
 if TYPE_CHECKING:
     import asyncio
@@ -119,11 +118,8 @@ def class_of(target: Any) -> type | None:
     """The class a target makes instances of: itself, or what a `functools.partial` configures; `None` if no class."""
     while isinstance(target, partial):
         target = target.func
-    if not isinstance(target, type):
-        return None
-    if not callable(getattr(target, "predict", None)):
-        raise TypeError(f"the class {name_of(target)} cannot be a predictor: it has no method predict()")
-    return target
+    check_target(target)
+    return target if isinstance(target, type) else None
 
 
 def _is_object(target: object) -> bool:
@@ -316,7 +312,7 @@ class _Patience:
         if not self._is_reported and perf_counter() >= self._due:
             self._is_reported = True
             holders = ", ".join(map(str, self._slots.holders)) if self._slots else "its setup in another call"
-            log.warning("%s has been waited for during %s s; held by %s", self._tag, _PATIENCE, holders)
+            warn(f"{self._tag} has been waited for during {_PATIENCE:.0f} s; held by {holders}")
 
 
 class Resident:
@@ -449,8 +445,8 @@ class Resident:
             if self.function is None:
                 self._instance, self.function = instance, instance.predict
             raise EngineError(
-                f"{self.profile.tag} is in use by {', '.join(map(str, left))}: read that stream to its end or close it, "
-                "then unload again"
+                f"{self.profile.tag} is in use by {', '.join(map(str, left))}: read that stream to its end or close "
+                "it, then unload again"
             )
         self.teardown(instance, None)
 

@@ -7,7 +7,7 @@ to the stream, so that a `for` loop that is left lets go of everything.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from engine._errors import PredictionCancelledError
 from engine._records import Outcome
@@ -97,7 +97,7 @@ class PredictionStream:
         """
         self._execution.cancel()
 
-    def __enter__(self) -> PredictionStream:
+    def __enter__(self) -> Self:
         """The stream itself."""
         return self
 
@@ -256,7 +256,7 @@ class AsyncPredictionStream:
             self._open = _cancelled(self._tag)
             self._outcome.state = "cancelled"
 
-    async def __aenter__(self) -> AsyncPredictionStream:
+    async def __aenter__(self) -> Self:
         """Resolve the stream and give it."""
         await self._resolved()
         return self

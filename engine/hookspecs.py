@@ -51,12 +51,14 @@ def engine_runners() -> Iterable[Any]:  # type: ignore[empty-body]  # a specific
     in its `start`, not here.
 
     Example:
+        >>> import threading
         >>> from engine import hookimpl
+        >>> from engine.runners import own
         >>> class Elsewhere:
         ...     name = "elsewhere"
         ...
         ...     def start(self, body, channel):
-        ...         channel.finish(body.run_here(channel))  # an owner would do this elsewhere
+        ...         threading.Thread(target=own, args=(body, channel), daemon=True).start()
         >>> @hookimpl
         ... def engine_runners():
         ...     yield Elsewhere()

@@ -777,7 +777,7 @@ def runner_plugin(name: object) -> object:
     class Runners:
         @hookimpl
         def engine_runners(self) -> list[object]:
-            return [SimpleNamespace(name=name, open=print)]
+            return [SimpleNamespace(name=name, start=print)]
 
     return Runners()
 

@@ -6,15 +6,14 @@ one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come
 
 from __future__ import annotations
 
-import logging
 import sys
 import weakref
 from collections import deque
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from engine._channel import wait_until, wait_until_task, wake_all
-from engine._errors import EngineClosedError, PredictionCancelledError
+from engine._errors import EngineClosedError, PredictionCancelledError, warn
 from engine._records import Outcome
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from engine._channel import Channel, Wake
     from engine._partials import Body
     from engine._records import Call, Prediction, State
-
-log: Final = logging.getLogger("engine")
 
 Live = "MutableMapping[int, weakref.ref[Execution]]"
 
@@ -73,7 +70,7 @@ class Stop:
         self._is_settled = True
         wake_all(self._waiting)
         if error is not None and not self.is_awaited:
-            log.warning("error while a stream was being %s: %r", self.state, error, exc_info=error)
+            warn(f"error while a stream was being {self.state}", error)
 
     def is_settled(self) -> bool:
         """Whether the body is finalised."""

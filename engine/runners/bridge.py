@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import warnings
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine._channel import End
-from engine._errors import NestingError
+from engine._errors import NestingError, warn
 from engine._partials import explain, is_foreign_cancel
 from engine._records import Prediction, current_call
-from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising, log
+from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising
 
 if TYPE_CHECKING:
     import weakref
@@ -83,11 +83,11 @@ class Bridged(SyncExecution, AsyncExecution):
             end = channel.end
             try:
                 if self._stop is not None:
-                    return self._over()
+                    self._over()
                 item = channel.take()
             except IndexError:
                 if end is not None:
-                    return self._conclude(end)
+                    self._conclude(end)
                 channel.wait(self._start() if self._runner is not None else None)
             else:
                 self._count()
@@ -179,11 +179,11 @@ class Bridged(SyncExecution, AsyncExecution):
             explain(error, self.call, 0)
         self.end("cancelled" if is_cancel else "failed", error)
 
-    def _over(self) -> Any:
+    def _over(self) -> NoReturn:
         self.raise_pending()
         raise StopIteration
 
-    def _conclude(self, end: End) -> Any:
+    def _conclude(self, end: End) -> NoReturn:
         """The body ended and everything before its end was taken: report it, once."""
         if self._stop is None:  # two consumers may get here: the first one reports
             self._stop = stop = Stop("done" if end.error is None else "failed")
@@ -197,7 +197,7 @@ class Bridged(SyncExecution, AsyncExecution):
                 raise failure
             finally:
                 del failure, end, self
-        return self._over()
+        self._over()
 
     def _aconclude(self, end: End) -> None:
         try:
@@ -305,15 +305,14 @@ class Bridged(SyncExecution, AsyncExecution):
             raise explain(end.error, self.call, self.outcome.count)
         self._log_unseen(end)
         if not is_final:
-            log.warning(
-                "%s: the body did not stop within %s s of being closed; it is abandoned and keeps its slot until it ends",
-                self.call.tag,
-                self.grace,
+            warn(
+                f"{self.call.tag}: the body did not stop within {self.grace} s of being closed; it is abandoned, "
+                "and keeps its slot until it ends"
             )
 
     def _log_unseen(self, end: End | None) -> None:
         if end is not None and end.error is not None and self._stop is not None and self._stop.state != "failed":
-            log.warning("%s: error nobody waited for: %r", self.call.tag, end.error, exc_info=end.error)
+            warn(f"{self.call.tag}: error nobody waited for", end.error)
 
     def __del__(self) -> None:
         """An abandoned stream is finalised by its owner, which is told here, without lock or wait."""

@@ -11,6 +11,7 @@ interrupts; that saves a lock of twice the price of the whole pull.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import types
 import warnings
@@ -18,7 +19,7 @@ import weakref
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._errors import PredictionCancelledError
+from engine._errors import PredictionCancelledError, warn
 from engine._partials import (
     ITERATOR,
     ONE,
@@ -32,7 +33,7 @@ from engine._partials import (
     settle,
 )
 from engine._records import Prediction, current, current_call
-from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising, log
+from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising
 
 if TYPE_CHECKING:
     import asyncio
@@ -227,7 +228,7 @@ class InlineExecution(SyncExecution):
         self.stop(stop)
         waiting = self._turn
         if stop.is_awaited and isinstance(waiting, Stop) and not waiting.wait(self.grace):
-            log.warning("%s: a pull did not end within %s s of its stream being closed", self.call.tag, self.grace)
+            warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
         if stop.error is not None:
             try:
                 raise stop.error
@@ -261,7 +262,7 @@ class InlineExecution(SyncExecution):
         try:
             self._finalise()
         except BaseException as error:
-            log.warning("%s: error in clean-up: %r", self.call.tag, error, exc_info=error)
+            warn(f"{self.call.tag}: error in clean-up", error)
 
     def __del__(self) -> None:
         """Finalise an abandoned body here, as Python does with any generator, but in its own context."""
@@ -492,7 +493,7 @@ class TaskExecution(AsyncExecution):
             self.stop(stop)
             waiting = self._turn
             if stop.is_awaited and isinstance(waiting, Stop) and not await waiting.wait_task(self.grace * 2):
-                log.warning("%s: a pull did not end within %s s of its stream being closed", self.call.tag, self.grace)
+                warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
         if stop.error is not None:
             try:
                 raise stop.error
@@ -534,7 +535,7 @@ async def finalised(seconds: float) -> None:
 
 
 class Drive:
-    """A body as a machine that one task steps: each step gives `_ITEM`, with a partial in `cell`, or a future to wait for.
+    """A body as a machine that one task steps: each step gives `_ITEM`, a partial in `cell`, or a future to wait for.
 
     It refers to no execution, so an abandoned stream is freed at once, and its guard can still close the body.
     """
@@ -550,6 +551,7 @@ class Drive:
         self._machine = _machine(body, self.cell, bridge)
 
     def step(self) -> Any:
+        """Run the body on, to its next partial or to what it waits for."""
         self.is_started = True
         try:
             return self._run(self._machine.send, None)
@@ -557,6 +559,7 @@ class Drive:
             raise Over(stop.value) from None
 
     def throw(self, error: BaseException) -> Any:
+        """The same, raising `error` where the body stands."""
         try:
             return self._run(self._machine.throw, error)
         except StopIteration as stop:
@@ -648,7 +651,7 @@ def _iterate(awaitable: Any) -> Generator[Any, Any, Any]:
 
 
 class Watch:
-    """What reaches a task while it waits inside a body: its own cancellation, a stop from elsewhere, the end of patience.
+    """What reaches a task while it waits inside a body: its own cancellation, a stop, the end of patience.
 
     asyncio has one way to interrupt a waiting task, to cancel it, so the three are told apart here. A cancellation
     counts as the consumer's own only while `Task.cancelling()` says so: a timeout scope inside the body takes its own
@@ -748,7 +751,7 @@ def attend(drive: Drive, answer: Any, watch: Watch) -> Generator[Any, Any, None]
             yield answer
         except BaseException as error:
             if watch.thrown(error):
-                log.warning("%s: the body went on after being cancelled; it is abandoned", drive.body.call.tag)
+                warn(f"{drive.body.call.tag}: the body went on after being cancelled; it is abandoned")
                 raise
             answer = drive.throw(error)
         else:
@@ -806,7 +809,7 @@ async def _clean_up(drive: Drive, execution: TaskExecution | None, outcome: Outc
     try:
         await finish(drive, 1.0 if execution is None else execution.grace)
     except Exception as error:
-        log.warning("%s: error while an abandoned stream was closed: %r", call.tag, error, exc_info=error)
+        warn(f"{call.tag}: error while an abandoned stream was closed", error)
     finally:
         drive.body.let_go()
     warnings.warn(
@@ -818,7 +821,5 @@ async def _clean_up(drive: Drive, execution: TaskExecution | None, outcome: Outc
 
 def _exhaust(closing: Any) -> None:
     """Step a coroutine that has nothing to wait for."""
-    try:
+    with contextlib.suppress(StopIteration, RuntimeError):
         closing.send(None)
-    except (StopIteration, RuntimeError):
-        pass

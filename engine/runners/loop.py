@@ -77,8 +77,8 @@ class LoopRunner:
         if thread is not None and (call is not None or self.is_here()):
             holder = f" (held by {call.tag} {call.id})" if call is not None else ""
             raise NestingError(
-                f"{what} is async and would be waited for on the engine's own event loop{holder}, which could then never "
-                "run it: use `await acreate(...)` or `astream(...)` inside an async predictor",
+                f"{what} is async and would be waited for on the engine's own event loop{holder}, which could then "
+                "never run it: use `await acreate(...)` or `astream(...)` inside an async predictor",
                 holder,
             )
 

@@ -15,8 +15,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import End
-from engine._errors import EngineClosedError, EngineError
-from engine._partials import ITERATOR, ONE, close_iterator, look, one
+from engine._errors import EngineClosedError, EngineError, PredictorError
+from engine._partials import ITERATOR, ONE, close_iterator, dispose, look, one
 from engine._records import current
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 MOST_ABANDONED: Final = 64  # threads whose consumers have left; beyond, new calls are refused
 MOST_THREADS: Final = 4096  # owner threads of one engine at one time
 _IDLE: Final = 10.0  # seconds a thread waits for its next body
-
-Adopt = "Callable[[Body, Channel, Any, float], None]"
 
 
 class ThreadRunner:
@@ -57,12 +55,12 @@ class ThreadRunner:
             EngineClosedError: the engine is closed.
             EngineError: too many threads are abandoned or running already.
         """
-        self.run(channel, lambda: body.context.run(self._own, body, channel))
+        self.run(channel, lambda: own(body, channel, self.adopt))
 
     def take_over(self, body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
         """Go on, on an owner thread, with a sync iterator that an async body produced after `elapsed` seconds."""
         body.context = copy_context()  # the body's own one is entered, and stays so, where this is called
-        self.run(channel, lambda: body.context.run(self._go_on, body, channel, iterator, elapsed))
+        self.run(channel, lambda: body.context.run(_go_on, body, channel, iterator, elapsed))
 
     def run(self, channel: Channel, work: Callable[[], None]) -> None:
         """Run `work`, which ends by finishing `channel`, on an idle thread or a new one."""
@@ -86,45 +84,13 @@ class ThreadRunner:
         running = len(self._busy)
         if running >= MOST_THREADS:
             raise EngineError(
-                f"{running} predictor bodies run in threads already, the most one engine allows: read or close some first"
+                f"{running} predictor bodies run in threads, the most one engine allows: read or close some first"
             )
         if running >= MOST_ABANDONED and self.abandoned >= MOST_ABANDONED:
             raise EngineError(
-                f"{self.abandoned} abandoned threads still run predictors that were cancelled or closed and did not stop: "
-                "let them look at current_call().stopping, or yield more often"
+                f"{self.abandoned} abandoned threads still run predictors that were cancelled or closed and did not "
+                "stop: let them look at current_call().stopping, or yield more often"
             )
-
-    def _own(self, body: Body, channel: Channel) -> None:
-        current.set(body.call)
-        clock = perf_counter
-        started = clock()
-        try:
-            produced = body.start()
-            kind = look(produced, body.follows)
-        except BaseException as error:
-            _finish(body, channel, End(error))
-            return
-        if kind is ONE:
-            produced, kind = one(produced), ITERATOR
-        if kind is ITERATOR:
-            self._go_on(body, channel, produced, clock() - started)
-        elif self.adopt is not None:
-            self.adopt(body, channel, produced, clock() - started)
-
-    def _go_on(self, body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
-        end = End()
-        try:
-            if body.reduction is None:
-                is_over = pump(iterator, channel, elapsed, end)
-            else:
-                is_over = reduce(iterator, channel, elapsed, end, body.reduction)
-            if not is_over:
-                end.is_cleanup = True
-                close_iterator(iterator)
-        except BaseException as error:
-            end.error = error
-        del iterator
-        _finish(body, channel, end)
 
     def finished(self, channel: Channel) -> None:
         """An owner is done with a channel."""
@@ -216,6 +182,56 @@ class _Owner:
             if self._runner.retire(self):
                 return False
         return True
+
+
+def own(body: Body, channel: Channel, adopt: Callable[[Body, Channel, Any, float], None] | None = None) -> None:
+    """Be the owner of a sync body, in the calling thread, from its call to its finalisation.
+
+    Args:
+        body: what to run; it runs in its own context.
+        channel: where its partials go, and where requests to stop come from.
+        adopt: takes over what turns out to be async, with the seconds spent so far; without it that is a failure.
+    """
+    body.context.run(_own, body, channel, adopt)
+
+
+def _own(body: Body, channel: Channel, adopt: Callable[[Body, Channel, Any, float], None] | None) -> None:
+    current.set(body.call)
+    clock = perf_counter
+    started = clock()
+    try:
+        produced = body.start()
+        kind = look(produced, body.follows)
+    except BaseException as error:
+        _finish(body, channel, End(error))
+        return
+    if kind is ONE:
+        produced, kind = one(produced), ITERATOR
+    if kind is ITERATOR:
+        _go_on(body, channel, produced, clock() - started)
+    elif adopt is not None:
+        adopt(body, channel, produced, clock() - started)
+    else:
+        dispose(produced)
+        _finish(
+            body, channel, End(PredictorError(f"the predictor produced an {kind}, which this runner cannot run", kind))
+        )
+
+
+def _go_on(body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
+    end = End()
+    try:
+        if body.reduction is None:
+            is_over = pump(iterator, channel, elapsed, end)
+        else:
+            is_over = reduce(iterator, channel, elapsed, end, body.reduction)
+        if not is_over:
+            end.is_cleanup = True
+            close_iterator(iterator)
+    except BaseException as error:
+        end.error = error
+    del iterator
+    _finish(body, channel, end)
 
 
 def _finish(body: Body, channel: Channel, end: End) -> None:
