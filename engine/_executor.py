@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from engine._channel import Channel
 from engine._errors import EngineClosedError, InvalidTagError, NoPartialsError, PluginError, quote
-from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look
+from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look, trim
 from engine._predictor import Predictor, tag_of
 from engine._records import Call, Prediction, current
 from engine._reducers import COLLECT, CONCAT, LAST, RETURNED, reducer_of
@@ -656,7 +656,7 @@ def _failed(
     """The same for a body that ran in the caller's thread without an execution."""
     call.parent = None
     is_interrupt = isinstance(error, KeyboardInterrupt) and is_main_thread()
-    failure = error if is_interrupt else explain(error, call, 0)
+    failure = error if is_interrupt else explain(error, call, reduction.count if reduction else 0)
     try:
         if errors == "raise" or is_interrupt:
             raise failure
@@ -667,6 +667,7 @@ def _failed(
 
 def _carrying(error: BaseException, call: Call, reduction: Reduction | None, started: float) -> Prediction:
     value, index = None, 0
+    trim(error)  # it passed through frames of ours on its way here, which say nothing to whoever reads its text
     if reduction is not None and reduction.count:
         index = reduction.count - 1
         try:

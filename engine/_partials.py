@@ -270,8 +270,18 @@ def explain(error: BaseException, call: Call, delivered: int) -> BaseException:
         failure.__cause__ = error
     else:
         failure = error
+        trim(error)
     _note(failure, call, delivered)
     return failure
+
+
+def trim(error: BaseException) -> None:
+    """Begin the traceback where the predictor's own code begins, if it does anywhere."""
+    entry = error.__traceback__
+    while entry is not None and entry.tb_frame.f_globals.get("__name__", "").startswith("engine."):
+        entry = entry.tb_next
+    if entry is not None:
+        error.__traceback__ = entry
 
 
 def _note(error: BaseException, call: Call, delivered: int) -> None:

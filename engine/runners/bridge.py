@@ -78,40 +78,38 @@ class Bridged(SyncExecution, AsyncExecution):
             StopIteration: the stream is over; its value is the body's return value.
             BaseException: what the body failed with, once.
         """
-        channel = self._channel
-        while True:
-            end = channel.end
-            try:
-                if self._stop is not None:
-                    self._over()
-                item = channel.take()
-            except IndexError:
-                if end is not None:
-                    self._conclude(end)
-                channel.wait(self._start() if self._runner is not None else None)
-            else:
-                self._count()
-                return item
+        while (item := self._next()) is None:
+            self._channel.wait(self._start() if self._runner is not None else None)
+        return item
 
     async def aget(self) -> tuple[Any, float]:
         """The same for an asyncio consumer; ends with StopAsyncIteration."""
-        channel = self._channel
         while True:
-            end = channel.end
             try:
-                if self._stop is not None:
-                    self._over()
-                item = channel.take()
+                item = self._next()
             except StopIteration:
-                raise StopAsyncIteration from None
-            except IndexError:
-                if end is None:
-                    await self._wait_task()
-                    continue
-            else:
-                self._count()
+                break
+            if item is not None:
                 return item
-            self._aconclude(end)
+            await self._wait_task()
+        raise StopAsyncIteration
+
+    def _next(self) -> tuple[Any, float] | None:
+        """The next partial if it is there, `None` if it must be waited for; raises at the end."""
+        channel = self._channel
+        end = channel.end  # read before the buffer: what was put before the end is taken before it
+        if self._stop is not None:
+            self._over()
+        if channel.items:
+            try:
+                item = channel.take()
+            except IndexError:  # another reader was faster
+                return None
+            self._count()
+            return item
+        if end is not None:
+            self._conclude(end)
+        return None
 
     def _count(self) -> None:
         outcome = self.outcome
@@ -190,7 +188,9 @@ class Bridged(SyncExecution, AsyncExecution):
             if end.error is None:
                 self.end("done", returned=end.returned)
                 raise StopIteration(end.returned)
-            failure = explain(end.error, self.call, self.outcome.count)
+            reduction = self._body.reduction
+            count = self.outcome.count if reduction is None else reduction.count
+            failure = explain(end.error, self.call, count)
             self.end("failed", failure)
             stop.failure = None
             try:
@@ -198,12 +198,6 @@ class Bridged(SyncExecution, AsyncExecution):
             finally:
                 del failure, end, self
         self._over()
-
-    def _aconclude(self, end: End) -> None:
-        try:
-            self._conclude(end)
-        except StopIteration:
-            raise StopAsyncIteration from None
 
     # The faces' iterators.
 
