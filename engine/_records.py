@@ -19,6 +19,7 @@ from engine._errors import PredictorError, quote, say
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from types import TracebackType
 
 State = Literal["pending", "running", "done", "failed", "cancelled", "closed"]
 
@@ -138,6 +139,7 @@ class Prediction:
     exception: BaseException | None = None
     logs: str = ""
     _error: str | None = None
+    _traceback: TracebackType | None = None
 
     @property
     def id(self) -> str:
@@ -175,7 +177,9 @@ class Prediction:
         """
         if self.exception is None:
             return self
-        raise self.exception.with_traceback(self.exception.__traceback__)
+        if self._traceback is None:
+            self._traceback = self.exception.__traceback__
+        raise self.exception.with_traceback(self._traceback)  # raised again and again, it does not grow
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape: `id`, `tag`, `results` (a list), `latency` (ms), `error`, `logs`, `created` (ISO 8601)."""

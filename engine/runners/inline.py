@@ -104,8 +104,8 @@ class InlineExecution(SyncExecution):
         while True:
             if self._turn is not None and self._is_over():
                 return
-            self._turn = BUSY
             try:
+                self._turn = BUSY
                 value = run(self._step or self._first)
             except BaseException as error:
                 failure = self._failed(error)
@@ -127,9 +127,9 @@ class InlineExecution(SyncExecution):
         while True:
             if self._turn is not None and self._is_over():
                 return
-            self._turn = BUSY
             started = clock()
             try:
+                self._turn = BUSY
                 value = run(self._step or self._first)
             except BaseException as error:
                 failure = self._failed(error)
@@ -416,9 +416,12 @@ class TaskExecution(AsyncExecution):
         elif isinstance(error, Over):
             failure = StopAsyncIteration()
             self.end("done", returned=error.value)
-        elif isinstance(error, GeneratorExit) or (is_foreign_cancel(error) and not self._drive.is_started):
-            failure = error  # the consumer's coroutine was closed, or its task cancelled while it waited for a slot
-            self.end("closed" if isinstance(error, GeneratorExit) else "cancelled", error)
+        elif watch is not None and watch.is_closed and isinstance(error, GeneratorExit):
+            failure = error
+            self.end("closed", error)
+        elif is_foreign_cancel(error) and not self._drive.is_started:
+            failure = error  # the consumer's task was cancelled while it waited for a slot
+            self.end("cancelled", error)
         else:
             is_interrupt = isinstance(error, KeyboardInterrupt) and is_main_thread()
             failure = error if is_interrupt else explain(error, self.call, self.outcome.count)
@@ -668,6 +671,7 @@ class Watch:
         "_timer",
         "cancellation",
         "has_given_up",
+        "is_closed",
     )
 
     def __init__(self, grace: float) -> None:
@@ -682,6 +686,7 @@ class Watch:
         self._is_expired = False
         self.cancellation: BaseException | None = None
         self.has_given_up = False
+        self.is_closed = False  # the coroutine that waits was closed
 
     def arm(self) -> None:
         """Give the body one grace from now on."""
@@ -731,6 +736,7 @@ class Watch:
     def thrown(self, error: BaseException) -> bool:
         """Take note of what asyncio threw in; tell whether to give the body up."""
         if not is_foreign_cancel(error):
+            self.is_closed = self.is_closed or isinstance(error, GeneratorExit)
             return False
         self._give_back()
         if self._task is not None and self._task.cancelling() > self._baseline:

@@ -243,6 +243,9 @@ class _Owner:
         try:
             await self._own(produced, elapsed, end)
         except BaseException as error:
+            if self._loop.is_closed():  # the engine is gone, its stream has ended, and the collector takes the rest
+                self._body.let_go()
+                raise
             is_ours = self._is_cancelled or self._channel.stop
             if not (is_ours and is_foreign_cancel(error)):
                 end.error = error
@@ -288,7 +291,7 @@ class _Owner:
         try:
             is_over = await self._pump(iterator, elapsed)
         finally:
-            if not is_over:
+            if not is_over and not self._loop.is_closed():
                 end.is_cleanup = self._channel.stop
                 await aclose_iterator(iterator)
 
