@@ -23,8 +23,8 @@ from engine._records import current_call
 from engine._registry import Registry
 from engine._residents import Residents
 from engine.runners.base import is_finalising
-from engine.runners.inline import finalised
 from engine.runners.loop import LoopRunner
+from engine.runners.task import finalised
 from engine.runners.thread import ThreadRunner
 
 if TYPE_CHECKING:

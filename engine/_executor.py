@@ -21,7 +21,8 @@ from engine._reducers import COLLECT, CONCAT, LAST, RETURNED, reducer_of
 from engine._stream import AsyncPredictionStream, PredictionStream
 from engine.runners.base import Runner
 from engine.runners.bridge import Bridged
-from engine.runners.inline import InlineExecution, TaskExecution, is_main_thread
+from engine.runners.inline import InlineExecution, is_main_thread
+from engine.runners.task import TaskExecution
 
 if TYPE_CHECKING:
     import weakref

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar
-from datetime import UTC
 from itertools import count
 from time import time_ns  # the one use of the wall clock: `created` is a date; every duration is monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -68,7 +67,7 @@ class Call:
     @property
     def created(self) -> datetime:
         """The moment of the call, an aware UTC datetime."""
-        from datetime import datetime, timedelta
+        from datetime import UTC, datetime, timedelta
 
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._created_ns // 1000)
 

@@ -10,376 +10,49 @@ from __future__ import annotations
 import builtins
 import collections.abc
 import contextlib
-import enum
 import functools
-import inspect  # attrs has imported it already
-import itertools
-import math
-import numbers
-import operator
+import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias, cast
 
 import attrs
 
 from engine._errors import InvalidInputError, quote
+from engine._kinds import (
+    DEPTH,
+    LENGTH,
+    MISSING,
+    ORDER,
+    SHOWN,
+    Bounds,
+    Check,
+    Kind,
+    bounds_of,
+    description_of,
+    expectation,
+    kind_of,
+    peel,
+    shown,
+    swift_with,
+    violations,
+)
 
-Bounds: TypeAlias = tuple[tuple[str, Any], ...]
 Binder: TypeAlias = Callable[[Mapping[str, Any] | None], tuple[tuple[Any, ...], dict[str, Any]]]
-_Limits: TypeAlias = tuple[frozenset[Any] | None, Bounds]  # the only values (None: all), and the bounds
-_Check: TypeAlias = Callable[[Any], Iterable[str]]  # the problems with a value; empty where it passes
 
 
-class _Missing:
-    """The type of `MISSING`, which stays one object through a copy and a pickle."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "MISSING"
-
-    def __reduce__(self) -> str:
-        return "MISSING"
-
-
-MISSING: Final = _Missing()
 _ABSENT: Final = object()  # "not among the inputs"; private, so that no input can be mistaken for it
 
 _POSITIONAL_ONLY, _NAMED, _KEYWORD_ONLY = "positional-only", "positional-or-keyword", "keyword-only"
 _VAR_POSITIONAL, _VAR_KEYWORD = "var-positional", "var-keyword"
 _KINDS: Final = (_POSITIONAL_ONLY, _NAMED, _VAR_POSITIONAL, _KEYWORD_ONLY, _VAR_KEYWORD)  # in the order of `inspect`
 
-_ORDER: Final = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-_LENGTH: Final = {"min_length": ">=", "max_length": "<="}
-_COMPARE: Final = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
-_SHOWN: Final = 20  # members of an enumeration, and unknown names, that one message lists
-_DEPTH: Final = 16  # wrappers followed around one function or type; more is a cycle
-
-
-# --- bounds and descriptions, read from the metadata of Annotated ------------------------------------------------
-
-
-def _attribute(item: object, name: str) -> Any:
-    """`item.name`, or None where it has none, cannot say, or has a method of that name (`Series.ge`)."""
-    try:
-        value = getattr(item, name, None)
-    except Exception:
-        return None
-    return None if callable(value) else value
-
-
-def _parts(item: object) -> Iterable[object]:
-    """What a group of metadata holds: pydantic's `FieldInfo.metadata`, or the items of an iterable group."""
-    held = _attribute(item, "metadata")
-    if isinstance(held, (list, tuple)):
-        return held
-    with contextlib.suppress(Exception):  # a foreign __iter__ may raise anything
-        if isinstance(item, Iterable) and not isinstance(item, (str, bytes, Mapping, Iterator)):
-            return list(itertools.islice(item, 32))  # a group is short; an endless one must not hang us
-    return ()
-
-
-def _bounds_of(metadata: Iterable[object], depth: int = 3) -> Bounds:
-    found: list[tuple[str, Any]] = []
-    for item in metadata:
-        if isinstance(item, (type, str)):  # a class has descriptors under these names, not bounds
-            continue
-        own = [(name, _attribute(item, name)) for name in (*_ORDER, *_LENGTH, "multiple_of")]
-        own = [(name, bound) for name, bound in own if bound is not None]
-        found += own or (_bounds_of(_parts(item), depth - 1) if depth else ())
-    return tuple(found)
-
-
-def _description_of(metadata: Iterable[object]) -> str:
-    for item in metadata:
-        for text in (item, _attribute(item, "documentation"), _attribute(item, "description")):
-            if isinstance(text, str):
-                return text
-    return ""
-
-
-def _is_multiple(value: Any, bound: Any) -> bool:
-    if isinstance(value, numbers.Integral) and isinstance(bound, numbers.Integral):
-        return bool(value % bound == 0)
-    share = value / bound  # 0.3 is a multiple of 0.1 although 0.3 % 0.1 is not 0
-    return math.isclose(share, round(share), rel_tol=1e-9)
-
-
-def _violation(name: str, bound: Any, value: Any) -> str:
-    """What `value` must be instead, or "" where it keeps the bound; a comparison that raises does not keep it."""
-    try:
-        if name in _LENGTH:
-            length = len(value)
-            kept = _COMPARE[_LENGTH[name]](length, bound)
-            return "" if kept else f"have a length {_LENGTH[name]} {quote(bound)}, not {length}"
-        kept = _is_multiple(value, bound) if name == "multiple_of" else _COMPARE[_ORDER[name]](value, bound)
-        if kept:
-            return ""
-    except Exception:
-        if name in _LENGTH:
-            return f"have a length {_LENGTH[name]} {quote(bound)}, and {_shown(value)} has none"
-    return f"be {_bounds_text(((name, bound),))}, not {quote(value)}"
-
-
-def _bounds_text(bounds: Bounds) -> str:
-    order = " and ".join(f"{_ORDER[name]} {quote(bound)}" for name, bound in bounds if name in _ORDER)
-    length = " and ".join(f"{_LENGTH[name]} {quote(bound)}" for name, bound in bounds if name in _LENGTH)
-    multiple = " and ".join(f"a multiple of {quote(bound)}" for name, bound in bounds if name == "multiple_of")
-    return ", ".join(filter(None, (order, length and f"of length {length}", multiple)))
-
-
-# --- kinds: what one annotation accepts --------------------------------------------------------------------------
-
-
-@attrs.frozen(eq=False)
-class _Kind:
-    """What an annotation accepts.
-
-    Attributes:
-        expects: the type in a few words.
-        refusal: None where a value passes, else why not ("" where `expects` says it all). May raise where a foreign
-            class cannot tell; the value is then accepted.
-        swift: classes that pass when they are exactly the value's own, each with the only values (None: all) and the
-            bounds that go with it. The generated test is made of these; what it does not know, `refusal` decides.
-    """
-
-    expects: str
-    refusal: Callable[[Any], str | None]
-    swift: Mapping[type, _Limits] = attrs.field(factory=dict)
-
-
-def _shown(value: object) -> str:
-    """A value and its type, for a message."""
-    return "None" if value is None else f"{quote(value)} ({quote(type(value).__name__)[1:-1]})"
-
-
-def _name_of(annotation: Any) -> str:
-    """A short name: `list[int]` where its arguments are plain classes, else the outer class alone."""
-    name = getattr(annotation, "__name__", None)
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is None:
-        return quote(name or str(annotation))[1:-1]
-    plain = all(isinstance(each, type) and typing.get_origin(each) is None for each in arguments)
-    inner = f"[{', '.join(map(_name_of, arguments))}]" if arguments and plain else ""
-    return _name_of(origin) + inner
-
-
-def _listing(values: Iterable[str]) -> str:
-    texts = list(values)
-    more = f" ... ({len(texts)} in all)" if len(texts) > _SHOWN else ""
-    return ("one of " if len(texts) > 1 else "") + ", ".join(texts[:_SHOWN]) + more
-
-
-def _class_kind(cls: type, expects: str = "") -> _Kind:
-    return _Kind(expects or _name_of(cls), lambda value: None if isinstance(value, cls) else "", {cls: (None, ())})
-
-
-def _test_kind(expects: str, test: Callable[[Any], bool], *swift: type) -> _Kind:
-    return _Kind(expects, lambda value: None if test(value) else "", dict.fromkeys(swift, (None, ())))
-
-
-def _is_bool(value: object) -> bool:
-    """`bool`, and numpy's own, known by name: numpy is not imported, and registers it with no abstract class."""
-    cls = type(value)
-    return cls is bool or (cls.__module__ == "numpy" and cls.__name__ in {"bool", "bool_"})
-
-
-def _number_test(abstract: type) -> Callable[[Any], bool]:
-    return lambda value: not _is_bool(value) and isinstance(value, abstract)
-
-
-def _is_file(value: object) -> bool:
-    """`typing.IO` and its kin are no base classes of real files: anything that reads or writes passes."""
-    return hasattr(value, "read") or hasattr(value, "write")
-
-
-# bytes is strict: a bytearray can change under a predictor that asked for bytes.
-_PLAIN: Final[dict[Any, _Kind]] = {
-    bool: _test_kind("bool", _is_bool, bool),
-    int: _test_kind("int", _number_test(numbers.Integral), int),
-    float: _test_kind("float", _number_test(numbers.Real), float, int),
-    complex: _test_kind("complex", _number_test(numbers.Complex), complex, float, int),
-    type(None): _test_kind("None", lambda value: value is None, type(None)),
-    typing.LiteralString: _class_kind(str),
-    typing.IO: _test_kind("a file", _is_file),
-    typing.TextIO: _test_kind("a text file", _is_file),
-    typing.BinaryIO: _test_kind("a binary file", _is_file),
-}
-_ANYTHING: Final = (Any, object, MISSING)
-
-
-def _kind_of(annotation: Any) -> _Kind | None:
-    """What `annotation` accepts; None: anything, also where reading it fails (foreign types, endless aliases)."""
-    try:
-        return _read_kind(annotation)
-    except Exception:
-        return None
-
-
-def _read_kind(annotation: Any) -> _Kind | None:  # noqa: PLR0911 - one table of forms, one line each
-    if any(annotation is each for each in _ANYTHING):
-        return None
-    if annotation is None:
-        annotation = type(None)
-    with contextlib.suppress(TypeError):  # unhashable
-        if annotation in _PLAIN:
-            return _PLAIN[annotation]
-    if hasattr(annotation, "__supertype__"):  # NewType
-        return _read_kind(annotation.__supertype__)
-    if isinstance(annotation, typing.TypeVar):
-        bound = annotation.__constraints__ or (annotation.__bound__,)
-        return None if bound == (None,) else _union_kind(bound)
-    inner, metadata = _peel(annotation)
-    if inner is not annotation:
-        return _bounded_kind(_read_kind(inner), _bounds_of(metadata))
-    origin = typing.get_origin(annotation)
-    if origin is not None:
-        return _generic_kind(annotation, origin)
-    return _any_class_kind(annotation) if isinstance(annotation, type) else None
-
-
-def _generic_kind(annotation: Any, origin: Any) -> _Kind | None:
-    arguments = typing.get_args(annotation)
-    if origin is typing.Literal:
-        return _literal_kind(arguments)
-    if origin in {typing.Union, types.UnionType}:
-        return _union_kind(arguments)
-    if origin in _PLAIN:  # typing.IO[str]
-        return _PLAIN[origin]
-    return _class_kind(origin, _name_of(annotation)) if isinstance(origin, type) else None  # the outer type only
-
-
-def _any_class_kind(cls: type) -> _Kind:
-    if issubclass(cls, enum.Enum):
-        return _class_kind(
-            cls, _listing(quote(f"{cls.__name__}.{member.name}")[1:-1] for member in cls) or _name_of(cls)
-        )
-    if dict in cls.__mro__ and hasattr(cls, "__required_keys__"):  # TypedDict, of typing or typing_extensions
-        return _test_kind(f"a mapping ({_name_of(cls)})", lambda value: isinstance(value, Mapping), dict)
-    if callable(getattr(cls, "model_validate", None)):
-        return _Kind(_name_of(cls), functools.partial(_model_refusal, cls), {cls: (None, ())})
-    return _class_kind(cls)
-
-
-def _model_refusal(cls: Any, value: object) -> str | None:
-    """A model's instance passes, and a mapping the model itself accepts; the mapping still arrives as it is."""
-    if isinstance(value, cls):
-        return None
-    if not isinstance(value, Mapping):
-        return ""
-    try:
-        cls.model_validate(value)
-    except Exception as error:
-        return _model_error(error)
-    return None
-
-
-def _model_error(error: Any) -> str:
-    """Pydantic's own message on one line, without the links it ends with."""
-    try:
-        told = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        return quote("; ".join(told))[1:-1]
-    except Exception:
-        return f"{type(error).__name__}: {quote(error)}"
-
-
-def _literal_kind(values: tuple[Any, ...]) -> _Kind:
-    """By value and exact type: `Literal[1]` takes neither `True` nor `1.0`."""
-
-    def refusal(value: object) -> str | None:
-        return None if any(type(value) is type(each) and value == each for each in values) else ""
-
-    swift: dict[type, _Limits] = {
-        cls: (frozenset(each for each in values if type(each) is cls), ())
-        for cls in (str, int, bytes, bool)
-        if cls in map(type, values)
-    }
-    return _Kind(_listing(map(quote, values)), refusal, swift)
-
-
-def _union_kind(members: Iterable[Any]) -> _Kind | None:
-    kinds = [_kind_of(member) for member in members]
-    known = [kind for kind in kinds if kind is not None]
-    if len(known) < len(kinds):
-        return None
-    swift: dict[type, _Limits] = {}
-    for cls, limits in (each for kind in known for each in kind.swift.items()):
-        if limits == (None, ()):  # one member that takes the whole class is enough
-            swift[cls] = limits
-        else:
-            swift.setdefault(cls, limits)
-
-    def refusal(value: object) -> str | None:
-        reasons = []
-        for kind in known:
-            reason = kind.refusal(value)
-            if reason is None:
-                return None
-            reasons.append(reason)
-        return "; ".join(filter(None, reasons))
-
-    return _Kind(" or ".join(dict.fromkeys(kind.expects for kind in known)), refusal, swift)
-
-
-def _bounded_kind(kind: _Kind | None, bounds: Bounds) -> _Kind | None:
-    """A kind with bounds of its own, such as a member of a union."""
-    if not bounds:
-        return kind
-    base = kind or _Kind("a value", lambda _value: None)
-
-    def refusal(value: object) -> str | None:
-        reason = base.refusal(value)
-        return "" if reason is None and any(_violations(bounds, value)) else reason
-
-    return _Kind(_expectation(kind, bounds), refusal, _swift_with(base, bounds))
-
-
-def _swift_with(kind: _Kind, bounds: Bounds) -> dict[type, _Limits]:
-    return {
-        cls: (values, limits if cls is type(None) else (*limits, *bounds))
-        for cls, (values, limits) in kind.swift.items()
-    }
-
-
-def _violations(bounds: Bounds, value: object) -> Iterator[str]:
-    """What an accepted value must be instead. None has no size: where the type accepts it, bounds do not apply."""
-    return filter(None, (_violation(name, bound, value) for name, bound in bounds if value is not None))
-
-
-def _expectation(kind: _Kind | None, bounds: Bounds) -> str:
-    text = kind.expects if kind else "a value" if bounds else "anything"
-    if not bounds:
-        return text
-    limits = _bounds_text(bounds)
-    return f"{text}{', ' if limits.startswith('a ') else ' '}{limits}"
-
-
-# --- reading a callable ------------------------------------------------------------------------------------------
-
-
-def _peel(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The type inside `Annotated`, `Required` and aliases (PEP 695), and all metadata met on the way."""
-    metadata: tuple[Any, ...] = ()
-    for _ in range(_DEPTH):
-        origin = typing.get_origin(annotation)
-        if origin is typing.Annotated:
-            metadata += annotation.__metadata__
-            annotation = annotation.__origin__
-        elif origin in {typing.Required, typing.NotRequired, typing.Final, typing.ClassVar}:
-            annotation = typing.get_args(annotation)[0]
-        elif type(alias := annotation if origin is None else origin).__name__ == "TypeAliasType":
-            annotation = alias.__value__
-        else:
-            break
-    return annotation, metadata
-
 
 def _function_of(target: Any) -> Any:
     """The innermost function `inspect` reads, whose globals its annotations were written in."""
-    for _ in range(_DEPTH):
+    for _ in range(DEPTH):
         if isinstance(target, functools.partial):
             target = target.func
         elif isinstance(target, types.MethodType):
@@ -447,7 +120,7 @@ _WAITED: Final = frozenset({collections.abc.Awaitable, collections.abc.Coroutine
 
 def _says_stream(annotation: Any) -> bool:
     """Whether a return annotation says "an iterator": itself, in a union, or once awaited."""
-    annotation, _ = _peel(annotation)
+    annotation, _ = peel(annotation)
     origin, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin in {typing.Union, types.UnionType}:
         return any(map(_says_stream, arguments))
@@ -496,14 +169,14 @@ class Parameter:
     @property
     def expects(self) -> str:
         """The type and its bounds in a few words, such as `float >= 0`."""
-        each = _expectation(_kind_of(self.annotation), self.constraints)
+        each = expectation(kind_of(self.annotation), self.constraints)
         return f"list or tuple of {each}" if self.kind == _VAR_POSITIONAL else each
 
-    def check(self, kind: _Kind | None) -> _Check | None:
+    def check(self, kind: Kind | None) -> Check | None:
         """The slow and complete check of one value; None where anything passes."""
         if kind is None and not self.constraints:
             return None
-        name, default, expects = quote(self.name), self.default, _expectation(kind, ())
+        name, default, expects = quote(self.name), self.default, expectation(kind, ())
 
         def check(value: object) -> list[str]:
             if value is default and default is not MISSING:
@@ -512,8 +185,8 @@ class Parameter:
             with contextlib.suppress(Exception):  # a foreign metaclass or a static protocol cannot tell: accept
                 reason = kind.refusal(value) if kind else None
             if reason is not None:
-                return [f"{name} must be {expects}, not {_shown(value)}{reason and ': '}{reason}"]
-            return [f"{name} must {instead}" for instead in _violations(self.constraints, value)]
+                return [f"{name} must be {expects}, not {shown(value)}{reason and ': '}{reason}"]
+            return [f"{name} must {instead}" for instead in violations(self.constraints, value)]
 
         return check
 
@@ -523,14 +196,14 @@ class Parameter:
         plain, metadata = MISSING, ()
         if read.annotation is not read.empty:
             with contextlib.suppress(Exception):  # an alias whose value cannot be evaluated
-                plain, metadata = _peel(scope.resolve(read.annotation))
+                plain, metadata = peel(scope.resolve(read.annotation))
         return cls(
             name=read.name,
             kind=_KINDS[read.kind],
             annotation=plain,
             default=MISSING if read.default is read.empty else read.default,
-            description=_description_of(metadata),
-            constraints=_bounds_of(metadata),
+            description=description_of(metadata),
+            constraints=bounds_of(metadata),
         )
 
 
@@ -614,8 +287,8 @@ class _Compiler:
         self.given = signature.given
         self.positional = tuple(each for each in self.named if each.kind in {_POSITIONAL_ONLY, _NAMED})
         self.leading = tuple(each for each in self.named if each.kind == _POSITIONAL_ONLY)
-        self.kinds = {each.name: _kind_of(each.annotation) if check else None for each in signature.parameters}
-        self.checks: dict[str, _Check] = {}
+        self.kinds = {each.name: kind_of(each.annotation) if check else None for each in signature.parameters}
+        self.checks: dict[str, Check] = {}
         for each in signature.parameters:
             one = each.check(self.kinds[each.name]) if check else None
             if each.kind == _VAR_POSITIONAL:
@@ -714,7 +387,7 @@ class _Compiler:
         kind = self.kinds[parameter.name]
         if kind is None or parameter.kind == _VAR_POSITIONAL:
             return ""
-        limits = _swift_with(kind, parameter.constraints)
+        limits = swift_with(kind, parameter.constraints)
         tests = (self.swift_class(variable, cls, *limits[cls]) for cls in limits)
         return " or ".join(list(filter(None, tests))[:4])  # after four, one call is as fast
 
@@ -724,10 +397,10 @@ class _Compiler:
         if values is not None:
             tests.append(f"{variable} in {self.constant(values)}")
         for name, bound in bounds:
-            if name in _ORDER and cls in _ORDERED and type(bound) in _ORDERED:
-                tests.append(f"{variable} {_ORDER[name]} {self.constant(bound)}")
-            elif name in _LENGTH and cls in _SIZED and type(bound) is int:
-                tests.append(f"len({variable}) {_LENGTH[name]} {self.constant(bound)}")
+            if name in ORDER and cls in _ORDERED and type(bound) in _ORDERED:
+                tests.append(f"{variable} {ORDER[name]} {self.constant(bound)}")
+            elif name in LENGTH and cls in _SIZED and type(bound) is int:
+                tests.append(f"len({variable}) {LENGTH[name]} {self.constant(bound)}")
             else:
                 return ""
         return " and ".join(tests)
@@ -740,7 +413,7 @@ class _Compiler:
             return {}
         example = f"{{{quote(self.named[0].name)}: ...}}" if self.named else "{}" if not self.rest else "{'name': ...}"
         if not isinstance(inputs, Mapping):
-            raise self.error(f"inputs must be one mapping such as {example}, not {_shown(inputs)}")
+            raise self.error(f"inputs must be one mapping such as {example}, not {shown(inputs)}")
         try:
             return dict(inputs)
         except Exception as error:
@@ -789,13 +462,13 @@ class _Compiler:
             for problem in self.other_problem(name, inputs[name]):
                 yield problem
                 told += 1
-            if told >= 5 * _SHOWN and others[number + 1 :]:  # a message, not the whole mapping back
+            if told >= 5 * SHOWN and others[number + 1 :]:  # a message, not the whole mapping back
                 yield f"{len(others) - number - 1} more names were not looked at"
                 return
 
     def other_problem(self, name: object, value: object) -> Iterator[str]:
         if not isinstance(name, str):
-            yield f"{_shown(name)} is not a name: the keys of inputs are text"
+            yield f"{shown(name)} is not a name: the keys of inputs are text"
         elif name in self.given:
             yield f"{quote(name)} has its value already and cannot be an input"
         elif self.rest is None:
@@ -815,8 +488,8 @@ def _no_problem(_value: object) -> tuple[str, ...]:
     return ()
 
 
-def _check_extra(name: str, expects: str, check: _Check | None, values: object) -> list[str]:
+def _check_extra(name: str, expects: str, check: Check | None, values: object) -> list[str]:
     """`*args`: a list or tuple, each element checked; its shape is checked always, or the call could not be made."""
     if not isinstance(values, (list, tuple)):
-        return [f"{name} must be {expects}, not {_shown(values)}"]
+        return [f"{name} must be {expects}, not {shown(values)}"]
     return [problem for value in values for problem in check(value)] if check else []

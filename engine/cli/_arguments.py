@@ -1,0 +1,420 @@
+"""The command line's grammar: the fixed commands, and the options a predictor's signature adds to them.
+
+Words are parsed twice. The first parser knows the commands and stops at the tag; the second one is made for the
+predictor that was found, and reads what follows. Nothing is abbreviated, so that an option added to a predictor never
+changes what a script meant. Nothing here runs a predictor or prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from engine._errors import quote
+from engine.cli import _values
+from engine.cli._values import Unreadable
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from engine._residents import Profile
+    from engine._signature import Parameter
+
+RESERVED: Final = ("help", "inputs", "json", "runner")  # options of `create` and `stream` themselves
+
+_VALUES: Final = """\
+how text becomes a value:
+  By the type of the input: numbers, true/false, the value or name of an enum, JSON for lists and mappings; text where
+  the type is str; JSON if it parses, else text, where there is no type. @FILE gives what the file holds: its bytes for
+  bytes, its text for str, else its JSON. @@TEXT is the text @TEXT. A later value replaces an earlier one.
+"""
+_CLASHES: Final = f"""\
+inputs called {', '.join(RESERVED[:-1])} or {RESERVED[-1]}:
+  These names are taken by options: give such an input as -i NAME=VALUE, which works for every input.
+"""
+_EXITS: Final = """\
+exit status:
+  0 done, 1 the prediction failed, 2 usage (unknown tag, bad input, bad option), 130 interrupted,
+  141 nobody reads the output any more. Results go to stdout, everything else to stderr.
+"""
+
+
+class UsageError(Exception):
+    """Raised when the command line cannot be followed; the text is for whoever wrote it."""
+
+
+class Finished(Exception):
+    """Raised when a parser has answered by itself, as `--help` and `--version` do."""
+
+    def __init__(self, status: int = 0) -> None:
+        """Keep the exit `status`."""
+        super().__init__(status)
+        self.status = status
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, which raises where argparse would print and leave the process."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (`{self.prog} --help` shows what there is)")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise Finished(status)
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Name the first word that has no meaning, and the option it may have been meant for."""
+        from difflib import get_close_matches
+
+        word = next((each for each in words if each.startswith("-")), words[0]).partition("=")[0]
+        if not word.startswith("-"):
+            self.error(f"{quote(word)} is one word too many")
+        near = get_close_matches(word, self._option_string_actions, 1)
+        self.error(f"there is no option {quote(word)}{f'; did you mean {near[0]}?' if near else ''}")
+
+
+class _Version(argparse.Action):
+    """Prints the installed version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("predictor-engine")
+        except PackageNotFoundError:  # the package was copied, not installed
+            found = "of unknown version"
+        parser._print_message(f"engine {found}\n", _stdout())  # noqa: SLF001 - as argparse's own action does
+        parser.exit()
+
+
+def _stdout() -> Any:
+    import sys
+
+    return sys.stdout
+
+
+# --- the fixed part ----------------------------------------------------------------------------------------------
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read the command and, up to its tag, its options; what follows the tag stays in `rest`.
+
+    Raises:
+        UsageError: the words have no meaning.
+        Finished: they asked for help or the version, which is printed.
+    """
+    parser, commands = _commands()
+    found, unknown = parser.parse_known_args(words)
+    if unknown:
+        commands.get(found.command, parser).refuse(unknown)
+    return found
+
+
+def _commands() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
+        prog="engine",
+        description="Runs predictors that are installed, and shows what they produce.",
+        epilog=f"{_CLASHES}\n{_EXITS}",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    added = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    commands: dict[str, _Parser] = {}
+    for name, text in (("list", "list the predictors there are"), ("show", "show a predictor's inputs and options")):
+        commands[name] = added.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        commands[name].add_argument("--json", action="store_true", help="print JSON, one document a line")
+    commands["show"].add_argument("tag", metavar="TAG", help="@owner/name")
+    for name, text in (
+        ("create", "run a predictor and print its result"),
+        ("stream", "run a predictor and print every partial as it is produced"),
+    ):
+        commands[name] = added.add_parser(
+            name,
+            usage=f"engine {name} [options] TAG [--INPUT VALUE ...]",
+            help=text,
+            description=f"{text.capitalize()}. `engine {name} TAG --help` shows the predictor's own options.",
+            epilog=f"{_VALUES}\n{_CLASHES}\n{_EXITS}",
+        )
+        _add_run_options(commands[name])
+        commands[name].add_argument("tag", metavar="TAG", help="@owner/name")
+        commands[name].add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser, commands
+
+
+def _add_run_options(parser: argparse._ActionsContainer) -> None:
+    """The options `create` and `stream` take before and behind the tag; a default would undo what stood before it."""
+    absent = argparse.SUPPRESS
+    parser.add_argument(
+        "-i",
+        action=_Given,
+        dest="given",
+        default=absent,
+        metavar="NAME=VALUE",
+        help="give an input, whatever it is called; NAME=@FILE gives what a file holds",
+    )
+    parser.add_argument(
+        "--inputs",
+        default=absent,
+        metavar="JSON",
+        help="give inputs as one JSON object, as @FILE, or as - for stdin; single inputs go before it",
+    )
+    parser.add_argument(
+        "--runner", default=absent, metavar="NAME", help="where it runs: inline, thread, or a runner of a plugin"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=absent,
+        help="print a JSON document a line, the last of which has the event done or error",
+    )
+
+
+class _Given(argparse.Action):
+    """Collects inputs in the order they are written, as `(name, text)`; made new each time, never shared."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.given = [*getattr(namespace, "given", ()), self.pair(parser, values, option_string)]
+
+    def pair(self, parser: argparse.ArgumentParser, text: Any, _option: str | None) -> tuple[str, str]:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            parser.error(f"-i takes NAME=VALUE, not {quote(text)}")
+        return name, value
+
+
+class _GivenByName(_Given):
+    """The same for an option made of a parameter."""
+
+    def pair(self, _parser: argparse.ArgumentParser, text: Any, _option: str | None) -> tuple[str, str]:
+        return self.dest, text
+
+
+class _GivenAsFlag(_Given):
+    """The same for a `bool`: `--name`, `--no-name` or `--name VALUE`."""
+
+    def pair(self, parser: argparse.ArgumentParser, text: Any, option: str | None) -> tuple[str, str]:
+        if option == _negative(self.dest):
+            if text is not None:
+                parser.error(f"{option} takes no value, and {quote(text)} follows it")
+            return self.dest, "false"
+        return self.dest, "true" if text is None else text
+
+
+# --- the predictor's part ----------------------------------------------------------------------------------------
+
+
+def option_of(name: str) -> str:
+    """The option of a parameter: `max_tokens` gives `--max-tokens`; its own spelling is understood too."""
+    return f"--{name}" if name.startswith("_") else f"--{name.replace('_', '-').rstrip('-')}"
+
+
+def _negative(name: str) -> str:
+    return f"--no-{option_of(name)[2:]}"
+
+
+def inputs_of(asked: argparse.Namespace, profile: Profile) -> tuple[dict[str, Any], argparse.Namespace]:
+    """Read what follows the tag, and turn it into inputs.
+
+    Args:
+        asked: what the first parser found.
+        profile: the predictor's.
+
+    Returns:
+        The inputs, and the options of the command, wherever they stood.
+
+    Raises:
+        UsageError: the words have no meaning, or a value does not convert; every such value is named.
+        Finished: they asked for help, which is printed.
+    """
+    parser, valued = _parser_of(asked.command, profile)
+    found, unknown = parser.parse_known_args(_joined(asked.rest, parser, valued), asked)
+    if unknown:
+        parser.refuse(unknown)
+    parameters = {each.name: each for each in profile.signature.parameters if each.kind != "var-keyword"}
+    inputs = _mapping(getattr(found, "inputs", None))
+    values = {name: _fitted(parameters.get(name), value) for name, value in inputs.items()}
+    values |= _converted(getattr(found, "given", ()), profile.signature.parameters)
+    return values, found
+
+
+def _parser_of(command: str, profile: Profile) -> tuple[_Parser, set[str]]:
+    """The parser of what follows the tag, and those of its options that a value has to follow."""
+    parser = _Parser(
+        prog=f"engine {command} {profile.tag}",
+        usage=f"engine {command} {profile.tag} [options]",
+        description=_safe(profile.description),
+        epilog=_epilog(profile),
+        add_help=False,
+    )
+    group = parser.add_argument_group("inputs")
+    options = parser.add_argument_group("options")
+    options.add_argument("-h", "--help", action="help", help="show this and exit")
+    _add_run_options(options)
+    valued = {"--inputs", "--runner"}
+    strings = _strings(profile.signature.parameters)
+    for parameter in profile.signature.parameters:
+        if strings.get(parameter.name):
+            valued |= _add_input(group, parameter, strings[parameter.name])
+    return parser, valued
+
+
+def _strings(parameters: Iterable[Parameter]) -> dict[str, list[str]]:
+    """The option strings of each parameter; one that several could have goes to whoever it spells exactly."""
+    named = [each for each in parameters if each.kind != "var-keyword"]
+    taken = {f"--{name}" for name in RESERVED}
+    strings: dict[str, list[str]] = {each.name: [] for each in named}
+
+    def claim(name: str, string: str) -> None:
+        if string not in taken:
+            taken.add(string)
+            strings[name].append(string)
+
+    for each in named:
+        claim(each.name, f"--{each.name}")
+    for each in named:
+        claim(each.name, option_of(each.name))
+    for each in named:
+        if _values.is_flag(each) and strings[each.name]:
+            claim(each.name, _negative(each.name))
+    return strings
+
+
+def _add_input(group: argparse._ActionsContainer, parameter: Parameter, strings: list[str]) -> set[str]:
+    shown = sorted(strings, key=lambda each: ("_" in each.strip("_"), each.startswith("--no-")))
+    about = _about(parameter)
+    if _values.is_flag(parameter):
+        group.add_argument(
+            *shown, action=_GivenAsFlag, dest=parameter.name, nargs="?", default=argparse.SUPPRESS, metavar="BOOL", help=about
+        )
+        return set()
+    group.add_argument(
+        *shown, action=_GivenByName, dest=parameter.name, default=argparse.SUPPRESS, metavar="VALUE", help=about
+    )
+    return set(strings)
+
+
+def default_text(parameter: Parameter) -> str:
+    """A parameter's default, for people."""
+    value = parameter.default
+    try:
+        return _safe(json.dumps(value, ensure_ascii=False)) if len(quote(value)) < 100 else quote(value)  # noqa: PLR2004 - of a line
+    except (TypeError, ValueError):
+        return quote(value)
+
+
+def _about(parameter: Parameter) -> str:
+    facts = parameter.expects
+    if parameter.required:
+        facts += ", required"
+    elif parameter.kind != "var-positional":
+        facts += f", default {default_text(parameter)}"
+    text = f"{parameter.description}  [{facts}]" if parameter.description else f"[{facts}]"
+    return _safe(text).replace("%", "%%")
+
+
+def _epilog(profile: Profile) -> str:
+    parameters = profile.signature.parameters
+    rest = [each.name for each in parameters if each.kind == "var-keyword"]
+    hidden = [each for each in parameters if each.name in RESERVED and each.kind != "var-keyword"]
+    texts = [f"-i {each.name}=VALUE\n  an input whose name is that of an option  {_about(each)}" for each in hidden]
+    if rest or not profile.signature.readable:
+        texts.append("-i NAME=VALUE\n  any other input")
+    return _safe("\n".join([*texts, "", _VALUES]))
+
+
+def _safe(text: str) -> str:
+    """`text` on its lines, with nothing a terminal would obey, and nothing argparse would fill in."""
+    from engine.cli._show import printable
+
+    return printable(text).replace("%(prog)", "%%(prog)")
+
+
+def _joined(words: Sequence[str], parser: _Parser, valued: set[str]) -> list[str]:
+    """Tie `--name -3` and `--name -x` together: argparse would take such a value for an option.
+
+    What begins with `--`, or is an option of one letter, is left alone: a value was forgotten there more likely.
+    """
+    joined: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        following = next(remaining, None) if word in valued else None
+        if following is None:
+            joined.append(word)
+        elif len(following) > 1 and following[0] == "-" and following[1] not in "-ih":
+            joined.append(f"{word}={following}")
+        else:
+            joined += [word, *_joined([following], parser, set())]
+    return joined
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def _mapping(text: str | None) -> dict[str, Any]:
+    """What `--inputs` gives."""
+    if text is None:
+        return {}
+    try:
+        found = _values.json_of(_read_stdin() if text == "-" else _text_of(text))
+    except Unreadable as error:
+        raise UsageError(f"--inputs: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f'--inputs must be one JSON object such as {{"name": "value"}}, not {quote(found)}')
+    return found
+
+
+def _text_of(text: str) -> str:
+    return _values.text_in(text[1:]) if text.startswith("@") else text
+
+
+def _read_stdin() -> str:
+    import sys
+
+    stdin: io.TextIOBase | Any = sys.stdin
+    if stdin is None:
+        raise Unreadable("there is no stdin to read")
+    try:
+        return str(stdin.read())
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"stdin is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise Unreadable(f"stdin cannot be read ({error.strerror})") from None
+
+
+def _fitted(parameter: Parameter | None, value: Any) -> Any:
+    return value if parameter is None else _values.value_of_json(parameter, value)
+
+
+def _converted(given: Iterable[tuple[str, str]], parameters: Iterable[Parameter]) -> Mapping[str, Any]:
+    named = {each.name: each for each in parameters}
+    rest = next((each for each in parameters if each.kind == "var-keyword"), None)
+    values: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+    for name, text in dict(given).items():
+        try:
+            values[name] = _value(name, text, named.get(name, rest) if named.get(name) is not rest else rest)
+        except Unreadable as error:
+            problems[name] = str(error)
+    if problems:
+        raise UsageError("; ".join(problems.values()))
+    return values
+
+
+def _value(name: str, text: str, parameter: Parameter | None) -> Any:
+    """An input nobody declared is read too: the engine refuses it, with the names it may have been meant for."""
+    from attrs import evolve
+
+    from engine._signature import Parameter as Declared
+
+    wanted = Declared(name, "keyword-only") if parameter is None else evolve(parameter, name=name)
+    return _values.value_of(wanted, text)

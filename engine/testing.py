@@ -1,0 +1,787 @@
+"""For authors of plugins: predictors of every kind, what is expected of each, and the suite every runner passes.
+
+A `Script` says what a body does step by step, `KINDS` holds a predictor of every kind that performs any script, and
+`expected` tells what a consumer must see of it, wherever it runs. `RunnerConformance` holds one runner against that.
+pytest is not imported here: the suite has the shape that pytest collects, and its failures are plain AssertionErrors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from contextvars import ContextVar
+from functools import cache, partial, wraps
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
+
+import attrs
+
+from engine._channel import is_fixed
+from engine._engine import Engine
+from engine._errors import EngineClosedError, NoPartialsError, PredictionCancelledError
+from engine._predictor import Predictor
+from engine._reducers import reducer_of
+
+MARK: Final[ContextVar[str]] = ContextVar("engine.testing.mark", default="unset")
+"""What scripts set, and what bodies note at every step, to see whose context they run in."""
+
+
+# What a body is told to do.
+
+
+@attrs.frozen
+class Give:
+    """Yield `value`, in a kind that yields; one that returns does nothing here."""
+
+    value: Any
+
+
+@attrs.frozen
+class Pause:
+    """Let others run, in an async kind; with `is_suspended` by waiting for a callback of the loop."""
+
+    is_suspended: bool = False
+
+
+@attrs.frozen
+class SetMark:
+    """Set the context variable `MARK`."""
+
+    text: str
+
+
+@attrs.frozen
+class Fail:
+    """Raise a new `error(text)`."""
+
+    error: type[BaseException]
+    text: str = ""
+
+
+@attrs.frozen
+class Return:
+    """Return `value`; an async generator, which cannot, just ends."""
+
+    value: Any = None
+
+
+Step = Give | Pause | SetMark | Fail | Return
+
+
+@attrs.frozen
+class Script:
+    """What a body does: its steps in turn, then its `finally`.
+
+    Attributes:
+        steps: without a `Return` among them the body returns `None` after the last.
+        lingers: whether the `finally` of an async kind waits for a moment.
+        spoils: what the `finally` raises, if anything.
+    """
+
+    steps: tuple[Step, ...] = attrs.field(default=(), converter=tuple)
+    lingers: bool = False
+    spoils: Fail | None = None
+
+
+@attrs.define(eq=False)
+class Journal:
+    """What a body did, as lines of text: kept in memory, or in the file `path` for a body in another process."""
+
+    path: Path | None = None
+    _lines: list[str] = attrs.field(factory=list)
+
+    def note(self, line: str) -> None:
+        """Add one line."""
+        if self.path is None:
+            self._lines.append(line)
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines so far."""
+        if self.path is None:
+            return tuple(self._lines)
+        return tuple(self.path.read_text(encoding="utf-8").splitlines()) if self.path.exists() else ()
+
+    def wait_for_end(self, seconds: float = 5.0) -> tuple[str, ...]:
+        """Wait at most `seconds` until the body's `finally` has run; give the lines, at the latest then."""
+        deadline = time.monotonic() + seconds
+        while not any(line.startswith("finally") for line in self.lines) and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        return self.lines
+
+
+# Predictors of every kind, each of them performing any script.
+
+
+def _act(step: Step) -> None:
+    if isinstance(step, SetMark):
+        MARK.set(step.text)
+    elif isinstance(step, Fail):
+        raise step.error(step.text)
+
+
+async def _aact(step: Step) -> None:
+    if not isinstance(step, Pause):
+        _act(step)
+    elif step.is_suspended:
+        called = asyncio.Event()
+        asyncio.get_running_loop().call_soon(called.set)
+        await called.wait()
+    else:
+        await asyncio.sleep(0)
+
+
+def _clean_up(script: Script, journal: Journal) -> None:
+    journal.note(f"finally {MARK.get()}")
+    if script.spoils is not None:
+        _act(script.spoils)
+
+
+async def _aclean_up(script: Script, journal: Journal) -> None:
+    if script.lingers:
+        await _aact(Pause(is_suspended=True))
+    _clean_up(script, journal)
+
+
+def _numbered(script: Script, journal: Journal) -> Iterator[Step]:
+    for number, step in enumerate(script.steps):
+        journal.note(f"{number} {MARK.get()}")
+        yield step
+
+
+def returns(script: Script, journal: Journal) -> Any:
+    """Perform a script and return."""
+    try:
+        for step in _numbered(script, journal):
+            if isinstance(step, Return):
+                return step.value
+            _act(step)
+        return None
+    finally:
+        _clean_up(script, journal)
+
+
+def yields(script: Script, journal: Journal) -> Generator[Any, None, Any]:
+    """Perform a script as a generator."""
+    try:
+        for step in _numbered(script, journal):
+            if isinstance(step, Give):
+                yield step.value
+            elif isinstance(step, Return):
+                return step.value
+            else:
+                _act(step)
+        return None
+    finally:
+        _clean_up(script, journal)
+
+
+async def returns_later(script: Script, journal: Journal) -> Any:
+    """Perform a script as a coroutine function."""
+    try:
+        for step in _numbered(script, journal):
+            if isinstance(step, Return):
+                return step.value
+            await _aact(step)
+        return None
+    finally:
+        await _aclean_up(script, journal)
+
+
+async def yields_later(script: Script, journal: Journal) -> AsyncGenerator[Any]:
+    """Perform a script as an async generator."""
+    try:
+        for step in _numbered(script, journal):
+            if isinstance(step, Give):
+                yield step.value
+            elif isinstance(step, Return):
+                return
+            else:
+                await _aact(step)
+    finally:
+        await _aclean_up(script, journal)
+
+
+class _SetUp:
+    is_ready = False
+
+    def setup(self) -> None:
+        self.is_ready = True
+
+    def ask_ready(self) -> None:
+        if not self.is_ready:
+            raise AssertionError("predict() was called before setup()")
+
+
+class _SetUpLater(_SetUp):
+    async def setup(self) -> None:  # type: ignore[override]  # another kind of class, not a substitute
+        await asyncio.sleep(0)
+        self.is_ready = True
+
+
+class _Returner(_SetUp):
+    def predict(self, script: Script, journal: Journal) -> Any:
+        self.ask_ready()
+        return returns(script, journal)
+
+
+class _Yielder(_SetUp):
+    def predict(self, script: Script, journal: Journal) -> Generator[Any, None, Any]:
+        self.ask_ready()
+        return (yield from yields(script, journal))
+
+
+class _LateYielder(_SetUpLater):
+    def predict(self, script: Script, journal: Journal) -> Generator[Any, None, Any]:
+        self.ask_ready()
+        return (yield from yields(script, journal))
+
+
+class _AsyncReturner(_SetUpLater):
+    async def predict(self, script: Script, journal: Journal) -> Any:
+        self.ask_ready()
+        return await returns_later(script, journal)
+
+
+class _AsyncYielder(_SetUpLater):
+    async def predict(self, script: Script, journal: Journal) -> AsyncGenerator[Any]:
+        self.ask_ready()
+        async with aclosing(yields_later(script, journal)) as partials:
+            async for each in partials:
+                yield each
+
+
+class _Callable:
+    def __call__(self, script: Script, journal: Journal) -> Generator[Any, None, Any]:
+        return (yield from yields(script, journal))
+
+    def method(self, script: Script, journal: Journal) -> Generator[Any, None, Any]:
+        return (yield from yields(script, journal))
+
+    @staticmethod
+    def static(script: Script, journal: Journal) -> Generator[Any, None, Any]:
+        return (yield from yields(script, journal))
+
+
+class _AsyncCallable:
+    async def __call__(self, script: Script, journal: Journal) -> Any:
+        return await returns_later(script, journal)
+
+
+class _Steps:
+    """An iterator that is no generator."""
+
+    def __init__(self, generator: Generator[Any, None, Any]) -> None:
+        self._generator = generator
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._generator)
+
+    def close(self) -> None:
+        self._generator.close()
+
+
+class _AsyncSteps:
+    """An async iterator that is no async generator."""
+
+    def __init__(self, generator: AsyncGenerator[Any]) -> None:
+        self._generator = generator
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    def __anext__(self) -> Any:
+        return self._generator.__anext__()
+
+    async def aclose(self) -> None:
+        await self._generator.aclose()
+
+
+class _Awaitable:
+    def __init__(self, script: Script, journal: Journal) -> None:
+        self._made = script, journal
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return returns_later(*self._made).__await__()
+
+
+def _configured(_size: int, script: Script, journal: Journal) -> Generator[Any, None, Any]:
+    return (yield from yields(script, journal))
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def around(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return around
+
+
+def _gives_generator(script: Script, journal: Journal) -> Any:
+    return yields(script, journal)
+
+
+def _gives_coroutine(script: Script, journal: Journal) -> Any:
+    return returns_later(script, journal)
+
+
+def _gives_awaitable(script: Script, journal: Journal) -> Any:
+    return _Awaitable(script, journal)
+
+
+def _gives_async_generator(script: Script, journal: Journal) -> Any:
+    return yields_later(script, journal)
+
+
+async def _gives_generator_later(script: Script, journal: Journal) -> Any:
+    return yields(script, journal)
+
+
+async def _gives_async_generator_later(script: Script, journal: Journal) -> Any:
+    return yields_later(script, journal)
+
+
+def _gives_iterator(script: Script, journal: Journal) -> Iterator[Any]:
+    return _Steps(yields(script, journal))
+
+
+def _gives_async_iterator(script: Script, journal: Journal) -> AsyncIterator[Any]:
+    return _AsyncSteps(yields_later(script, journal))
+
+
+def _gives_undeclared_iterator(script: Script, journal: Journal) -> Any:
+    return _Steps(yields(script, journal))
+
+
+def _ready(instance: _Yielder) -> _Yielder:
+    instance.setup()  # whoever makes an object sets it up
+    return instance
+
+
+@attrs.frozen
+class Kind:
+    """One way to write a predictor.
+
+    Attributes:
+        name: such as `async-yield`.
+        target: the predictor itself; its inputs are a `script` and a `journal`.
+        is_yielding: whether it gives partials one by one; otherwise its return value is the one partial.
+        is_async: whether it starts as an async function, which sync code never runs inline.
+        is_driven_async: whether what it produces is async.
+        is_followed: the option `yields`, where the kind needs it.
+    """
+
+    name: str
+    target: Any
+    is_yielding: bool
+    is_async: bool = False
+    is_driven_async: bool = False
+    is_followed: bool | None = None
+
+    @property
+    def keeps_return(self) -> bool:
+        """Whether its return value can be seen: an async generator has none."""
+        return not (self.is_yielding and self.is_driven_async)
+
+    def predictor(self, reduce: Any = None) -> Predictor:
+        """A record of this kind with the reducer `reduce`; the same one each time, so that a class is set up once."""
+        return _record(self, reduce)
+
+
+@cache
+def _record(kind: Kind, reduce: Any) -> Predictor:
+    return Predictor(f"@testing/{kind.name}", kind.target, reduce=reduce, yields=kind.is_followed)
+
+
+def _kinds() -> Iterator[Kind]:
+    yield Kind("def-return", returns, is_yielding=False)
+    yield Kind("def-yield", yields, is_yielding=True)
+    yield Kind("async-return", returns_later, is_yielding=False, is_async=True, is_driven_async=True)
+    yield Kind("async-yield", yields_later, is_yielding=True, is_async=True, is_driven_async=True)
+    yield Kind("class-return", _Returner, is_yielding=False)
+    yield Kind("class-yield", _Yielder, is_yielding=True)
+    yield Kind("class-async-setup", _LateYielder, is_yielding=True)
+    yield Kind("class-async-return", _AsyncReturner, is_yielding=False, is_async=True, is_driven_async=True)
+    yield Kind("class-async-yield", _AsyncYielder, is_yielding=True, is_async=True, is_driven_async=True)
+    yield Kind("object", _ready(_Yielder()), is_yielding=True)
+    yield Kind("partial", partial(_configured, 3), is_yielding=True)
+    yield Kind("wrapped-yield", _wrapped(yields), is_yielding=True)
+    yield Kind("wrapped-async-yield", _wrapped(yields_later), is_yielding=True, is_async=True, is_driven_async=True)
+    yield Kind("method", _Callable().method, is_yielding=True)
+    yield Kind("static-method", _Callable.static, is_yielding=True)
+    yield Kind("callable-object", _Callable(), is_yielding=True)
+    yield Kind("async-callable-object", _AsyncCallable(), is_yielding=False, is_async=True, is_driven_async=True)
+    yield Kind("def-gives-generator", _gives_generator, is_yielding=True)
+    yield Kind("def-gives-coroutine", _gives_coroutine, is_yielding=False, is_driven_async=True)
+    yield Kind("def-gives-awaitable", _gives_awaitable, is_yielding=False, is_driven_async=True)
+    yield Kind("def-gives-async-generator", _gives_async_generator, is_yielding=True, is_driven_async=True)
+    yield Kind("async-gives-generator", _gives_generator_later, is_yielding=True, is_async=True)
+    yield Kind(
+        "async-gives-async-generator",
+        _gives_async_generator_later,
+        is_yielding=True,
+        is_async=True,
+        is_driven_async=True,
+    )
+    yield Kind("annotated-iterator", _gives_iterator, is_yielding=True)
+    yield Kind("annotated-async-iterator", _gives_async_iterator, is_yielding=True, is_driven_async=True)
+    yield Kind("declared-iterator", _gives_undeclared_iterator, is_yielding=True, is_followed=True)
+
+
+KINDS: Final[Mapping[str, Kind]] = MappingProxyType({kind.name: kind for kind in _kinds()})
+"""Every kind of predictor by name."""
+
+
+# What a consumer must see.
+
+
+@attrs.frozen
+class Transcript:
+    """What there is to see of one execution of a script that nobody stops.
+
+    Attributes:
+        partials: in order.
+        failure: the error as `described` tells it, or `None`.
+        returned: the outcome's return value.
+        lines: what the journal holds at the end.
+        cuts: what it holds where the body is stopped at its first, second … partial.
+    """
+
+    partials: tuple[Any, ...]
+    failure: tuple[str, str, str] | None
+    returned: Any
+    lines: tuple[str, ...]
+    cuts: tuple[tuple[str, ...], ...]
+
+    def lines_if_stopped(self, delivered: int, *, is_in_lock_step: bool) -> set[tuple[str, ...]]:
+        """What the journal may hold where the consumer stopped after `delivered` partials.
+
+        In lock-step that is one thing. A producer elsewhere may have run on, but not past a partial that could change.
+        """
+        if not delivered:
+            return {()}
+        allowed: set[tuple[str, ...]] = set()
+        for cut, value in zip(self.cuts[delivered - 1 :], self.partials[delivered - 1 :], strict=True):
+            allowed.add(cut)
+            if is_in_lock_step or not is_fixed(value):
+                return allowed
+        return allowed | {self.lines}
+
+
+def expected(script: Script, kind: Kind, mark: str = "unset") -> Transcript:
+    """Tell what a consumer must see of `script` performed by `kind`, called where `MARK` is `mark`."""
+    partials: list[Any] = []
+    lines: list[str] = []
+    cuts: list[tuple[str, ...]] = []
+    fail: Fail | None = None
+    returned: Any = None
+    for number, step in enumerate(script.steps):
+        lines.append(f"{number} {mark}")
+        if isinstance(step, Give) and kind.is_yielding:
+            partials.append(step.value)
+            cuts.append((*lines, f"finally {mark}"))
+        elif isinstance(step, SetMark):
+            mark = step.text
+        elif isinstance(step, Fail):
+            fail = step
+            break
+        elif isinstance(step, Return):
+            returned = step.value
+            break
+    lines.append(f"finally {mark}")
+    fail = script.spoils or fail
+    if fail is None and not kind.is_yielding:
+        partials, cuts = [returned], [tuple(lines)]
+    is_kept = fail is None and kind.keeps_return
+    failure = None if fail is None else arrival(fail)
+    return Transcript(tuple(partials), failure, returned if is_kept else None, tuple(lines), tuple(cuts))
+
+
+def arrival(fail: Fail) -> tuple[str, str, str]:
+    """How what a body raises must arrive at its consumer, as `described` tells it."""
+    name = fail.error.__name__
+    if issubclass(fail.error, StopIteration | StopAsyncIteration):
+        return "RuntimeError", "", name
+    if not issubclass(fail.error, Exception):
+        return "PredictorError", "", name
+    return name, str(fail.error(fail.text)), ""
+
+
+def described(error: BaseException) -> tuple[str, str, str]:
+    """An error's type, text and the type of its cause; the text is empty where a cause speaks for itself."""
+    cause = error.__cause__
+    return type(error).__name__, "" if cause is not None else str(error), "" if cause is None else type(cause).__name__
+
+
+# What a runner must do.
+
+
+def _same(found: object, wanted: object, what: str) -> None:
+    if found != wanted:
+        raise AssertionError(f"{what}: expected {wanted!r}, found {found!r}")
+
+
+def _raised(function: Callable[[], object]) -> BaseException:
+    try:
+        value = function()
+    except BaseException as error:
+        return error
+    raise AssertionError(f"nothing was raised; it gave {value!r}")
+
+
+def _drained(partials: Iterable[Any]) -> tuple[list[Any], tuple[str, str, str] | None]:
+    seen: list[Any] = []
+    try:
+        seen.extend(iter(partials))
+    except BaseException as error:
+        return seen, described(error)
+    return seen, None
+
+
+async def _adrained(partials: AsyncIterator[Any]) -> tuple[list[Any], tuple[str, str, str] | None]:
+    seen: list[Any] = []
+    try:
+        async for each in partials:
+            seen.append(each)  # noqa: PERF401 - what came before a failure counts
+    except Exception as error:
+        return seen, described(error)
+    return seen, None
+
+
+class RunnerConformance:
+    """What every runner must do; subclass it in your tests under a name that pytest collects.
+
+        class TestElsewhere(RunnerConformance):
+            runner = "elsewhere"
+
+            def engine(self):
+                return Engine(discover=False, plugins=[my_plugin])
+
+    Attributes:
+        runner: what is given as `runner=`; `None` is the engine's own choice.
+        kinds: the kinds of predictors the runner takes; leave one out where it refuses it with advice.
+        folder: where bodies in other processes keep their journals; `None` where they share this process's memory.
+    """
+
+    runner: ClassVar[str | None] = None
+    kinds: ClassVar[Mapping[str, Kind]] = KINDS
+    folder: Path | None = None
+
+    def engine(self) -> Engine:
+        """A new engine that knows the runner; each test makes and closes its own."""
+        return Engine(discover=False)
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Run each test that takes a kind once for every kind."""
+        if "kind" in metafunc.fixturenames:
+            metafunc.parametrize("kind", list(self.kinds.values()), ids=list(self.kinds))
+        if "yielding" in metafunc.fixturenames:
+            chosen = [kind for kind in self.kinds.values() if kind.is_yielding]
+            metafunc.parametrize("yielding", chosen, ids=[kind.name for kind in chosen])
+
+    def journal(self) -> Journal:
+        """An empty journal that the runner's bodies can write."""
+        if self.folder is None:
+            return Journal()
+        return Journal(self.folder / f"{time.monotonic_ns()}.journal")
+
+    script: ClassVar[Script] = Script(
+        (SetMark("own"), Give("hel"), Pause(), Give("lo"), Pause(is_suspended=True), Give(" you"), Return("returned"))
+    )
+    failing: ClassVar[Script] = Script((Give("first"), Give("second"), Fail(KeyError, "broken")))
+
+    def test_every_consumer_sees_the_same_partials(self, kind: Kind) -> None:
+        """Values and predictions, from sync code and from asyncio, are what the script says."""
+        wanted = expected(self.script, kind)
+        with self.engine() as muna:
+            for read in (self._values, self._predictions, self._avalues, self._apredictions):
+                journal = self.journal()
+                seen, failure = read(muna, kind, {"script": self.script, "journal": journal})
+                _same((tuple(seen), failure), (wanted.partials, None), read.__name__)
+                _same(journal.wait_for_end(), wanted.lines, f"the journal after {read.__name__}")
+        _same(MARK.get(), "unset", "the caller's context")
+
+    def _values(self, muna: Engine, kind: Kind, inputs: dict[str, Any]) -> Any:
+        return _drained(muna.predictions.stream(kind.predictor(), inputs, runner=self.runner).values())
+
+    def _predictions(self, muna: Engine, kind: Kind, inputs: dict[str, Any]) -> Any:
+        seen, failure = _drained(muna.predictions.stream(kind.predictor(), inputs, runner=self.runner))
+        _same([each.index for each in seen], list(range(len(seen))), "the indices")
+        return [each.value for each in seen], failure
+
+    def _avalues(self, muna: Engine, kind: Kind, inputs: dict[str, Any]) -> Any:
+        async def read() -> Any:
+            return await _adrained(muna.predictions.astream(kind.predictor(), inputs, runner=self.runner).values())
+
+        return asyncio.run(read())
+
+    def _apredictions(self, muna: Engine, kind: Kind, inputs: dict[str, Any]) -> Any:
+        async def read() -> Any:
+            return await _adrained(muna.predictions.astream(kind.predictor(), inputs, runner=self.runner))
+
+        seen, failure = asyncio.run(read())
+        _same([each.index for each in seen], list(range(len(seen))), "the indices")
+        return [each.value for each in seen], failure
+
+    def test_create_gives_what_the_reducer_makes_of_the_partials(self, kind: Kind) -> None:
+        """The law: for every reducer but `returned`, `create` is the reduction of what `stream` gives."""
+        with self.engine() as muna:
+            for name in ("last", "concat", "collect"):
+                inputs = {"script": self.script, "journal": self.journal()}
+                partials = list(muna.predictions.stream(kind.predictor(), inputs, runner=self.runner).values())
+                reducer = reducer_of(name)
+                state = reducer.start()
+                for each in partials:
+                    state = reducer.step(state, each)
+                made = muna.predictions.create(kind.predictor(), inputs, runner=self.runner, reduce=name)
+                _same(made.value, reducer.finish(state), name)
+            made = muna.predictions.create(kind.predictor(), inputs, runner=self.runner, reduce="returned")
+            _same(made.value, expected(self.script, kind).returned, "returned")
+
+    def test_no_partials_are_no_result(self, yielding: Kind) -> None:
+        """An empty stream is empty, and `create` says so unless the reducer accepts it."""
+        with self.engine() as muna:
+            inputs = {"script": Script(), "journal": self.journal()}
+            run = partial(muna.predictions.create, yielding.predictor(), inputs, runner=self.runner)
+            _same(self._values(muna, yielding, inputs), ([], None), "the stream")
+            _same(type(_raised(run)), NoPartialsError, "create")
+            _same(run(reduce="collect").value, [], "collect")
+
+    def test_no_value_is_mistaken_for_an_end(self, yielding: Kind) -> None:
+        """None, falsy values, NotImplemented and exceptions are partials like any other."""
+        values = (None, 0, "", (), NotImplemented, False, StopIteration("a value"), None)
+        script = Script(tuple(map(Give, values)))
+        with self.engine() as muna:
+            seen, failure = self._values(muna, yielding, {"script": script, "journal": self.journal()})
+        _same((list(map(repr, seen)), failure), (list(map(repr, values)), None), "the partials")
+
+    def test_a_failure_follows_its_partials_once(self, kind: Kind) -> None:
+        """What the body raised comes as its own type, after its partials, once; then the stream is over."""
+        wanted = expected(self.failing, kind)
+        with self.engine() as muna:
+            inputs = {"script": self.failing, "journal": self.journal()}
+            stream = muna.predictions.stream(kind.predictor(), inputs, runner=self.runner)
+            _same(_drained(stream.values()), (list(wanted.partials), wanted.failure), "the stream")
+            _same(_drained(stream.values()), ([], None), "the stream after its end")
+            _same((stream.outcome.state, stream.outcome.count), ("failed", len(wanted.partials)), "the outcome")
+            run = partial(muna.predictions.create, kind.predictor(), inputs, runner=self.runner)
+            _same(described(_raised(run)), wanted.failure, "create")
+            returned = run(errors="return")
+            _same(described(returned.exception or AssertionError()), wanted.failure, "errors='return'")
+
+    def test_nothing_a_body_raises_ends_more_than_its_call(self, kind: Kind) -> None:
+        """SystemExit and the like arrive as PredictorError, StopIteration as RuntimeError, in every place."""
+        with self.engine() as muna:
+            for error in (SystemExit, GeneratorExit, asyncio.CancelledError, StopIteration, StopAsyncIteration):
+                inputs = {"script": Script((Fail(error, "out"),)), "journal": self.journal()}
+                for read in (self._values, self._avalues):
+                    _same(read(muna, kind, inputs), ([], arrival(Fail(error))), f"{error.__name__} by {read.__name__}")
+
+    def test_a_stream_that_is_never_pulled_never_starts(self, kind: Kind) -> None:
+        """The body starts at the first pull, and a stream closed before that has nothing to clean up."""
+        with self.engine() as muna:
+            journal = self.journal()
+            inputs = {"script": self.script, "journal": journal}
+            stream = muna.predictions.stream(kind.predictor(), inputs, runner=self.runner)
+            _same(stream.outcome.state, "pending", "the state")
+            stream.close()
+            _same((stream.outcome.state, journal.lines), ("closed", ()), "the state and journal")
+
+    def test_close_runs_the_clean_up_once_before_it_returns(self, yielding: Kind) -> None:
+        """Where the producer had run on, it stops wherever it was; its `finally` runs once either way."""
+        wanted = expected(self.script, yielding)
+        with self.engine() as muna:
+            journal = self.journal()
+            inputs = {"script": self.script, "journal": journal}
+            with muna.predictions.stream(yielding.predictor(), inputs, runner=self.runner) as stream:
+                _same(next(stream.values()), "hel", "the first partial")
+            self._check_stopped(journal.lines, wanted)
+            _same((stream.outcome.state, stream.outcome.count), ("closed", 1), "the outcome")
+            _same(_drained(stream.values()), ([], None), "the stream after its end")
+
+    def _check_stopped(self, lines: tuple[str, ...], wanted: Transcript) -> None:
+        allowed = wanted.lines_if_stopped(1, is_in_lock_step=False)
+        if lines not in allowed:
+            raise AssertionError(f"the journal holds {lines!r}, expected one of {allowed!r}")
+
+    def test_cancel_is_told_once(self, yielding: Kind) -> None:
+        """A cancelled stream raises PredictionCancelledError once, and its body is finalised."""
+        wanted = expected(self.script, yielding)
+        with self.engine() as muna:
+            journal = self.journal()
+            inputs = {"script": self.script, "journal": journal}
+            stream = muna.predictions.stream(yielding.predictor(), inputs, runner=self.runner)
+            next(stream)
+            stream.cancel()
+            stream.cancel()
+            _same(type(_raised(partial(next, stream))), PredictionCancelledError, "the next pull")
+            _same(type(_raised(partial(next, stream))), StopIteration, "the pull after it")
+            _same(stream.outcome.state, "cancelled", "the state")
+            self._check_stopped(journal.wait_for_end(), wanted)
+
+    def test_a_stream_that_is_dropped_is_finalised(self, yielding: Kind) -> None:
+        """Leaving a loop and letting go of the stream runs the `finally`, with at most one ResourceWarning."""
+        wanted = expected(self.script, yielding)
+        with self.engine() as muna, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            journal = self.journal()
+            inputs = {"script": self.script, "journal": journal}
+            for _ in muna.predictions.stream(yielding.predictor(), inputs, runner=self.runner).values():
+                break
+            gc.collect()
+            self._check_stopped(journal.wait_for_end(), wanted)
+        _same([each.category for each in caught][1:], [], "warnings beyond the first")
+
+    def test_closing_the_engine_ends_its_streams(self, yielding: Kind) -> None:
+        """An open stream gets one EngineClosedError, and its body is finalised."""
+        wanted = expected(self.script, yielding)
+        with self.engine() as muna:
+            journal = self.journal()
+            inputs = {"script": self.script, "journal": journal}
+            stream = muna.predictions.stream(yielding.predictor(), inputs, runner=self.runner)
+            next(stream)
+        _same(type(_raised(partial(next, stream))), EngineClosedError, "the next pull")
+        _same(type(_raised(partial(next, stream))), StopIteration, "the pull after it")
+        self._check_stopped(journal.wait_for_end(), wanted)
+
+    def test_a_producer_waits_past_a_partial_that_could_change(self, yielding: Kind) -> None:
+        """A partial that is a buffer stays as it is until the next one is asked for."""
+        script = Script((Give(["a buffer"]), SetMark("too far"), Give("next")))
+        with self.engine() as muna:
+            journal = self.journal()
+            inputs = {"script": script, "journal": journal}
+            with muna.predictions.stream(yielding.predictor(), inputs, runner=self.runner) as stream:
+                next(stream)
+        if self.folder is None:
+            _same(journal.lines, ("0 unset", "finally unset"), "the journal")
+
+    def test_a_producer_stops_when_its_consumer_reads_no_more(self, yielding: Kind) -> None:
+        """However much there is to give, a consumer that took three partials finds a bounded number made."""
+        with self.engine() as muna:
+            journal = self.journal()
+            inputs = {"script": Script(tuple(map(Give, range(5_000)))), "journal": journal}
+            with muna.predictions.stream(yielding.predictor(), inputs, runner=self.runner) as stream:
+                seen = [value for value, _ in zip(stream.values(), range(3), strict=False)]
+        _same(seen, [0, 1, 2], "the partials")
+        if len(journal.lines) > 1_000:
+            raise AssertionError(f"the producer took {len(journal.lines)} steps, nobody read more than 3 or 4")
+
+    def test_calls_at_the_same_time_do_not_mix(self, kind: Kind) -> None:
+        """Four threads with calls of their own each get their own partials."""
+        with self.engine() as muna, ThreadPoolExecutor(4) as threads:
+            scripts = [Script((Give((n, 0)), Pause(), Give((n, 1)), Return((n, 2)))) for n in range(8)]
+            inputs = [{"script": script, "journal": self.journal()} for script in scripts]
+            seen = list(threads.map(partial(self._values, muna, kind), inputs))
+        _same(seen, [(list(expected(script, kind).partials), None) for script in scripts], "the partials")
