@@ -65,6 +65,12 @@ __all__ = [
 ]
 
 
+for _public in __all__:  # people meet these names in tracebacks, and should find them where they import them from
+    if _public in globals() and globals()[_public].__module__.startswith("engine."):
+        globals()[_public].__module__ = "engine"
+del _public
+
+
 def __getattr__(name: str) -> Any:
     if name == "hookimpl":  # pluggy is imported by plugins, and by the first use of a registry
         from engine.hookspecs import hookimpl

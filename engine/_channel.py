@@ -80,8 +80,8 @@ class Channel:
         "_yielding",
         "closers",
         "consumers",
+        "deserted",
         "end",
-        "is_deserted",
         "items",
         "label",
         "on_stop",
@@ -98,7 +98,7 @@ class Channel:
         self.end: End | None = None
         self.stop = False
         self.on_stop: Callable[[], None] | None = None
-        self.is_deserted = False
+        self.deserted: float | None = None
         self.label = label
         self._is_adaptive = prefetch is None
         self._is_slept_by_thread = False
@@ -165,7 +165,7 @@ class Channel:
         self.end = end
         wake_all(self.consumers)
         wake_all(self.closers)
-        if self.is_deserted and end.error is not None:
+        if self.deserted is not None and end.error is not None:
             warn(f"{self.label}: error after its stream was left", end.error)
 
     def _is_taken(self) -> bool:
@@ -240,6 +240,11 @@ class Channel:
         wake_all(self.consumers)
         if self.on_stop is not None:
             self.on_stop()
+
+    def desert(self) -> None:
+        """Note that the consumer has left: what the body still raises goes to the log."""
+        if self.deserted is None:
+            self.deserted = perf_counter()
 
     def wait_end(self, seconds: float) -> bool:
         """Wait, in a thread, at most `seconds` for the body to be finalised; tell whether it is."""

@@ -13,6 +13,7 @@ import threading
 import warnings
 import weakref
 from contextvars import copy_context
+from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -22,7 +23,7 @@ from engine._predictor import is_name
 from engine._records import current_call
 from engine._registry import Registry
 from engine._residents import Residents
-from engine.runners.base import is_finalising
+from engine.runners.base import Stop, is_finalising
 from engine.runners.loop import LoopRunner
 from engine.runners.task import finalised
 from engine.runners.thread import ThreadRunner
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from engine.runners.base import Execution
 
 _LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
+_numbers: Final = count(1)  # tells the engines of a process from each other
 _engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
 
 
@@ -78,13 +80,15 @@ class Engine:
             raise ValueError(f"runner must be a runner's name such as 'thread', or None, not {quote(runner)}")
         self._is_closed = False
         self._grace = _seconds(grace)
-        self._closing = threading.Lock()
+        self._closing = threading.Lock()  # held only to see who closes
+        self._closed = Stop("closed")
         self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block)
         self._live = _Live(self)
         self._threads, self._loop = _owners()
-        self._residents = Residents(self._loop)
+        number = next(_numbers)
+        self._residents = Residents(self._loop, number)
         self._executor = Executor(
-            self._registry, self._residents, self._threads, self._loop, runner, self._grace, self._live
+            self._registry, self._residents, self._threads, self._loop, runner, self._grace, self._live, number
         )
         self._registry.on_change = self._executor.forget
         _engines.add(self)
@@ -207,13 +211,18 @@ class Engine:
 
     def _close(self, grace: float) -> None:
         with self._closing:
-            if self._is_closed:
-                return
+            is_mine = not self._is_closed
             self._is_closed = True
+        if not is_mine:
+            self._closed.wait(2 * grace + 1.0)  # somebody else closes it, and no longer than that
+            return
+        try:
             self._executor.close()
             failures = self._tear_down(0.0 if is_on_a_loop() else grace)
             self._loop.close(grace)
             self._threads.close(grace)
+        finally:
+            self._closed.settle()
         if failures:
             raise failures[0] if len(failures) == 1 else BaseExceptionGroup("predictors' teardown failed", failures)
 
@@ -221,7 +230,7 @@ class Engine:
         deadline = perf_counter() + grace
         failures: list[BaseException] = []
         for resident in self._residents:
-            instance = resident.detach()
+            instance = resident.close()
             if instance is None:
                 continue
             slots = resident.slots
@@ -275,6 +284,7 @@ class Engine:
             return
         self._is_closed = True
         self._executor.close()
+        self._closed.settle()
         self._loop.close(self._grace, wait=False)
         self._threads.close(0.0)
         warnings.warn("an engine was left unclosed; close it, or use `with Engine()`", ResourceWarning, stacklevel=2)
@@ -286,6 +296,7 @@ class Engine:
     def renew(self) -> None:
         """In a forked child: the parent's loop, threads and locks are not here; open streams raise."""
         self._closing = threading.Lock()
+        self._loop.abandon()
         self._threads, self._loop = _owners()
         self._registry.forget_locks()
         self._executor.forget_parents(self._threads, self._loop)

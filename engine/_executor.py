@@ -8,12 +8,11 @@ on a plain function in the caller's own thread, stands first in `create` and say
 from __future__ import annotations
 
 from contextvars import copy_context
-from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from engine._channel import Channel
-from engine._errors import EngineClosedError, InvalidTagError, NoPartialsError, PluginError, quote
+from engine._errors import EngineClosedError, InvalidTagError, NestingError, NoPartialsError, PluginError, quote
 from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look, trim
 from engine._predictor import Predictor, tag_of
 from engine._records import Call, Prediction, current
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     Errors = Literal["raise", "return"]
 
-_numbers: Final = count(1)
+DEEPEST: Final = 100  # calls of predictors by predictors, one in another
 _BUILT_IN: Final = ("inline", "thread")
 _KEPT_BY_OWNERS: Final = (LAST, CONCAT, COLLECT, RETURNED)  # no code of the user's: reduced where the body runs
 
@@ -58,6 +57,7 @@ class Executor:
         default: str | None,
         grace: float,
         live: dict[int, weakref.ref[Execution]],
+        number: int,
     ) -> None:
         """Join the parts an engine owns; `default` is its runner, `grace` in s, `live` what runs just now."""
         self._registry = registry
@@ -67,7 +67,7 @@ class Executor:
         self._default = default
         self._grace = grace
         self._live = live
-        self.number = next(_numbers)
+        self.number = number
         self._routes: dict[Any, Resident] = {}  # tags seen before, straight to their residents
         self._is_closed = False
 
@@ -115,7 +115,9 @@ class Executor:
             return self._create(resident, args, kwargs, place, runner, reducer, errors)
         # The fast path: a plain function in the caller's thread. One context, one clock pair, one record; no iterator
         # is made for a plain value.
-        call = Call(profile.tag, "inline", current.get(), self.number)
+        parent = current.get()
+        depth = 0 if parent is None else _depth_within(parent)
+        call = Call(profile.tag, "inline", parent, self.number, depth)
         context = copy_context()
         context.run(current.set, call)
         started = perf_counter()
@@ -374,7 +376,9 @@ class Executor:
         if self._is_closed:
             raise EngineClosedError
         profile = resident.profile
-        call = Call(profile.tag, "inline" if place is None else place.name, current.get(), self.number)
+        parent = current.get()
+        depth = 0 if parent is None else _depth_within(parent)
+        call = Call(profile.tag, "inline" if place is None else place.name, parent, self.number, depth)
         function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
         body = Body(call, function, args, kwargs, profile.follows, copy_context(), None, reduction)
         if profile.is_class:
@@ -498,6 +502,10 @@ class Executor:
 
     # Life.
 
+    def __reduce__(self) -> Any:
+        """Refuse to travel."""
+        raise TypeError("an engine's predictions cannot be pickled: make an engine where it is needed")
+
     @property
     def live(self) -> tuple[Execution, ...]:
         """The executions that run just now."""
@@ -517,6 +525,22 @@ class Executor:
             execution.forget()
         self._live.clear()
         self._threads, self._loop = threads, loop
+
+
+def _depth_within(parent: Call) -> int:
+    depth = parent.depth + 1
+    if depth > DEEPEST:
+        chain: list[str] = []
+        call: Call | None = parent
+        while call is not None and len(chain) < 3:  # noqa: PLR2004 - enough to see what repeats
+            chain.append(call.tag)
+            call = call.parent
+        raise NestingError(
+            f"predictors call each other {depth} deep ({' in '.join(chain)} in ...), which is more than {DEEPEST}: end "
+            "the recursion, or loop inside one predictor",
+            parent.tag,
+        )
+    return depth
 
 
 def _check_errors(errors: object) -> None:

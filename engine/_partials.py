@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import suppress
 from contextvars import Context  # noqa: TC003 - attrs resolves annotations
 from functools import partial
 from typing import Any, Final
@@ -278,10 +279,15 @@ def explain(error: BaseException, call: Call, delivered: int) -> BaseException:
 def trim(error: BaseException) -> None:
     """Begin the traceback where the predictor's own code begins, if it does anywhere."""
     entry = error.__traceback__
+    ours: list[types.FrameType] = []
     while entry is not None and entry.tb_frame.f_globals.get("__name__", "").startswith("engine."):
+        ours.append(entry.tb_frame)
         entry = entry.tb_next
     if entry is not None:
-        error.__traceback__ = entry
+        BaseException.with_traceback(error, entry)  # the class's own may be anything
+        for frame in ours:  # the predictor's frames still refer to them, and they to streams and inputs
+            with suppress(RuntimeError):  # those that run just now take care of themselves
+                frame.clear()
 
 
 def _note(error: BaseException, call: Call, delivered: int) -> None:

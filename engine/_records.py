@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 State = Literal["pending", "running", "done", "failed", "cancelled", "closed"]
 
+_LONGEST: Final = 65_536  # characters of a failure's text
 numbers: Final = count(1)  # one number a call; `next` on it is atomic
 _origin: list[str] = []  # this process's part of every id
 
@@ -45,6 +46,7 @@ class Call:
         runner: where the body runs: `"inline"`, `"thread"`, `"loop"` …
         parent: the call whose body made this one, if any.
         engine: a number that tells this call's engine from others of the process.
+        depth: how many calls this one is nested in.
         stopping: whether the consumer has asked this call to stop. A body without a yield for a long time may look
             at it and return early.
         blocked: the ident of the thread that waits for this call's owner, if a thread does.
@@ -54,6 +56,7 @@ class Call:
     runner: str
     parent: Call | None
     engine: int = 0
+    depth: int = 0
     _number: int = attrs.field(factory=numbers.__next__)
     _created_ns: int = attrs.field(factory=time_ns)
     stopping: bool = False
@@ -70,11 +73,6 @@ class Call:
         from datetime import UTC, datetime, timedelta
 
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._created_ns // 1000)
-
-    @property
-    def depth(self) -> int:
-        """How many calls this one is nested in."""
-        return 0 if self.parent is None else 1 + self.parent.depth
 
     def __repr__(self) -> str:
         """Tag, id and place."""
@@ -102,7 +100,7 @@ class _TravelledCall(Call):
     __slots__ = ("_id",)
 
     def __init__(self, tag: str, runner: str, identity: str, created_ns: int) -> None:
-        super().__init__(tag, runner, None, 0, 0, created_ns)
+        super().__init__(tag, runner, None, 0, 0, 0, created_ns)
         self._id = identity
 
     @property
@@ -163,7 +161,7 @@ class Prediction:
 
     @property
     def error(self) -> str | None:
-        """The failure's traceback as text, or `None`."""
+        """The failure's traceback as text, cut in the middle to 65,536 characters, or `None`."""
         if self._error is None and self.exception is not None:
             self._error = _traceback_of(self.exception)
         return self._error
@@ -209,9 +207,15 @@ def _traceback_of(error: BaseException) -> str:
     import traceback
 
     try:
-        return "".join(traceback.format_exception(error))
+        return _cut("".join(traceback.format_exception(error)))
     except Exception:
         return f"{type(error).__name__}: {say(error)}"
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]}\n... {len(text) - _LONGEST} characters ...\n{text[-_LONGEST // 2 :]}"
 
 
 def _portable(error: BaseException | None) -> BaseException | None:

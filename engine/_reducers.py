@@ -119,6 +119,9 @@ class _Returned(_Last):
 
     name = "returned"
 
+    def step(self, state: Any, _partial: Any) -> Any:
+        return state
+
 
 class _Fold:
     """The result of a function over the state and each partial in turn."""

@@ -157,6 +157,10 @@ class Registry(Mapping[str, Predictor]):
         view = self._view
         return f"<Registry of {len(view.ready)} predictors>" if view is not None else "<Registry, not read yet>"
 
+    def __reduce__(self) -> Any:
+        """Refuse to travel."""
+        raise TypeError("an engine's predictors cannot be pickled: make an engine, or a list of Predictor records")
+
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What could not be used: plugins, entry points, and tags that two sources claim."""

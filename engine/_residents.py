@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from engine._channel import park_task, park_thread, wake_all
-from engine._errors import EngineError, NestingError
+from engine._errors import EngineClosedError, EngineError, NestingError
 from engine._partials import invoke, is_async
 from engine._predictor import Predictor, check_target, mark_of, name_of
-from engine._records import current_call
+from engine._records import Call, current, current_call
 from engine._reducers import reducer_of
 from engine._signature import Signature
 from engine._slots import Patience, Slots, current_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextvars import Context
 
     from engine._channel import Wake
-    from engine._records import Call
     from engine._reducers import Reducer
     from engine.runners.loop import LoopRunner
 
@@ -149,10 +149,25 @@ class Resident:
         slots: bounds its calls; `None` where nothing is to be bounded or counted.
     """
 
-    __slots__ = ("_flight", "_instance", "_lock", "_loop", "_target", "function", "profile", "slots")
+    __slots__ = (
+        "_engine",
+        "_flight",
+        "_instance",
+        "_is_closed",
+        "_lock",
+        "_loop",
+        "_target",
+        "function",
+        "profile",
+        "slots",
+    )
 
-    def __init__(self, profile: Profile, target: Any, loop: LoopRunner, slots: Slots | None = None) -> None:
+    def __init__(
+        self, profile: Profile, target: Any, loop: LoopRunner, engine: int, slots: Slots | None = None
+    ) -> None:
         """Make `target` ready, but for a class's instance; `slots` are shared by all residents of one object."""
+        self._engine = engine
+        self._is_closed = False
         self.profile = profile
         self._target = target
         self._loop = loop
@@ -175,42 +190,52 @@ class Resident:
             NestingError: the class is being set up by this very call chain, or would block the engine's loop.
             BaseException: what the constructor or `setup` raised; the next call tries again.
         """
-        while self.function is None:
-            flight, is_mine = self._join()
+        while (function := self.function) is None:
+            context = self._aside()
+            flight, is_mine = self._join(context)
             if not is_mine:
                 flight.wait(self.profile.tag)
                 continue
             try:
-                self._land(flight, self._make())
+                instance = self._make(context)
+                if self._is_closed:
+                    self._run_member(instance, "teardown", self._aside())
+                self._land(flight, instance)
             except BaseException as error:
                 self._crash(flight, error)
                 raise
-        return self.function
+        return function
 
     async def aprepare(self) -> Any:
         """The same on the engine's loop, for a class that lives there."""
-        while self.function is None:
-            flight, is_mine = self._join()
+        while (function := self.function) is None:
+            context = self._aside()
+            flight, is_mine = self._join(context)
             if not is_mine:
                 await flight.await_()
                 continue
             try:
-                self._land(flight, await self._amake())
+                instance = await self._amake(context)
+                if self._is_closed:
+                    await _arun_member(instance, "teardown", self._aside())
+                self._land(flight, instance)
             except BaseException as error:
                 self._crash(flight, error)
                 raise
-        return self.function
+        return function
 
-    def _join(self) -> tuple[_Flight, bool]:
+    def _join(self, context: Context) -> tuple[_Flight, bool]:
         with self._lock:
             flight = self._flight
             if flight is None:
-                self._flight = flight = _Flight(current_call())
+                self._flight = flight = _Flight(context.get(current))
                 return flight, True
         flight.refuse_nesting(self.profile.tag)
         return flight, False
 
     def _land(self, flight: _Flight, instance: Any) -> None:
+        if self._is_closed:  # while it was being set up: it has been torn down again
+            raise EngineClosedError
         self._instance = instance
         self.function = instance.predict
         self._flight = None
@@ -220,17 +245,24 @@ class Resident:
         self._flight = None
         flight.land(error)
 
-    def _make(self) -> Any:
-        instance = copy_context().run(invoke, self._target, (), {})
-        self._run_member(instance, "setup")
+    def _make(self, context: Context) -> Any:
+        instance = context.run(invoke, self._target, (), {})
+        self._run_member(instance, "setup", context)
         return instance
 
-    def _run_member(self, instance: Any, name: str, seconds: float | None = None) -> None:
-        """Call `setup` or `teardown`, each in a context of its own, and on the loop what is awaitable."""
+    def _aside(self) -> Context:
+        """A context of its own for what is no prediction: constructor, `setup`, `teardown`; it knows its engine."""
+        context = copy_context()
+        parent = current.get()
+        depth = 0 if parent is None else parent.depth
+        context.run(current.set, Call(self.profile.tag, "aside", parent, self._engine, depth))
+        return context
+
+    def _run_member(self, instance: Any, name: str, context: Context, seconds: float | None = None) -> None:
+        """Call `setup` or `teardown`, and run on the loop what of it is awaitable."""
         member = getattr(instance, name, None)
         if member is None:
             return
-        context = copy_context()
         if is_async(member):
             self._loop.run(_call(member), context, f"{name}() of {self.profile.tag}", seconds)
             return
@@ -238,15 +270,20 @@ class Resident:
         if hasattr(made, "__await__"):
             self._loop.run(_wait_for(made), context, f"{name}() of {self.profile.tag}", seconds)
 
-    async def _amake(self) -> Any:
-        instance = copy_context().run(invoke, self._target, (), {})
-        await _arun_member(instance, "setup")
+    async def _amake(self, context: Context) -> Any:
+        instance = context.run(invoke, self._target, (), {})
+        await _arun_member(instance, "setup", context)
         return instance
 
     @property
     def is_set_up(self) -> bool:
         """Whether there is an instance to tear down."""
         return self._instance is not None
+
+    def close(self) -> Any:
+        """Take the instance out for good; one that is being set up just now is torn down as soon as it stands."""
+        self._is_closed = True
+        return self.detach()
 
     def detach(self) -> Any:
         """Take the instance out, so that the next call sets up a new one; `None` if there is none."""
@@ -280,11 +317,11 @@ class Resident:
         if instance is None:
             return
         if self.profile.lives_on_loop and not self._loop.is_here():
-            self._loop.run(
-                _arun_member(instance, "teardown"), copy_context(), f"teardown() of {self.profile.tag}", seconds
-            )
+            context = self._aside()
+            closing = _arun_member(instance, "teardown", context)
+            self._loop.run(closing, context.copy(), f"teardown() of {self.profile.tag}", seconds)
         else:
-            self._run_member(instance, "teardown", seconds)
+            self._run_member(instance, "teardown", self._aside(), seconds)
 
     def renew(self, loop: LoopRunner) -> None:
         """In a forked child: the parent's threads hold no slot and no lock here, and its loop does not exist."""
@@ -308,16 +345,16 @@ async def _wait_for(made: Any) -> None:
     await made
 
 
-async def _arun_member(instance: Any, name: str) -> None:
+async def _arun_member(instance: Any, name: str, context: Context) -> None:
     import asyncio
 
     member = getattr(instance, name, None)
     if member is None:
         return
     if is_async(member):
-        await asyncio.get_running_loop().create_task(_call(member), context=copy_context())
+        await asyncio.get_running_loop().create_task(_call(member), context=context)
         return
-    made = copy_context().run(invoke, member, (), {})
+    made = context.run(invoke, member, (), {})
     if hasattr(made, "__await__"):
         await made
 
@@ -370,9 +407,10 @@ class _Flight:
 class Residents:
     """All residents of one engine: by tag for registered predictors, by identity for what callers pass directly."""
 
-    def __init__(self, loop: LoopRunner) -> None:
-        """Start empty; classes with async methods will live on `loop`."""
+    def __init__(self, loop: LoopRunner, engine: int) -> None:
+        """Start empty; classes with async methods will live on `loop`; `engine` is the number calls know theirs by."""
         self._loop = loop
+        self._engine = engine
         self._lock = threading.Lock()
         self._by_tag: dict[str, Resident] = {}
         self._classes: dict[int, tuple[object, Resident]] = {}
@@ -384,7 +422,9 @@ class Residents:
         resident = self._by_tag.get(predictor.tag)
         if resident is None:
             target = predictor.load()
-            made = Resident(profile_of(predictor.tag, target, predictor.options(target)), target, self._loop)
+            made = Resident(
+                profile_of(predictor.tag, target, predictor.options(target)), target, self._loop, self._engine
+            )
             resident = self._by_tag.setdefault(predictor.tag, made)
         return resident
 
@@ -408,13 +448,15 @@ class Residents:
         key = given.__func__ if isinstance(given, types.MethodType) else given
         found = self._profiles.get(id(key))
         if found is not None and found[0]() is key and found[1].tag == (given.tag if is_record else name_of(target)):
-            return Resident(found[1], target, self._loop, found[2])
+            return Resident(found[1], target, self._loop, self._engine, found[2])
         options = given.options(target) if is_record else _options_of(target)
         profile = profile_of(given.tag if is_record else name_of(target), target, options)
         if profile.is_class:
             with self._lock:
-                return self._classes.setdefault(id(given), (given, Resident(profile, target, self._loop)))[1]
-        resident = Resident(profile, target, self._loop)
+                return self._classes.setdefault(
+                    id(given), (given, Resident(profile, target, self._loop, self._engine))
+                )[1]
+        resident = Resident(profile, target, self._loop, self._engine)
         self._remember(key, profile, resident.slots)
         return resident
 

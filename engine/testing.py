@@ -11,12 +11,20 @@ import asyncio
 import gc
 import time
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import (  # noqa: TC003 - the engine reads the annotations of predictors
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import ContextVar
 from functools import cache, partial, wraps
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - and attrs those of records
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -27,6 +35,8 @@ from engine._engine import Engine
 from engine._errors import EngineClosedError, NoPartialsError, PredictionCancelledError
 from engine._predictor import Predictor
 from engine._reducers import reducer_of
+
+_FEW: Final = 1_000  # steps: far more than any window, far fewer than the script has
 
 MARK: Final[ContextVar[str]] = ContextVar("engine.testing.mark", default="unset")
 """What scripts set, and what bodies note at every step, to see whose context they run in."""
@@ -74,6 +84,10 @@ class Return:
 Step = Give | Pause | SetMark | Fail | Return
 
 
+def _tuple(steps: Iterable[Step]) -> tuple[Step, ...]:
+    return tuple(steps)
+
+
 @attrs.frozen
 class Script:
     """What a body does: its steps in turn, then its `finally`.
@@ -84,7 +98,7 @@ class Script:
         spoils: what the `finally` raises, if anything.
     """
 
-    steps: tuple[Step, ...] = attrs.field(default=(), converter=tuple)
+    steps: tuple[Step, ...] = attrs.field(default=(), converter=_tuple)
     lingers: bool = False
     spoils: Fail | None = None
 
@@ -147,9 +161,11 @@ def _clean_up(script: Script, journal: Journal) -> None:
 
 
 async def _aclean_up(script: Script, journal: Journal) -> None:
+    journal.note(f"finally {MARK.get()}")
     if script.lingers:
         await _aact(Pause(is_suspended=True))
-    _clean_up(script, journal)
+    if script.spoils is not None:
+        _act(script.spoils)
 
 
 def _numbered(script: Script, journal: Journal) -> Iterator[Step]:
@@ -457,6 +473,7 @@ class Transcript:
         returned: the outcome's return value.
         lines: what the journal holds at the end.
         cuts: what it holds where the body is stopped at its first, second … partial.
+        waits: what it holds where an async body that ran on after so many partials is interrupted while it waits.
     """
 
     partials: tuple[Any, ...]
@@ -464,6 +481,7 @@ class Transcript:
     returned: Any
     lines: tuple[str, ...]
     cuts: tuple[tuple[str, ...], ...]
+    waits: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     def lines_if_stopped(self, delivered: int, *, is_in_lock_step: bool) -> set[tuple[str, ...]]:
         """What the journal may hold where the consumer stopped after `delivered` partials.
@@ -473,10 +491,11 @@ class Transcript:
         if not delivered:
             return {()}
         allowed: set[tuple[str, ...]] = set()
-        for cut, value in zip(self.cuts[delivered - 1 :], self.partials[delivered - 1 :], strict=True):
-            allowed.add(cut)
-            if is_in_lock_step or not is_fixed(value):
+        for count in range(delivered, len(self.partials) + 1):
+            allowed.add(self.cuts[count - 1])
+            if is_in_lock_step or not is_fixed(self.partials[count - 1]):
                 return allowed
+            allowed.update(lines for given, lines in self.waits if given == count)
         return allowed | {self.lines}
 
 
@@ -485,6 +504,7 @@ def expected(script: Script, kind: Kind, mark: str = "unset") -> Transcript:
     partials: list[Any] = []
     lines: list[str] = []
     cuts: list[tuple[str, ...]] = []
+    waits: list[tuple[int, tuple[str, ...]]] = []
     fail: Fail | None = None
     returned: Any = None
     for number, step in enumerate(script.steps):
@@ -492,6 +512,8 @@ def expected(script: Script, kind: Kind, mark: str = "unset") -> Transcript:
         if isinstance(step, Give) and kind.is_yielding:
             partials.append(step.value)
             cuts.append((*lines, f"finally {mark}"))
+        elif isinstance(step, Pause) and kind.is_driven_async:
+            waits.append((len(partials), (*lines, f"finally {mark}")))
         elif isinstance(step, SetMark):
             mark = step.text
         elif isinstance(step, Fail):
@@ -506,7 +528,7 @@ def expected(script: Script, kind: Kind, mark: str = "unset") -> Transcript:
         partials, cuts = [returned], [tuple(lines)]
     is_kept = fail is None and kind.keeps_return
     failure = None if fail is None else arrival(fail)
-    return Transcript(tuple(partials), failure, returned if is_kept else None, tuple(lines), tuple(cuts))
+    return Transcript(tuple(partials), failure, returned if is_kept else None, tuple(lines), tuple(cuts), tuple(waits))
 
 
 def arrival(fail: Fail) -> tuple[str, str, str]:
@@ -611,7 +633,7 @@ class RunnerConformance:
                 seen, failure = read(muna, kind, {"script": self.script, "journal": journal})
                 _same((tuple(seen), failure), (wanted.partials, None), read.__name__)
                 _same(journal.wait_for_end(), wanted.lines, f"the journal after {read.__name__}")
-        _same(MARK.get(), "unset", "the caller's context")
+        _same(MARK.get(), "unset", "the mark in the caller's context")
 
     def _values(self, muna: Engine, kind: Kind, inputs: dict[str, Any]) -> Any:
         return _drained(muna.predictions.stream(kind.predictor(), inputs, runner=self.runner).values())
@@ -637,9 +659,9 @@ class RunnerConformance:
 
     def test_create_gives_what_the_reducer_makes_of_the_partials(self, kind: Kind) -> None:
         """The law: for every reducer but `returned`, `create` is the reduction of what `stream` gives."""
+        inputs = {"script": self.script, "journal": self.journal()}
         with self.engine() as muna:
             for name in ("last", "concat", "collect"):
-                inputs = {"script": self.script, "journal": self.journal()}
                 partials = list(muna.predictions.stream(kind.predictor(), inputs, runner=self.runner).values())
                 reducer = reducer_of(name)
                 state = reducer.start()
@@ -775,7 +797,7 @@ class RunnerConformance:
             with muna.predictions.stream(yielding.predictor(), inputs, runner=self.runner) as stream:
                 seen = [value for value, _ in zip(stream.values(), range(3), strict=False)]
         _same(seen, [0, 1, 2], "the partials")
-        if len(journal.lines) > 1_000:
+        if len(journal.lines) > _FEW:
             raise AssertionError(f"the producer took {len(journal.lines)} steps, nobody read more than 3 or 4")
 
     def test_calls_at_the_same_time_do_not_mix(self, kind: Kind) -> None:

@@ -8,21 +8,25 @@ changes what a script meant. Nothing here runs a predictor or prints.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import attrs
+
 from engine._errors import quote
+from engine._signature import Parameter
 from engine.cli import _values
-from engine.cli._values import Unreadable
+from engine.cli._show import printable, text_of
+from engine.cli._values import UnreadableError
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Iterable, Mapping, Sequence
 
     from engine._residents import Profile
-    from engine._signature import Parameter
 
 RESERVED: Final = ("help", "inputs", "json", "runner")  # options of `create` and `stream` themselves
+
+_SHORT: Final = 100  # characters of a default that still fit a line
 
 _VALUES: Final = """\
 how text becomes a value:
@@ -31,7 +35,7 @@ how text becomes a value:
   bytes, its text for str, else its JSON. @@TEXT is the text @TEXT. A later value replaces an earlier one.
 """
 _CLASHES: Final = f"""\
-inputs called {', '.join(RESERVED[:-1])} or {RESERVED[-1]}:
+inputs called {", ".join(RESERVED[:-1])} or {RESERVED[-1]}:
   These names are taken by options: give such an input as -i NAME=VALUE, which works for every input.
 """
 _EXITS: Final = """\
@@ -45,13 +49,8 @@ class UsageError(Exception):
     """Raised when the command line cannot be followed; the text is for whoever wrote it."""
 
 
-class Finished(Exception):
-    """Raised when a parser has answered by itself, as `--help` and `--version` do."""
-
-    def __init__(self, status: int = 0) -> None:
-        """Keep the exit `status`."""
-        super().__init__(status)
-        self.status = status
+class Finished(Exception):  # noqa: N818 - no error: an answer
+    """Raised when a parser has the answer itself, as for `--help` and `--version`; its text is that answer."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,8 +63,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (`{self.prog} --help` shows what there is)")
 
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        raise Finished(status)
+    def print_help(self, file: object = None) -> NoReturn:  # noqa: ARG002 - argparse's own
+        raise Finished(self.format_help())
 
     def refuse(self, words: Sequence[str]) -> NoReturn:
         """Name the first word that has no meaning, and the option it may have been meant for."""
@@ -79,23 +78,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints the installed version, which is looked up only then."""
+    """Gives the installed version, which is looked up only then."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+    def __call__(self, *_: object) -> NoReturn:
         from importlib.metadata import PackageNotFoundError, version
 
         try:
             found = version("predictor-engine")
         except PackageNotFoundError:  # the package was copied, not installed
             found = "of unknown version"
-        parser._print_message(f"engine {found}\n", _stdout())  # noqa: SLF001 - as argparse's own action does
-        parser.exit()
-
-
-def _stdout() -> Any:
-    import sys
-
-    return sys.stdout
+        raise Finished(f"engine {found}\n")
 
 
 # --- the fixed part ----------------------------------------------------------------------------------------------
@@ -106,7 +98,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
     Raises:
         UsageError: the words have no meaning.
-        Finished: they asked for help or the version, which is printed.
+        Finished: they asked for help or the version.
     """
     parser, commands = _commands()
     found, unknown = parser.parse_known_args(words)
@@ -234,10 +226,10 @@ def inputs_of(asked: argparse.Namespace, profile: Profile) -> tuple[dict[str, An
 
     Raises:
         UsageError: the words have no meaning, or a value does not convert; every such value is named.
-        Finished: they asked for help, which is printed.
+        Finished: they asked for help.
     """
     parser, valued = _parser_of(asked.command, profile)
-    found, unknown = parser.parse_known_args(_joined(asked.rest, parser, valued), asked)
+    found, unknown = parser.parse_known_args(_joined(asked.rest, valued), asked)
     if unknown:
         parser.refuse(unknown)
     parameters = {each.name: each for each in profile.signature.parameters if each.kind != "var-keyword"}
@@ -252,7 +244,7 @@ def _parser_of(command: str, profile: Profile) -> tuple[_Parser, set[str]]:
     parser = _Parser(
         prog=f"engine {command} {profile.tag}",
         usage=f"engine {command} {profile.tag} [options]",
-        description=_safe(profile.description),
+        description=_plain(profile.description),
         epilog=_epilog(profile),
         add_help=False,
     )
@@ -290,26 +282,30 @@ def _strings(parameters: Iterable[Parameter]) -> dict[str, list[str]]:
 
 
 def _add_input(group: argparse._ActionsContainer, parameter: Parameter, strings: list[str]) -> set[str]:
-    shown = sorted(strings, key=lambda each: ("_" in each.strip("_"), each.startswith("--no-")))
-    about = _about(parameter)
-    if _values.is_flag(parameter):
-        group.add_argument(
-            *shown, action=_GivenAsFlag, dest=parameter.name, nargs="?", default=argparse.SUPPRESS, metavar="BOOL", help=about
-        )
-        return set()
-    group.add_argument(
-        *shown, action=_GivenByName, dest=parameter.name, default=argparse.SUPPRESS, metavar="VALUE", help=about
-    )
-    return set(strings)
+    """Add the options of one parameter, and give those a value has to follow; help shows one spelling."""
+    is_flag = _values.is_flag(parameter)
+    best = option_of(parameter.name) if option_of(parameter.name) in strings else strings[0]
+    shown = [best, *(each for each in strings if is_flag and each == _negative(parameter.name))]
+    about = _about(parameter).replace("%", "%%")  # argparse would fill it in
+    other = [each for each in strings if each not in shown]
+    for some, told in ((shown, about), (other, argparse.SUPPRESS)):
+        if some:
+            group.add_argument(
+                *some,
+                action=_GivenAsFlag if is_flag else _GivenByName,
+                nargs="?" if is_flag else None,
+                dest=parameter.name,
+                default=argparse.SUPPRESS,
+                metavar="BOOL" if is_flag else "VALUE",
+                help=told,
+            )
+    return set() if is_flag else set(strings)
 
 
 def default_text(parameter: Parameter) -> str:
-    """A parameter's default, for people."""
-    value = parameter.default
-    try:
-        return _safe(json.dumps(value, ensure_ascii=False)) if len(quote(value)) < 100 else quote(value)  # noqa: PLR2004 - of a line
-    except (TypeError, ValueError):
-        return quote(value)
+    """A parameter's default as one would write it, where that is short."""
+    shown = quote(parameter.default)
+    return printable(text_of(parameter.default)) if len(shown) < _SHORT else shown
 
 
 def _about(parameter: Parameter) -> str:
@@ -318,8 +314,7 @@ def _about(parameter: Parameter) -> str:
         facts += ", required"
     elif parameter.kind != "var-positional":
         facts += f", default {default_text(parameter)}"
-    text = f"{parameter.description}  [{facts}]" if parameter.description else f"[{facts}]"
-    return _safe(text).replace("%", "%%")
+    return printable(f"{parameter.description}  [{facts}]" if parameter.description else f"[{facts}]")
 
 
 def _epilog(profile: Profile) -> str:
@@ -329,31 +324,27 @@ def _epilog(profile: Profile) -> str:
     texts = [f"-i {each.name}=VALUE\n  an input whose name is that of an option  {_about(each)}" for each in hidden]
     if rest or not profile.signature.readable:
         texts.append("-i NAME=VALUE\n  any other input")
-    return _safe("\n".join([*texts, "", _VALUES]))
+    return _plain("\n".join([*texts, "", _VALUES]))
 
 
-def _safe(text: str) -> str:
-    """`text` on its lines, with nothing a terminal would obey, and nothing argparse would fill in."""
-    from engine.cli._show import printable
+def _plain(text: str) -> str:
+    """`text` with nothing a terminal would obey, and nothing argparse would fill in."""
+    text = printable(text)
+    return text.replace("%", "%%") if "%(prog)" in text else text
 
-    return printable(text).replace("%(prog)", "%%(prog)")
 
-
-def _joined(words: Sequence[str], parser: _Parser, valued: set[str]) -> list[str]:
+def _joined(words: Sequence[str], valued: set[str]) -> list[str]:
     """Tie `--name -3` and `--name -x` together: argparse would take such a value for an option.
 
     What begins with `--`, or is an option of one letter, is left alone: a value was forgotten there more likely.
     """
     joined: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        following = next(remaining, None) if word in valued else None
-        if following is None:
-            joined.append(word)
-        elif len(following) > 1 and following[0] == "-" and following[1] not in "-ih":
-            joined.append(f"{word}={following}")
+    for word in words:
+        is_dashed = len(word) > 1 and word[0] == "-" and word[1] not in "-ih"
+        if is_dashed and joined and joined[-1] in valued:
+            joined[-1] += f"={word}"
         else:
-            joined += [word, *_joined([following], parser, set())]
+            joined.append(word)
     return joined
 
 
@@ -366,7 +357,7 @@ def _mapping(text: str | None) -> dict[str, Any]:
         return {}
     try:
         found = _values.json_of(_read_stdin() if text == "-" else _text_of(text))
-    except Unreadable as error:
+    except UnreadableError as error:
         raise UsageError(f"--inputs: {error}") from None
     if not isinstance(found, dict):
         raise UsageError(f'--inputs must be one JSON object such as {{"name": "value"}}, not {quote(found)}')
@@ -382,13 +373,13 @@ def _read_stdin() -> str:
 
     stdin: io.TextIOBase | Any = sys.stdin
     if stdin is None:
-        raise Unreadable("there is no stdin to read")
+        raise UnreadableError("there is no stdin to read")
     try:
         return str(stdin.read())
     except UnicodeDecodeError as error:
-        raise Unreadable(f"stdin is not UTF-8 text (byte {error.start})") from None
+        raise UnreadableError(f"stdin is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
-        raise Unreadable(f"stdin cannot be read ({error.strerror})") from None
+        raise UnreadableError(f"stdin cannot be read ({error.strerror})") from None
 
 
 def _fitted(parameter: Parameter | None, value: Any) -> Any:
@@ -396,14 +387,14 @@ def _fitted(parameter: Parameter | None, value: Any) -> Any:
 
 
 def _converted(given: Iterable[tuple[str, str]], parameters: Iterable[Parameter]) -> Mapping[str, Any]:
-    named = {each.name: each for each in parameters}
+    named = {each.name: each for each in parameters if each.kind != "var-keyword"}
     rest = next((each for each in parameters if each.kind == "var-keyword"), None)
     values: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for name, text in dict(given).items():
         try:
-            values[name] = _value(name, text, named.get(name, rest) if named.get(name) is not rest else rest)
-        except Unreadable as error:
+            values[name] = _value(name, text, named.get(name, rest))
+        except UnreadableError as error:
             problems[name] = str(error)
     if problems:
         raise UsageError("; ".join(problems.values()))
@@ -412,9 +403,5 @@ def _converted(given: Iterable[tuple[str, str]], parameters: Iterable[Parameter]
 
 def _value(name: str, text: str, parameter: Parameter | None) -> Any:
     """An input nobody declared is read too: the engine refuses it, with the names it may have been meant for."""
-    from attrs import evolve
-
-    from engine._signature import Parameter as Declared
-
-    wanted = Declared(name, "keyword-only") if parameter is None else evolve(parameter, name=name)
+    wanted = Parameter(name, "keyword-only") if parameter is None else attrs.evolve(parameter, name=name)
     return _values.value_of(wanted, text)

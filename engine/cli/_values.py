@@ -13,11 +13,11 @@ import typing
 from collections import abc, deque
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from engine._errors import InvalidInputError, quote
-from engine._kinds import peel
-from engine._signature import MISSING, Parameter, Signature
+from engine._kinds import MISSING, peel
+from engine._signature import Parameter, Signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ _FROM_LIST: Final[dict[Any, Callable[[list[Any]], Any]]] = {
 }
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """Raised when text does not stand for a value of the type that is wanted; the text says why, or is empty."""
 
 
@@ -50,16 +50,18 @@ def value_of(parameter: Parameter, text: str) -> Any:
         text: what the user wrote: a value, `@file`, or `@@text` for a text that begins with `@`.
 
     Raises:
-        Unreadable: it does not convert; the message names the parameter and what it expects.
+        UnreadableError: it does not convert; the message names the parameter and what it expects.
     """
     annotation = _annotation_of(parameter)
     try:
         if text.startswith("@@"):
             return _from_text(annotation, text[1:])
         return _from_file(annotation, text[1:]) if text.startswith("@") else _from_text(annotation, text)
-    except Unreadable as error:
+    except UnreadableError as error:
         reason = f": {error}" if str(error) else ""
-        raise Unreadable(f"{quote(parameter.name)} must be {parameter.expects}, not {quote(text)}{reason}") from None
+        raise UnreadableError(
+            f"{quote(parameter.name)} must be {parameter.expects}, not {quote(text)}{reason}"
+        ) from None
 
 
 def value_of_json(parameter: Parameter, value: Any) -> Any:
@@ -84,36 +86,36 @@ def json_of(text: str, *, is_strict: bool = False) -> Any:
         is_strict: whether `NaN` and `Infinity`, which Python reads and writes, are refused.
 
     Raises:
-        Unreadable: it is not JSON; the message says where it stops being so.
+        UnreadableError: it is not JSON; the message says where it stops being so.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant if is_strict else None)
     except json.JSONDecodeError as error:
-        raise Unreadable(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        raise UnreadableError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # a number of too many digits, a tower of brackets
-        raise Unreadable(f"not readable as JSON: {quote(str(error))[1:-1]}") from None
+        raise UnreadableError(f"not readable as JSON: {quote(str(error))[1:-1]}") from None
 
 
 def text_in(name: str) -> str:
     """What a UTF-8 file holds.
 
     Raises:
-        Unreadable: there is no such file, or it is not text.
+        UnreadableError: there is no such file, or it is not text.
     """
     try:
         return _bytes_in(name).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Unreadable(f"the file {quote(name)} is not UTF-8 text (byte {error.start})") from None
+        raise UnreadableError(f"the file {quote(name)} is not UTF-8 text (byte {error.start})") from None
 
 
 def _bytes_in(name: str) -> bytes:
     if not name:
-        raise Unreadable("'@' is followed by the name of a file; write '@@' for a text that begins with '@'")
+        raise UnreadableError("'@' is followed by the name of a file; write '@@' for a text that begins with '@'")
     try:
         return Path(name).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise Unreadable(
+        raise UnreadableError(
             f"cannot read the file {quote(name)} ({reason}); write '@@' for a text that begins with '@'"
         ) from None
 
@@ -183,7 +185,7 @@ def _accepts(annotation: Any, value: Any) -> bool:
 def _from_text(annotation: Any, text: str) -> Any:
     members = _members(annotation)
     if not members:
-        with suppress(Unreadable):
+        with suppress(UnreadableError):
             return json_of(text, is_strict=True)
         return text
     if len(members) == 1:
@@ -193,7 +195,7 @@ def _from_text(annotation: Any, text: str) -> Any:
 
 def _from_union(annotation: Any, members: tuple[Any, ...], text: str) -> Any:
     """JSON where a member takes it; else whoever can refuse; then text itself; then what is made of any text."""
-    with suppress(Unreadable):
+    with suppress(UnreadableError):
         value = _fit(annotation, json_of(text, is_strict=any(map(_is_text, members))))
         if _accepts(annotation, value):
             return value
@@ -201,11 +203,13 @@ def _from_union(annotation: Any, members: tuple[Any, ...], text: str) -> Any:
     for member in sorted(members, key=_takes_any_text):
         if takes_text and not _is_named(member):
             continue  # "yes" or "1_000" for `bool | str` or `int | str` is text
-        with suppress(Unreadable):
-            return _reader_of(member)(text)
+        with suppress(UnreadableError):
+            value = _reader_of(member)(text)
+            if _accepts(member, value):
+                return value
     if takes_text:
         return text
-    raise Unreadable
+    raise UnreadableError
 
 
 def _takes_any_text(member: Any) -> bool:
@@ -239,14 +243,14 @@ def _reader_of(member: Any) -> Callable[[str], Any]:  # noqa: PLR0911 - one tabl
     if _is_path(member):
         return Path
     if _is_a(member, PurePath):
-        return lambda text: member(text)
+        return cast("type[PurePath]", member)
     return lambda text: _from_json(member, text)
 
 
 def _bool(text: str) -> bool:
     word = text.strip().lower()
     if word not in _YES | _NO:
-        raise Unreadable("write true or false")
+        raise UnreadableError("write true or false")
     return word in _YES
 
 
@@ -254,7 +258,7 @@ def _number(kind: Any, text: str) -> Any:
     try:
         return kind(text)
     except (ValueError, OverflowError):
-        raise Unreadable from None
+        raise UnreadableError from None
 
 
 def _from_json(annotation: Any, text: str) -> Any:
@@ -266,7 +270,7 @@ def _named(text: str, texts: Iterator[tuple[str, Any]]) -> Any:
     for name, value in texts:
         if text == name:
             return value
-    raise Unreadable
+    raise UnreadableError
 
 
 def _texts_of_literal(literal: Any) -> Iterator[tuple[str, Any]]:
@@ -294,12 +298,12 @@ def _enumerated(kind: Any, text: str) -> Any:
     """A member by its value, else by its name; combined flags by number."""
     members = [kind.__members__[name] for name in kind.__members__]
     pairs = [(str(member.value), member) for member in members] + list(kind.__members__.items())
-    with suppress(Unreadable):
+    with suppress(UnreadableError):
         return _named(text, iter(pairs))
     try:
         return kind(json.loads(text))
     except Exception:  # an enum's own `_missing_` may raise anything
-        raise Unreadable from None
+        raise UnreadableError from None
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -329,7 +333,9 @@ def _anything_in(name: str) -> Any:
 
 
 def _fit(annotation: Any, value: Any) -> Any:
-    """The first form of a JSON value that an alternative takes; the value itself where none does."""
+    """The first form of a JSON value that an alternative takes; the value itself where it passes, or nothing does."""
+    if not isinstance(value, (list, dict)) and _accepts(annotation, value):  # a container is looked into
+        return value
     for member in _members(annotation):
         fitted = _fit_member(member, value)
         if _accepts(member, fitted):
@@ -340,7 +346,7 @@ def _fit(annotation: Any, value: Any) -> Any:
 def _fit_member(member: Any, value: Any) -> Any:
     kind, arguments = typing.get_origin(member) or member, typing.get_args(member)
     if isinstance(value, str) and (_takes_any_text(member) or _is_a(member, enum.Enum)):
-        with suppress(Unreadable):
+        with suppress(UnreadableError):
             return _reader_of(member)(value)
     if _is_a(member, enum.Enum):
         with suppress(Exception):  # as above
@@ -366,6 +372,6 @@ def _fit_list(kind: Any, arguments: tuple[Any, ...], values: list[Any]) -> Any:
 
 def _key(annotation: Any, key: str) -> Any:
     """Keys in JSON are always text."""
-    with suppress(Unreadable):
+    with suppress(UnreadableError):
         return _from_text(annotation, key) if _members(annotation) else key
     return key

@@ -6,9 +6,25 @@ call `own(body, channel)`, which does the rest.
 
 from __future__ import annotations
 
+from functools import partial
+
 from engine._channel import Channel, End
 from engine._partials import Body
 from engine.runners.base import Runner
-from engine.runners.thread import own
+from engine.runners.loop import adopt_here
+from engine.runners.thread import go_on
+from engine.runners.thread import own as _own
 
 __all__ = ["Body", "Channel", "End", "Runner", "own"]
+
+
+def own(body: Body, channel: Channel) -> None:
+    """Be the owner of a body of any kind, in the calling thread, from its call to its finalisation.
+
+    What turns out to be async runs on an event loop of its own, which this thread waits for.
+
+    Args:
+        body: what to run; it runs in its own context.
+        channel: where its partials go, and where requests to stop come from.
+    """
+    _own(body, channel, partial(adopt_here, go_on))

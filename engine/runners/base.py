@@ -129,14 +129,19 @@ class Execution:
         outcome.returned = returned
         self.call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
 
-    def raise_pending(self) -> None:
-        """Raise what an ended stream still owes its consumer, the first time; later pulls just stop."""
+    def take_pending(self) -> BaseException | None:
+        """What an ended stream still owes its consumer, the first time; later pulls just stop."""
         failure, self._pending = self._pending, None
+        return failure
+
+    def raise_pending(self) -> None:
+        """Raise it, if there is anything."""
+        failure = self.take_pending()
         if failure is not None:
             try:
                 raise failure
             finally:
-                del failure  # or this frame and the exception keep each other alive
+                del failure, self  # or this frame and the exception keep each other alive
 
     def cancel(self) -> None:
         """Ask for the end `cancelled`: from any thread, at any time, any number of times; waits for nothing."""
@@ -155,6 +160,11 @@ class Execution:
         _parents_own.append(self)
         self._pending = EngineClosedError(f"{self.call.tag}: this stream belongs to the parent process; open your own")
         self.outcome.state = "closed"
+        self._seal()
+
+    def _seal(self) -> None:
+        """Let no later pull reach the body."""
+        raise NotImplementedError
 
 
 _parents_own: list[Execution] = []  # keeps a parent's bodies from being finalised by a forked child's collector

@@ -7,11 +7,12 @@ a request to stop is posted through the channel, and the owner carries it out.
 from __future__ import annotations
 
 import warnings
+from _thread import get_ident
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from engine._channel import End
-from engine._errors import NestingError, warn
+from engine._errors import NestingError, PredictionCancelledError, warn
 from engine._partials import explain, is_foreign_cancel
 from engine._records import Prediction, current_call
 from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising
@@ -71,45 +72,42 @@ class Bridged(SyncExecution, AsyncExecution):
 
     # Pulling.
 
-    def get(self) -> tuple[Any, float]:
-        """The next partial and its latency in ms, waiting in a thread.
-
-        Raises:
-            StopIteration: the stream is over; its value is the body's return value.
-            BaseException: what the body failed with, once.
-        """
-        while (item := self._next()) is None:
+    def get(self) -> tuple[Any, float] | None:
+        """The next partial and its latency in ms, waiting in a thread; `None` at the end, see `take_pending`."""
+        while not self._is_over():
+            item = self._next()
+            if item is not None:
+                return item
+            self.call.blocked = get_ident()
             self._channel.wait(self._start() if self._runner is not None else None)
-        return item
+        return None
 
-    async def aget(self) -> tuple[Any, float]:
-        """The same for an asyncio consumer; ends with StopAsyncIteration."""
-        while True:
-            try:
-                item = self._next()
-            except StopIteration:
-                break
+    async def aget(self) -> tuple[Any, float] | None:
+        """The same for an asyncio consumer."""
+        while not self._is_over():
+            item = self._next()
             if item is not None:
                 return item
             await self._wait_task()
-        raise StopAsyncIteration
+        return None
+
+    def _is_over(self) -> bool:
+        """Whether nothing is left to take; the body's end is noted here, once everything before it was taken."""
+        if self._stop is None:
+            end = self._channel.end  # read before the buffer: what was put before the end is taken before it
+            if end is not None and not self._channel.items:
+                self._conclude(end)
+        return self._stop is not None
 
     def _next(self) -> tuple[Any, float] | None:
-        """The next partial if it is there, `None` if it must be waited for; raises at the end."""
-        channel = self._channel
-        end = channel.end  # read before the buffer: what was put before the end is taken before it
-        if self._stop is not None:
-            self._over()
-        if channel.items:
-            try:
-                item = channel.take()
-            except IndexError:  # another reader was faster
-                return None
-            self._count()
-            return item
-        if end is not None:
-            self._conclude(end)
-        return None
+        if not self._channel.items:
+            return None
+        try:
+            item = self._channel.take()
+        except IndexError:  # another reader was faster
+            return None
+        self._count()
+        return item
 
     def _count(self) -> None:
         outcome = self.outcome
@@ -126,6 +124,9 @@ class Bridged(SyncExecution, AsyncExecution):
         try:
             if self._admit is not None:
                 self._admit(self._body)
+        except PredictionCancelledError:  # stopped while it waited for its slot
+            self._channel.end = NOTHING
+            return None
         except BaseException as error:
             self._never_started(error)
             raise
@@ -141,6 +142,9 @@ class Bridged(SyncExecution, AsyncExecution):
             if self._aadmit is not None:
                 try:
                     await self._aadmit(self._body)
+                except PredictionCancelledError:
+                    self._channel.end = NOTHING
+                    return
                 except BaseException as error:
                     self._never_started(error)
                     raise
@@ -177,70 +181,94 @@ class Bridged(SyncExecution, AsyncExecution):
             explain(error, self.call, 0)
         self.end("cancelled" if is_cancel else "failed", error)
 
-    def _over(self) -> NoReturn:
-        self.raise_pending()
-        raise StopIteration
+    def _conclude(self, end: End) -> None:
+        """The body ended by itself: of several consumers one notes it, and one is told of its failure."""
+        stop = Stop("done")
+        if self._stop is None:  # no call stands between this test and the next line, so no thread does either
+            self._stop = stop
+        if self._stop is not stop:
+            return
+        if end.error is None:
+            self.end("done", returned=end.returned)
+            return
+        reduction = self._body.reduction
+        count = self.outcome.count if reduction is None else reduction.count
+        error, end.error = end.error, None  # or the channel, which its frames refer to, keeps it alive
+        stop.state = "failed"
+        self._pending = explain(error, self.call, count)
+        self.end("failed", self._pending)
 
-    def _conclude(self, end: End) -> NoReturn:
-        """The body ended and everything before its end was taken: report it, once."""
-        if self._stop is None:  # two consumers may get here: the first one reports
-            self._stop = stop = Stop("done" if end.error is None else "failed")
-            if end.error is None:
-                self.end("done", returned=end.returned)
-                raise StopIteration(end.returned)
-            reduction = self._body.reduction
-            count = self.outcome.count if reduction is None else reduction.count
-            failure = explain(end.error, self.call, count)
-            self.end("failed", failure)
-            stop.failure = None
-            try:
-                raise failure
-            finally:
-                del failure, end, self
-        self._over()
-
-    # The faces' iterators.
+    # The faces' iterators. Each raises in a frame that refers to nothing, or the exception would keep it all alive.
 
     def values(self) -> Iterator[Any]:
         """The raw partials from the shared position on."""
         get = self.get
-        while True:
+        while (item := get()) is not None:
+            yield item[0]
+        failure = self.take_pending()
+        del self, get, item
+        if failure is not None:
             try:
-                value, _ = get()
-            except StopIteration:
-                return
-            yield value
+                raise failure
+            finally:
+                del failure
 
     def predictions(self) -> Iterator[Prediction]:
         """A record for each partial from the shared position on."""
         get, call, outcome = self.get, self.call, self.outcome
-        while True:
+        while (item := get()) is not None:
+            yield Prediction(call, item[0], outcome.count - 1, item[1])
+        failure = self.take_pending()
+        del self, get, item, call, outcome
+        if failure is not None:
             try:
-                value, latency = get()
-            except StopIteration:
-                return
-            yield Prediction(call, value, outcome.count - 1, latency)
+                raise failure
+            finally:
+                del failure
 
     async def pull(self) -> Any:
         """The next partial."""
-        return (await self.aget())[0]
+        item = await self.aget()
+        if item is not None:
+            return item[0]
+        failure = self.take_pending() or StopAsyncIteration()
+        del self, item
+        try:
+            raise failure
+        finally:
+            del failure
 
     async def pull_prediction(self) -> Prediction:
         """The next partial with its record."""
-        value, latency = await self.aget()
-        return Prediction(self.call, value, self.outcome.count - 1, latency)
+        item = await self.aget()
+        if item is not None:
+            return Prediction(self.call, item[0], self.outcome.count - 1, item[1])
+        failure = self.take_pending() or StopAsyncIteration()
+        del self, item
+        try:
+            raise failure
+        finally:
+            del failure
 
     def step(self) -> Any:
-        """The next partial, as an inline execution steps it."""
-        return self.get()[0]
+        """The next partial, as an inline execution steps it; ends with StopIteration and the return value."""
+        item = self.get()
+        if item is not None:
+            return item[0]
+        failure = self.take_pending() or StopIteration(self.outcome.returned)
+        del self, item
+        try:
+            raise failure
+        finally:
+            del failure
 
     # Stopping.
 
     def stop(self, stop: Stop) -> None:
         """Post a request to stop and return at once; the consumer is woken, the owner finalises the body."""
         if self._claim(stop):
+            self.end(stop.state, stop.failure)  # before anybody is woken: who reads the outcome finds it ended
             self._leave()
-            self.end(stop.state, stop.failure)
 
     def _claim(self, stop: Stop) -> bool:
         if self.outcome.ended:
@@ -255,7 +283,7 @@ class Bridged(SyncExecution, AsyncExecution):
     def _leave(self) -> None:
         """Ask the owner to finalise the body; from here on its errors go to the log."""
         channel = self._channel
-        channel.is_deserted = True
+        channel.desert()
         self._request_stop()
         self._log_unseen(channel.end)
 
@@ -271,13 +299,23 @@ class Bridged(SyncExecution, AsyncExecution):
 
     async def aclose(self) -> None:
         """The same for an asyncio consumer."""
+        await self._aclose(is_inside=self._is_inside())
+
+    async def afinalise(self) -> None:
+        """The same for the lock-step execution this is a part of, which closes it in the body's own context."""
+        await self._aclose(is_inside=False)
+
+    async def _aclose(self, *, is_inside: bool) -> None:
         is_pending = self.outcome.state == "pending"
         if not self._claim(Stop("closed")):
             return
         self.end("closed")
         if not is_pending:
             self._request_stop()
-            self._closed(self._is_inside() or await self._channel.wait_end_task(self.grace))
+            self._closed(is_inside or await self._channel.wait_end_task(self.grace))
+
+    def _seal(self) -> None:
+        self._stop = Stop("closed")
 
     def _request_stop(self) -> None:
         self.call.stopping = True
@@ -293,10 +331,11 @@ class Bridged(SyncExecution, AsyncExecution):
 
     def _closed(self, is_final: bool) -> None:  # noqa: FBT001
         channel = self._channel
-        channel.is_deserted = True
+        channel.desert()
         end = channel.end
         if end is not None and end.is_cleanup and end.error is not None:
-            raise explain(end.error, self.call, self.outcome.count)
+            error, end.error = end.error, None
+            raise explain(error, self.call, self.outcome.count)
         self._log_unseen(end)
         if not is_final:
             warn(

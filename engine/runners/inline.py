@@ -1,7 +1,7 @@
 """Lock-step execution in the sync code that consumes it: no thread, no queue, one step of the body per pull.
 
-The body is stepped inside the call's own context. Nobody owns an idle one, so whoever stops it finalises it there; while a pull runs, a
-stop is posted and the puller carries it out.
+The body is stepped inside the call's own context. Nobody owns an idle one, so whoever stops it finalises it there;
+while a pull runs, a stop is posted and the puller carries it out.
 
 One attribute, `_turn`, says whose turn it is: nobody's (`None`), a puller's (`BUSY`), a stopper's (the `Stop` itself)
 or nobody's any more (`ENDED`). Taking the turn is a test and a store with no call between them, which CPython never
@@ -58,7 +58,7 @@ class InlineExecution(SyncExecution):
         live: where the execution is listed while it runs.
     """
 
-    __slots__ = ("_admit", "_body", "_bridge", "_bridged", "_iterator", "_step", "_time", "_turn")
+    __slots__ = ("_admit", "_body", "_bridge", "_bridged", "_context", "_iterator", "_step", "_time", "_turn")
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class InlineExecution(SyncExecution):
         """Make a pending execution."""
         super().__init__(body.call, grace, live)
         self._body = body
+        self._context = body.context  # kept apart: whoever takes a body over gives it a context of its own
         self._admit = admit
         self._bridge = bridge
         self._bridged: Bridged | None = None
@@ -89,7 +90,7 @@ class InlineExecution(SyncExecution):
 
         The hot loop of every sync stream: per partial one step in the call's context, one count, no record.
         """
-        run, outcome = self._body.context.run, self.outcome
+        run, outcome = self._context.run, self.outcome
         while True:
             if self._turn is not None and self._is_over():
                 return
@@ -112,7 +113,7 @@ class InlineExecution(SyncExecution):
 
     def predictions(self) -> Iterator[Prediction]:
         """A record for each partial from the shared position on; the same loop with a clock pair and a record."""
-        run, outcome, call, clock = self._body.context.run, self.outcome, self.call, perf_counter
+        run, outcome, call, clock = self._context.run, self.outcome, self.call, perf_counter
         while True:
             if self._turn is not None and self._is_over():
                 return
@@ -224,6 +225,9 @@ class InlineExecution(SyncExecution):
             finally:
                 del stop
 
+    def _seal(self) -> None:
+        self._turn = ENDED
+
     def _is_inside(self) -> bool:
         call = current_call()
         return call is not None and call.is_within(self.call)
@@ -245,7 +249,7 @@ class InlineExecution(SyncExecution):
         if self._bridged is not None:
             self._bridged.close()
         elif self._iterator is not None:
-            _context_of(self._body).run(close_iterator, self._iterator)
+            _enterable(self._context).run(close_iterator, self._iterator)
 
     def _finalise_quietly(self) -> None:
         try:
@@ -257,18 +261,19 @@ class InlineExecution(SyncExecution):
         """Finalise an abandoned body here, as Python does with any generator, but in its own context."""
         if self.outcome.state == "running" and not is_finalising():
             self._turn = ENDED
-            self._finalise_quietly()
-            self._body.let_go()
+            if self._bridged is None:  # else it is let go of with this, and asks its owner
+                self._finalise_quietly()
+                self._body.let_go()
             self.end("closed")
 
 
-def _context_of(body: Body) -> Context:
-    """The body's context, or a copy where it is entered just now (a collector may run anywhere)."""
+def _enterable(context: Context) -> Context:
+    """The context, or a copy where it is entered just now (a collector may run anywhere)."""
     try:
-        body.context.run(int)
+        context.run(int)
     except RuntimeError:
-        return body.context.copy()
-    return body.context
+        return context.copy()
+    return context
 
 
 def is_main_thread() -> bool:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from engine._channel import Channel
     from engine._partials import Body
 
+    TakeOver = Callable[[Body, Channel, Iterator[Any], float], None]
+
+_BOUND = 5.0  # seconds any wait sleeps before it looks again
 _BREATH = 64  # partials after which a body that never suspends lets the loop's other tasks run
 
 
@@ -34,7 +37,7 @@ class LoopRunner:
 
     name = "loop"
 
-    def __init__(self, adopt: Callable[[Body, Channel, Iterator[Any], float], None]) -> None:
+    def __init__(self, adopt: TakeOver) -> None:
         """Make a runner whose loop is not started yet."""
         self._adopt = adopt
         self._lock = threading.Lock()
@@ -70,11 +73,13 @@ class LoopRunner:
         Raises:
             NestingError: this is the loop's own thread, or it waits for the call this is part of.
         """
-        thread = self._thread
+        ident = None if self._thread is None else self._thread.ident
+        if ident is None:  # no loop yet, so nothing is held by one
+            return
         call = current_call()
-        while thread is not None and call is not None and call.blocked != thread.ident:
+        while call is not None and call.blocked != ident:
             call = call.parent
-        if thread is not None and (call is not None or self.is_here()):
+        if call is not None or self.is_here():
             holder = f" (held by {call.tag} {call.id})" if call is not None else ""
             raise NestingError(
                 f"{what} is async and would be waited for on the engine's own event loop{holder}, which could then "
@@ -136,6 +141,13 @@ class LoopRunner:
 
         return context.run(asyncio.run_coroutine_threadsafe, coroutine, self.loop())
 
+    def abandon(self) -> None:
+        """In a forked child: this loop runs in the parent; nothing of it may be touched, not even by a finaliser."""
+        loop, self._loop, self._is_closed = self._loop, None, True
+        if loop is not None:
+            loop._closed = True  # type: ignore[attr-defined]  # noqa: SLF001 - its finaliser would change the parent's selector
+            _parents_own.append((loop, self._owners))
+
     @property
     def is_started(self) -> bool:
         """Whether there is a loop to close."""
@@ -150,6 +162,26 @@ class LoopRunner:
                 loop.call_soon_threadsafe(_start_winding_up, loop, grace)
         if wait and thread is not None and thread is not threading.current_thread():
             thread.join(grace * 2 + 1.0)
+
+
+_parents_own: list[object] = []  # what a forked child was given a copy of
+
+
+def adopt_here(take: TakeOver, body: Body, channel: Channel, produced: Any, elapsed: float) -> None:
+    """Run something async on a loop of its own, and wait in this thread until it is over.
+
+    Args:
+        take: goes on with a sync iterator it may give, in the thread of that loop.
+        body: what produced it.
+        channel: where its partials go.
+        produced: the awaitable or async iterator.
+        elapsed: the seconds spent so far.
+    """
+    loop = LoopRunner(take)
+    loop.take_over(body, channel, produced, elapsed)
+    while not channel.wait_end(_BOUND):  # for as long as the body runs
+        pass
+    loop.close(0.0)
 
 
 def _start_winding_up(loop: asyncio.AbstractEventLoop, grace: float) -> None:
@@ -249,7 +281,7 @@ class _Owner:
             is_ours = self._is_cancelled or self._channel.stop
             if not (is_ours and is_foreign_cancel(error)):
                 end.error = error
-                end.is_cleanup = end.is_cleanup or is_ours
+                end.is_cleanup = end.is_cleanup or self._is_cancelled
         if not self._is_handed_over:
             self._finish(end)
 

@@ -27,7 +27,7 @@ from engine._partials import (
     settle,
 )
 from engine._records import Prediction, current, current_call
-from engine.runners.base import AsyncExecution, Stop
+from engine.runners.base import AsyncExecution, Stop, is_finalising
 from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class TaskExecution(AsyncExecution):
             finally:  # or these frames and the exception keep each other, and the inputs, alive
                 del failure, self, drive
         if self._turn is not BUSY:
+            self._pending = self._turn.failure
             yield from _iterate(self._carry_out(self._turn))
             self.raise_pending()
             raise StopAsyncIteration
@@ -136,6 +137,7 @@ class TaskExecution(AsyncExecution):
             yield from _iterate(self._aadmit(self._drive.body))
         if self._is_guarded:
             self._guard = _guard(self._drive, weakref.ref(self), self.outcome)
+            _open.add(self._guard)
             yield from _iterate(self._guard.__anext__())  # the loop now knows the guard, and only the guard
 
     def _is_over(self) -> bool:
@@ -194,6 +196,7 @@ class TaskExecution(AsyncExecution):
         self._drive.body.let_go()
         guard, self._guard = self._guard, None
         if guard is not None:
+            _open.discard(guard)
             _exhaust(guard.aclose())
 
     # Stopping.
@@ -261,8 +264,11 @@ class TaskExecution(AsyncExecution):
             finally:
                 del stop
 
+    def _seal(self) -> None:
+        self._turn = ENDED
+        self._drive.is_over = True
+
     async def _carry_out(self, stop: Stop) -> None:
-        self._pending = stop.failure
         caught: BaseException | None = None
         try:
             await finish(self._drive, self.grace)
@@ -279,10 +285,25 @@ class TaskExecution(AsyncExecution):
         self.end("closed")
 
     def __del__(self) -> None:
-        """Only the listing ends here: the guard, which nobody refers to now, has the loop close the body."""
+        """An abandoned stream is closed by its loop, which is told here, without lock or wait."""
         self._live.pop(id(self), None)
+        guard, loop = self._guard, self._loop
+        if guard is None or loop is None or self._drive.is_over or is_finalising():
+            return
+        try:
+            loop.call_soon_threadsafe(_close_guard, loop, guard)
+        except RuntimeError:  # that loop was closed without closing its generators: what can be done is done here
+            _exhaust(guard.aclose())
 
 
+def _close_guard(loop: asyncio.AbstractEventLoop, guard: Any) -> None:
+    closing = loop.create_task(guard.aclose())
+    _finalising.add(closing)
+    closing.add_done_callback(_finalising.discard)
+    closing.add_done_callback(lambda _task: _open.discard(guard))
+
+
+_open: set[Any] = set()  # guards of open streams: a collector that takes a whole cycle must leave the body alone
 _finalising: set[asyncio.Task[None]] = set()  # asyncio itself would let a task be collected while it waits
 
 
@@ -359,7 +380,10 @@ def _machine(body: Body, cell: list[Any], bridge: Bridge | None) -> Generator[An
             yield _ITEM
             awaitable = step()
     except GeneratorExit:
-        yield from _iterate(aclose_iterator(iterator))
+        if not getattr(
+            iterator, "ag_running", False
+        ):  # else it was dropped while the body waited
+            yield from _iterate(aclose_iterator(iterator))
         raise
 
 
@@ -391,7 +415,7 @@ class _Pulled:
         return await self._bridged.pull()
 
     async def aclose(self) -> None:
-        await self._bridged.aclose()
+        await self._bridged.afinalise()
 
 
 class _Anext:

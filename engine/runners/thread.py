@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import End
-from engine._errors import EngineClosedError, EngineError, PredictorError
+from engine._errors import EngineClosedError, EngineError
 from engine._partials import ITERATOR, ONE, close_iterator, dispose, look, one
 from engine._records import current
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from engine._channel import Channel
     from engine._partials import Body, Reduction
+
+    Adopt = Callable[[Body, Channel, Any, float], None]
 
 MOST_ABANDONED: Final = 64  # threads whose consumers have left; beyond, new calls are refused
 MOST_THREADS: Final = 4096  # owner threads of one engine at one time
@@ -37,7 +39,7 @@ class ThreadRunner:
 
     def __init__(self) -> None:
         """Make a runner without threads."""
-        self.adopt: Callable[[Body, Channel, Any, float], None] | None = None
+        self.adopt: Adopt = _unjoined
         self._idle: deque[_Owner] = deque()
         self._owners: set[_Owner] = set()
         self._busy: set[Channel] = set()
@@ -46,7 +48,7 @@ class ThreadRunner:
     @property
     def abandoned(self) -> int:
         """Owner threads still running a body whose consumer has left."""
-        return sum(channel.is_deserted for channel in tuple(self._busy))
+        return sum(channel.deserted is not None for channel in tuple(self._busy))
 
     def start(self, body: Body, channel: Channel) -> None:
         """Run `body` on an owner thread.
@@ -60,7 +62,7 @@ class ThreadRunner:
     def take_over(self, body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
         """Go on, on an owner thread, with a sync iterator that an async body produced after `elapsed` seconds."""
         body.context = copy_context()  # the body's own one is entered, and stays so, where this is called
-        self.run(channel, lambda: body.context.run(_go_on, body, channel, iterator, elapsed))
+        self.run(channel, lambda: body.context.run(go_on, body, channel, iterator, elapsed))
 
     def run(self, channel: Channel, work: Callable[[], None]) -> None:
         """Run `work`, which ends by finishing `channel`, on an idle thread or a new one."""
@@ -111,8 +113,8 @@ class ThreadRunner:
                 break
         deadline = perf_counter() + grace
         for owner in tuple(self._owners):
-            if owner.thread is not threading.current_thread() and not owner.is_abandoned:
-                owner.thread.join(max(0.0, deadline - perf_counter()))
+            if owner.thread is not threading.current_thread():
+                owner.thread.join(max(0.0, min(deadline, owner.patience(grace)) - perf_counter()))
 
     def retire(self, owner: _Owner) -> bool:
         """Whether an idle `owner` may end; not if a body has just been given to it."""
@@ -128,6 +130,11 @@ class ThreadRunner:
         return not (self._is_closed and self.retire(owner))
 
 
+def _unjoined(_body: Body, _channel: Channel, produced: Any, _elapsed: float) -> None:
+    dispose(produced)
+    raise AssertionError("a thread runner is joined with a loop before it is used")
+
+
 class _Owner:
     """One thread that owns one body at a time."""
 
@@ -141,10 +148,10 @@ class _Owner:
         self._work: Callable[[], None] | None = None
         self.thread = threading.Thread(target=self._main, name="engine-owner", daemon=True)
 
-    @property
-    def is_abandoned(self) -> bool:
+    def patience(self, grace: float) -> float:
+        """Until when to wait for this owner: one whose consumer has left gets no second grace."""
         channel = self._channel
-        return channel is not None and channel.is_deserted
+        return perf_counter() + grace if channel is None or channel.deserted is None else channel.deserted + grace
 
     def start(self, channel: Channel, work: Callable[[], None]) -> None:
         self._channel, self._work = channel, work
@@ -172,7 +179,11 @@ class _Owner:
     def _do(self, work: Callable[[], None]) -> None:
         channel = self._channel
         self._work = None
-        work()
+        try:
+            work()
+        except BaseException as error:  # a defect of a runner: its consumer must hear of it, and not wait for ever
+            if channel is not None and channel.end is None:
+                channel.finish(End(error))
         self._channel = None
         if channel is not None:
             self._runner.finished(channel)
@@ -184,18 +195,18 @@ class _Owner:
         return True
 
 
-def own(body: Body, channel: Channel, adopt: Callable[[Body, Channel, Any, float], None] | None = None) -> None:
+def own(body: Body, channel: Channel, adopt: Adopt) -> None:
     """Be the owner of a sync body, in the calling thread, from its call to its finalisation.
 
     Args:
         body: what to run; it runs in its own context.
         channel: where its partials go, and where requests to stop come from.
-        adopt: takes over what turns out to be async, with the seconds spent so far; without it that is a failure.
+        adopt: takes over what turns out to be async, with the seconds spent so far.
     """
     body.context.run(_own, body, channel, adopt)
 
 
-def _own(body: Body, channel: Channel, adopt: Callable[[Body, Channel, Any, float], None] | None) -> None:
+def _own(body: Body, channel: Channel, adopt: Adopt) -> None:
     current.set(body.call)
     clock = perf_counter
     started = clock()
@@ -208,17 +219,13 @@ def _own(body: Body, channel: Channel, adopt: Callable[[Body, Channel, Any, floa
     if kind is ONE:
         produced, kind = one(produced), ITERATOR
     if kind is ITERATOR:
-        _go_on(body, channel, produced, clock() - started)
-    elif adopt is not None:
-        adopt(body, channel, produced, clock() - started)
+        go_on(body, channel, produced, clock() - started)
     else:
-        dispose(produced)
-        _finish(
-            body, channel, End(PredictorError(f"the predictor produced an {kind}, which this runner cannot run", kind))
-        )
+        adopt(body, channel, produced, clock() - started)
 
 
-def _go_on(body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
+def go_on(body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
+    """Go on, in the calling thread, with a sync iterator a body produced after `elapsed` seconds."""
     end = End()
     try:
         if body.reduction is None:

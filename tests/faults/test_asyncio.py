@@ -498,6 +498,42 @@ def test_closing_a_stream_whose_predictor_swallows_the_request_returns_after_the
         asyncio.run(main(muna))
 
 
+@pytest.mark.fault(76)
+@pytest.mark.parametrize("kind", ["yield", "return"])
+def test_an_engine_closed_over_a_predictor_that_never_stops_ends_and_shows_no_traceback(kind: str) -> None:
+    done = run_script(
+        f"""
+        import asyncio, contextlib, gc, threading
+        from engine import Engine
+
+        reached = threading.Event()
+
+        async def yields():
+            yield 1
+            await returns()
+
+        async def returns():
+            reached.set()
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.01)
+
+        with Engine(discover=False, grace=0.05) as muna:
+            stream = muna.predictions.stream({kind}s)
+            reader = threading.Thread(target=lambda: list(stream))
+            reader.start()
+            assert reached.wait(10)
+            stream.close()
+            reader.join(10)
+        gc.collect()
+        print("ok")
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "ok\n")
+    assert done.stderr.count("did not stop within") == 1
+    assert "Traceback" not in done.stderr
+
+
 # 77: the predictor itself raises CancelledError.
 
 

@@ -1,0 +1,479 @@
+"""Faults of flow: consumers that stop reading or read slowly, huge partials, very many streams, and leaks over time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from engine import Engine, EngineError, PredictionCancelledError
+from engine.runners import thread as thread_runner
+
+PATIENCE = 10.0  # seconds; only a test that fails waits as long
+STILL = 0.05  # seconds in which nothing more may happen
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something another thread brings about."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE} s"
+        time.sleep(0.001)
+
+
+def settles_at(number: int, count: Callable[[], int]) -> None:
+    """Hold a producer to `number` partials: it gets there, and no further."""
+    until(lambda: count() >= number, f"partial {number}, after {count()},")
+    deadline = time.monotonic() + STILL
+    while time.monotonic() < deadline:
+        assert count() == number
+        time.sleep(0.001)
+
+
+class Source:
+    """Predictors that count what they have produced, and whether their `finally` ran."""
+
+    def __init__(self, length: int = 10_000) -> None:
+        self.length = length
+        self.produced = 0
+        self.finished = threading.Event()
+
+    def sync(self) -> Iterator[int]:
+        try:
+            for number in range(self.length):
+                self.produced = number + 1
+                yield number
+        finally:
+            self.finished.set()
+
+    async def coloured(self) -> AsyncIterator[int]:
+        try:
+            for number in range(self.length):
+                self.produced = number + 1
+                yield number
+        finally:
+            self.finished.set()
+
+    def count(self) -> int:
+        return self.produced
+
+
+def body(source: Source, kind: str) -> Any:
+    return source.sync if kind == "sync" else source.coloured
+
+
+# 83: a consumer that stops reading.
+
+
+@pytest.mark.fault(83)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("window", [0, 1, 2, 8])
+def test_a_producer_whose_consumer_stops_reading_stops_at_its_window(muna: Engine, kind: str, window: int) -> None:
+    source = Source()
+    with muna.predictions.stream(body(source, kind), runner="thread", prefetch=window) as stream:
+        values = stream.values()
+        for number in range(5):
+            assert next(values) == number
+        settles_at(5 + window, source.count)
+    assert source.finished.is_set()
+    assert source.produced == 5 + window
+
+
+@pytest.mark.fault(83)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_consumer_that_reads_on_after_a_pause_gets_everything_in_order(muna: Engine, kind: str) -> None:
+    source = Source(1000)
+    values = muna.predictions.stream(body(source, kind), runner="thread", prefetch=4).values()
+    got = [next(values), next(values)]
+    settles_at(6, source.count)
+    got.extend(values)
+    assert got == list(range(1000))
+
+
+@pytest.mark.fault(83)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_default_window_is_one_until_a_slow_consumer_is_seen_to_be_fast(muna: Engine, kind: str) -> None:
+    source = Source()
+    with muna.predictions.stream(body(source, kind), runner="thread") as stream:
+        values = stream.values()
+        assert next(values) == 0
+        settles_at(2, source.count)
+    assert source.finished.is_set()
+
+
+@pytest.mark.fault(83)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_default_window_never_grows_beyond_256_partials(muna: Engine, kind: str) -> None:
+    source = Source()
+    with muna.predictions.stream(body(source, kind), runner="thread") as stream:
+        values = stream.values()
+        for read in range(1, 3000):
+            next(values)
+            assert source.produced - read <= 257  # and the one the producer is about to put down
+    assert source.finished.is_set()
+
+
+@pytest.mark.fault(83)
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["close", "cancel"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_producer_that_waits_for_room_is_stopped_at_once(muna: Engine, kind: str, is_cancelled: bool) -> None:
+    source = Source()
+    stream = muna.predictions.stream(body(source, kind), runner="thread", prefetch=3)
+    next(stream)
+    settles_at(4, source.count)
+    if is_cancelled:
+        stream.cancel()
+        with pytest.raises(PredictionCancelledError):
+            next(stream)
+    else:
+        stream.close()
+    assert source.finished.wait(PATIENCE)
+    assert list(stream) == []
+    assert source.produced == 4
+
+
+@pytest.mark.fault(83)
+def test_a_lock_step_stream_produces_nothing_that_was_not_asked_for(muna: Engine) -> None:
+    source = Source()
+    with muna.predictions.stream(source.sync) as stream:
+        for read in range(1, 50):
+            next(stream)
+            assert source.produced == read
+
+    async def main() -> None:
+        other = Source()
+        async with muna.predictions.astream(other.coloured) as astream:
+            for read in range(1, 50):
+                await anext(astream)
+                await asyncio.sleep(0)
+                assert other.produced == read
+
+    asyncio.run(main())
+
+
+# 84: a slow consumer.
+
+
+@pytest.mark.fault(84)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("window", [0, 1, 4])
+def test_a_slow_consumer_is_never_further_behind_than_the_window(muna: Engine, kind: str, window: int) -> None:
+    source = Source()
+    with muna.predictions.stream(body(source, kind), runner="thread", prefetch=window) as stream:
+        values = stream.values()
+        for read in range(1, 101):
+            next(values)
+            until(lambda read=read: source.produced >= read + window, "a full window")  # type: ignore[misc]
+            assert source.produced == read + window
+        settles_at(100 + window, source.count)
+
+
+@pytest.mark.fault(84)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("window", [0, 1, 4])
+def test_a_slow_asyncio_consumer_is_never_further_behind_than_the_window(muna: Engine, kind: str, window: int) -> None:
+    source = Source()
+
+    async def main() -> None:
+        async with muna.predictions.astream(body(source, kind), runner="thread", prefetch=window) as stream:
+            values = stream.values()
+            for read in range(1, 101):
+                await anext(values)
+                until(lambda read=read: source.produced >= read + window, "a full window")  # type: ignore[misc]
+                assert source.produced == read + window
+            settles_at(100 + window, source.count)
+
+    asyncio.run(main())
+
+
+# 85: huge partials.
+
+
+class Huge:
+    """A partial that is too big to have many of."""
+
+    alive = 0
+    most = 0
+
+    def __init__(self) -> None:
+        Huge.alive += 1
+        Huge.most = max(Huge.most, Huge.alive)
+
+    def __del__(self) -> None:
+        Huge.alive -= 1
+
+
+@pytest.fixture
+def count_the_huge() -> Iterator[type[Huge]]:
+    Huge.alive = Huge.most = 0
+    yield Huge
+    gc.collect()
+    assert Huge.alive == 0
+
+
+@pytest.mark.fault(85)
+@pytest.mark.parametrize("runner", [None, "thread"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_of_huge_partials_only_the_consumers_and_the_next_are_alive(
+    muna: Engine, count_the_huge: type[Huge], runner: str | None, kind: str
+) -> None:
+    def produces() -> Iterator[Huge]:
+        for _ in range(100):
+            yield Huge()
+
+    async def aproduces() -> AsyncIterator[Huge]:
+        for _ in range(100):
+            yield Huge()
+
+    for prediction in muna.predictions.stream(produces if kind == "sync" else aproduces, runner=runner):
+        assert isinstance(prediction.value, Huge)
+    assert count_the_huge.most <= 3  # the consumer's, the producer's, and the one being made
+
+
+@pytest.mark.fault(85)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_fixed_window_counts_huge_partials_like_any(
+    muna: Engine, count_the_huge: type[Huge], kind: str
+) -> None:
+    def produces() -> Iterator[Huge]:
+        for _ in range(100):
+            yield Huge()
+
+    async def aproduces() -> AsyncIterator[Huge]:
+        for _ in range(100):
+            yield Huge()
+
+    predictor = produces if kind == "sync" else aproduces
+    for prediction in muna.predictions.stream(predictor, runner="thread", prefetch=8):
+        assert isinstance(prediction.value, Huge)
+    assert count_the_huge.most <= 8 + 3
+
+
+@pytest.mark.fault(85)
+@pytest.mark.parametrize("runner", [None, "thread"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_create_keeps_no_partial_but_the_last(
+    muna: Engine, count_the_huge: type[Huge], runner: str | None, kind: str
+) -> None:
+    def produces() -> Iterator[Huge]:
+        for _ in range(1000):
+            yield Huge()
+
+    async def aproduces() -> AsyncIterator[Huge]:
+        for _ in range(1000):
+            yield Huge()
+
+    prediction = muna.predictions.create(produces if kind == "sync" else aproduces, runner=runner)
+    assert count_the_huge.alive == 1
+    assert count_the_huge.most <= 3
+    assert isinstance(prediction.value, Huge)
+
+
+# 93: a thousand streams at a time.
+
+
+def three(number: int) -> Iterator[int]:
+    yield number
+    yield number + 1
+    yield number + 2
+
+
+async def athree(number: int) -> AsyncIterator[int]:
+    yield number
+    await asyncio.sleep(0)
+    yield number + 1
+    yield number + 2
+
+
+@pytest.mark.fault(93)
+@pytest.mark.parametrize("runner", [None, "thread"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_thousand_streams_open_at_a_time_all_finish(muna: Engine, runner: str | None, kind: str) -> None:
+    predictor = three if kind == "sync" else athree
+    streams = [muna.predictions.stream(predictor, {"number": number}, runner=runner) for number in range(1000)]
+    for step in range(3):
+        assert [next(stream).value for stream in streams] == [number + step for number in range(1000)]
+    assert [list(stream) for stream in streams] == [[]] * 1000
+    assert {stream.outcome.state for stream in streams} == {"done"}
+    assert {stream.outcome.count for stream in streams} == {3}
+
+
+@pytest.mark.fault(93)
+@pytest.mark.parametrize("runner", [None, "inline", "thread"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_thousand_streams_of_asyncio_consumers_all_finish(muna: Engine, runner: str | None, kind: str) -> None:
+    predictor = three if kind == "sync" else athree
+    threads_before, descriptors_before = threading.active_count(), len(os.listdir("/dev/fd"))  # noqa: PTH208
+
+    async def read(number: int) -> list[Any]:
+        return [value async for value in muna.predictions.astream(predictor, {"number": number}, runner=runner).values()]
+
+    async def main() -> None:
+        got = await asyncio.gather(*(read(number) for number in range(1000)))
+        assert got == [[number, number + 1, number + 2] for number in range(1000)]
+        most_threads = 1 if kind == "async" else 0 if runner == "inline" else 1000
+        assert threading.active_count() - threads_before <= most_threads
+        assert len(os.listdir("/dev/fd")) - descriptors_before <= 8  # noqa: ASYNC240, PTH208  # two event loops
+
+    asyncio.run(main())
+
+
+@pytest.mark.fault(93)
+def test_streams_beyond_the_stated_number_of_threads_are_refused_and_the_others_finish(
+    muna: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert thread_runner.MOST_THREADS >= 1000
+    monkeypatch.setattr(thread_runner, "MOST_THREADS", 8)
+    streams = [muna.predictions.stream(three, {"number": 0}, runner="thread", prefetch=0) for _ in range(9)]
+    for stream in streams[:8]:
+        assert next(stream).value == 0
+    with pytest.raises(EngineError, match="8 predictor bodies run in threads"):
+        next(streams[8])
+    assert list(streams[8]) == []
+    assert [[value for value in stream.values()] for stream in streams[:8]] == [[1, 2]] * 8
+
+
+@pytest.mark.fault(93)
+def test_whoever_has_read_a_stream_to_its_end_finds_its_place_free(
+    muna: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_runner, "MOST_THREADS", 1)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads change places at the worst of moments
+    try:
+        for _ in range(300):
+            assert muna.predictions.create(three, {"number": 0}, runner="thread").value == 2
+            assert list(muna.predictions.stream(three, {"number": 0}, runner="thread").values()) == [0, 1, 2]
+    finally:
+        sys.setswitchinterval(interval)
+
+
+# 94: leaks over time.
+
+
+def plain(number: int) -> int:
+    return number
+
+
+async def aplain(number: int) -> int:
+    return number
+
+
+def failing(number: int) -> Iterator[int]:
+    yield number
+    raise ValueError(number)
+
+
+async def afailing(number: int) -> AsyncIterator[int]:
+    yield number
+    raise ValueError(number)
+
+
+def one_round(muna: Engine, runner: str | None) -> None:
+    """Every way a call can end, once."""
+    inputs, predictions = {"number": 5}, muna.predictions
+    for predictor in (plain, aplain, three, athree):
+        predictions.create(predictor, inputs, runner=runner)
+        list(predictions.stream(predictor, inputs, runner=runner))
+        with predictions.stream(predictor, inputs, runner=runner) as stream:
+            next(stream)
+        predictions.stream(predictor, inputs, runner=runner).cancel()
+    for predictor in (failing, afailing):
+        with contextlib.suppress(ValueError):
+            predictions.create(predictor, inputs, runner=runner)
+        predictions.create(predictor, inputs, runner=runner, errors="return")
+        with contextlib.suppress(ValueError):
+            list(predictions.stream(predictor, inputs, runner=runner))
+
+
+async def one_async_round(muna: Engine, runner: str | None) -> None:
+    inputs, predictions = {"number": 5}, muna.predictions
+    for predictor in (plain, aplain, three, athree):
+        await predictions.acreate(predictor, inputs, runner=runner)
+        async for _ in predictions.astream(predictor, inputs, runner=runner):
+            pass
+        async with predictions.astream(predictor, inputs, runner=runner) as stream:
+            await anext(stream)
+        predictions.astream(predictor, inputs, runner=runner).cancel()
+    for predictor in (failing, afailing):
+        with contextlib.suppress(ValueError):
+            await predictions.acreate(predictor, inputs, runner=runner)
+        await predictions.acreate(predictor, inputs, runner=runner, errors="return")
+
+
+def held() -> tuple[int, int, int]:
+    """Blocks of memory, threads and descriptors in use."""
+    gc.collect()
+    return sys.getallocatedblocks(), threading.active_count(), len(os.listdir("/dev/fd"))  # noqa: PTH208
+
+
+def assert_flat(before: tuple[int, int, int], after: tuple[int, int, int], calls: int) -> None:
+    blocks, threads, descriptors = (late - early for early, late in zip(before, after, strict=True))
+    assert blocks < calls / 4, f"{blocks} blocks of memory more after {calls} calls"
+    assert threads <= 1
+    assert descriptors <= 0
+
+
+@pytest.mark.fault(94)
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_thousands_of_calls_leave_nothing_behind(muna: Engine, runner: str | None) -> None:
+    for _ in range(40):
+        one_round(muna, runner)
+    before = held()
+    for _ in range(150):
+        one_round(muna, runner)
+    assert_flat(before, held(), 150 * 22)
+
+
+@pytest.mark.fault(94)
+@pytest.mark.parametrize("runner", [None, "inline", "thread"])
+def test_thousands_of_asyncio_calls_leave_nothing_behind(muna: Engine, runner: str | None) -> None:
+    async def main() -> None:
+        for _ in range(40):
+            await one_async_round(muna, runner)
+        before = held()
+        for _ in range(150):
+            await one_async_round(muna, runner)
+        assert_flat(before, held(), 150 * 20)
+
+    asyncio.run(main())
+
+
+@pytest.mark.fault(94)
+def test_engines_that_come_and_go_leave_nothing_behind() -> None:
+    def come_and_go() -> None:
+        with Engine(discover=False) as muna:
+            one_round(muna, None)
+            one_round(muna, "thread")
+
+    for _ in range(10):
+        come_and_go()
+    before = held()
+    for _ in range(50):
+        come_and_go()
+    assert_flat(before, held(), 50 * 44)
+
+
+@pytest.mark.fault(94)
+def test_functions_made_for_one_call_are_forgotten_with_it(muna: Engine) -> None:
+    def call() -> None:
+        def made(number: int) -> int:
+            return number
+
+        muna.predictions.create(made, {"number": 1})
+        muna.predictions.create(lambda number: number, {"number": 1})
+
+    for _ in range(100):
+        call()
+    before = held()
+    for _ in range(1000):
+        call()
+    assert_flat(before, held(), 2000)

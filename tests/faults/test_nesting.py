@@ -1,0 +1,791 @@
+"""Faults of nesting: predictors that call the engine that runs them, for ever or while they hold what they ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from engine import Engine, EngineError, NestingError, Prediction, Predictor, current_call, fold
+from engine.runners import thread as thread_runner
+
+PATIENCE = 10.0  # seconds; only a test that fails waits as long
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something another thread brings about."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE} s"
+        time.sleep(0.001)
+
+
+def in_time(function: Callable[[], Any]) -> Any:
+    """Call in a thread of its own, so that a deadlock fails the test at once and by name."""
+    answers: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "a deadlock"
+    if errors:
+        raise errors[0]
+    return answers[0]
+
+
+async def within(awaitable: Any) -> Any:
+    """Await in this very task, with a limit."""
+    async with asyncio.timeout(PATIENCE):
+        return await awaitable
+
+
+# 97: a predictor that asks for what it holds.
+
+
+@pytest.mark.fault(97)
+@pytest.mark.parametrize("runner", [None, "thread"])
+@pytest.mark.parametrize("how", ["create", "stream"])
+def test_a_sync_predictor_that_waits_for_its_own_slot_gets_a_nesting_error(
+    muna: Engine, runner: str | None, how: str
+) -> None:
+    def again() -> Any:
+        if how == "create":
+            return muna.predictions.create("@tests/again", runner=runner).value
+        return list(muna.predictions.stream("@tests/again", runner=runner).values())
+
+    muna.predictors.register(Predictor("@tests/again", again, concurrency=1))
+    with pytest.raises(NestingError, match="@tests/again") as caught:
+        in_time(lambda: muna.predictions.create("@tests/again", runner=runner))
+    assert "@tests/again" in caught.value.holder
+
+
+@pytest.mark.fault(97)
+@pytest.mark.parametrize("runner", [None, "thread"])
+@pytest.mark.parametrize("how", ["acreate", "astream"])
+def test_an_async_predictor_that_waits_for_its_own_slot_gets_a_nesting_error(
+    muna: Engine, runner: str | None, how: str
+) -> None:
+    async def again() -> Any:
+        if how == "acreate":
+            return (await muna.predictions.acreate("@tests/again", runner=runner)).value
+        return [value async for value in muna.predictions.astream("@tests/again", runner=runner).values()]
+
+    muna.predictors.register(Predictor("@tests/again", again, concurrency=1))
+
+    async def main() -> None:
+        with pytest.raises(NestingError, match="@tests/again"):
+            await within(muna.predictions.acreate("@tests/again", runner=runner))
+
+    asyncio.run(main())
+    with pytest.raises(NestingError, match="@tests/again"):
+        in_time(lambda: muna.predictions.create("@tests/again"))
+
+
+@pytest.mark.fault(97)
+@pytest.mark.parametrize("runner", [None, "thread"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_ring_of_predictors_with_one_slot_each_gets_a_nesting_error(
+    muna: Engine, runner: str | None, depth: int
+) -> None:
+    starts: list[int] = []
+
+    def link(number: int) -> Callable[[], Any]:
+        def call_next() -> Any:
+            starts.append(number)
+            return muna.predictions.create(f"@tests/link{(number + 1) % depth}", runner=runner).value
+
+        return call_next
+
+    for number in range(depth):
+        muna.predictors.register(Predictor(f"@tests/link{number}", link(number), concurrency=1))
+    with pytest.raises(NestingError, match="@tests/link0"):
+        in_time(lambda: muna.predictions.create("@tests/link0", runner=runner))
+    assert starts == list(range(depth))
+    with pytest.raises(NestingError, match="@tests/link0"):  # and every slot was given back
+        in_time(lambda: muna.predictions.create("@tests/link0", runner=runner))
+
+
+@pytest.mark.fault(97)
+@pytest.mark.parametrize("outer", [None, "thread"])
+@pytest.mark.parametrize("inner", [None, "thread"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_predictors_with_one_slot_each_may_call_each_other_in_a_row(
+    muna: Engine, outer: str | None, inner: str | None, depth: int
+) -> None:
+    def link(number: int) -> Callable[[], Any]:
+        def call_next() -> Any:
+            if number == depth:
+                return "the end"
+            return muna.predictions.create(f"@tests/link{number + 1}", runner=inner).value
+
+        return call_next
+
+    for number in range(depth + 1):
+        muna.predictors.register(Predictor(f"@tests/link{number}", link(number), concurrency=1))
+    assert in_time(lambda: muna.predictions.create("@tests/link0", runner=outer)).value == "the end"
+
+
+@pytest.mark.fault(97)
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_a_slot_held_by_an_open_stream_of_the_same_thread_is_refused_naming_that_stream(
+    muna: Engine, runner: str | None
+) -> None:
+    def counts() -> Iterator[int]:
+        yield from range(10)
+
+    muna.predictors.register(Predictor("@tests/counts", counts, concurrency=1))
+
+    def one_in_another() -> None:
+        with muna.predictions.stream("@tests/counts", runner=runner) as stream:
+            next(stream)
+            with pytest.raises(NestingError, match="close it first") as caught:
+                muna.predictions.create("@tests/counts", runner=runner)
+            assert stream.id in str(caught.value)
+            assert stream.id in caught.value.holder
+        assert muna.predictions.create("@tests/counts", runner=runner).value == 9
+
+    in_time(one_in_another)
+
+
+@pytest.mark.fault(97)
+@pytest.mark.parametrize("runner", [None, "inline", "thread"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_slot_held_by_an_open_stream_of_the_same_task_is_refused_and_of_another_task_is_waited_for(
+    muna: Engine, runner: str | None, kind: str
+) -> None:
+    def counts() -> Iterator[int]:
+        yield from range(10)
+
+    async def acounts() -> AsyncIterator[int]:
+        for number in range(10):
+            yield number
+
+    muna.predictors.register(Predictor("@tests/counts", counts if kind == "sync" else acounts, concurrency=1))
+
+    async def main() -> None:
+        async with muna.predictions.astream("@tests/counts", runner=runner) as stream:
+            await anext(stream)
+            with pytest.raises(NestingError, match=stream.id):
+                await within(muna.predictions.acreate("@tests/counts", runner=runner))
+            other = asyncio.create_task(muna.predictions.acreate("@tests/counts", runner=runner))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not other.done()
+        assert (await within(other)).value == 9
+
+    asyncio.run(main())
+
+
+@pytest.mark.fault(97)
+def test_a_sync_call_of_an_async_predictor_on_the_engines_own_loop_is_refused(muna: Engine) -> None:
+    async def inner() -> str:
+        return "inner"
+
+    async def outer() -> Any:
+        return muna.predictions.create(inner).value
+
+    with pytest.raises(NestingError, match="await acreate"):
+        in_time(lambda: muna.predictions.create(outer))
+
+
+@pytest.mark.fault(97)
+def test_a_sync_call_of_an_async_predictor_from_a_sync_one_the_engines_loop_waits_for_is_refused(muna: Engine) -> None:
+    async def innermost() -> str:
+        return "innermost"
+
+    def middle() -> Any:
+        return muna.predictions.create(innermost).value
+
+    async def outer() -> Any:
+        return muna.predictions.create(middle, runner="thread").value  # blocks the engine's loop until it is done
+
+    with pytest.raises(NestingError, match="await acreate"):
+        in_time(lambda: muna.predictions.create(outer))
+
+
+@pytest.mark.fault(97)
+def test_a_sync_predictor_awaited_by_an_async_one_may_call_async_ones(muna: Engine) -> None:
+    async def innermost() -> str:
+        return "innermost"
+
+    def middle() -> Any:
+        return muna.predictions.create(innermost).value
+
+    async def outer() -> Any:
+        return (await muna.predictions.acreate(middle)).value
+
+    assert in_time(lambda: muna.predictions.create(outer)).value == "innermost"
+
+
+@pytest.mark.fault(97)
+def test_a_class_whose_setup_calls_itself_gets_a_nesting_error(muna: Engine) -> None:
+    class Selfish:
+        def setup(self) -> None:
+            muna.predictions.create(Selfish)
+
+        def predict(self) -> str:
+            return "never"
+
+    with pytest.raises(NestingError, match="Selfish"):
+        in_time(lambda: muna.predictions.create(Selfish))
+    with pytest.raises(NestingError, match="Selfish"):
+        in_time(lambda: muna.load(Selfish))
+
+
+@pytest.mark.fault(97)
+def test_a_class_whose_async_setup_calls_itself_gets_a_nesting_error(muna: Engine) -> None:
+    class Selfish:
+        async def setup(self) -> None:
+            await muna.predictions.acreate(Selfish)
+
+        async def predict(self) -> str:
+            return "never"
+
+    with pytest.raises(NestingError, match="Selfish"):
+        in_time(lambda: muna.predictions.create(Selfish))
+    with pytest.raises(NestingError, match="Selfish"):
+        in_time(lambda: muna.load(Selfish))
+
+    async def main() -> None:
+        with pytest.raises(NestingError, match="Selfish"):
+            await within(muna.predictions.acreate(Selfish))
+        with pytest.raises(NestingError, match="Selfish"):
+            await within(muna.aload(Selfish))
+
+    asyncio.run(main())
+
+
+@pytest.mark.fault(97)
+def test_two_classes_whose_setups_call_each_other_get_a_nesting_error(muna: Engine) -> None:
+    class One:
+        def setup(self) -> None:
+            muna.predictions.create(Other)
+
+        def predict(self) -> str:
+            return "never"
+
+    class Other:
+        def setup(self) -> None:
+            muna.predictions.create(One)
+
+        def predict(self) -> str:
+            return "never"
+
+    with pytest.raises(NestingError, match="One"):
+        in_time(lambda: muna.predictions.create(One))
+
+
+@pytest.mark.fault(97)
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_a_class_may_call_other_predictors_in_setup_and_predict(muna: Engine, runner: str | None) -> None:
+    class Inner:
+        def setup(self) -> None:
+            self.word = "inner"
+
+        def predict(self) -> str:
+            return self.word
+
+    class Outer:
+        def setup(self) -> None:
+            self.word = muna.predictions.create(Inner, runner=runner).value
+
+        def predict(self) -> Iterator[str]:
+            yield self.word
+            yield muna.predictions.create(Inner, runner=runner).value
+
+    values = in_time(lambda: list(muna.predictions.stream(Outer, runner=runner).values()))
+    assert values == ["inner", "inner"]
+
+
+# 98: recursion without a bound.
+
+
+@pytest.mark.fault(98)
+def test_a_sync_predictor_that_calls_itself_for_ever_fails_clearly_and_the_next_call_works(muna: Engine) -> None:
+    def for_ever() -> Any:
+        return muna.predictions.create(for_ever).value
+
+    def streams_for_ever() -> Iterator[Any]:
+        yield from muna.predictions.stream(streams_for_ever).values()
+
+    for predictor in (for_ever, streams_for_ever):
+        for consume in (muna.predictions.create, lambda each: list(muna.predictions.stream(each))):
+            with pytest.raises((RecursionError, NestingError)):
+                in_time(lambda predictor=predictor, consume=consume: consume(predictor))  # type: ignore[misc]
+    assert muna.predictions.create(lambda: "fine").value == "fine"
+
+
+@pytest.mark.fault(98)
+def test_an_async_predictor_that_calls_itself_for_ever_fails_clearly_and_the_next_call_works(muna: Engine) -> None:
+    async def for_ever() -> Any:
+        return (await muna.predictions.acreate(for_ever)).value
+
+    async def streams_for_ever() -> AsyncIterator[Any]:
+        async with muna.predictions.astream(streams_for_ever) as stream:
+            async for value in stream.values():
+                yield value
+
+    async def fine() -> str:
+        return "fine"
+
+    async def main() -> None:
+        for predictor in (for_ever, streams_for_ever):
+            with pytest.raises((RecursionError, NestingError)):
+                await within(muna.predictions.acreate(predictor))
+        assert (await within(muna.predictions.acreate(fine))).value == "fine"
+
+    asyncio.run(main())
+    assert in_time(lambda: muna.predictions.create(fine)).value == "fine"
+
+
+@pytest.mark.fault(98)
+@pytest.mark.parametrize("how", ["acreate", "astream"])
+def test_recursion_from_task_to_task_of_the_engines_loop_ends_at_a_stated_depth(muna: Engine, how: str) -> None:
+    depths: list[int] = []
+
+    async def for_ever() -> Any:
+        depths.append(len(depths))
+        assert len(depths) < 2000, "no limit"
+        if how == "acreate":
+            return (await muna.predictions.acreate(for_ever, runner="thread")).value
+        return [value async for value in muna.predictions.astream(for_ever, runner="thread").values()]
+
+    with pytest.raises((RecursionError, NestingError)):
+        in_time(lambda: muna.predictions.create(for_ever))
+    assert len(depths) >= 10
+
+
+@pytest.mark.fault(98)
+def test_recursion_from_thread_to_thread_ends_at_a_stated_number(
+    muna: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_runner, "MOST_THREADS", 40)
+    depths: list[int] = []
+
+    def for_ever() -> Any:
+        call = current_call()
+        depths.append(0 if call is None else call.depth)
+        return muna.predictions.create(for_ever, runner="thread").value
+
+    with pytest.raises(EngineError):
+        in_time(lambda: muna.predictions.create(for_ever, runner="thread"))
+    assert depths == list(range(len(depths)))
+    assert 10 <= len(depths) <= 40
+    assert muna.predictions.create(lambda: "fine", runner="thread").value == "fine"
+
+
+# 99: an engine, or a stream of it, that would travel.
+
+
+@pytest.mark.fault(99)
+@pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps], ids=["pickle", "cloudpickle"])
+@pytest.mark.parametrize("what", ["engine", "predictions", "predictors", "stream", "astream"])
+def test_a_live_handle_refuses_to_be_pickled_and_says_what_to_do(
+    muna: Engine, dumps: Callable[[object], bytes], what: str
+) -> None:
+    handles: dict[str, object] = {
+        "engine": muna,
+        "predictions": muna.predictions,
+        "predictors": muna.predictors,
+        "stream": muna.predictions.stream(len, {"obj": "abc"}, check=False),
+        "astream": muna.predictions.astream(len, {"obj": "abc"}, check=False),
+    }
+    with pytest.raises(TypeError, match=r"cannot be pickled.*: (make|send) "):
+        dumps(handles[what])
+
+
+@pytest.mark.fault(99)
+def test_a_closure_over_an_engine_refuses_to_be_pickled_by_value_with_the_same_advice(muna: Engine) -> None:
+    def calls_it() -> Prediction:
+        return muna.predictions.create(len)
+
+    calls_it.__module__ = "__main__"
+    with pytest.raises(TypeError, match=r"an engine .* cannot be pickled"):
+        cloudpickle.dumps(calls_it)
+
+
+# 100: the engine is called where one would not expect it.
+
+
+@pytest.mark.fault(100)
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_a_finally_may_call_the_engine_and_close_its_own_stream(muna: Engine, runner: str | None) -> None:
+    made: list[Any] = []
+    streams: list[Any] = []
+
+    def body() -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            made.append(muna.predictions.create(lambda: "made", runner=runner).value)
+            streams[0].close()
+            streams[0].cancel()
+
+    def consume() -> str:
+        streams[:] = [muna.predictions.stream(body, runner=runner)]
+        next(streams[0])
+        streams[0].close()
+        state: str = streams[0].outcome.state
+        return state
+
+    assert in_time(consume) == "closed"
+    assert made == ["made"]
+    streams.clear()
+
+
+@pytest.mark.fault(100)
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_an_async_finally_may_call_the_engine_and_close_its_own_stream(muna: Engine, runner: str | None) -> None:
+    made: list[Any] = []
+    streams: list[Any] = []
+
+    async def answer() -> str:
+        return "made"
+
+    async def body() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            made.append((await muna.predictions.acreate(answer, runner=runner)).value)
+            await streams[0].aclose()
+            streams[0].cancel()
+
+    async def main() -> None:
+        streams.append(muna.predictions.astream(body, runner=runner))
+        await anext(streams[0])
+        await within(streams[0].aclose())
+        assert streams[0].outcome.state == "closed"
+
+    asyncio.run(main())
+    assert made == ["made"]
+    streams.clear()
+
+
+@pytest.mark.fault(100)
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_a_del_may_call_the_engine_and_close_streams(muna: Engine, runner: str | None) -> None:
+    made: list[Any] = []
+    streams: list[Any] = []
+
+    class Partial:
+        def __del__(self) -> None:
+            made.append(muna.predictions.create(lambda: "made", runner=runner).value)
+            for stream in streams:
+                stream.close()
+
+    def body() -> Iterator[Partial]:
+        while True:
+            yield Partial()
+
+    def consume() -> str:
+        streams[:] = [muna.predictions.stream(body, runner=runner)]
+        for count, _ in enumerate(streams[0]):
+            if count == 3:
+                break
+        streams[0].close()
+        state: str = streams[0].outcome.state
+        return state
+
+    assert in_time(consume) == "closed"
+    until(lambda: "made" in made, "a finaliser")
+    streams.clear()
+    gc.collect()
+
+
+@pytest.mark.fault(100)
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_a_done_callback_may_call_the_engine_and_cancel_streams(muna: Engine, runner: str | None) -> None:
+    made: list[Any] = []
+
+    async def waits() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(3600)
+        yield 2
+
+    async def main() -> None:
+        stream = muna.predictions.astream(waits, runner=runner)
+        await anext(stream)
+
+        def called(_future: object) -> None:
+            made.append(muna.predictions.create(lambda: "made").value)
+            stream.cancel()
+
+        future = asyncio.get_running_loop().create_future()
+        future.add_done_callback(called)
+        future.set_result(None)
+        pull = asyncio.create_task(anext(stream, None))  # type: ignore[arg-type]
+        with pytest.raises(EngineError, match="cancelled"):
+            await within(pull)
+        assert made == ["made"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.fault(100)
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_a_consumer_may_call_the_same_predictor_and_close_inside_its_loop(muna: Engine, runner: str | None) -> None:
+    def counts() -> Iterator[int]:
+        yield from range(5)
+
+    def consume() -> list[Any]:
+        got: list[Any] = []
+        stream = muna.predictions.stream(counts, runner=runner)
+        for value in stream.values():
+            got.append(value)
+            got.append(muna.predictions.create(counts, runner=runner).value)
+            if value == 2:
+                stream.close()
+        return got
+
+    assert in_time(consume) == [0, 4, 1, 4, 2, 4]
+
+
+@pytest.mark.fault(100)
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_a_predictor_may_register_and_unregister_predictors(muna: Engine, runner: str | None) -> None:
+    def registers() -> Any:
+        muna.predictors.register("@tests/made", lambda: "made", replace=True)
+        value = muna.predictions.create("@tests/made", runner=runner).value
+        muna.predictors.unregister("@tests/made")
+        return value
+
+    assert in_time(lambda: muna.predictions.create(registers, runner=runner)).value == "made"
+
+
+# 101: no code of the user's runs while the engine holds a lock.
+
+
+class WatchedLock:
+    """A lock that knows which thread holds it."""
+
+    made: list[WatchedLock]
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._holders: list[int] = []
+        WatchedLock.made.append(self)
+
+    def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        taken: bool = self._lock.acquire(*args, **kwargs)
+        if taken:
+            self._holders.append(threading.get_ident())
+        return taken
+
+    def release(self) -> None:
+        self._holders.remove(threading.get_ident())
+        self._lock.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *details: object) -> None:
+        self.release()
+
+    @property
+    def is_held_here(self) -> bool:
+        return threading.get_ident() in self._holders
+
+
+@pytest.fixture
+def assert_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have the engine's own code make locks that are watched; give what a piece of user code asks of them."""
+    WatchedLock.made = []
+
+    def watched(make: Callable[[], Any]) -> Callable[[], Any]:
+        def make_lock() -> Any:
+            import sys
+
+            module = str(sys._getframe(1).f_globals.get("__name__"))
+            return WatchedLock(make()) if module.partition(".")[0] == "engine" else make()
+
+        return make_lock
+
+    monkeypatch.setattr(threading, "Lock", watched(threading.Lock))
+    monkeypatch.setattr(threading, "RLock", watched(threading.RLock))
+
+    def check(where: str) -> None:
+        asked.append(where)
+        assert WatchedLock.made, "no lock of the engine is watched"
+        if any(lock.is_held_here for lock in WatchedLock.made):
+            held.append(where)
+
+    asked: list[str] = []
+    held: list[str] = []
+    check.asked = asked  # type: ignore[attr-defined]
+    check.held = held  # type: ignore[attr-defined]
+    return check
+
+
+@pytest.mark.fault(101)
+def test_no_code_of_a_class_predictor_is_called_with_a_lock_of_the_engine_held(assert_free: Any) -> None:
+    class Watched:
+        def __init__(self) -> None:
+            assert_free("constructor")
+
+        def setup(self) -> None:
+            assert_free("setup")
+
+        def predict(self) -> Iterator[int]:
+            try:
+                assert_free("predict")
+                yield 1
+                assert_free("predict")
+                yield 2
+            finally:
+                assert_free("finally")
+
+        def teardown(self) -> None:
+            assert_free("teardown")
+
+    class AsyncWatched:
+        async def setup(self) -> None:
+            assert_free("async setup")
+
+        async def predict(self) -> AsyncIterator[int]:
+            try:
+                assert_free("async predict")
+                yield 1
+            finally:
+                assert_free("async finally")
+
+        async def teardown(self) -> None:
+            assert_free("async teardown")
+
+    def use(runner: str | None) -> None:
+        with Engine(discover=False) as muna:
+            muna.predictors.register("@tests/watched", Watched)
+            for tag in (Watched, AsyncWatched, "@tests/watched"):
+                muna.predictions.create(tag, runner=runner)
+                with muna.predictions.stream(tag, runner=runner) as stream:
+                    next(stream)
+                muna.unload(tag)
+                muna.load(tag)
+            left_open = [muna.predictions.stream(each, runner=runner) for each in (Watched, AsyncWatched)]
+            for stream in left_open:
+                next(stream)
+
+    use(None)
+    use("thread")
+    assert {"constructor", "setup", "predict", "finally", "teardown"} <= set(assert_free.asked)
+    assert {"async setup", "async predict", "async finally", "async teardown"} <= set(assert_free.asked)
+    assert assert_free.held == []
+
+
+@pytest.mark.fault(101)
+def test_no_reducer_input_or_finaliser_is_called_with_a_lock_of_the_engine_held(assert_free: Any) -> None:
+    class Value:
+        def __eq__(self, other: object) -> bool:
+            assert_free("comparison")
+            return self is other
+
+        def __hash__(self) -> int:
+            return 1
+
+        def __del__(self) -> None:
+            assert_free("finaliser")
+
+    def add(left: list[Any], right: Any) -> list[Any]:
+        assert_free("reducer")
+        return [*left, right]
+
+    def yields(value: Any = Value()) -> Iterator[Value]:  # noqa: B008 - a default is compared with what is given
+        yield value
+        yield Value()
+
+    with Engine(discover=False) as muna:
+        for runner in (None, "thread"):
+            muna.predictions.create(yields, {"value": Value()}, runner=runner, reduce=fold(add, list))
+            list(muna.predictions.stream(yields, {"value": Value()}, runner=runner))
+            stream = muna.predictions.stream(yields, {"value": Value()}, runner=runner)
+            next(stream)
+            stream.close()
+            del stream
+        gc.collect()
+    assert {"reducer", "finaliser"} <= set(assert_free.asked)
+    assert assert_free.held == []
+
+
+@pytest.mark.fault(101)
+def test_while_a_plugin_is_asked_for_its_predictors_other_threads_register_and_call() -> None:
+    from engine import hookimpl
+
+    done: list[object] = []
+
+    def elsewhere() -> None:
+        muna.predictors.register("@tests/registered", lambda: "registered")
+        done.append(muna.predictions.create(lambda: "called").value)
+
+    class Plugin:
+        @hookimpl
+        def engine_predictors(self) -> Iterator[Predictor]:
+            in_time(elsewhere)
+            yield Predictor("@tests/plugged", lambda: "plugged")
+
+    with Engine(discover=False, plugins=[Plugin()]) as muna:
+        assert in_time(lambda: muna.predictions.create("@tests/plugged")).value == "plugged"
+        assert list(muna.predictors) == ["@tests/plugged", "@tests/registered"]
+    assert done == ["called"]
+
+
+@pytest.mark.fault(101)
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_teardown_that_closes_its_engine_again_does_not_deadlock(is_async: bool) -> None:
+    steps: list[str] = []
+
+    class Closes:
+        def predict(self) -> str:
+            return "fine"
+
+        def teardown(self) -> None:
+            steps.append("teardown")
+            muna.close()
+            steps.append("closed")
+
+    class AsyncCloses:
+        async def predict(self) -> str:
+            return "fine"
+
+        async def teardown(self) -> None:
+            steps.append("teardown")
+            await muna.aclose()
+            steps.append("closed")
+
+    muna = Engine(discover=False)
+    muna.predictions.create(AsyncCloses if is_async else Closes)
+    try:
+        in_time(muna.close)
+    except NestingError:
+        steps.append("refused")
+    assert steps in (["teardown", "closed"], ["teardown", "refused"])
+
+
+@pytest.mark.fault(101)
+def test_a_teardown_that_lets_another_thread_close_does_not_deadlock() -> None:
+    class WaitsForACloser:
+        def predict(self) -> str:
+            return "fine"
+
+        def teardown(self) -> None:
+            closer = threading.Thread(target=muna.close, daemon=True)
+            closer.start()
+            closer.join(0.2)  # the engine may make that one wait for this one, which has to stay possible
+
+    muna = Engine(discover=False)
+    muna.predictions.create(WaitsForACloser)
+    in_time(muna.close)
