@@ -664,9 +664,8 @@ def _reported(
     error: BaseException, execution: Execution, reduction: Reduction, started: float, errors: Errors
 ) -> Prediction:
     """Raise what ended an execution, or give it as a prediction where it came from the body and that was asked for."""
-    is_bodys = execution.outcome.state == "failed" and execution.outcome.exception is error
-    is_bodys = is_bodys and execution.is_started and not isinstance(error, KeyboardInterrupt)
-    execution.outcome.exception = None  # nobody sees this outcome, and it would keep the exception's frames alive
+    is_bodys = execution.outcome.state == "failed" and execution.is_started
+    is_bodys = is_bodys and not isinstance(error, KeyboardInterrupt)
     try:
         if errors == "raise" or not is_bodys:
             raise error

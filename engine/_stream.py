@@ -29,11 +29,12 @@ class PredictionStream:
     `close()`, leaving its `with`, or dropping it does.
     """
 
-    __slots__ = ("__weakref__", "_execution", "_reducer")
+    __slots__ = ("__weakref__", "_execution", "_outcome", "_reducer")
 
     def __init__(self, execution: SyncExecution, reducer: Reducer) -> None:
         """Show an execution; `reducer` is what `snapshots()` runs."""
         self._execution = execution
+        self._outcome = execution.outcome
         self._reducer = reducer
 
     @property
@@ -49,7 +50,7 @@ class PredictionStream:
     @property
     def outcome(self) -> Outcome:
         """How the stream went so far: state, count of partials, return value, exception, times."""
-        return self._execution.outcome
+        return self._outcome
 
     def __iter__(self) -> Iterator[Prediction]:
         """A `Prediction` for each partial from the shared position on."""

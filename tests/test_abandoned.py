@@ -195,7 +195,7 @@ async def aleave_all(engine: Engine, tally: Tally, predictor: Predictor, runner:
             gc.collect(1)
     gc.collect()
     deadline = time.monotonic() + PATIENCE
-    while not is_settled(engine, tally, predictor) and time.monotonic() < deadline:
+    while not is_settled(engine, tally, predictor) and time.monotonic() < deadline:  # noqa: ASYNC110 - owners set no event
         await asyncio.sleep(0.001)
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:

@@ -127,6 +127,10 @@ class Execution:
         outcome.state = state
         outcome.exception = exception
         outcome.returned = returned
+        if (
+            exception is not None
+        ):  # the faces keep it; whatever iterates must not, or a reader's frame and it are a cycle
+            self.outcome = Outcome(state, outcome.count, returned, None, outcome.first, outcome.duration)
         self.call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
 
     def take_pending(self) -> BaseException | None:

@@ -123,7 +123,11 @@ class TaskExecution(AsyncExecution):
     async def pull_prediction(self) -> Prediction:
         """The next partial with its record."""
         started = perf_counter()
-        value = await self.pull()
+        try:
+            value = await self.pull()
+        except BaseException:
+            del self  # see pull
+            raise
         self._time += perf_counter() - started
         return Prediction(self.call, value, self.outcome.count - 1, self._time * 1000.0)
 
@@ -380,9 +384,7 @@ def _machine(body: Body, cell: list[Any], bridge: Bridge | None) -> Generator[An
             yield _ITEM
             awaitable = step()
     except GeneratorExit:
-        if not getattr(
-            iterator, "ag_running", False
-        ):  # else it was dropped while the body waited
+        if not getattr(iterator, "ag_running", False):  # else it was dropped while the body waited
             yield from _iterate(aclose_iterator(iterator))
         raise
 

@@ -1,4 +1,4 @@
-"""The matrix the fault tests run over: every kind of predictor, consumer and runner, and every place a fault can strike.
+"""The matrix the fault tests run over: every kind of predictor, consumer and runner, every place a fault can strike.
 
 A test is one scenario, written once as a coroutine. For a sync consumer it is stepped by hand and never suspends, so
 no event loop is anywhere near; for asyncio it is one task. Bodies wait at gates, never for a time. Cells that cannot
@@ -13,11 +13,10 @@ import faulthandler
 import functools
 import inspect
 import itertools
-import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import attrs
 import pytest
@@ -32,6 +31,11 @@ if TYPE_CHECKING:
 LIMIT: Final = 5.0  # seconds any single wait of a test may take before it counts as a hang
 PARTIALS: Final = ("first", "second")
 END: Final = "(the stream has ended)"
+
+
+def show_every_stack() -> None:
+    """The evidence of a hang."""
+    faulthandler.dump_traceback(file=2)
 
 
 class Gate:
@@ -59,7 +63,7 @@ class Gate:
 
     def wait(self) -> None:
         if not self._event.wait(LIMIT):
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            show_every_stack()
             raise TimeoutError("the gate was never opened")
 
     async def attend(self) -> None:
@@ -94,12 +98,12 @@ class Elsewhere:
     def join(self) -> None:
         self._thread.join(LIMIT)
         if self._thread.is_alive():
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            show_every_stack()
             pytest.fail("what ran in the other thread hangs")
         if self._error is not None:
             raise self._error
 
-    def __enter__(self) -> Elsewhere:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -112,7 +116,7 @@ def eventually(is_so: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + LIMIT
     while not is_so():
         if time.monotonic() > deadline:
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            show_every_stack()
             pytest.fail(f"it never came true that {what}")
         time.sleep(0.001)
 

@@ -46,8 +46,8 @@ async def caught(consumer: Consumer, point: Point, error: BaseException) -> Base
         arrived = raised
     assert delivered == point.delivered
     assert arrived is not None
-    assert reader.outcome.exception is arrived
-    assert reader.outcome.count == len(point.delivered)
+    assert arrived is reader.outcome.exception
+    assert len(point.delivered) == reader.outcome.count
     assert await reader.has_ended("failed")
     await reader.close()
     assert await reader.has_ended("failed")
@@ -133,7 +133,7 @@ class StrRaises(Exception):
 
 class StrIsNoText(Exception):
     def __str__(self) -> str:
-        return 7  # type: ignore[return-value]
+        return 7  # type: ignore[return-value]  # noqa: PLE0307 - the fault
 
 
 class ReprRaises(Exception):
@@ -296,7 +296,7 @@ class NoNotes(Exception):
         raise RuntimeError("not here")
 
     @property
-    def __notes__(self) -> list[str]:
+    def __notes__(self) -> list[str]:  # type: ignore[override]
         raise RuntimeError("nor here")
 
 
@@ -412,7 +412,9 @@ def test_a_group_arrives_intact_and_can_be_split(point: Point, fatal: BaseExcept
         ordinary, rest = error.split(Exception)
         assert ordinary is not None
         assert rest is not None
-        assert [type(leaf) for leaf in ordinary.exceptions[0].exceptions] == [ValueError, TypeError]  # type: ignore[attr-defined]
+        (inner,) = ordinary.exceptions
+        assert isinstance(inner, ExceptionGroup)
+        assert [type(leaf) for leaf in inner.exceptions] == [ValueError, TypeError]
         assert rest.exceptions[0] is fatal
         assert await consumer.still_works()
 
@@ -527,7 +529,7 @@ def test_a_limit_of_the_interpreter_is_an_ordinary_failure(
     point: Point, strike: Callable[[], Any], kind: type[Exception]
 ) -> None:
     async def scenario(consumer: Consumer) -> None:
-        fault = Fault(lambda: None if strike() else None, point.place)
+        fault = Fault(lambda: bool(strike()), point.place)
         reader = consumer.open(predictor_with(point.cell.kind, fault))
         delivered = [await reader.pull() for _ in point.delivered]
         with pytest.raises(kind) as arrived:
@@ -590,10 +592,14 @@ def test_what_a_finally_raises_has_the_error_in_flight_as_its_context(yielding: 
         mine, clean_up = KeyError("the consumer's"), OSError("clean-up")
         fault = Fault(cleanup=raising(clean_up))
         reader = consumer.open(predictor_with(yielding.kind, fault), prefetch=0)
-        with pytest.raises(OSError, match="clean-up") as arrived:
+
+        async def fails() -> None:
             async with reader.opened():
                 await reader.pull()
                 raise mine
+
+        with pytest.raises(OSError, match="clean-up") as arrived:
+            await fails()
         assert arrived.value is clean_up
         context = clean_up.__context__
         while context is not mine and context is not None:

@@ -1,7 +1,7 @@
 """README.md beside this file and the markers on the tests, held against each other in both directions.
 
-A row is proved when it names a test of this project's that carries `@pytest.mark.fault` with the row's number. Markers are
-read from the source, so nothing has to be collected or imported.
+A row is proved when it names a test of this project's that carries `@pytest.mark.fault` with the row's number.
+Markers are read from the source, so nothing has to be collected or imported.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def test_a_stuck_body_is_left_at_once_counted_and_keeps_its_slot_until_it_ends(
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor, prefetch=0)
         await drained(reader, place == "middle")
-        with Elsewhere(when(reached, lambda: reader.stream.cancel())):
+        with Elsewhere(when(reached, reader.stream.cancel)):
             assert await is_cancelled(reader)
         assert fault.finalised == 0
         assert abandoned_threads(consumer) == 1
@@ -149,7 +149,7 @@ def test_closing_a_stuck_stream_returns_after_the_grace_and_says_so(
             reached.wait()
             await reader.close()
         else:
-            with Elsewhere(when(reached, lambda: reader.stream.cancel())):
+            with Elsewhere(when(reached, reader.stream.cancel)):
                 assert await is_cancelled(reader)
             await reader.close()
         assert not go.is_open
@@ -169,7 +169,7 @@ def test_closing_the_engine_does_not_wait_for_a_stuck_thread(threaded: Cell) -> 
 
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(threaded.kind, fault))
-        with Elsewhere(when(reached, lambda: reader.stream.cancel())):
+        with Elsewhere(when(reached, reader.stream.cancel)):
             assert await is_cancelled(reader)
         await consumer.close()
         assert not go.is_open  # it is still stuck, and the engine is closed
@@ -195,7 +195,7 @@ def test_a_body_in_lockstep_sees_the_request_and_may_stop_itself(cell: Cell) -> 
 
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, Fault(looks)))
-        with Elsewhere(when(reached, lambda: reader.stream.cancel())):
+        with Elsewhere(when(reached, reader.stream.cancel)):
             assert await is_cancelled(reader)
         await aeventually(lambda: seen == [True], "the body saw the request")
         assert await consumer.still_works()
@@ -221,7 +221,7 @@ def test_an_async_body_that_swallows_its_cancellation_is_given_up(cell: Cell, ca
 
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, fault))
-        with Elsewhere(when(reached, lambda: reader.stream.cancel())):
+        with Elsewhere(when(reached, reader.stream.cancel)):
             assert await is_cancelled(reader)
         assert await consumer.still_works()
         go.open()
@@ -458,7 +458,11 @@ def test_a_cancel_that_comes_whenever_it_likes_never_reaches_the_next_call(cell:
 def test_a_partial_in_flight_is_never_delivered_after_the_cancellation(cell: Cell) -> None:
     """The body cancels its own stream in the last line before a partial leaves it."""
     streams: list[Any] = []
-    fault = Fault(lambda: streams[0].cancel(), "middle" if cell.is_yielding else "before")
+
+    def cancel_myself() -> None:
+        streams[0].cancel()
+
+    fault = Fault(cancel_myself, "middle" if cell.is_yielding else "before")
 
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, fault), prefetch=0)
@@ -528,7 +532,7 @@ def test_closing_from_another_thread_wakes_the_one_that_waits(cell: Cell, place:
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, fault), prefetch=0)
         await drained(reader, place == "middle")
-        with Elsewhere(when(reached, lambda: reader.stream.close())):
+        with Elsewhere(when(reached, reader.stream.close)):
             assert await reader.pull() is END
         assert cell.is_async or not go.is_open
         go.open()
@@ -548,7 +552,7 @@ def test_closing_from_another_thread_lets_a_running_pull_finish_first(cell: Cell
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, fault))
         await drained(reader, cell.is_yielding)
-        closed = Elsewhere(when(reached, lambda: reader.stream.close()))
+        closed = Elsewhere(when(reached, reader.stream.close))
         call = reader.stream._execution.call
 
         def release() -> None:
@@ -825,7 +829,9 @@ def test_a_stream_abandoned_in_a_cycle_is_finalised_by_a_collector_in_any_thread
 def locks_of(engine: Engine) -> list[Any]:
     """Every lock the engine's own objects hold."""
     kinds = (type(threading.Lock()), type(threading.RLock()))
-    found, seen, left = [], set(), [engine]
+    found: list[Any] = []
+    seen: set[int] = set()
+    left: list[Any] = [engine]
     while left:
         each = left.pop()
         if id(each) in seen:
@@ -950,10 +956,14 @@ def test_a_consumer_that_fails_inside_with_has_closed_its_stream(yielding: Cell,
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(yielding.kind, fault), prefetch=0)
         error = ConsumerFailed()
-        with pytest.raises(ConsumerFailed) as raised:
+
+        async def fails() -> None:
             async with reader.opened():
                 await drained(reader, read)
                 raise error
+
+        with pytest.raises(ConsumerFailed) as raised:
+            await fails()
         assert raised.value is error
         assert error.__context__ is None
         assert fault.finalised == 1
