@@ -78,6 +78,7 @@ class Channel:
         "_last_wake",
         "_window",
         "_yielding",
+        "before_end",
         "closers",
         "consumers",
         "deserted",
@@ -97,6 +98,7 @@ class Channel:
         self.closers: deque[Wake] = deque()
         self.end: End | None = None
         self.stop = False
+        self.before_end: Callable[[], None] | None = None  # frees the owner's place before anybody hears of the end
         self.on_stop: Callable[[], None] | None = None
         self.deserted: float | None = None
         self.label = label
@@ -162,6 +164,8 @@ class Channel:
 
     def finish(self, end: End) -> None:
         """Say that the body is over and finalised; the last thing an owner does with a channel."""
+        if self.before_end is not None:
+            self.before_end()
         self.end = end
         wake_all(self.consumers)
         wake_all(self.closers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextvars import copy_context
 from time import perf_counter
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from engine._channel import Channel
@@ -21,7 +22,7 @@ from engine._stream import AsyncPredictionStream, PredictionStream
 from engine.runners.base import Runner
 from engine.runners.bridge import Bridged
 from engine.runners.inline import InlineExecution, is_main_thread
-from engine.runners.task import TaskExecution
+from engine.runners.task import TaskExecution, resumed
 
 if TYPE_CHECKING:
     import weakref
@@ -191,11 +192,17 @@ class Executor:
             NoPartialsError: there was no partial and the reducer needs one.
             BaseException: what the predictor raised, as its own type.
         """
-        _check_errors(errors)
-        resident = await self.aresolve(tag)
-        args, kwargs = self._bind(resident, inputs, check)
-        reducer = resident.profile.reducer if reduce is None else reducer_of(reduce)
+        resident = self._routes.get(tag) if tag.__class__ is str else None
+        if resident is None:
+            resident = await self.aresolve(tag)
+        profile = resident.profile
+        args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
+        reducer = profile.reducer if reduce is None else reducer_of(reduce)
+        if errors != "raise":
+            _check_errors(errors)
         place = self._async_place(resident, runner)
+        if place is None and resident.slots is None and profile.is_async:
+            return await self._acreate_here(resident, args, kwargs, runner, reducer, errors)
         reduction = Reduction(reducer, reducer.start())
         keeper = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
         execution = self._aopen(resident, args, kwargs, place, runner, None, keeper, is_guarded=False)
@@ -356,7 +363,8 @@ class Executor:
     def _async_place(self, resident: Resident, runner: str | None) -> Runner | None:
         """Who runs the body for an asyncio caller; `None` is the caller's task, in lock-step."""
         profile = resident.profile
-        choice = self._choice(resident, runner)
+        plain = runner is None and profile.runner is None and self._default is None
+        choice = None if plain else self._choice(resident, runner)
         if choice is not None and choice not in _BUILT_IN:
             return self._plugin_runner(choice)
         if profile.is_async:
@@ -364,6 +372,11 @@ class Executor:
         return None if choice == "inline" else self._threads
 
     # Opening.
+
+    def _call(self, resident: Resident, place: Runner | None) -> Call:
+        parent = current.get()
+        depth = 0 if parent is None else _depth_within(parent)
+        return Call(resident.profile.tag, "inline" if place is None else place.name, parent, self.number, depth)
 
     def _body(
         self,
@@ -376,9 +389,7 @@ class Executor:
         if self._is_closed:
             raise EngineClosedError
         profile = resident.profile
-        parent = current.get()
-        depth = 0 if parent is None else _depth_within(parent)
-        call = Call(profile.tag, "inline" if place is None else place.name, parent, self.number, depth)
+        call = self._call(resident, place)
         function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
         body = Body(call, function, args, kwargs, profile.follows, copy_context(), None, reduction)
         if profile.is_class:
@@ -445,6 +456,47 @@ class Executor:
         return bridged
 
     # Creating.
+
+    async def _acreate_here(
+        self,
+        resident: Resident,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        runner: str | None,
+        reducer: Reducer,
+        errors: Errors,
+    ) -> Prediction:
+        """`acreate` of an async function in its caller's task.
+
+        The fast path: a coroutine is stepped once, in the call's context; one that ends there needs no execution.
+        """
+        call = self._call(resident, None)
+        context = copy_context()
+        context.run(current.set, call)
+        started = perf_counter()
+        try:
+            produced = context.run(resident.function, *args, **kwargs)
+            if produced.__class__ is CoroutineType:
+                try:
+                    answer = context.run(produced.send, None)
+                except StopIteration as stop:
+                    produced = stop.value
+                    if produced.__class__ in PLAIN and (reducer is LAST or reducer is RETURNED):
+                        call.parent = None
+                        return Prediction(call, produced, 0, (perf_counter() - started) * 1000.0)
+                else:
+                    produced = resumed(produced, answer)
+        except BaseException as error:
+            return _failed(error, call, None, started, errors)
+        body = Body(call, lambda: produced, (), {}, resident.profile.follows, context)
+        bridge = None if self._choice(resident, runner) == "inline" else self._bridge
+        execution = TaskExecution(body, None, bridge, self._grace, self._live, is_guarded=False)
+        reduction = Reduction(reducer, reducer.start())
+        try:
+            await _adrain(execution, reduction)
+        except BaseException as error:
+            return _reported(error, execution, reduction, started, errors)
+        return _reduced(execution, reduction, started)
 
     def _create(  # noqa: PLR0917
         self,

@@ -389,6 +389,20 @@ def _machine(body: Body, cell: list[Any], bridge: Bridge | None) -> Generator[An
         raise
 
 
+@types.coroutine
+def resumed(coroutine: Any, answer: Any) -> Generator[Any, Any, Any]:
+    """Go on awaiting a coroutine that was stepped by hand and gave `answer`, what it waits for."""
+    try:
+        yield answer
+    except BaseException as error:
+        try:
+            answer = coroutine.throw(error)
+        except StopIteration as stop:
+            return stop.value
+        return (yield from resumed(coroutine, answer))
+    return (yield from coroutine)
+
+
 def _each(iterator: Iterator[Any], cell: list[Any]) -> Generator[Any, None, Any]:
     try:
         while True:

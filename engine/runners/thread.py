@@ -11,6 +11,7 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from contextvars import copy_context
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -68,6 +69,7 @@ class ThreadRunner:
         """Run `work`, which ends by finishing `channel`, on an idle thread or a new one."""
         self._refuse()
         self._busy.add(channel)
+        channel.before_end = partial(self._busy.discard, channel)
         try:
             owner = self._idle.pop()
         except IndexError:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from engine import AsyncPredictionStream, Prediction, PredictionStream
+    from engine._records import Outcome
 
 LIMIT: Final = 5.0  # seconds any single wait of a test may take before it counts as a hang
 PARTIALS: Final = ("first", "second")
@@ -241,8 +242,9 @@ class Reader:
         self._values: Any = stream.values()
 
     @property
-    def outcome(self) -> Any:
-        return self.stream.outcome
+    def outcome(self) -> Outcome:
+        outcome: Outcome = self.stream.outcome
+        return outcome
 
     async def pull(self) -> Any:
         """The next partial, or `END`."""

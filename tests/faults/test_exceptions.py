@@ -462,9 +462,7 @@ class Weighty:
     """An input one would not like to keep."""
 
 
-@pytest.mark.fault(43)
-@pytest.mark.parametrize("policy", ["stream", "create", "create-and-return"])
-def test_an_input_is_freed_with_the_exception_that_held_it_and_needs_no_collector(cell: Cell, policy: str) -> None:
+def failing_with_its_input(kind: str) -> Callable[[Weighty], Any]:
     def fails(weighty: Weighty) -> None:
         raise ValueError("it holds this frame")
 
@@ -479,7 +477,13 @@ def test_an_input_is_freed_with_the_exception_that_held_it_and_needs_no_collecto
         yield 1
         fails(weighty)
 
-    predictor = {"def": fails, "gen": fails_mid_stream, "async": afails, "agen": afails_mid_stream}[cell.kind]
+    return {"def": fails, "gen": fails_mid_stream, "async": afails, "agen": afails_mid_stream}[kind]
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("policy", ["stream", "create", "create-and-return"])
+def test_an_input_is_freed_with_the_exception_that_held_it_and_needs_no_collector(cell: Cell, policy: str) -> None:
+    predictor = failing_with_its_input(cell.kind)
 
     async def fail_with(consumer: Consumer, weighty: Weighty) -> None:
         inputs = {"weighty": weighty}
@@ -491,7 +495,8 @@ def test_an_input_is_freed_with_the_exception_that_held_it_and_needs_no_collecto
             if policy == "create":
                 await consumer.create(predictor, inputs=inputs)
             elif cell.is_asyncio:  # nothing here may name the stream: its outcome keeps the exception, which keeps this
-                [value async for value in predictions.astream(predictor, inputs, runner=cell.runner).values()]
+                async for _ in predictions.astream(predictor, inputs, runner=cell.runner).values():
+                    pass
             else:
                 list(predictions.stream(predictor, inputs, runner=cell.runner).values())
             pytest.fail("nothing was raised")
