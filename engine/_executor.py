@@ -457,7 +457,7 @@ class Executor:
 
     # Creating.
 
-    async def _acreate_here(
+    async def _acreate_here(  # noqa: PLR0917 - as `_create`
         self,
         resident: Resident,
         args: tuple[Any, ...],

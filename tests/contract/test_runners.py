@@ -1,11 +1,20 @@
-"""The built-in runners pass the suite that plugins' runners are held against."""
+"""The built-in runners, and one a plugin might bring, pass the public suite; runners with a fault do not."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import contextlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
 
-from engine import Engine
-from engine.testing import KINDS, RunnerConformance
+import pytest
+
+from engine import Engine, hookimpl
+from engine.runners import Body, Channel, End, own
+from engine.testing import KINDS, Give, Journal, Kind, Return, RunnerConformance, Script, expected, yields
 
 
 class TestDefault(RunnerConformance):
@@ -27,3 +36,141 @@ class TestDefaultOfTheEngine(RunnerConformance):
 
     def engine(self) -> Engine:
         return Engine(discover=False, runner="thread")
+
+
+# A runner of somebody else's
+
+
+class Elsewhere:
+    """Runs each body in a new thread; `serve` is what that thread does."""
+
+    name = "elsewhere"
+
+    def __init__(self, serve: Callable[[Body, Channel], None] = own) -> None:
+        self._serve = serve
+
+    def start(self, body: Body, channel: Channel) -> None:
+        threading.Thread(target=self._serve, args=(body, channel), name="elsewhere").start()
+
+
+class Plugin:
+    """Offers one runner."""
+
+    def __init__(self, runner: Elsewhere) -> None:
+        self._runner = runner
+
+    @hookimpl
+    def engine_runners(self) -> Iterator[Elsewhere]:
+        yield self._runner
+
+
+class TestPlugin(RunnerConformance):
+    runner = "elsewhere"
+
+    def engine(self) -> Engine:
+        return Engine(discover=False, plugins=[Plugin(Elsewhere())])
+
+
+class TestFileJournals(RunnerConformance):
+    """Bodies in other processes keep their journals in files."""
+
+    runner = "thread"
+    kinds: ClassVar = {name: KINDS[name] for name in ("def-yield", "async-return")}
+
+    @pytest.fixture(autouse=True)
+    def keep_journals_in(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+
+
+# What the suite is good for
+
+
+def drops_the_last(body: Body, channel: Channel) -> None:
+    *partials, _ = body.context.run(lambda: list(body.start()))
+    serve(body, channel, partials)
+
+
+def turns_around(body: Body, channel: Channel) -> None:
+    serve(body, channel, reversed(body.context.run(lambda: list(body.start()))))
+
+
+def runs_ahead(body: Body, channel: Channel) -> None:
+    """Takes no notice of what the channel says about pauses, or of a request to stop."""
+    serve(body, channel, body.start())
+
+
+def swallows_failures(body: Body, channel: Channel) -> None:
+    partials = []
+    with contextlib.suppress(Exception):
+        partials.extend(body.context.run(body.start))
+    serve(body, channel, partials)
+
+
+def leaves_the_context(body: Body, channel: Channel) -> None:
+    serve(body, channel, body.start())
+
+
+def serve(body: Body, channel: Channel, partials: Any) -> None:
+    for each in partials:
+        channel.offer(each, 0.0, 0.0)
+    body.let_go()
+    channel.finish(End())
+
+
+FAULTS = [
+    (drops_the_last, "test_every_consumer_sees_the_same_partials"),
+    (turns_around, "test_every_consumer_sees_the_same_partials"),
+    (leaves_the_context, "test_every_consumer_sees_the_same_partials"),
+    (swallows_failures, "test_a_failure_follows_its_partials_once"),
+    (runs_ahead, "test_a_producer_waits_past_a_partial_that_could_change"),
+    (runs_ahead, "test_a_producer_stops_when_its_consumer_reads_no_more"),
+]
+
+
+@pytest.mark.parametrize(("fault", "name"), FAULTS, ids=lambda each: getattr(each, "__name__", each))
+def test_the_suite_refuses_a_runner_that(fault: Callable[[Body, Channel], None], name: str) -> None:
+    class Suite(RunnerConformance):
+        runner = "elsewhere"
+
+        def engine(self) -> Engine:
+            return Engine(discover=False, plugins=[Plugin(Elsewhere(fault))])
+
+    with pytest.raises(AssertionError, match=r"expected|nothing was raised|nobody read more"):
+        getattr(Suite(), name)(KINDS["def-yield"])
+
+
+# The module itself
+
+
+def test_every_kind_performs_the_same_script() -> None:
+    script = Script((Give("a"), Give("b"), Return("c")))
+    for kind in KINDS.values():
+        wanted = expected(script, kind)
+        assert wanted.partials == (("a", "b") if kind.is_yielding else ("c",))
+        assert wanted.returned == ("c" if kind.keeps_return else None)
+
+
+def test_every_kind_has_a_record_of_its_own_that_stays_the_same() -> None:
+    records = [kind.predictor() for kind in KINDS.values()]
+    assert len({record.tag for record in records}) == len(KINDS)
+    assert all(kind.predictor() is record for kind, record in zip(KINDS.values(), records, strict=True))
+
+
+def test_a_script_can_be_performed_without_an_engine() -> None:
+    journal = Journal()
+    assert list(yields(Script((Give(1), Give(2))), journal)) == [1, 2]
+    assert journal.lines == ("0 unset", "1 unset", "finally unset")
+
+
+@pytest.mark.parametrize("kind", [KINDS["def-yield"], KINDS["async-gives-generator"]], ids=lambda kind: kind.name)
+def test_a_producer_elsewhere_may_have_run_on_and_one_in_lock_step_may_not(kind: Kind) -> None:
+    wanted = expected(Script((Give(1), Give(["mutable"]), Give(3))), kind)
+    first, second = wanted.cuts[:2]
+    assert wanted.lines_if_stopped(0, is_in_lock_step=False) == {()}
+    assert wanted.lines_if_stopped(1, is_in_lock_step=True) == {first}
+    assert wanted.lines_if_stopped(1, is_in_lock_step=False) == {first, second}
+
+
+def test_the_module_is_imported_without_pytest() -> None:
+    code = "import sys, engine.testing; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import Engine, PredictionCancelledError, Predictor, current_call
+from engine.runners.base import Execution, Stop
 from tests.faults.conftest import (
     END,
     PARTIALS,
@@ -452,6 +453,36 @@ def test_a_cancel_that_comes_whenever_it_likes_never_reaches_the_next_call(cell:
         cell.run(scenario)
 
 
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_a_stop_in_the_very_moment_a_call_begins_is_its_end(
+    cell: Cell, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader has looked for a stop and found none; now there is one; now the reader goes on."""
+    begin = Execution.begin
+    fault = Fault()
+
+    def stopped_first(execution: Execution) -> None:
+        monkeypatch.undo()
+        execution.stop(Stop("closed")) if how == "close" else execution.cancel()
+        begin(execution)
+
+    async def scenario(consumer: Consumer) -> None:
+        reader = consumer.open(predictor_with(cell.kind, fault))
+        monkeypatch.setattr(Execution, "begin", stopped_first)
+        if how == "cancel":
+            assert await is_cancelled(reader)
+        else:
+            assert await reader.has_ended("closed")
+        assert reader.outcome.count == 0
+        assert consumer.engine.predictions.live == ()
+        reader.drop()  # without a warning
+        assert await consumer.still_works()
+
+    cell.run(scenario)
+    assert fault.started == fault.finalised <= 1
+
+
 # 52: a cancel and a partial at the same moment.
 
 
@@ -590,7 +621,8 @@ def test_closing_from_another_thread_between_two_pulls_finalises_before_it_retur
 
 # 55: closed more than once.
 
-ORDERS = [order for size in (1, 2, 3) for order in itertools.product(("close", "leave", "cancel"), repeat=size)]
+STEPS = ("close", "leave", "cancel")
+ORDERS = [(step,) for step in STEPS] + [*itertools.product(STEPS, repeat=2)] + [*itertools.permutations(STEPS)]
 
 
 @pytest.mark.fault(55)
@@ -897,7 +929,7 @@ def test_a_prefetch_that_means_nothing_is_refused_before_anything_starts(cell: C
 
 
 @pytest.mark.fault(59)
-@pytest.mark.parametrize("grace", [0, 0.0, -0.0, 5e-324, 1e-9, 3600])
+@pytest.mark.parametrize("grace", [0, 5e-324, 3600])
 @pytest.mark.parametrize("prefetch", [0, 1, 10**400], ids=["0", "1", "huge"])
 def test_extreme_numbers_that_mean_something_work(cell: Cell, grace: float, prefetch: int) -> None:
     fault = Fault()
