@@ -13,10 +13,19 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from engine._channel import Channel
-from engine._errors import EngineClosedError, InvalidTagError, NestingError, NoPartialsError, PluginError, quote
+from engine._errors import (
+    EngineClosedError,
+    EngineError,
+    InvalidTagError,
+    NestingError,
+    NoPartialsError,
+    PluginError,
+    quote,
+    say,
+)
 from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look, trim
 from engine._predictor import Predictor, tag_of
-from engine._records import Call, Prediction, current
+from engine._records import Call, Prediction, current, traceback_of
 from engine._reducers import COLLECT, CONCAT, LAST, RETURNED, reducer_of
 from engine._stream import AsyncPredictionStream, PredictionStream
 from engine.runners.base import Runner
@@ -272,12 +281,23 @@ class Executor:
                 return known
         record = self._record(tag)
         if isinstance(tag, str) and record is not None:
-            resident = self._residents.registered(record)
+            resident = self._registered(record)
             self._routes[tag] = resident
             return resident
         if record is None and not callable(tag) and not callable(getattr(tag, "predict", None)):
             raise InvalidTagError(tag)
         return self._residents.given(tag)
+
+    def _registered(self, record: Predictor) -> Resident:
+        """The resident of a registered predictor; what its import raises, even SystemExit, is its plugin's failure."""
+        try:
+            return self._residents.registered(record)
+        except (EngineError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            trim(error)
+            reason, source = f"{type(error).__name__}: {say(error)}", self._registry.source(record.tag)
+            raise PluginError(record.tag, source, reason, traceback_of(error)) from error
 
     async def aresolve(self, tag: Any) -> Resident:
         """The same without blocking the loop: a predictor that was never imported is imported by an owner thread."""

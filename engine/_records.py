@@ -163,7 +163,7 @@ class Prediction:
     def error(self) -> str | None:
         """The failure's traceback as text, cut in the middle to 65,536 characters, or `None`."""
         if self._error is None and self.exception is not None:
-            self._error = _traceback_of(self.exception)
+            self._error = traceback_of(self.exception)
         return self._error
 
     def raise_for_error(self) -> Prediction:
@@ -203,7 +203,8 @@ class Prediction:
         )
 
 
-def _traceback_of(error: BaseException) -> str:
+def traceback_of(error: BaseException) -> str:
+    """An exception's traceback as text of a bounded size."""
     import traceback
 
     try:
@@ -226,7 +227,7 @@ def _portable(error: BaseException | None) -> BaseException | None:
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes, to learn whether they can be read back
     except Exception:
-        return PredictorError(f"{type(error).__name__}: {say(error)}", type(error).__qualname__, _traceback_of(error))
+        return PredictorError(f"{type(error).__name__}: {say(error)}", type(error).__qualname__, traceback_of(error))
     return error
 
 

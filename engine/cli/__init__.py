@@ -222,11 +222,10 @@ def _found(muna: Engine, tag: str) -> Resident | None:
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
         raise UsageError(f"{error}{notes}") from None
     except EngineError as error:
-        complain(f"engine: {error}")
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # what importing the predictor raised, SystemExit included
-        complain(f"engine: {tag} cannot be imported\n{failure_text(error)}")
+        if error.__cause__ is None:
+            complain(f"engine: {error}")
+        else:  # what importing the predictor raised, SystemExit included
+            complain(f"engine: {tag} cannot be imported\n{failure_text(error.__cause__)}")
     return None
 
 
