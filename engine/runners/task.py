@@ -12,6 +12,7 @@ import types
 import warnings
 import weakref
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -100,7 +101,7 @@ class TaskExecution(AsyncExecution):
         try:
             if self._loop is None:
                 yield from self._begin()
-            answer = drive.step()
+            answer = drive.send()
             if answer is not _ITEM:
                 yield from self._wait(answer)
         except BaseException as error:
@@ -143,6 +144,7 @@ class TaskExecution(AsyncExecution):
             self._guard = _guard(self._drive, weakref.ref(self), self.outcome)
             _open.add(self._guard)
             yield from _iterate(self._guard.__anext__())  # the loop now knows the guard, and only the guard
+        self._drive.is_started = True
 
     def _is_over(self) -> bool:
         if self._turn is BUSY:
@@ -169,7 +171,7 @@ class TaskExecution(AsyncExecution):
         turn, self._turn = self._turn, ENDED
         watch, self._watch = self._watch, None
         is_cancelled = watch is not None and watch.is_cancelled()
-        is_quiet = isinstance(error, (Over, PredictionCancelledError)) or is_foreign_cancel(error)
+        is_quiet = isinstance(error, (Over, StopIteration, PredictionCancelledError)) or is_foreign_cancel(error)
         failure: BaseException
         if is_cancelled and is_quiet and watch is not None and watch.cancellation is not None:
             failure = watch.cancellation
@@ -177,7 +179,9 @@ class TaskExecution(AsyncExecution):
         elif isinstance(turn, Stop):
             failure = turn.failure or StopAsyncIteration()
             self.end(turn.state, turn.failure)
-        elif isinstance(error, Over):
+        elif isinstance(
+            error, (Over, StopIteration)
+        ):  # the latter out of the hot path, which no generator stands around
             failure = StopAsyncIteration()
             self.end("done", returned=error.value)
         elif watch is not None and watch.is_closed and isinstance(error, GeneratorExit):
@@ -326,7 +330,7 @@ class Drive:
     It refers to no execution, so an abandoned stream is freed at once, and its guard can still close the body.
     """
 
-    __slots__ = ("_machine", "_run", "body", "cell", "is_over", "is_started")
+    __slots__ = ("_machine", "_run", "body", "cell", "is_over", "is_started", "send")
 
     def __init__(self, body: Body, bridge: Bridge | None) -> None:
         self.body = body
@@ -335,12 +339,14 @@ class Drive:
         self.is_started = False
         self._run = body.context.run
         self._machine = _machine(body, self.cell, bridge)
+        self.send: Callable[[], Any] = partial(
+            self._run, self._machine.send, None
+        )  # the hot path's step: C all the way to the body
 
     def step(self) -> Any:
         """Run the body on, to its next partial or to what it waits for."""
-        self.is_started = True
         try:
-            return self._run(self._machine.send, None)
+            return self.send()
         except StopIteration as stop:
             raise Over(stop.value) from None
 
