@@ -112,10 +112,12 @@ class Execution:
 
     def begin(self) -> None:
         """`pending` becomes `running`."""
+        self._began = perf_counter()
+        self._live[id(self)] = weakref.ref(self)
         if self.outcome.state == "pending":  # no call stands between this and the next line, so no stop does either
             self.outcome.state = "running"
-            self._began = perf_counter()
-            self._live[id(self)] = weakref.ref(self)
+        else:  # stopped while it was about to begin
+            self._live.pop(id(self), None)
 
     def end(self, state: State, exception: BaseException | None = None, returned: Any = None) -> None:
         """`pending` or `running` becomes `state`; a second end changes nothing."""

@@ -44,7 +44,7 @@ class Bridged(SyncExecution, AsyncExecution):
         live: where the execution is listed while it runs.
     """
 
-    __slots__ = ("_aadmit", "_admit", "_body", "_channel", "_runner", "_stop")
+    __slots__ = ("_aadmit", "_admit", "_body", "_channel", "_claim", "_runner", "_stop")
 
     def __init__(  # noqa: PLR0917 - one record of independent facts, built in one place
         self,
@@ -63,7 +63,8 @@ class Bridged(SyncExecution, AsyncExecution):
         self._runner = runner
         self._admit = admit
         self._aadmit = aadmit
-        self._stop: Stop | None = None
+        self._claim: Stop | None = None  # how it ends, once somebody has decided that
+        self._stop: Stop | None = None  # the same, once everything about it can be read
 
     @property
     def is_started(self) -> bool:
@@ -125,7 +126,7 @@ class Bridged(SyncExecution, AsyncExecution):
             if self._admit is not None:
                 self._admit(self._body)
         except PredictionCancelledError:  # stopped while it waited for its slot
-            self._channel.end = NOTHING
+            self._channel.finish(NOTHING)
             return None
         except BaseException as error:
             self._never_started(error)
@@ -143,26 +144,26 @@ class Bridged(SyncExecution, AsyncExecution):
                 try:
                     await self._aadmit(self._body)
                 except PredictionCancelledError:
-                    self._channel.end = NOTHING
+                    self._channel.finish(NOTHING)
                     return
                 except BaseException as error:
                     self._never_started(error)
                     raise
             await self._channel.wait_task(self._starter(runner))
         except BaseException as error:
-            if is_foreign_cancel(error) and self._stop is None:  # this consumer's own task was cancelled
-                self._stop = Stop("cancelled")
+            stop = Stop("cancelled")
+            if is_foreign_cancel(error) and self._claims(stop):  # this consumer's own task was cancelled
+                self._finish(stop, error)
                 self._leave()
-                self.end("cancelled", error)
             raise
 
     def _starter(self, runner: Runner) -> Callable[[], None]:
         body, channel = self._body, self._channel
 
         def start() -> None:
-            if self._stop is not None:  # stopped while it waited for its slot: the body never runs
-                channel.finish(NOTHING)
+            if self._claim is not None:  # stopped while it waited for its slot: the body never runs
                 body.let_go()
+                channel.finish(NOTHING)
                 return
             try:
                 runner.start(body, channel)
@@ -174,29 +175,25 @@ class Bridged(SyncExecution, AsyncExecution):
 
     def _never_started(self, error: BaseException) -> None:
         self._body.let_go()
-        self._stop = self._stop or Stop("failed")
-        self._channel.end = NOTHING
+        self._channel.finish(NOTHING)
         is_cancel = is_foreign_cancel(error)
         if not isinstance(error, NestingError) and not is_cancel:
             explain(error, self.call, 0)
-        self.end("cancelled" if is_cancel else "failed", error)
+        stop = Stop("cancelled" if is_cancel else "failed")
+        if self._claims(stop):
+            self._finish(stop, error)
 
     def _conclude(self, end: End) -> None:
         """The body ended by itself: of several consumers one notes it, and one is told of its failure."""
-        stop = Stop("done")
-        if self._stop is None:  # no call stands between this test and the next line, so no thread does either
-            self._stop = stop
-        if self._stop is not stop:
+        stop = Stop("done" if end.error is None else "failed")
+        if not self._claims(stop):
             return
-        if end.error is None:
-            self.end("done", returned=end.returned)
-            return
-        reduction = self._body.reduction
-        count = self.outcome.count if reduction is None else reduction.count
-        error, end.error = end.error, None  # or the channel, which its frames refer to, keeps it alive
-        stop.state = "failed"
-        self._pending = explain(error, self.call, count)
-        self.end("failed", self._pending)
+        if end.error is not None:
+            reduction = self._body.reduction
+            count = self.outcome.count if reduction is None else reduction.count
+            error, end.error = end.error, None  # or the channel, which its frames refer to, keeps it alive
+            stop.failure = explain(error, self.call, count)
+        self._finish(stop, returned=end.returned)
 
     # The faces' iterators. Each raises in a frame that refers to nothing, or the exception would keep it all alive.
 
@@ -266,19 +263,20 @@ class Bridged(SyncExecution, AsyncExecution):
 
     def stop(self, stop: Stop) -> None:
         """Post a request to stop and return at once; the consumer is woken, the owner finalises the body."""
-        if self._claim(stop):
-            self.end(stop.state, stop.failure)  # before anybody is woken: who reads the outcome finds it ended
+        if self._claims(stop):
+            self._finish(stop)
             self._leave()
 
-    def _claim(self, stop: Stop) -> bool:
-        if self.outcome.ended:
-            return False
-        if self._stop is None:  # no call stands between this test and the next line, so no thread does either
-            self._stop = stop
-        if self._stop is not stop:
-            return False
-        self._pending = stop.failure
-        return True
+    def _claims(self, stop: Stop) -> bool:
+        if self._claim is None:  # no call stands between this test and the next line, so no thread does either
+            self._claim = stop
+        return self._claim is stop
+
+    def _finish(self, stop: Stop, exception: BaseException | None = None, returned: Any = None) -> None:
+        """Reach the end that was claimed; readers see it last, so that what they find is complete."""
+        self._pending, stop.failure = stop.failure, None
+        self.end(stop.state, exception or self._pending, returned)
+        self._stop = stop
 
     def _leave(self) -> None:
         """Ask the owner to finalise the body; from here on its errors go to the log."""
@@ -289,10 +287,10 @@ class Bridged(SyncExecution, AsyncExecution):
 
     def close(self) -> None:
         """End as `closed` and wait, at most the grace, until the body is finalised."""
-        is_pending = self.outcome.state == "pending"
-        if not self._claim(Stop("closed")):
+        stop, is_pending = Stop("closed"), self.outcome.state == "pending"
+        if not self._claims(stop):
             return
-        self.end("closed")
+        self._finish(stop)
         if not is_pending:
             self._request_stop()
             self._closed(self._is_inside() or self._channel.wait_end(self.grace))
@@ -306,16 +304,16 @@ class Bridged(SyncExecution, AsyncExecution):
         await self._aclose(is_inside=False)
 
     async def _aclose(self, *, is_inside: bool) -> None:
-        is_pending = self.outcome.state == "pending"
-        if not self._claim(Stop("closed")):
+        stop, is_pending = Stop("closed"), self.outcome.state == "pending"
+        if not self._claims(stop):
             return
-        self.end("closed")
+        self._finish(stop)
         if not is_pending:
             self._request_stop()
             self._closed(is_inside or await self._channel.wait_end_task(self.grace))
 
     def _seal(self) -> None:
-        self._stop = Stop("closed")
+        self._claim = self._stop = Stop("closed")
 
     def _request_stop(self) -> None:
         self.call.stopping = True

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineClosedError, NestingError, PredictionStream
+from engine import Engine, EngineClosedError, NestingError, PluginError, PredictionStream
 
 PATIENCE = 10.0  # seconds; only a test that fails waits as long
 
@@ -772,11 +772,11 @@ def test_an_import_that_fails_is_tried_again(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     muna.predictors.register("@tests/late", "module_written_late:predict")
-    with pytest.raises(ImportError, match="module_written_late"):
+    with pytest.raises(PluginError, match="module_written_late"):
         muna.predictions.create("@tests/late")
 
     async def main() -> None:
-        with pytest.raises(ImportError, match="module_written_late"):
+        with pytest.raises(PluginError, match="module_written_late"):
             await muna.predictions.acreate("@tests/late")
 
     asyncio.run(main())
