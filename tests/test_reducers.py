@@ -35,7 +35,7 @@ def running(reducer: Reducer, partials: list[Any]) -> list[Any]:
 # What each makes of partials
 
 
-@pytest.mark.parametrize("value", [None, 0, "", [], NotImplemented, ValueError("a value"), object()], ids=repr)
+@pytest.mark.parametrize("value", [None, 0, "", [], NotImplemented, ValueError("a value"), object()], ids=lambda value: type(value).__name__)
 def test_last_gives_the_very_object_that_came_last(value: object) -> None:
     assert reduced(LAST, ["before", value]) is value
 

@@ -483,7 +483,10 @@ class Watch:
 
         self._grace = grace
         self._task = asyncio.current_task()
-        self._baseline = 0 if self._task is None else self._task.cancelling()
+        # A cancellation asked for while the task runs counts at once, and arrives only where it waits next: here.
+        self._baseline = (
+            0 if self._task is None else self._task.cancelling() - bool(getattr(self._task, "_must_cancel", False))
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._borrowed = 0
         self._is_delivered = False
