@@ -35,7 +35,9 @@ def running(reducer: Reducer, partials: list[Any]) -> list[Any]:
 # What each makes of partials
 
 
-@pytest.mark.parametrize("value", [None, 0, "", [], NotImplemented, ValueError("a value"), object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [None, 0, "", [], NotImplemented, ValueError("a value"), object()], ids=lambda value: type(value).__name__
+)
 def test_last_gives_the_very_object_that_came_last(value: object) -> None:
     assert reduced(LAST, ["before", value]) is value
 
@@ -159,7 +161,9 @@ def test_no_choice_is_last() -> None:
     assert reducer_of(None) is LAST
 
 
-@pytest.mark.parametrize("choice", ["lst", "", "LAST", 5, list, object(), Reducer, print], ids=repr)
+@pytest.mark.parametrize(
+    "choice", ["lst", "", "LAST", 5, list, object(), Reducer, print], ids=lambda choice: repr(choice)[:16]
+)
 def test_what_is_no_reducer_is_refused_with_the_choices(choice: object) -> None:
     with pytest.raises(ValueError, match=r"one of 'last', 'concat', 'collect', 'returned', fold\(function, initial\)"):
         reducer_of(choice)

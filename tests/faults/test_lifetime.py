@@ -898,14 +898,15 @@ def test_an_engine_closes_in_spite_of_a_setup_that_hangs() -> None:
 
 # 108: Ctrl-C.
 
+# The bodies wait in short sleeps: a signal that comes right before a long one is only seen at its end.
 WAITING = {
     "inline": """
         def body():
             yield 1
             try:
                 print("ready", flush=True)
-                time.sleep(60)
-                yield 2
+                while True:
+                    time.sleep(0.01)
             finally:
                 print("finally", flush=True)
 
@@ -917,7 +918,8 @@ WAITING = {
         def body():
             try:
                 print("ready", flush=True)
-                time.sleep(60)
+                while True:
+                    time.sleep(0.01)
             finally:
                 print("finally", flush=True)
 
@@ -943,8 +945,8 @@ WAITING = {
             yield 1
             try:
                 print("ready", flush=True)
-                await asyncio.sleep(60)
-                yield 2
+                while True:
+                    await asyncio.sleep(0.01)
             finally:
                 print("finally", flush=True)
 
@@ -957,8 +959,8 @@ WAITING = {
             yield 1
             try:
                 print("ready", flush=True)
-                await asyncio.sleep(60)
-                yield 2
+                while True:
+                    await asyncio.sleep(0.01)
             finally:
                 print("finally", flush=True)
 
@@ -991,8 +993,8 @@ WAITING = {
             yield 1
             try:
                 print("ready", flush=True)
-                await asyncio.sleep(60)
-                yield 2
+                while True:
+                    await asyncio.sleep(0.01)
             finally:
                 print("finally", flush=True)
 
@@ -1008,7 +1010,11 @@ WAITING = {
 
 def signalled(source: str, number: signal.Signals) -> tuple[int, str, str]:
     """Run a script in a session of its own, send its whole group a signal once it says "ready"."""
-    script = "import asyncio, signal, sys, threading, time\nfrom engine import Engine, current_call\n"
+    script = (
+        "import asyncio, signal, sys, threading, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background processes ignore it
+        "from engine import Engine, current_call\n"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", script + textwrap.dedent(source)],
         stdout=subprocess.PIPE,
