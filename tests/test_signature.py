@@ -40,7 +40,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine._errors import InvalidInputError
-from engine._signature import MISSING, Parameter, Signature
+from engine._kinds import MISSING
+from engine._signature import Parameter, Signature
 
 if TYPE_CHECKING:
     import collections.abc as hidden
