@@ -92,6 +92,7 @@ def run_script(source: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.fault(86)
 def test_a_child_makes_new_calls_of_every_kind_with_its_copy_of_a_used_engine() -> None:
     assert run_script(
         """
@@ -253,12 +254,13 @@ def test_a_stream_of_a_running_event_loop_raises_in_the_child_and_goes_on_in_the
     ) == (0, "raised\nraised\nfinally True\nfinally True\n", "")
 
 
+@pytest.mark.fault(86)
 def test_a_fork_while_other_threads_are_busy_inside_the_engine_leaves_the_child_usable() -> None:
     assert run_script(
         """
         muna = Engine(discover=False)
         muna.predictors.register("@tests/plain", plain)
-        calls_of_every_kind(muna)  # a module that another thread imports just now stays locked in a forked child for ever
+        calls_of_every_kind(muna)  # a module that another thread imports just now stays locked in a child for ever
         muna.predictions.create("@tests/plain")
         stop = threading.Event()
 
@@ -387,6 +389,7 @@ def test_a_class_that_lives_on_the_parents_loop_is_set_up_anew_in_the_child_and_
     assert out.splitlines() == ["setup True", "setup False", "teardown False", "teardown True"]
 
 
+@pytest.mark.fault(86)
 def test_an_engine_made_in_the_child_is_as_good_as_any() -> None:
     assert run_script(
         """
@@ -438,6 +441,7 @@ def test_ids_are_unique_across_a_fork() -> None:
     assert len(set(out.split())) == 3
 
 
+@pytest.mark.fault(87)
 def test_a_predictor_that_forks_in_an_owner_thread_leaves_the_parent_its_stream() -> None:
     assert run_script(
         """

@@ -43,9 +43,7 @@ def modules_after(source: str) -> set[str]:
         )
     )
     # Isolated and without `site`'s extras, so that what the environment imports at start is not counted.
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
     return set(json.loads(done.stdout))
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from engine import AsyncPredictionStream, Engine, EngineError, PredictionStream, Predictor, PredictorError
+from engine import AsyncPredictionStream, Engine, EngineError, Predictor, PredictorError
 
 Value = TypeVar("Value")
 
@@ -270,7 +270,7 @@ def test_closing_while_another_task_pulls_ends_that_pull(muna: Engine, runner: s
         # The body does not run ahead, so it reaches its wait only once the other task pulls.
         stream = muna.predictions.astream(waiting_async_body(reached, finished), runner=runner, prefetch=0)
         assert (await within(anext(stream))).value == "first"
-        pull = asyncio.create_task(anext(stream, None))  # type: ignore[arg-type]
+        pull = asyncio.create_task(anext(stream, None))
         await until(reached.is_set, "the wait inside the body")
         await within(stream.aclose())
         assert finished.is_set()
@@ -297,7 +297,7 @@ def test_closing_while_another_task_pulls_a_thread_ends_that_pull(muna: Engine) 
     async def main() -> None:
         stream = muna.predictions.astream(waits, prefetch=0)
         assert (await within(anext(stream))).value == "first"
-        pull = asyncio.create_task(anext(stream, None))  # type: ignore[arg-type]
+        pull = asyncio.create_task(anext(stream, None))
         await until(reached.is_set, "the wait inside the body")
         closing = asyncio.create_task(stream.aclose())
         assert await within(pull) is None
@@ -366,7 +366,7 @@ def test_a_stream_whose_consumer_was_cancelled_is_cancelled_and_stays_so(muna: E
         # The body does not run ahead, so it reaches its wait only once the other task pulls.
         stream = muna.predictions.astream(waiting_async_body(reached, finished), runner=runner, prefetch=0)
         assert (await within(anext(stream))).value == "first"
-        pull = asyncio.create_task(anext(stream, None))  # type: ignore[arg-type]
+        pull = asyncio.create_task(anext(stream, None))
         await until(reached.is_set, "the wait inside the body")
         pull.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -415,8 +415,7 @@ def test_cancelling_a_consumer_that_waits_for_a_slot_starts_no_body(muna: Engine
     async def holds() -> int:
         starts.append(1)
         reached.set()
-        while not go.is_set():
-            await asyncio.sleep(0.001)
+        await until(go.is_set, "the gate")
         return len(starts)
 
     muna.predictors.register(Predictor("@tests/holds", holds, concurrency=1))
@@ -433,6 +432,108 @@ def test_cancelling_a_consumer_that_waits_for_a_slot_starts_no_body(muna: Engine
         go.set()
         assert (await within(first)).value == 1
         assert (await within(muna.predictions.acreate("@tests/holds", runner=runner))).value == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize("runner", [None, "inline", "thread"])
+@pytest.mark.parametrize("how", ["acreate", "astream"])
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+def test_a_cancellation_asked_for_right_before_a_pull_is_the_consumers_own(
+    muna: Engine, runner: str | None, how: str, is_async: bool
+) -> None:
+    async def waits() -> AsyncIterator[int]:
+        while True:
+            await asyncio.sleep(0)
+            yield 1
+
+    def ends() -> Iterator[int]:
+        yield from range(3)
+
+    async def consumer() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await aconsume(muna, waits if is_async else ends, how, runner=runner)
+        await asyncio.sleep(0)  # on the loop itself a sync body never waits, so this is where it arrives
+
+    async def main() -> None:
+        task = asyncio.create_task(consumer())
+        with pytest.raises(asyncio.CancelledError):
+            await within(task)
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert consume(muna, areturns, "create", {"name": "Ada"}) == ["hello Ada"]
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize("how", ["acreate", "astream"])
+@pytest.mark.parametrize("kind", ["return", "yield"])
+def test_a_cancellation_asked_for_while_the_body_computes_is_the_consumers_own(
+    muna: Engine, how: str, kind: str
+) -> None:
+    finished: list[str] = []
+
+    async def ayields_then_waits() -> AsyncIterator[int]:
+        try:
+            yield 1
+            cancel_the_consumer()
+            await asyncio.sleep(3600)
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            finished.append("finally")
+
+    async def awaits() -> None:
+        try:
+            cancel_the_consumer()
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+            finished.append("finally")
+
+    def cancel_the_consumer() -> None:  # as a signal handler does
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    async def main() -> None:
+        task = asyncio.create_task(aconsume(muna, awaits if kind == "return" else ayields_then_waits, how))
+        with pytest.raises(asyncio.CancelledError):
+            await within(task)
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert finished == ["finally"]
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize("runner", [None, "thread"])
+@pytest.mark.parametrize("how", ["acreate", "astream"])
+def test_a_consumers_own_timeout_ends_the_predictor_and_arrives_as_a_timeout(
+    muna: Engine, runner: str | None, how: str
+) -> None:
+    reached, finished = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await read()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        await until(finished.is_set, "the clean-up")
+
+    async def read() -> None:
+        async with asyncio.timeout(None) as scope:
+            expiring = asyncio.create_task(expire(scope))
+            await aconsume(muna, waiting_async_body(reached, finished), how, runner=runner)
+        await expiring
+
+    async def expire(scope: asyncio.Timeout) -> None:
+        await until(reached.is_set, "the wait inside the body")
+        scope.reschedule(0)
 
     asyncio.run(main())
 
@@ -486,7 +587,7 @@ def test_closing_a_stream_whose_predictor_swallows_the_request_returns_after_the
     async def main(muna: Engine) -> None:
         stream = muna.predictions.astream(stubborn, runner="thread", prefetch=0)
         assert (await within(anext(stream))).value == "first"
-        pull = asyncio.create_task(anext(stream, None))  # type: ignore[arg-type]
+        pull = asyncio.create_task(anext(stream, None))
         await until(reached.is_set, "the body")
         await within(stream.aclose())
         assert await within(pull) is None
@@ -552,12 +653,11 @@ def test_a_cancelled_error_of_the_predictors_own_is_its_failure_and_cancels_nobo
         raise asyncio.CancelledError("mine")
 
     async def consumer() -> str:
-        got: list[int] = []
         stream = muna.predictions.astream(araises if is_async else raises, runner=runner)
+        values = stream.values()
+        assert await anext(values) == 1
         with pytest.raises(PredictorError, match="CancelledError: mine") as caught:
-            async for value in stream.values():
-                got.append(value)  # noqa: PERF401 - what came before the failure counts
-        assert got == [1]
+            await anext(values)
         assert isinstance(caught.value.__cause__, asyncio.CancelledError)
         assert stream.outcome.state == "failed"
         await asyncio.sleep(0)  # would raise, were this task cancelled
@@ -893,7 +993,7 @@ def test_a_stream_closed_or_abandoned_by_another_task_cleans_up_in_its_own_conte
         other = muna.predictions.astream(abody if is_async else body, runner=runner)
         await anext(other)
         colour.set("the leaver's")
-        with pytest.warns(ResourceWarning, match="abandoned"):
+        with pytest.warns(ResourceWarning, match="abandoned"):  # noqa: PT031 - it comes with the clean-up
             del other
             await until(lambda: len(seen) == 2, "the clean-up")
             for _ in range(3):
@@ -1150,5 +1250,3 @@ def test_a_stream_left_open_when_the_loop_ends_gives_one_warning_and_nothing_els
     assert done.stderr.count("ResourceWarning") == 1
     assert "Traceback" not in done.stderr
     assert "destroyed" not in done.stderr
-
-

@@ -240,9 +240,7 @@ def test_of_huge_partials_only_the_consumers_and_the_next_are_alive(
 
 @pytest.mark.fault(85)
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_fixed_window_counts_huge_partials_like_any(
-    muna: Engine, count_the_huge: type[Huge], kind: str
-) -> None:
+def test_a_fixed_window_counts_huge_partials_like_any(muna: Engine, count_the_huge: type[Huge], kind: str) -> None:
     def produces() -> Iterator[Huge]:
         for _ in range(100):
             yield Huge()
@@ -314,14 +312,16 @@ def test_a_thousand_streams_of_asyncio_consumers_all_finish(muna: Engine, runner
     threads_before, descriptors_before = threading.active_count(), len(os.listdir("/dev/fd"))  # noqa: PTH208
 
     async def read(number: int) -> list[Any]:
-        return [value async for value in muna.predictions.astream(predictor, {"number": number}, runner=runner).values()]
+        return [
+            value async for value in muna.predictions.astream(predictor, {"number": number}, runner=runner).values()
+        ]
 
     async def main() -> None:
         got = await asyncio.gather(*(read(number) for number in range(1000)))
         assert got == [[number, number + 1, number + 2] for number in range(1000)]
         most_threads = 1 if kind == "async" else 0 if runner == "inline" else 1000
         assert threading.active_count() - threads_before <= most_threads
-        assert len(os.listdir("/dev/fd")) - descriptors_before <= 8  # noqa: ASYNC240, PTH208  # two event loops
+        assert len(os.listdir("/dev/fd")) - descriptors_before <= 8  # noqa: PTH208  # two event loops
 
     asyncio.run(main())
 
@@ -338,7 +338,7 @@ def test_streams_beyond_the_stated_number_of_threads_are_refused_and_the_others_
     with pytest.raises(EngineError, match="8 predictor bodies run in threads"):
         next(streams[8])
     assert list(streams[8]) == []
-    assert [[value for value in stream.values()] for stream in streams[:8]] == [[1, 2]] * 8
+    assert [list(stream.values()) for stream in streams[:8]] == [[1, 2]] * 8
 
 
 @pytest.mark.fault(93)

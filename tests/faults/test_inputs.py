@@ -75,12 +75,12 @@ async def astrict(first: int, /, second: str, *, third: float = 0.5, **rest: byt
 
 def yielding(first: int, /, second: str, *, third: float = 0.5, **rest: bytes) -> Iterator[None]:
     raise Started
-    yield
+    yield  # type: ignore[unreachable]  # what makes it a generator
 
 
 async def ayielding(first: int, /, second: str, *, third: float = 0.5, **rest: bytes) -> AsyncIterator[None]:
     raise Started
-    yield
+    yield  # type: ignore[unreachable]  # what makes it a generator
 
 
 @pytest.mark.fault(121)
@@ -155,7 +155,7 @@ def test_unchecked_calls_still_need_the_names_but_take_any_value(muna: Engine) -
 def test_defaults_are_the_functions_own_and_are_not_checked(muna: Engine, call: Call) -> None:
     marker = object()
 
-    def takes(value: int = marker, *, other: str = None) -> Any:  # type: ignore[assignment]
+    def takes(value: int = marker, *, other: str = None) -> Any:  # type: ignore[assignment]  # noqa: RUF013
         return value, other
 
     assert call(muna, takes, None) == (marker, None)
@@ -168,11 +168,14 @@ def test_defaults_are_the_functions_own_and_are_not_checked(muna: Engine, call: 
 
 @pytest.mark.fault(122)
 def test_inputs_may_have_the_names_of_the_engines_own_parameters(muna: Engine, call: Call) -> None:
-    def takes(self: int, tag: int, inputs: int, runner: int, check: int, reduce: int, errors: int, **more: int) -> Any:
+    def takes(  # noqa: PLR0917 - their names are the test
+        self: int, tag: int, inputs: int, runner: int, check: int, reduce: int, errors: int, **more: int
+    ) -> Any:
         return self, tag, inputs, runner, check, reduce, errors, tuple(more.items())
 
-    inputs = {name: number for number, name in enumerate("self tag inputs runner check reduce errors".split())}
-    more = {name: 9 for name in ("prefetch", "timeout", "args", "kwargs", "function", "call", "body", "context")}
+    names = ("self", "tag", "inputs", "runner", "check", "reduce", "errors")
+    inputs = {name: number for number, name in enumerate(names)}
+    more = dict.fromkeys(("prefetch", "timeout", "args", "kwargs", "function", "call", "body", "context"), 9)
     assert call(muna, takes, {**inputs, **more}) == (0, 1, 2, 3, 4, 5, 6, tuple(more.items()))
 
 
@@ -244,9 +247,7 @@ def test_awkward_values_arrive_as_the_very_same_objects(muna: Engine, call: Call
 
 @pytest.mark.fault(123)
 @pytest.mark.parametrize("name", [name for name in VALUES if name != "a-class"])
-def test_awkward_values_are_refused_in_words_that_can_be_printed_anywhere(
-    muna: Engine, call: Call, name: str
-) -> None:
+def test_awkward_values_are_refused_in_words_that_can_be_printed_anywhere(muna: Engine, call: Call, name: str) -> None:
     def takes(value: range) -> None:
         raise Started
 
@@ -405,7 +406,14 @@ def test_a_value_keeps_its_type_on_its_way_in_and_out(muna: Engine, call: Call, 
 @pytest.mark.fault(126)
 @pytest.mark.parametrize(
     ("annotation", "value"),
-    [(str, Word("text")), (int, Shade.DARK), (int, np.int64(5)), (float, np.float32(0.5)), (float, 3), (Point, Point(1))],
+    [
+        (str, Word("text")),
+        (int, Shade.DARK),
+        (int, np.int64(5)),
+        (float, np.float32(0.5)),
+        (float, 3),
+        (Point, Point(1)),
+    ],
     ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__,
 )
 def test_a_checked_value_is_never_coerced(muna: Engine, call: Call, annotation: type, value: Any) -> None:

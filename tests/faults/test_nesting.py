@@ -13,8 +13,8 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from engine import Engine, EngineError, NestingError, Prediction, Predictor, current_call, fold
-from engine.runners import thread as thread_runner
+from engine import Engine, EngineClosedError, EngineError, NestingError, Prediction, Predictor, current_call, fold
+from engine._executor import DEEPEST
 
 PATIENCE = 10.0  # seconds; only a test that fails waits as long
 
@@ -315,77 +315,67 @@ def test_a_class_may_call_other_predictors_in_setup_and_predict(muna: Engine, ru
 
 
 @pytest.mark.fault(98)
-def test_a_sync_predictor_that_calls_itself_for_ever_fails_clearly_and_the_next_call_works(muna: Engine) -> None:
+@pytest.mark.parametrize("runner", [None, "thread"])
+@pytest.mark.parametrize("how", ["create", "stream"])
+def test_a_sync_predictor_that_calls_itself_for_ever_is_refused_at_a_stated_depth_naming_the_chain(
+    muna: Engine, runner: str | None, how: str
+) -> None:
+    depths: list[int] = []
+
     def for_ever() -> Any:
-        return muna.predictions.create(for_ever).value
+        depths.append(depth_here())
+        if how == "create":
+            return muna.predictions.create("@tests/for-ever", runner=runner).value
+        return list(muna.predictions.stream("@tests/for-ever", runner=runner))
 
-    def streams_for_ever() -> Iterator[Any]:
-        yield from muna.predictions.stream(streams_for_ever).values()
-
-    for predictor in (for_ever, streams_for_ever):
-        for consume in (muna.predictions.create, lambda each: list(muna.predictions.stream(each))):
-            with pytest.raises((RecursionError, NestingError)):
-                in_time(lambda predictor=predictor, consume=consume: consume(predictor))  # type: ignore[misc]
-    assert muna.predictions.create(lambda: "fine").value == "fine"
+    muna.predictors.register("@tests/for-ever", for_ever)
+    with pytest.raises(NestingError, match=f"{DEEPEST + 1} deep .*@tests/for-ever in @tests/for-ever"):
+        in_time(lambda: muna.predictions.create("@tests/for-ever", runner=runner))
+    assert depths == list(range(DEEPEST + 1))
+    assert muna.predictions.create(lambda: "fine", runner=runner).value == "fine"
 
 
 @pytest.mark.fault(98)
-def test_an_async_predictor_that_calls_itself_for_ever_fails_clearly_and_the_next_call_works(muna: Engine) -> None:
+@pytest.mark.parametrize("runner", [None, "thread"])
+@pytest.mark.parametrize("how", ["acreate", "astream"])
+def test_an_async_predictor_that_calls_itself_for_ever_is_refused_at_a_stated_depth_naming_the_chain(
+    muna: Engine, runner: str | None, how: str
+) -> None:
+    depths: list[int] = []
+
     async def for_ever() -> Any:
-        return (await muna.predictions.acreate(for_ever)).value
-
-    async def streams_for_ever() -> AsyncIterator[Any]:
-        async with muna.predictions.astream(streams_for_ever) as stream:
-            async for value in stream.values():
-                yield value
-
-    async def fine() -> str:
-        return "fine"
+        depths.append(depth_here())
+        if how == "acreate":
+            return (await muna.predictions.acreate("@tests/for-ever", runner=runner)).value
+        return [value async for value in muna.predictions.astream("@tests/for-ever", runner=runner).values()]
 
     async def main() -> None:
-        for predictor in (for_ever, streams_for_ever):
-            with pytest.raises((RecursionError, NestingError)):
-                await within(muna.predictions.acreate(predictor))
-        assert (await within(muna.predictions.acreate(fine))).value == "fine"
+        with pytest.raises(NestingError, match=f"{DEEPEST + 1} deep .*@tests/for-ever in @tests/for-ever"):
+            await within(muna.predictions.acreate("@tests/for-ever", runner=runner))
 
+    muna.predictors.register("@tests/for-ever", for_ever)
     asyncio.run(main())
-    assert in_time(lambda: muna.predictions.create(fine)).value == "fine"
+    assert depths == list(range(DEEPEST + 1))
+    depths.clear()
+    with pytest.raises(NestingError, match="deep"):
+        in_time(lambda: muna.predictions.create("@tests/for-ever"))
+    assert depths == list(range(DEEPEST + 1))
 
 
 @pytest.mark.fault(98)
-@pytest.mark.parametrize("how", ["acreate", "astream"])
-def test_recursion_from_task_to_task_of_the_engines_loop_ends_at_a_stated_depth(muna: Engine, how: str) -> None:
-    depths: list[int] = []
+@pytest.mark.parametrize("runner", [None, "thread"])
+def test_predictors_that_stay_within_the_stated_depth_work(muna: Engine, runner: str | None) -> None:
+    def counts_down(number: int) -> Any:
+        return muna.predictions.create(counts_down, {"number": number - 1}, runner=runner).value if number else "down"
 
-    async def for_ever() -> Any:
-        depths.append(len(depths))
-        assert len(depths) < 2000, "no limit"
-        if how == "acreate":
-            return (await muna.predictions.acreate(for_ever, runner="thread")).value
-        return [value async for value in muna.predictions.astream(for_ever, runner="thread").values()]
-
-    with pytest.raises((RecursionError, NestingError)):
-        in_time(lambda: muna.predictions.create(for_ever))
-    assert len(depths) >= 10
+    created = in_time(lambda: muna.predictions.create(counts_down, {"number": DEEPEST}, runner=runner))
+    assert created.value == "down"
 
 
-@pytest.mark.fault(98)
-def test_recursion_from_thread_to_thread_ends_at_a_stated_number(
-    muna: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(thread_runner, "MOST_THREADS", 40)
-    depths: list[int] = []
-
-    def for_ever() -> Any:
-        call = current_call()
-        depths.append(0 if call is None else call.depth)
-        return muna.predictions.create(for_ever, runner="thread").value
-
-    with pytest.raises(EngineError):
-        in_time(lambda: muna.predictions.create(for_ever, runner="thread"))
-    assert depths == list(range(len(depths)))
-    assert 10 <= len(depths) <= 40
-    assert muna.predictions.create(lambda: "fine", runner="thread").value == "fine"
+def depth_here() -> int:
+    call = current_call()
+    assert call is not None
+    return call.depth
 
 
 # 99: an engine, or a stream of it, that would travel.
@@ -529,7 +519,7 @@ def test_a_done_callback_may_call_the_engine_and_cancel_streams(muna: Engine, ru
         future = asyncio.get_running_loop().create_future()
         future.add_done_callback(called)
         future.set_result(None)
-        pull = asyncio.create_task(anext(stream, None))  # type: ignore[arg-type]
+        pull = asyncio.create_task(anext(stream, None))
         with pytest.raises(EngineError, match="cancelled"):
             await within(pull)
         assert made == ["made"]
@@ -633,7 +623,9 @@ def assert_free(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 @pytest.mark.fault(101)
-def test_no_code_of_a_class_predictor_is_called_with_a_lock_of_the_engine_held(assert_free: Any) -> None:
+def test_no_code_of_a_class_predictor_is_called_with_a_lock_of_the_engine_held(  # noqa: C901 - two small classes
+    assert_free: Any,
+) -> None:
     class Watched:
         def __init__(self) -> None:
             assert_free("constructor")
@@ -745,7 +737,7 @@ def test_while_a_plugin_is_asked_for_its_predictors_other_threads_register_and_c
 
 @pytest.mark.fault(101)
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_a_teardown_that_closes_its_engine_again_does_not_deadlock(is_async: bool) -> None:
+def test_a_teardown_that_closes_its_engine_again_is_refused_and_the_engine_is_closed(is_async: bool) -> None:
     steps: list[str] = []
 
     class Closes:
@@ -768,11 +760,11 @@ def test_a_teardown_that_closes_its_engine_again_does_not_deadlock(is_async: boo
 
     muna = Engine(discover=False)
     muna.predictions.create(AsyncCloses if is_async else Closes)
-    try:
+    with pytest.raises(NestingError, match="close it from outside"):
         in_time(muna.close)
-    except NestingError:
-        steps.append("refused")
-    assert steps in (["teardown", "closed"], ["teardown", "refused"])
+    assert steps == ["teardown"]
+    with pytest.raises(EngineClosedError):
+        muna.predictions.create(len, {"obj": ""})
 
 
 @pytest.mark.fault(101)
