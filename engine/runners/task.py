@@ -179,9 +179,7 @@ class TaskExecution(AsyncExecution):
         elif isinstance(turn, Stop):
             failure = turn.failure or StopAsyncIteration()
             self.end(turn.state, turn.failure)
-        elif isinstance(
-            error, (Over, StopIteration)
-        ):  # the latter out of the hot path, which no generator stands around
+        elif isinstance(error, (Over, StopIteration)):  # the latter straight from the hot path's step
             failure = StopAsyncIteration()
             self.end("done", returned=error.value)
         elif watch is not None and watch.is_closed and isinstance(error, GeneratorExit):
@@ -301,6 +299,7 @@ class TaskExecution(AsyncExecution):
         try:
             loop.call_soon_threadsafe(_close_guard, loop, guard)
         except RuntimeError:  # that loop was closed without closing its generators: what can be done is done here
+            _open.discard(guard)
             _exhaust(guard.aclose())
 
 
@@ -545,9 +544,12 @@ class Watch:
         if not is_foreign_cancel(error):
             self.is_closed = self.is_closed or isinstance(error, GeneratorExit)
             return False
+        is_ours = bool(self._borrowed)
         self._give_back()
         if self._task is not None and self._task.cancelling() > self._baseline:
             self.cancellation = error
+        elif not is_ours:  # a future the body waits for was cancelled: its own affair
+            return False
         if self._is_expired and self._is_delivered:
             self.has_given_up = True
             return True

@@ -1250,3 +1250,23 @@ def test_a_stream_left_open_when_the_loop_ends_gives_one_warning_and_nothing_els
     assert done.stderr.count("ResourceWarning") == 1
     assert "Traceback" not in done.stderr
     assert "destroyed" not in done.stderr
+
+
+@pytest.mark.fault(77)
+def test_a_body_that_waits_on_after_a_future_of_its_own_was_cancelled_is_left_alone() -> None:
+    async def main() -> list[str]:
+        given_up = asyncio.get_running_loop().create_future()
+
+        async def waits_on() -> AsyncIterator[str]:
+            asyncio.get_running_loop().call_soon(given_up.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                await given_up
+            released = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(0.2, released.set_result, None)  # several times the grace below
+            await released
+            yield "done"
+
+        async with Engine(discover=False, grace=0.02) as muna:
+            return [value async for value in muna.predictions.astream(waits_on).values()]
+
+    assert asyncio.run(main()) == ["done"]
