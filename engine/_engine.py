@@ -343,7 +343,11 @@ async def close_off_loop(close: Callable[[float], None], grace: float) -> None:
             close(grace)
         except BaseException as caught:
             error = caught
-        loop.call_soon_threadsafe(settle, error)
+        try:
+            loop.call_soon_threadsafe(settle, error)
+        except RuntimeError:  # the loop ended without waiting for this
+            if error is not None:
+                warn("error while an engine was closed", error)
 
     def settle(error: BaseException | None) -> None:
         if done.done():

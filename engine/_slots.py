@@ -11,11 +11,12 @@ import sys
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._channel import park_task, park_thread, wait_until, wake_all, wake_one
+from engine._channel import park_task, park_thread, wait_until, wake_all
 from engine._errors import NestingError, PredictionCancelledError, warn
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ class Slots:
     Giving a slot back takes no lock, so a collector may do it.
     """
 
-    __slots__ = ("_holders", "_parked", "_tag", "_tokens", "_watchers")
+    __slots__ = ("_holders", "_queue", "_tag", "_tokens", "_watchers")
 
     def __init__(self, tag: str, limit: float) -> None:
         """Make slots for `limit` calls at a time; `math.inf` only keeps count."""
         self._tag = tag
         self._tokens: deque[None] | None = None if limit == math.inf else deque([None] * int(limit))
         self._holders: dict[int, Holder] = {}
-        self._parked: deque[Wake] = deque()
+        self._queue: deque[_Ticket] = deque()
         self._watchers: deque[Wake] = deque()
 
     @property
@@ -50,75 +51,114 @@ class Slots:
         return tuple(self._holders.values())
 
     def take(self, body: Body) -> None:
-        """Take a slot for `body`, waiting in a thread.
+        """Take a slot for `body`, waiting in a thread behind those who wait already.
 
         Raises:
             NestingError: the wait would be for the same thread, task or call chain.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        if self._try(body):
-            return
-        waited = Patience(self._tag, self)
-        body.nudge = self._nudge
-        try:
-            while not self._try(body):
-                self._refuse(body, None)
-                waited.report()
-                park_thread(self._parked, lambda: self._is_free(body.call), waited.left())
-        finally:
-            self._leave(body)
+        if not self._takes_token(body):
+            ticket = _Ticket(body)
+            waited = Patience(self._tag, self)
+            try:
+                self._enter(ticket, body, None)
+                while not ticket.is_granted:
+                    park_thread(ticket.parked, ticket.has_news, waited.left())
+                    self._look_again(ticket, waited, body, None)
+            except BaseException:
+                self._leave(ticket)
+                raise
+            finally:
+                body.nudge = None
+        self._hold(body)
 
     async def atake(self, body: Body) -> None:
         """The same for an asyncio task."""
-        if self._try(body):
-            return
-        import asyncio
+        if not self._takes_token(body):
+            import asyncio  # a loop runs, so it is imported
 
-        waited = Patience(self._tag, self)
-        body.nudge = self._nudge
-        loop = asyncio.get_running_loop()
-        try:
-            while not self._try(body):
-                self._refuse(body, asyncio.current_task())
-                waited.report()
-                timer = loop.call_later(waited.left(), self._nudge)
-                try:
-                    await park_task(self._parked, lambda: self._is_free(body.call))
-                finally:
-                    timer.cancel()
-        finally:
-            self._leave(body)
-
-    def _leave(self, body: Body) -> None:
-        body.nudge = None
-        if self._tokens and self._parked:
-            wake_one(self._parked)  # this one may have been woken for a slot it did not take
-
-    def _nudge(self) -> None:
-        wake_all(self._parked)
-
-    def _is_free(self, call: Call) -> bool:
-        return bool(self._tokens) or call.stopping
-
-    def _try(self, body: Body) -> bool:
-        if body.call.stopping:
-            raise PredictionCancelledError(body.call.tag, body.call.id)
-        if self._tokens is not None:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            ticket = _Ticket(body)
+            waited = Patience(self._tag, self)
             try:
-                self._tokens.pop()
-            except IndexError:
-                return False
+                self._enter(ticket, body, task)
+                while not ticket.is_granted:
+                    timer = loop.call_later(waited.left(), ticket.wake)
+                    try:
+                        await park_task(ticket.parked, ticket.has_news)
+                    finally:
+                        timer.cancel()
+                    self._look_again(ticket, waited, body, task)
+            except BaseException:
+                self._leave(ticket)
+                raise
+            finally:
+                body.nudge = None
+        self._hold(body)
+
+    def _takes_token(self, body: Body) -> bool:
+        _refuse_stopped(body)
+        if self._tokens is None:
+            return True
+        if self._queue:  # others were here first
+            return False
+        try:
+            self._tokens.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _enter(self, ticket: _Ticket, body: Body, task: object) -> None:
+        body.nudge = ticket.wake
+        self._refuse(body, task)
+        self._queue.append(ticket)
+        self._serve()  # a slot may have been given back just before
+
+    def _look_again(self, ticket: _Ticket, waited: Patience, body: Body, task: object) -> None:
+        _refuse_stopped(body)
+        if not ticket.is_granted:
+            self._refuse(body, task)
+            waited.report()
+
+    def _leave(self, ticket: _Ticket) -> None:
+        ticket.is_left = True
+        with suppress(ValueError):  # taken out already, by whoever serves
+            self._queue.remove(ticket)
+        if ticket.is_granted and self._tokens is not None:
+            self._tokens.append(None)
+        self._serve()
+
+    def _hold(self, body: Body) -> None:
         holder = Holder(body.call)
         self._holders[id(holder)] = holder
         body.release = partial(self._give, holder)
-        return True
 
     def _give(self, holder: Holder) -> None:
         self._holders.pop(id(holder), None)
         if self._tokens is not None:
             self._tokens.append(None)
-        wake_one(self._parked)
+            self._serve()
         wake_all(self._watchers)
+
+    def _serve(self) -> None:
+        """Hand free slots to those who wait, in the order they came; takes no lock, so a collector may do it."""
+        tokens, queue = self._tokens, self._queue
+        while tokens and queue:
+            try:
+                tokens.pop()
+            except IndexError:  # somebody else serves
+                return
+            try:
+                ticket = queue.popleft()
+            except IndexError:
+                tokens.append(None)
+                continue
+            if not ticket.is_left:  # no call stands between this test and the next line: nobody leaves in between
+                ticket.is_granted = True
+            if ticket.is_granted:
+                ticket.wake()
+            else:
+                tokens.append(None)
 
     def wait_for(self, holders: tuple[Holder, ...], seconds: float) -> tuple[Holder, ...]:
         """Wait, in a thread, at most `seconds` until these give their slots back; give those that did not."""
@@ -138,6 +178,29 @@ class Slots:
                     "its end or close it first, or raise the predictor's concurrency",
                     str(holder),
                 )
+
+
+def _refuse_stopped(body: Body) -> None:
+    if body.call.stopping:
+        raise PredictionCancelledError(body.call.tag, body.call.id)
+
+
+class _Ticket:
+    """One wait for a slot."""
+
+    __slots__ = ("_call", "is_granted", "is_left", "parked")
+
+    def __init__(self, body: Body) -> None:
+        self._call = body.call
+        self.parked: deque[Wake] = deque()
+        self.is_granted = False
+        self.is_left = False
+
+    def has_news(self) -> bool:
+        return self.is_granted or self._call.stopping
+
+    def wake(self) -> None:
+        wake_all(self.parked)
 
 
 class Holder:

