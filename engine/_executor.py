@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     Errors = Literal["raise", "return"]
 
-DEEPEST: Final = 100  # calls of predictors by predictors, one in another
+DEEPEST: Final = 50  # calls of predictors by predictors, one in another
 _BUILT_IN: Final = ("inline", "thread")
 _KEPT_BY_OWNERS: Final = (LAST, CONCAT, COLLECT, RETURNED)  # no code of the user's: reduced where the body runs
 

@@ -732,7 +732,7 @@ def test_a_loop_closed_while_its_task_waits_for_a_thread_ends_the_body_in_silenc
 
         muna = Engine(discover=False)
         loop = asyncio.new_event_loop()
-        stream = muna.predictions.astream(body)
+        stream = muna.predictions.astream(body, prefetch=0)  # so that the body goes on only once the task waits
 
         async def first():
             assert (await anext(stream)).value == "first"
