@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -85,7 +86,7 @@ class Stop:
         return await wait_until_task(self.is_settled, self._waiting, seconds)
 
 
-class Execution:
+class Execution(ABC):
     """One run of one predictor: its state, its outcome, and the error its next pull raises.
 
     Attributes:
@@ -106,9 +107,9 @@ class Execution:
         self._live = live
 
     @property
+    @abstractmethod
     def is_started(self) -> bool:
         """Whether the predictor's code has been reached: what fails before is not the body's failure."""
-        raise NotImplementedError
 
     def begin(self) -> None:
         """`pending` becomes `running`."""
@@ -158,9 +159,9 @@ class Execution:
         """End because the engine closes."""
         self.stop(Stop("closed", EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")))
 
+    @abstractmethod
     def stop(self, stop: Stop) -> None:
         """Post a request to stop; carried out here where nobody owns the body just now."""
-        raise NotImplementedError
 
     def forget(self) -> None:
         """In a forked child: this stream belongs to the parent, its body is never touched here."""
@@ -169,9 +170,9 @@ class Execution:
         self.outcome.state = "closed"
         self._seal()
 
+    @abstractmethod
     def _seal(self) -> None:
         """Let no later pull reach the body."""
-        raise NotImplementedError
 
 
 _parents_own: list[Execution] = []  # keeps a parent's bodies from being finalised by a forked child's collector
@@ -182,17 +183,17 @@ class SyncExecution(Execution):
 
     __slots__ = ()
 
+    @abstractmethod
     def values(self) -> Iterator[Any]:
         """The raw partials from the shared position on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predictions(self) -> Iterator[Prediction]:
         """A record for each partial from the shared position on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """End as `closed` and wait, at most the grace, until the body is finalised."""
-        raise NotImplementedError
 
 
 class AsyncExecution(Execution):
@@ -200,17 +201,17 @@ class AsyncExecution(Execution):
 
     __slots__ = ()
 
+    @abstractmethod
     async def pull(self) -> Any:
         """The next partial."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def pull_prediction(self) -> Prediction:
         """The next partial with its record."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def aclose(self) -> None:
         """End as `closed` and wait, at most the grace, until the body is finalised."""
-        raise NotImplementedError
 
 
 def is_finalising() -> bool:
