@@ -319,13 +319,15 @@ class _Owner:
             self._channel.offer(value, elapsed * 1000.0, now)
 
     async def _deliver_all(self, iterator: AsyncIterator[Any], elapsed: float, end: End) -> None:
-        is_over = False
         try:
             is_over = await self._pump(iterator, elapsed)
-        finally:
-            if not is_over and not self._loop.is_closed():
-                end.is_cleanup = self._channel.stop
+        except BaseException:  # the body's own failure, even if a stop was on its way
+            if not self._loop.is_closed():
                 await aclose_iterator(iterator)
+            raise
+        if not is_over:
+            end.is_cleanup = True
+            await aclose_iterator(iterator)
 
     async def _pump(self, iterator: AsyncIterator[Any], elapsed: float) -> bool:
         """Put each partial into the channel (or the reduction); tell whether the iterator ended by itself.
