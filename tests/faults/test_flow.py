@@ -459,8 +459,8 @@ def test_engines_that_come_and_go_leave_nothing_behind() -> None:
     before = held()
     for _ in range(50):
         come_and_go()
-    # A tool that measures coverage keeps a little for every thread there was; an engine that stayed would be hundreds
-    # of blocks, so 40 for each of them is bound enough.
+    # A tool that measures coverage keeps a little for every thread there was. An engine that stayed would be more than
+    # 80 blocks, so 40 for each that came and went is bound enough.
     assert_flat(before, held(), 50 * 160)
 
 
