@@ -576,7 +576,7 @@ def test_a_distribution_that_cannot_even_be_named_is_reported_and_the_others_wor
             raise OSError("no disk today")
 
         def locate_file(self, path: object) -> Path:
-            raise NotImplementedError
+            raise NotImplementedError  # abstract in the base class, and nothing here asks for a file
 
     class Finder(MetaPathFinder):
         def find_spec(self, *arguments: object) -> None:

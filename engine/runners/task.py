@@ -473,7 +473,6 @@ class Watch:
         "_task",
         "_timer",
         "cancellation",
-        "has_given_up",
         "is_closed",
     )
 
@@ -491,7 +490,6 @@ class Watch:
         self._is_delivered = False
         self._is_expired = False
         self.cancellation: BaseException | None = None
-        self.has_given_up = False
         self.is_closed = False  # the coroutine that waits was closed
 
     def arm(self) -> None:
@@ -551,7 +549,6 @@ class Watch:
         elif not is_ours:  # a future the body waits for was cancelled: its own affair
             return False
         if self._is_expired and self._is_delivered:
-            self.has_given_up = True
             return True
         self._is_expired = False
         self._is_delivered = True
