@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, TimerHandle
     from collections.abc import Callable
 
+    from engine._records import Ladder
+
     Wake = Callable[[], None]
 
 MOST: Final = 256  # partials in the largest default window
-_BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
+BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
 _HAND_OVER: Final = 0.0005  # seconds since the last wake-up after which a producer lets the woken consumer run first
 
 # A producer runs on past these: they cannot change under a consumer that still holds them.
@@ -67,6 +69,8 @@ class Channel:
             full, and lock-step for partials that could still change. A number fixes the window and lifts the
             lock-step; 0 makes every partial wait until it is asked for.
     """
+
+    ladder: Ladder | None = None  # how the owner was made to stop, where it can be made to
 
     __slots__ = (
         "__weakref__",
@@ -147,7 +151,7 @@ class Channel:
             if not self.stop and self.items:
                 park_thread(self.producers, self._is_taken, sys.getswitchinterval())
         while not self._may_go():
-            park_thread(self.producers, self._may_go, _BOUND)
+            park_thread(self.producers, self._may_go, BOUND)
         self._demand = False
         return self.stop
 
@@ -210,7 +214,7 @@ class Channel:
     def wait(self, start: Callable[[], None] | None = None) -> None:
         """Sleep, in a thread, until a partial or the end may be there; `start` is called once this thread is parked."""
         self._is_slept_by_thread = True
-        park_thread(self.consumers, self._has_news, _BOUND, start or self._ask)
+        park_thread(self.consumers, self._has_news, BOUND, start or self._ask)
 
     async def wait_task(self, start: Callable[[], None] | None = None) -> None:
         """The same for an asyncio task, which shares the GIL with a busy owner while it waits."""
@@ -266,7 +270,7 @@ def wait_until(is_news: Callable[[], bool], parked: deque[Wake], seconds: float)
     """Wait, in a thread, at most `seconds` until `is_news`, which whoever makes it true tells by waking `parked`."""
     deadline = perf_counter() + seconds
     while not is_news() and (left := deadline - perf_counter()) > 0:
-        park_thread(parked, is_news, min(left, _BOUND))
+        park_thread(parked, is_news, min(left, BOUND))
     return is_news()
 
 

@@ -17,10 +17,10 @@ from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from engine._errors import NestingError, quote, warn
+from engine._errors import EngineClosedError, NestingError, quote, warn
 from engine._executor import Executor
 from engine._predictor import is_name
-from engine._records import current_call
+from engine._records import Start, current_call
 from engine._registry import Registry
 from engine._residents import Residents
 from engine.runners.base import Stop, is_finalising
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
+    from engine._residents import Resident
     from engine.runners.base import Execution
+    from engine.runners.process import ProcessRunner
 
 _LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
 _numbers: Final = count(1)  # tells the engines of a process from each other
@@ -56,12 +58,15 @@ class Engine:
         discover: whether installed plugins are looked for, at the registry's first use.
         plugins: plugin objects or modules to use besides installed ones.
         block: names of plugins, entry points or distributions to leave alone.
-        runner: where predictors run whose author has no preference: `"inline"`, `"thread"`, a plugin's runner, or
-            `None`: the caller itself where its colour fits, else an owner thread or the engine's own loop.
-        grace: seconds that closing waits for a body's clean-up.
+        runner: where predictors run whose author has no preference: `"inline"`, `"thread"`, `"process"`, a plugin's
+            runner, or `None`: the caller itself where its colour fits, else an owner thread or the engine's own loop.
+        workers: worker processes at one time; `None` for as many as there are processors to use. They are started one
+            by one, when calls need them, with the working directory and environment of this moment.
+        grace: seconds that closing waits for a body's clean-up; in a worker, seconds from one rung to the next: it is
+            asked, then gets SIGTERM, then SIGKILL.
 
     Raises:
-        ValueError: `runner` or `grace` has no meaning.
+        ValueError: `runner`, `workers` or `grace` has no meaning.
         EngineError: a predictor given cannot be registered.
     """
 
@@ -73,6 +78,7 @@ class Engine:
         plugins: Iterable[object] = (),
         block: Iterable[str] = (),
         runner: str | None = None,
+        workers: int | None = None,
         grace: float = 1.0,
     ) -> None:
         """Make an engine; nothing is imported, discovered or started yet."""
@@ -84,11 +90,22 @@ class Engine:
         self._closed = Stop("closed")
         self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block)
         self._live = _Live(self)
+        self._most_workers = _count(workers)
         self._threads, self._loop = _owners()
+        self._start = Start.here()
+        self._workers: ProcessRunner | None = None  # made when it is first needed, as are the imports it needs
         number = next(_numbers)
         self._residents = Residents(self._loop, number)
         self._executor = Executor(
-            self._registry, self._residents, self._threads, self._loop, runner, self._grace, self._live, number
+            self._registry,
+            self._residents,
+            self._threads,
+            self._loop,
+            self.workers,
+            runner,
+            self._grace,
+            self._live,
+            number,
         )
         self._registry.on_change = self._executor.forget
         _engines.add(self)
@@ -103,25 +120,39 @@ class Engine:
         """The registry: a mapping from tags to `Predictor` records, with `register` and `unregister`."""
         return self._registry
 
+    def workers(self) -> ProcessRunner:
+        with self._closing:
+            if self._is_closed:
+                raise EngineClosedError
+            if self._workers is None:
+                from engine.runners.process import ProcessRunner
+
+                self._workers = ProcessRunner(self._most_workers, self._grace, self._start)
+            return self._workers
+
     @property
     def loaded(self) -> tuple[str, ...]:
-        """Tags of registered predictors that are ready in this process: imported, and set up if they are classes."""
-        return self._residents.loaded()
+        """Tags of predictors that are ready here or in a worker: imported, and set up if they are classes."""
+        there = () if self._workers is None else self._workers.loaded()
+        return tuple(sorted({*self._residents.loaded(), *there}))
 
     def load(self, tag: Any, runner: str | None = None) -> None:
         """Make a predictor ready before its first call: import it, set its class up.
 
         Args:
             tag: what `create` would be given.
-            runner: where it will run; built-in runners share one instance.
+            runner: where it will run: `"process"` makes it ready in one worker; the other built-in runners share one
+                instance in this process.
 
         Raises:
             EngineError: there is no such predictor.
             BaseException: what its import, constructor or `setup` raised; the next use tries again.
         """
         self._executor.check_runner(runner)
-        resident = self._executor.resolve(tag)
-        if resident.profile.is_async and not resident.is_ready:
+        resident = self._executor.resolve(tag, runner)
+        if self._executor.is_for_workers(resident, runner):
+            self._load_in_worker(resident)
+        elif resident.profile.is_async and not resident.is_ready:
             self._loop.run(resident.aprepare(), copy_context(), f"setup() of {resident.profile.tag}")
         else:
             resident.prepare()
@@ -138,7 +169,10 @@ class Engine:
             BaseException: what its import, constructor or `setup` raised.
         """
         self._executor.check_runner(runner)
-        resident = await self._executor.aresolve(tag)
+        resident = await self._executor.aresolve(tag, runner)
+        if self._executor.is_for_workers(resident, runner):
+            await self._executor.in_owner(resident.profile.tag, self._load_in_worker, resident)
+            return
         if resident.is_ready:
             return
         if resident.profile.is_async:
@@ -160,7 +194,18 @@ class Engine:
             BaseException: what its `teardown` raised.
         """
         self._executor.check_runner(runner)
-        self._executor.resolve(tag).unload(self._grace)
+        self._unload(self._executor.resolve(tag, runner), runner)
+
+    def _load_in_worker(self, resident: Resident) -> None:
+        profile = resident.profile
+        self.workers().load(profile.tag, resident.target, profile.set_up_limit, resident.worker_slots)
+
+    def _unload(self, resident: Resident, runner: str | None) -> None:
+        profile = resident.profile
+        if self._executor.is_for_workers(resident, runner):
+            self.workers().unload(profile.tag, resident.target, profile.set_up_limit, resident.worker_slots)
+        else:
+            resident.unload(self._grace)
 
     async def aunload(self, tag: Any, runner: str | None = None) -> None:
         """The same for asyncio; the event loop is never blocked.
@@ -174,8 +219,8 @@ class Engine:
             BaseException: what its `teardown` raised.
         """
         self._executor.check_runner(runner)
-        resident = await self._executor.aresolve(tag)
-        await self._executor.in_owner(resident.profile.tag, resident.unload, self._grace)
+        resident = await self._executor.aresolve(tag, runner)
+        await self._executor.in_owner(resident.profile.tag, self._unload, resident, runner)
 
     # Closing.
 
@@ -218,7 +263,11 @@ class Engine:
             return
         try:
             self._executor.close()
+            if self._workers is not None:
+                self._workers.close_soon()
             failures = self._tear_down(0.0 if is_on_a_loop() else grace)
+            if self._workers is not None:
+                failures += self._workers.close(grace)
             self._loop.close(grace)
             self._threads.close(grace)
         finally:
@@ -274,6 +323,7 @@ class Engine:
     @property
     def _has_started(self) -> bool:
         started = self._threads.is_started or self._loop.is_started
+        started = started or (self._workers is not None and self._workers.is_started)
         return started or any(resident.is_set_up for resident in self._residents)
 
     def __del__(self) -> None:
@@ -287,6 +337,8 @@ class Engine:
         self._closed.settle()
         self._loop.close(self._grace, wait=False)
         self._threads.close(0.0)
+        if self._workers is not None:
+            self._workers.close_soon()
         warnings.warn("an engine was left unclosed; close it, or use `with Engine()`", ResourceWarning, stacklevel=2)
 
     def close_at_exit(self) -> None:
@@ -297,6 +349,9 @@ class Engine:
         """In a forked child: the parent's loop, threads and locks are not here; open streams raise."""
         self._closing = threading.Lock()
         self._loop.abandon()
+        if self._workers is not None:
+            self._workers.abandon()
+            self._workers = None
         self._threads, self._loop = _owners()
         self._registry.forget_locks()
         self._executor.forget_parents(self._threads, self._loop)
@@ -307,6 +362,14 @@ def _seconds(grace: object) -> float:
     if isinstance(grace, (int, float)) and not isinstance(grace, bool) and 0 <= grace <= _LONGEST:
         return float(grace)
     raise ValueError(f"grace must be a number of seconds from 0 to {_LONGEST}, not {quote(grace)}")
+
+
+def _count(workers: object) -> int | None:
+    if workers is None:
+        return None
+    if isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1:
+        return workers
+    raise ValueError(f"workers must be a whole number from 1, or None, not {quote(workers)}")
 
 
 class _Live(dict[int, "weakref.ref[Execution]"]):

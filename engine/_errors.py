@@ -7,10 +7,10 @@ survives a pickle round trip) and ends its message with what to do next. Nothing
 from __future__ import annotations
 
 import reprlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _LIMIT = 200  # characters of a foreign value that a message may hold
 
@@ -45,11 +45,17 @@ def say(error: BaseException) -> str:
     return text if len(text) <= 20 * _LIMIT else f"{text[: 19 * _LIMIT]} ... {text[-_LIMIT:]}"
 
 
+diverted: Final[list[Callable[[str], None]]] = []  # in a worker: what sends warnings to its engine's log
+
+
 def warn(text: str, error: BaseException | None = None) -> None:
     """Write one warning to the log `engine`, with the traceback of an `error` that nobody is left to raise to."""
+    described = text if error is None else f"{text}: {type(error).__name__}: {say(error)}"
+    for divert in diverted:
+        divert(described)
+        return
     import logging  # 5 ms to import, needed only once something went wrong
 
-    described = text if error is None else f"{text}: {type(error).__name__}: {say(error)}"
     logging.getLogger("engine").warning("%s", described, exc_info=error)
 
 

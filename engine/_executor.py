@@ -7,7 +7,9 @@ on a plain function in the caller's own thread, stands first in `create` and say
 
 from __future__ import annotations
 
+import sys
 from contextvars import copy_context
+from functools import partial
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -25,7 +27,7 @@ from engine._errors import (
 )
 from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look, trim
 from engine._predictor import Predictor, tag_of
-from engine._records import Call, Prediction, current, traceback_of
+from engine._records import Call, Prediction, current, is_worker, traceback_of
 from engine._reducers import COLLECT, CONCAT, LAST, RETURNED, reducer_of
 from engine._stream import AsyncPredictionStream, PredictionStream
 from engine.runners.base import Runner
@@ -42,12 +44,13 @@ if TYPE_CHECKING:
     from engine._residents import Resident, Residents
     from engine.runners.base import AsyncExecution, Execution, SyncExecution
     from engine.runners.loop import LoopRunner
+    from engine.runners.process import ProcessRunner
     from engine.runners.thread import ThreadRunner
 
     Errors = Literal["raise", "return"]
 
 DEEPEST: Final = 50  # calls of predictors by predictors, one in another
-_BUILT_IN: Final = ("inline", "thread")
+_BUILT_IN: Final = ("inline", "thread", "process")
 _KEPT_BY_OWNERS: Final = (LAST, CONCAT, COLLECT, RETURNED)  # no code of the user's: reduced where the body runs
 
 
@@ -64,6 +67,7 @@ class Executor:
         residents: Residents,
         threads: ThreadRunner,
         loop: LoopRunner,
+        workers: Callable[[], ProcessRunner],
         default: str | None,
         grace: float,
         live: dict[int, weakref.ref[Execution]],
@@ -74,6 +78,7 @@ class Executor:
         self._residents = residents
         self._threads = threads
         self._loop = loop
+        self._workers = workers
         self._default = default
         self._grace = grace
         self._live = live
@@ -98,7 +103,8 @@ class Executor:
         Args:
             tag: what to run.
             inputs: its inputs by name.
-            runner: where: `"inline"`, `"thread"`, a plugin's runner, or `None` for the author's or engine's default.
+            runner: where: `"inline"`, `"thread"`, `"process"`, a plugin's runner, or `None` for the author's or
+                engine's default.
             check: whether inputs are checked; `None` for the author's choice.
             reduce: a reducer's name or object; `None` for the author's choice, else `"last"`.
             errors: `"raise"`, or `"return"` to get what the body raised as the prediction's `error`.
@@ -114,7 +120,7 @@ class Executor:
         """
         resident = self._routes.get(tag) if tag.__class__ is str else None
         if resident is None:
-            resident = self.resolve(tag)
+            resident = self.resolve(tag, runner)
         profile = resident.profile
         args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
         reducer = profile.reducer if reduce is None else reducer_of(reduce)
@@ -122,7 +128,7 @@ class Executor:
             _check_errors(errors)
         place = self._sync_place(resident, runner)
         if place is not None or resident.slots is not None:
-            return self._create(resident, args, kwargs, place, runner, reducer, errors)
+            return self._create(resident, args, kwargs, place, runner, check, reducer, errors)
         # The fast path: a plain function in the caller's thread. One context, one clock pair, one record; no iterator
         # is made for a plain value.
         parent = current.get()
@@ -165,12 +171,27 @@ class Executor:
             PredictorNotFoundError: nothing is registered under the tag.
             InvalidInputError: the inputs do not fit, all problems named.
         """
-        resident = self.resolve(tag)
-        args, kwargs = self._bind(resident, inputs, check)
         _check_prefetch(prefetch)
+        record = self._undescribed(tag, runner)
+        if record is None:
+            return PredictionStream(*self._opened(tag, inputs, runner, check, prefetch))
+        context = copy_context()
+        self.check_runner(runner)
+        open_now = partial(self._opened, tag, inputs, runner, check, prefetch)
+        return PredictionStream(None, None, partial(context.run, open_now), record.tag)
+
+    def _opened(
+        self,
+        tag: Any,
+        inputs: Mapping[str, Any] | None,
+        runner: str | None,
+        check: bool | None,  # noqa: FBT001
+        prefetch: int | None,
+    ) -> tuple[SyncExecution, Reducer]:
+        resident = self.resolve(tag, runner)
+        args, kwargs = self._bind(resident, inputs, check)
         place = self._sync_place(resident, runner)
-        execution = self._open(resident, args, kwargs, place, runner, prefetch)
-        return PredictionStream(execution, resident.profile.reducer)
+        return self._open(resident, args, kwargs, place, runner, check, prefetch), resident.profile.reducer
 
     async def acreate(
         self,
@@ -203,7 +224,7 @@ class Executor:
         """
         resident = self._routes.get(tag) if tag.__class__ is str else None
         if resident is None:
-            resident = await self.aresolve(tag)
+            resident = await self.aresolve(tag, runner)
         profile = resident.profile
         args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
         reducer = profile.reducer if reduce is None else reducer_of(reduce)
@@ -214,7 +235,7 @@ class Executor:
             return await self._acreate_here(resident, args, kwargs, runner, reducer, errors)
         reduction = Reduction(reducer, reducer.start())
         keeper = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
-        execution = self._aopen(resident, args, kwargs, place, runner, None, keeper, is_guarded=False)
+        execution = self._aopen(resident, args, kwargs, place, runner, check, None, keeper, is_guarded=False)
         started = perf_counter()
         try:
             await _adrain(execution, None if keeper is not None else reduction)
@@ -248,19 +269,21 @@ class Executor:
             InvalidInputError: the inputs do not fit; where the predictor was never imported, raised by the first await.
         """
         _check_prefetch(prefetch)
-        record = self._record(tag)
-        if record is None or self._residents.find(record.tag) is not None or not isinstance(record.target, str):
-            resident = self.resolve(tag)
+        record = self._unimported(tag, runner)
+        if record is None:
+            resident = self.resolve(tag, runner)
             args, kwargs = self._bind(resident, inputs, check)
-            execution = self._aopen(resident, args, kwargs, self._async_place(resident, runner), runner, prefetch)
+            execution = self._aopen(
+                resident, args, kwargs, self._async_place(resident, runner), runner, check, prefetch
+            )
             return AsyncPredictionStream(execution, resident.profile.reducer)
         context = copy_context()
 
         async def resolve() -> tuple[AsyncExecution, Reducer]:
-            found = await self.aresolve(tag)
+            found = await self.aresolve(tag, runner)
             bound = self._bind(found, inputs, check)
             place = self._async_place(found, runner)
-            return context.run(self._aopen, found, *bound, place, runner, prefetch), found.profile.reducer
+            return context.run(self._aopen, found, *bound, place, runner, check, prefetch), found.profile.reducer
 
         self.check_runner(runner)
         return AsyncPredictionStream(None, None, resolve, record.tag)
@@ -274,12 +297,14 @@ class Executor:
             return tag
         return self._registry[tag_of(tag)] if isinstance(tag, str) else None
 
-    def resolve(self, tag: Any) -> Resident:
+    def resolve(self, tag: Any, runner: str | None = None) -> Resident:
         if tag.__class__ is str:
             known = self._routes.get(tag)
             if known is not None:
                 return known
         record = self._record(tag)
+        if record is not None and self._is_for_workers_alone(record, runner):
+            return self._residents.described(record) or self._described(record, isinstance(tag, str))
         if isinstance(tag, str) and record is not None:
             resident = self._registered(record)
             self._routes[tag] = resident
@@ -287,6 +312,40 @@ class Executor:
         if record is None and not callable(tag) and not callable(getattr(tag, "predict", None)):
             raise InvalidTagError(tag)
         return self._residents.given(tag)
+
+    def _is_for_workers_alone(self, record: Predictor, runner: str | None) -> bool:
+        """Whether a predictor that this process has not imported goes to a worker, so that it need not be."""
+        target = record.target
+        if not isinstance(target, str) or self._residents.find(record.tag) is not None:
+            return False
+        if target.partition(":")[0] in sys.modules:  # it is here already
+            return False
+        described = self._residents.described(record)
+        author = record.runner or (described.profile.runner if described is not None else None)
+        return not is_worker() and (runner or author or self._default) == "process"
+
+    def _unimported(self, tag: Any, runner: str | None) -> Predictor | None:
+        """The record of a predictor that is still to be imported here, or described by a worker."""
+        record = self._record(tag)
+        if record is None or not isinstance(record.target, str) or self._residents.find(record.tag) is not None:
+            return None
+        is_described = self._is_for_workers_alone(record, runner) and self._residents.described(record) is not None
+        return None if is_described else record
+
+    def _undescribed(self, tag: Any, runner: str | None) -> Predictor | None:
+        """The record of a predictor that a worker is still to describe."""
+        if tag.__class__ is str and tag in self._routes:
+            return None
+        record = self._unimported(tag, runner)
+        return record if record is not None and self._is_for_workers_alone(record, runner) else None
+
+    def _described(self, record: Predictor, is_registered: bool) -> Resident:  # noqa: FBT001
+        try:
+            told = self._workers().describe(record.tag, record.target)
+        except PluginError as error:
+            source = self._registry.source(record.tag) if is_registered else ""
+            raise PluginError(record.tag, source, error.reason, error.traceback) from None
+        return self._residents.describe(record, told)
 
     def _registered(self, record: Predictor) -> Resident:
         """The resident of a registered predictor; what its import raises, even SystemExit, is its plugin's failure."""
@@ -299,12 +358,12 @@ class Executor:
             reason, source = f"{type(error).__name__}: {say(error)}", self._registry.source(record.tag)
             raise PluginError(record.tag, source, reason, traceback_of(error)) from error
 
-    async def aresolve(self, tag: Any) -> Resident:
-        """The same without blocking the loop: a predictor that was never imported is imported by an owner thread."""
-        record = self._record(tag)
-        if record is None or not isinstance(record.target, str) or self._residents.find(record.tag) is not None:
-            return self.resolve(tag)
-        resident: Resident = await self.in_owner(record.tag, self.resolve, tag)
+    async def aresolve(self, tag: Any, runner: str | None = None) -> Resident:
+        """The same without blocking the loop: an owner thread imports what was never imported, or has it described."""
+        record = self._unimported(tag, runner)
+        if record is None:
+            return self.resolve(tag, runner)
+        resident: Resident = await self.in_owner(record.tag, self.resolve, tag, runner)
         return resident
 
     async def in_owner(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -337,10 +396,13 @@ class Executor:
     # Deciding where.
 
     def _choice(self, resident: Resident, runner: str | None) -> str | None:
-        if runner is not None:
-            self.check_runner(runner)
-            return runner
-        return resident.profile.runner or self._default
+        self.check_runner(runner)
+        choice = runner or resident.profile.runner or self._default
+        return None if choice == "process" and is_worker() else choice  # a worker starts no workers
+
+    def is_for_workers(self, resident: Resident, runner: str | None) -> bool:
+        """Whether calls of a predictor go to workers."""
+        return resident.is_described or self._choice(resident, runner) == "process"
 
     def check_runner(self, runner: str | None) -> None:
         if runner is None or runner in _BUILT_IN:
@@ -362,12 +424,14 @@ class Executor:
     def _sync_place(self, resident: Resident, runner: str | None) -> Runner | None:
         """Who runs the body for a sync caller; `None` is the caller itself, in lock-step."""
         profile = resident.profile
-        if runner is None and profile.runner is None and self._default is None:
+        if runner is None and profile.runner is None and self._default is None and not resident.is_described:
             if not profile.is_async:
                 return None
             choice = None
         else:
             choice = self._choice(resident, runner)
+        if choice == "process" or resident.is_described:
+            return self._workers()
         if choice is not None and choice not in _BUILT_IN:
             return self._plugin_runner(choice)
         if profile.is_async:
@@ -385,6 +449,8 @@ class Executor:
         profile = resident.profile
         plain = runner is None and profile.runner is None and self._default is None
         choice = None if plain else self._choice(resident, runner)
+        if choice == "process" or resident.is_described:
+            return self._workers()
         if choice is not None and choice not in _BUILT_IN:
             return self._plugin_runner(choice)
         if profile.is_async:
@@ -398,12 +464,13 @@ class Executor:
         depth = 0 if parent is None else _depth_within(parent)
         return Call(resident.profile.tag, "inline" if place is None else place.name, parent, self.number, depth)
 
-    def _body(
+    def _body(  # noqa: PLR0917 - as `_open`
         self,
         resident: Resident,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         place: Runner | None,
+        check: bool | None,  # noqa: FBT001
         reduction: Reduction | None = None,
     ) -> Body:
         if self._is_closed:
@@ -412,7 +479,11 @@ class Executor:
         call = self._call(resident, place)
         function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
         body = Body(call, function, args, kwargs, profile.follows, copy_context(), None, reduction)
-        if profile.is_class:
+        if place is not None and place is not self._threads and place is not self._loop:
+            body.target = resident.target
+        if resident.is_described:
+            body.bind = profile.is_opaque and (profile.is_checked if check is None else check)
+        elif profile.is_class:
             body.prepare, body.aprepare = resident.prepare, resident.aprepare
         return body
 
@@ -423,10 +494,11 @@ class Executor:
         kwargs: dict[str, Any],
         place: Runner | None,
         runner: str | None,
+        check: bool | None,  # noqa: FBT001
         prefetch: int | None,
         reduction: Reduction | None = None,
     ) -> SyncExecution:
-        body = self._body(resident, args, kwargs, place, reduction)
+        body = self._body(resident, args, kwargs, place, check, reduction)
         admit = None if resident.slots is None else resident.slots.take
         if place is None:
             bridge = _refuse_inline if runner == "inline" else self._bridge
@@ -440,12 +512,13 @@ class Executor:
         kwargs: dict[str, Any],
         place: Runner | None,
         runner: str | None,
+        check: bool | None,  # noqa: FBT001
         prefetch: int | None,
         reduction: Reduction | None = None,
         *,
         is_guarded: bool = True,
     ) -> AsyncExecution:
-        body = self._body(resident, args, kwargs, place, reduction)
+        body = self._body(resident, args, kwargs, place, check, reduction)
         if place is None:
             aadmit = None if resident.slots is None else resident.slots.atake
             is_inline = self._choice(resident, runner) == "inline"
@@ -454,6 +527,11 @@ class Executor:
         return self._bridged(body, place, prefetch, resident)
 
     def _bridged(self, body: Body, place: Runner, prefetch: int | None, resident: Resident) -> Bridged:
+        if place.name == "process":
+            workers = self._workers()
+            wire = workers.wire(prefetch, body.call.tag)
+            admit_there, aadmit_there = workers.admissions(wire, resident.worker_slots, resident.profile.set_up_limit)
+            return Bridged(body, wire, place, admit_there, aadmit_there, self._grace, self._live)
         slots = resident.slots
         admit, aadmit = (None, None) if slots is None else (slots.take, slots.atake)
         return Bridged(body, Channel(prefetch, body.call.tag), place, admit, aadmit, self._grace, self._live)
@@ -525,13 +603,14 @@ class Executor:
         kwargs: dict[str, Any],
         place: Runner | None,
         runner: str | None,
+        check: bool | None,  # noqa: FBT001
         reducer: Reducer,
         errors: Errors,
     ) -> Prediction:
         """`create` wherever the fast path does not apply: with slots, set-up, or an owner elsewhere."""
         reduction = Reduction(reducer, reducer.start())
         keeper = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
-        execution = self._open(resident, args, kwargs, place, runner, None, keeper)
+        execution = self._open(resident, args, kwargs, place, runner, check, None, keeper)
         started = perf_counter()
         try:
             _drain(execution, None if keeper is not None else reduction)

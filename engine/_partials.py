@@ -51,6 +51,10 @@ class Body:
         prepare: gives the function of a class predictor, set up first where nobody has.
         aprepare: the same on the engine's loop.
         is_started: whether the predictor's code has been reached.
+        target: the function, class or object itself, or `"module:name"` where this process has not imported it: what a
+            runner that runs bodies in other processes sends there, with `args` and `kwargs`, instead of starting it.
+        bind: with such a name, whether the inputs, all in `kwargs`, are still to be checked where the body runs;
+            `None` where they are bound already.
     """
 
     call: Call
@@ -65,6 +69,8 @@ class Body:
     prepare: Callable[[], Callable[..., Any]] | None = None
     aprepare: Callable[[], Awaitable[Callable[..., Any]]] | None = None
     is_started: bool = False
+    target: Any = None
+    bind: bool | None = None
 
     def start(self) -> Any:
         """Call the function, once; its inputs are let go, so that they live no longer than the body wants them."""

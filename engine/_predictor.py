@@ -205,21 +205,30 @@ def mark_of(target: object) -> Mapping[str, Any]:
 
 
 def import_target(text: str) -> Any:
-    """Import `"module:name"`.
+    """Import the predictor `"module:name"`.
 
     Raises:
         ImportError: there is no such module or name; an error of the import itself passes as it is.
         TypeError: what was found is neither callable nor an object with `predict`.
     """
+    target = import_name(text)
+    check_target(target)
+    return target
+
+
+def import_name(text: str) -> Any:
+    """Import whatever `"module:name"` is.
+
+    Raises:
+        ImportError: there is no such module or name; an error of the import itself passes as it is.
+    """
     module, _, path = text.partition(":")
     try:
-        target = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+        return functools.reduce(getattr, path.split("."), importlib.import_module(module))
     except AttributeError as error:
         if getattr(error, "obj", None) is None and error.name not in path.split("."):
             raise
         raise ImportError(f"module {module!r} has no {path!r}", name=module) from error
-    check_target(target)
-    return target
 
 
 def name_of(target: object) -> str:

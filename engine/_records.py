@@ -10,7 +10,7 @@ import os
 from contextvars import ContextVar
 from itertools import count
 from time import time_ns  # the one use of the wall clock: `created` is a date; every duration is monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import attrs
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 State = Literal["pending", "running", "done", "failed", "cancelled", "closed"]
+Rung = Literal["asked", "terminated", "killed"]
 
 _LONGEST: Final = 65_536  # characters of a failure's text
 numbers: Final = count(1)  # one number a call; `next` on it is atomic
@@ -33,6 +34,41 @@ def _renew_origin() -> None:
 
 _renew_origin()
 os.register_at_fork(after_in_child=_renew_origin)  # a forked child counts on from the same number
+
+
+class Start(NamedTuple):
+    """Where and with what an engine was made; its workers start there, whenever they do.
+
+    Attributes:
+        folder: the working directory; `None` where there was none any more.
+        environment: the environment variables.
+    """
+
+    folder: str | None
+    environment: dict[str, str]
+
+    @classmethod
+    def here(cls) -> Start:
+        """This moment's."""
+        try:
+            folder: str | None = os.getcwd()  # noqa: PTH109 - a path object is made for nobody here
+        except OSError:  # it was deleted
+            folder = None
+        return cls(folder, dict(os.environ))
+
+
+_workers: list[bool] = []  # filled in a process that is a worker of some engine
+
+
+def become_worker() -> None:
+    """Note that this process is a worker: what would go to one runs here from now on."""
+    _workers.append(True)
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker, or was forked from one."""
+    return bool(_workers)
+
 
 current: Final[ContextVar[Call | None]] = ContextVar("engine.current_call", default=None)
 
@@ -68,6 +104,11 @@ class Call:
         return f"{_origin[0]}-{self._number}"
 
     @property
+    def created_ns(self) -> int:
+        """The moment of the call, in ns since the epoch."""
+        return self._created_ns
+
+    @property
     def created(self) -> datetime:
         """The moment of the call, an aware UTC datetime."""
         from datetime import UTC, datetime, timedelta
@@ -91,16 +132,16 @@ class Call:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild as a call that keeps its id in any process."""
-        return (_TravelledCall, self.__getstate__())
+        return (TravelledCall, self.__getstate__())
 
 
-class _TravelledCall(Call):
+class TravelledCall(Call):
     """A call that was pickled: its id is text, since its number means nothing in another process."""
 
     __slots__ = ("_id",)
 
-    def __init__(self, tag: str, runner: str, identity: str, created_ns: int) -> None:
-        super().__init__(tag, runner, None, 0, 0, 0, created_ns)
+    def __init__(self, tag: str, runner: str, identity: str, created_ns: int, depth: int = 0) -> None:
+        super().__init__(tag, runner, None, 0, depth, 0, created_ns)
         self._id = identity
 
     @property
@@ -208,12 +249,13 @@ def traceback_of(error: BaseException) -> str:
     import traceback
 
     try:
-        return _cut("".join(traceback.format_exception(error)))
+        return cut("".join(traceback.format_exception(error)))
     except Exception:
         return f"{type(error).__name__}: {say(error)}"
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Text of at most 65,536 characters: a longer one loses its middle."""
     if len(text) <= _LONGEST:
         return text
     return f"{text[: _LONGEST // 2]}\n... {len(text) - _LONGEST} characters ...\n{text[-_LONGEST // 2 :]}"
@@ -229,6 +271,17 @@ def _portable(error: BaseException | None) -> BaseException | None:
     except Exception:
         return PredictorError(f"{type(error).__name__}: {say(error)}", type(error).__qualname__, traceback_of(error))
     return error
+
+
+@attrs.define(eq=False)
+class Ladder:
+    """How far one has to go to stop a worker's body; shared by whoever climbs it and whoever tells.
+
+    Attributes:
+        rung: the last one climbed.
+    """
+
+    rung: Rung | None = None
 
 
 @attrs.define(eq=False, slots=True)
@@ -251,6 +304,16 @@ class Outcome:
     exception: BaseException | None = None
     first: float | None = None
     duration: float | None = None
+    ladder: Ladder | None = attrs.field(default=None, repr=False)
+
+    @property
+    def rung(self) -> Rung | None:
+        """How a body in a worker was made to stop.
+
+        It was `"asked"`, `"terminated"` (SIGTERM) or `"killed"` (SIGKILL); `None` where nobody stopped it, or it is
+        still to be seen, or it ran in this process. After a `cancel()`, which waits for nothing, it comes later.
+        """
+        return None if self.ladder is None else self.ladder.rung
 
     @property
     def ended(self) -> bool:

@@ -1,31 +1,26 @@
-"""Predictors made ready in this process: what is known of each, its slots, and the life of class predictors.
+"""Predictors made ready in this process: their slots, and the life of class predictors.
 
-A `Profile` is what one look at a target tells (colour, signature, options); it never refers to the target, so the
-profile of a plain function lives exactly as long as the function. A `Resident` is a profile with its target, ready to
-be called; a class's is set up once, by whoever comes first, and torn down once. No user code runs under a lock.
+A `Resident` is a profile with its target, ready to be called; a class's is set up once, by whoever comes first, and
+torn down once. No user code runs under a lock.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
+import sys
 import threading
 import types
 import weakref
 from collections import deque
 from contextvars import copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import attrs
 
 from engine._channel import park_task, park_thread, wake_all
 from engine._errors import EngineClosedError, EngineError, NestingError
 from engine._partials import invoke, is_async
-from engine._predictor import Predictor, check_target, mark_of, name_of
+from engine._predictor import Predictor, name_of
+from engine._profiles import Profile, RemoteProfile, function_of, options_of, profile_from, profile_of
 from engine._records import Call, current, current_call
-from engine._reducers import reducer_of
-from engine._signature import Signature
 from engine._slots import Patience, Slots, current_task
 
 if TYPE_CHECKING:
@@ -33,111 +28,22 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from engine._channel import Wake
-    from engine._reducers import Reducer
     from engine.runners.loop import LoopRunner
 
-    Bind = Callable[[Mapping[str, Any] | None], tuple[tuple[Any, ...], dict[str, Any]]]
+
+def _slots_of(profile: Profile) -> tuple[Slots | None, Slots | None]:
+    """The slots of the two places that set predictors up: this process, and its workers."""
+    is_counted = profile.is_class or profile.limit != math.inf
+    made = [Slots(profile.tag, profile.limit) if is_counted else None for _ in range(2)]
+    return made[0], made[1]
 
 
-@attrs.define(eq=False)
-class Profile:
-    """What one look at a predictor's target tells.
+def _is_found_by(text: str) -> bool:
+    """Whether a worker finds a predictor by its text: its module is not one that was only made in this process."""
+    from engine._payloads import is_importable  # only what workers run needs it
 
-    Attributes:
-        tag: its tag, or `module:qualname`.
-        description: one line for people, or "".
-        signature: its inputs.
-        is_async: the colour of what is called for a prediction.
-        lives_on_loop: a class or object with an async method, whose clients and locks belong to the engine's loop.
-        is_class: the target makes an instance, which is set up before the first call.
-        follows: whether a returned iterator that is no generator is a stream of partials.
-        reducer: how partials become the result.
-        runner: the author's default place.
-        limit: calls at a time; `math.inf` for any number.
-        is_checked: whether inputs are checked.
-        bind: turns a mapping of inputs into arguments, checked as declared.
-    """
-
-    tag: str
-    description: str
-    signature: Signature
-    is_async: bool
-    lives_on_loop: bool
-    is_class: bool
-    follows: bool
-    reducer: Reducer
-    runner: str | None
-    limit: float
-    is_checked: bool
-    bind: Bind
-    _other: Bind | None = None
-
-    def binder(self, check: bool) -> Bind:  # noqa: FBT001
-        """The binder with inputs checked or not, whatever the author's choice."""
-        if check == self.is_checked:
-            return self.bind
-        if self._other is None:
-            self._other = self.signature.binder(self.tag, check=check)
-        return self._other
-
-
-def profile_of(tag: str, target: Any, options: Mapping[str, Any]) -> Profile:
-    """Look at a target once.
-
-    Raises:
-        TypeError: it cannot be called for a prediction.
-    """
-    factory = class_of(target)
-    function = _function_of(target, factory)
-    signature = Signature.of(function)
-    follows = options.get("yields")
-    check = options.get("check", True)
-    is_plain = factory is None and not _is_object(target)
-    members = [getattr(target if factory is None else factory, name, None) for name in ("setup", "predict", "teardown")]
-    return Profile(
-        tag=tag,
-        description=options.get("description") or _first_line(target),
-        signature=signature,
-        is_async=is_async(function),
-        lives_on_loop=not is_plain and any(map(is_async, filter(None, members))),
-        is_class=factory is not None,
-        follows=signature.yields if follows is None else follows,
-        reducer=reducer_of(options.get("reduce")),
-        runner=options.get("runner"),
-        limit=options.get("concurrency") or (math.inf if is_plain else 1),
-        is_checked=check,
-        bind=signature.binder(tag, check=check),
-    )
-
-
-def class_of(target: Any) -> type | None:
-    """The class a target makes instances of: itself, or what a `functools.partial` configures; `None` if no class."""
-    while isinstance(target, partial):
-        target = target.func
-    check_target(target)
-    return target if isinstance(target, type) else None
-
-
-def _is_object(target: object) -> bool:
-    return not isinstance(target, type) and callable(getattr(target, "predict", None))
-
-
-def _function_of(target: Any, factory: type | None) -> Any:
-    """What is called for a prediction, complete but for an instance not made yet."""
-    if factory is None:
-        return target.predict if _is_object(target) else target
-    member = inspect.getattr_static(factory, "predict")
-    if isinstance(member, types.FunctionType):
-        return types.MethodType(member, factory)  # reads like the bound method: `self` is no input
-    return factory.predict  # type: ignore[attr-defined]  # a static or class method, or a descriptor of its own
-
-
-def _first_line(target: object) -> str:
-    while isinstance(target, partial):
-        target = target.func
-    own = isinstance(target, (type, types.FunctionType, types.MethodType))
-    text = getattr(target, "__doc__", None) if own else None
-    return text.strip().partition("\n")[0] if isinstance(text, str) else ""
+    module = sys.modules.get(text.partition(":")[0])
+    return module is None or is_importable(module)
 
 
 class Resident:
@@ -147,6 +53,8 @@ class Resident:
         profile: what is known of it.
         function: what is called; `None` for a class that is not set up.
         slots: bounds its calls; `None` where nothing is to be bounded or counted.
+        worker_slots: the same for its calls in workers, which are a place of their own.
+        is_described: it is known from a worker's description alone, and runs in workers only.
     """
 
     __slots__ = (
@@ -157,15 +65,35 @@ class Resident:
         "_lock",
         "_loop",
         "_target",
+        "_text",
         "function",
+        "is_described",
         "profile",
         "slots",
+        "worker_slots",
     )
 
-    def __init__(
-        self, profile: Profile, target: Any, loop: LoopRunner, engine: int, slots: Slots | None = None
+    def __init__(  # noqa: PLR0917 - made in one place
+        self,
+        profile: Profile,
+        target: Any,
+        loop: LoopRunner,
+        engine: int,
+        slots: tuple[Slots | None, Slots | None] | None = None,
+        text: str | None = None,
     ) -> None:
-        """Make `target` ready, but for a class's instance; `slots` are shared by all residents of one object."""
+        """Make `target` ready, but for a class's instance.
+
+        Args:
+            profile: what is known of it.
+            target: itself; `None` where it is only described.
+            loop: where its async methods live.
+            engine: the number of the engine.
+            slots: shared by all residents of one object.
+            text: `"module:name"`, where it was registered by that.
+        """
+        self.is_described = isinstance(profile, RemoteProfile)
+        self._text = text
         self._engine = engine
         self._is_closed = False
         self.profile = profile
@@ -174,9 +102,14 @@ class Resident:
         self._instance: Any = None
         self._flight: _Flight | None = None
         self._lock = threading.Lock()
-        self.function: Any = None if profile.is_class else _function_of(target, None)
-        is_counted = profile.is_class or profile.limit != math.inf
-        self.slots = (slots or Slots(profile.tag, profile.limit)) if is_counted else None
+        self.function: Any = None if profile.is_class or self.is_described else function_of(target, None)
+        self.slots, self.worker_slots = slots or _slots_of(profile)
+
+    @property
+    def target(self) -> Any:
+        """What workers get to run: the function, class or object, or `"module:name"` where they find it by that."""
+        text = self._text
+        return text if self.is_described or (text is not None and _is_found_by(text)) else self._target
 
     @property
     def is_ready(self) -> bool:
@@ -328,8 +261,7 @@ class Resident:
         self._loop = loop
         self._lock = threading.Lock()
         self._flight = None
-        if self.slots is not None:
-            self.slots = Slots(self.profile.tag, self.profile.limit)
+        self.slots, self.worker_slots = _slots_of(self.profile)
         if self.profile.lives_on_loop:
             _parents_own.append(self.detach())
 
@@ -414,7 +346,8 @@ class Residents:
         self._lock = threading.Lock()
         self._by_tag: dict[str, Resident] = {}
         self._classes: dict[int, tuple[object, Resident]] = {}
-        self._profiles: dict[int, tuple[weakref.ref[Any], Profile, Slots | None]] = {}
+        self._profiles: dict[int, tuple[weakref.ref[Any], Profile, tuple[Slots | None, Slots | None]]] = {}
+        self._described: dict[int, tuple[Predictor, Resident]] = {}
         self._retired: list[Resident] = []
 
     def registered(self, predictor: Predictor) -> Resident:
@@ -422,9 +355,9 @@ class Residents:
         resident = self._by_tag.get(predictor.tag)
         if resident is None:
             target = predictor.load()
-            made = Resident(
-                profile_of(predictor.tag, target, predictor.options(target)), target, self._loop, self._engine
-            )
+            profile = profile_of(predictor.tag, target, predictor.options(target))
+            text = predictor.target if isinstance(predictor.target, str) else None
+            made = Resident(profile, target, self._loop, self._engine, text=text)
             resident = self._by_tag.setdefault(predictor.tag, made)
         return resident
 
@@ -432,8 +365,22 @@ class Residents:
         """The resident of a tag, if it has one."""
         return self._by_tag.get(tag)
 
+    def described(self, predictor: Predictor) -> Resident | None:
+        """What workers told of a predictor that this process has not imported, if they did."""
+        found = self._described.get(id(predictor))
+        return None if found is None else found[1]
+
+    def describe(self, predictor: Predictor, told: Mapping[str, Any]) -> Resident:
+        """Keep what a worker told of a predictor."""
+        profile = profile_from(predictor.tag, told, predictor.options(None))
+        made = Resident(profile, None, self._loop, self._engine, text=predictor.target)
+        return self._described.setdefault(id(predictor), (predictor, made))[1]
+
     def forget(self, tag: str) -> None:
         """The tag means something else from now on; an instance that was set up is torn down with the engine."""
+        for number, (predictor, _) in tuple(self._described.items()):
+            if predictor.tag == tag:
+                self._described.pop(number, None)
         resident = self._by_tag.pop(tag, None)
         if resident is not None and resident.profile.is_class:
             self._retired.append(resident)
@@ -449,18 +396,17 @@ class Residents:
         found = self._profiles.get(id(key))
         if found is not None and found[0]() is key and found[1].tag == (given.tag if is_record else name_of(target)):
             return Resident(found[1], target, self._loop, self._engine, found[2])
-        options = given.options(target) if is_record else _options_of(target)
+        options = given.options(target) if is_record else options_of(target)
         profile = profile_of(given.tag if is_record else name_of(target), target, options)
+        text = given.target if is_record and isinstance(given.target, str) else None
+        resident = Resident(profile, target, self._loop, self._engine, text=text)
         if profile.is_class:
             with self._lock:
-                return self._classes.setdefault(
-                    id(given), (given, Resident(profile, target, self._loop, self._engine))
-                )[1]
-        resident = Resident(profile, target, self._loop, self._engine)
-        self._remember(key, profile, resident.slots)
+                return self._classes.setdefault(id(given), (given, resident))[1]
+        self._remember(key, profile, (resident.slots, resident.worker_slots))
         return resident
 
-    def _remember(self, key: Any, profile: Profile, slots: Slots | None) -> None:
+    def _remember(self, key: Any, profile: Profile, slots: tuple[Slots | None, Slots | None]) -> None:
         number, profiles = id(key), self._profiles
         try:
             reference = weakref.ref(key, lambda _gone: profiles.pop(number, None))
@@ -485,7 +431,3 @@ class Residents:
         self._profiles.clear()
         for resident in self:
             resident.renew(loop)
-
-
-def _options_of(target: Any) -> Mapping[str, Any]:
-    return {name: value for name, value in mark_of(target).items() if name != "tag" and value is not None}

@@ -1,4 +1,4 @@
-"""Concurrency slots: how many calls of one predictor run at a time, who holds them, and who would wait for itself.
+"""Waiting in line: for a concurrency slot, or for anything else that calls hold and give back.
 
 A slot is held from the start of a body until it is finalised. Taking one may wait, in a thread or an asyncio task;
 giving one back takes no lock, so a collector may do it. A wait that could never end is refused at once.
@@ -10,6 +10,7 @@ import math
 import sys
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
 from functools import partial
@@ -29,7 +30,87 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 5.0  # seconds after which a wait is logged with its holder
 
 
-class Slots:
+class Line(ABC):
+    """Calls that wait, in a thread or an asyncio task, for what other calls hold."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def holders(self) -> tuple[Holder, ...]:
+        """Who holds what is waited for."""
+
+    @property
+    @abstractmethod
+    def tag(self) -> str:
+        """What is waited for, for the log."""
+
+    def wait(self, ticket: Ticket, body: Body) -> None:
+        """Wait in a thread until `ticket` is granted.
+
+        Raises:
+            NestingError: the wait would be for the same thread, task or call chain.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        waited = Patience(self.tag, self)
+        try:
+            body.nudge = ticket.wake
+            self._enter(ticket, None)
+            while not ticket.is_granted:
+                park_thread(ticket.parked, ticket.has_news, waited.left())
+                self._look_again(ticket, waited, None)
+        except BaseException:
+            self._leave(ticket)
+            raise
+        finally:
+            body.nudge = None
+
+    async def await_(self, ticket: Ticket, body: Body) -> None:
+        """The same for an asyncio task."""
+        import asyncio  # a loop runs, so it is imported
+
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        waited = Patience(self.tag, self)
+        try:
+            body.nudge = ticket.wake
+            self._enter(ticket, task)
+            while not ticket.is_granted:
+                timer = loop.call_later(waited.left(), ticket.wake)
+                try:
+                    await park_task(ticket.parked, ticket.has_news)
+                finally:
+                    timer.cancel()
+                self._look_again(ticket, waited, task)
+        except BaseException:
+            self._leave(ticket)
+            raise
+        finally:
+            body.nudge = None
+
+    def _look_again(self, ticket: Ticket, waited: Patience, task: object) -> None:
+        refuse_stopped(ticket.call)
+        if not ticket.is_granted:
+            self._refuse(ticket, task)
+            waited.report()
+
+    @abstractmethod
+    def _enter(self, ticket: Ticket, task: object) -> None:
+        """Stand in line, unless that could never end."""
+
+    @abstractmethod
+    def _leave(self, ticket: Ticket) -> None:
+        """Stand in line no more, and give back what was granted."""
+
+    @abstractmethod
+    def _refuse(self, ticket: Ticket, task: object) -> None:
+        """Refuse a wait that could never end.
+
+        Raises:
+            NestingError: it would be for the same thread, task or call chain.
+        """
+
+
+class Slots(Line):
     """Bounds a predictor's calls, from the start of a body until it is finalised, in this one place.
 
     Giving a slot back takes no lock, so a collector may do it.
@@ -42,13 +123,18 @@ class Slots:
         self._tag = tag
         self._tokens: deque[None] | None = None if limit == math.inf else deque([None] * int(limit))
         self._holders: dict[int, Holder] = {}
-        self._queue: deque[_Ticket] = deque()
+        self._queue: deque[Ticket] = deque()
         self._watchers: deque[Wake] = deque()
 
     @property
     def holders(self) -> tuple[Holder, ...]:
         """Who holds a slot just now."""
         return tuple(self._holders.values())
+
+    @property
+    def tag(self) -> str:
+        """The predictor's tag."""
+        return self._tag
 
     def take(self, body: Body) -> None:
         """Take a slot for `body`, waiting in a thread behind those who wait already.
@@ -58,46 +144,17 @@ class Slots:
             PredictionCancelledError: the call was stopped meanwhile.
         """
         if not self._takes_token(body):
-            ticket = _Ticket(body)
-            waited = Patience(self._tag, self)
-            try:
-                self._enter(ticket, body, None)
-                while not ticket.is_granted:
-                    park_thread(ticket.parked, ticket.has_news, waited.left())
-                    self._look_again(ticket, waited, body, None)
-            except BaseException:
-                self._leave(ticket)
-                raise
-            finally:
-                body.nudge = None
+            self.wait(Ticket(body.call), body)
         self._hold(body)
 
     async def atake(self, body: Body) -> None:
         """The same for an asyncio task."""
         if not self._takes_token(body):
-            import asyncio  # a loop runs, so it is imported
-
-            loop, task = asyncio.get_running_loop(), asyncio.current_task()
-            ticket = _Ticket(body)
-            waited = Patience(self._tag, self)
-            try:
-                self._enter(ticket, body, task)
-                while not ticket.is_granted:
-                    timer = loop.call_later(waited.left(), ticket.wake)
-                    try:
-                        await park_task(ticket.parked, ticket.has_news)
-                    finally:
-                        timer.cancel()
-                    self._look_again(ticket, waited, body, task)
-            except BaseException:
-                self._leave(ticket)
-                raise
-            finally:
-                body.nudge = None
+            await self.await_(Ticket(body.call), body)
         self._hold(body)
 
     def _takes_token(self, body: Body) -> bool:
-        _refuse_stopped(body)
+        refuse_stopped(body.call)
         if self._tokens is None:
             return True
         if self._queue:  # others were here first
@@ -108,19 +165,12 @@ class Slots:
             return False
         return True
 
-    def _enter(self, ticket: _Ticket, body: Body, task: object) -> None:
-        body.nudge = ticket.wake
-        self._refuse(body, task)
+    def _enter(self, ticket: Ticket, task: object) -> None:
+        self._refuse(ticket, task)
         self._queue.append(ticket)
         self._serve()  # a slot may have been given back just before
 
-    def _look_again(self, ticket: _Ticket, waited: Patience, body: Body, task: object) -> None:
-        _refuse_stopped(body)
-        if not ticket.is_granted:
-            self._refuse(body, task)
-            waited.report()
-
-    def _leave(self, ticket: _Ticket) -> None:
+    def _leave(self, ticket: Ticket) -> None:
         ticket.is_left = True
         with suppress(ValueError):  # taken out already, by whoever serves
             self._queue.remove(ticket)
@@ -169,9 +219,9 @@ class Slots:
         wait_until(lambda: not still(), self._watchers, seconds)
         return still()
 
-    def _refuse(self, body: Body, task: object) -> None:
+    def _refuse(self, ticket: Ticket, task: object) -> None:
         for holder in self.holders:
-            if holder.blocks(body.call, task):
+            if holder.blocks(ticket.call, task):
                 raise NestingError(
                     f"{self._tag} takes no more calls at a time, and this call would wait for {holder} of the same "
                     f"{'task' if task else 'thread'} or call chain, which cannot go on meanwhile: read that stream to "
@@ -180,26 +230,34 @@ class Slots:
                 )
 
 
-def _refuse_stopped(body: Body) -> None:
-    if body.call.stopping:
-        raise PredictionCancelledError(body.call.tag, body.call.id)
+def refuse_stopped(call: Call) -> None:
+    """Do not wait any longer for a call that was stopped.
+
+    Raises:
+        PredictionCancelledError: it was.
+    """
+    if call.stopping:
+        raise PredictionCancelledError(call.tag, call.id)
 
 
-class _Ticket:
-    """One wait for a slot."""
+class Ticket:
+    """One wait in line."""
 
-    __slots__ = ("_call", "is_granted", "is_left", "parked")
+    __slots__ = ("call", "is_granted", "is_left", "parked")
 
-    def __init__(self, body: Body) -> None:
-        self._call = body.call
+    def __init__(self, call: Call) -> None:
+        """Wait on behalf of `call`."""
+        self.call = call
         self.parked: deque[Wake] = deque()
         self.is_granted = False
         self.is_left = False
 
     def has_news(self) -> bool:
-        return self.is_granted or self._call.stopping
+        """Whether there is a reason to look again."""
+        return self.is_granted or self.call.stopping
 
     def wake(self) -> None:
+        """Have whoever waits look again."""
         wake_all(self.parked)
 
 
@@ -214,8 +272,8 @@ class Holder:
         self._thread = threading.get_ident()
         self._task = current_task()
 
-    def blocks(self, call: Call, task: object) -> bool:
-        """Whether `call`, waiting in this thread or in `task`, would keep this holder from ever going on."""
+    def blocks(self, call: Call, task: object, thread: int | None = None) -> bool:
+        """Whether `call`, waiting in `thread` (this one) or in `task`, would keep this holder from ever going on."""
         if call is not self.call and call.is_within(self.call):
             return True
         if self.call.stopping:  # abandoned: it ends by itself, whatever its consumer does
@@ -223,7 +281,7 @@ class Holder:
         mine = self._task() if self._task is not None else None
         if task is not None and mine is not None:
             return mine is task
-        return self._thread == threading.get_ident()
+        return self._thread == (threading.get_ident() if thread is None else thread)
 
     def __str__(self) -> str:
         """Name the call."""
@@ -242,11 +300,11 @@ def current_task() -> weakref.ref[asyncio.Task[Any]] | None:
 class Patience:
     """Logs a wait that has become long, once, with who is waited for."""
 
-    __slots__ = ("_due", "_is_reported", "_slots", "_tag")
+    __slots__ = ("_due", "_is_reported", "_line", "_tag")
 
-    def __init__(self, tag: str, slots: Slots | None) -> None:
+    def __init__(self, tag: str, line: Line | None) -> None:
         self._tag = tag
-        self._slots = slots
+        self._line = line
         self._due = perf_counter() + _PATIENCE
         self._is_reported = False
 
@@ -256,5 +314,5 @@ class Patience:
     def report(self) -> None:
         if not self._is_reported and perf_counter() >= self._due:
             self._is_reported = True
-            holders = ", ".join(map(str, self._slots.holders)) if self._slots else "its setup in another call"
+            holders = ", ".join(map(str, self._line.holders)) if self._line else "its setup in another call"
             warn(f"{self._tag} has been waited for during {_PATIENCE:.0f} s; held by {holders}")

@@ -29,23 +29,31 @@ class PredictionStream:
     `close()`, leaving its `with`, or dropping it does.
     """
 
-    __slots__ = ("__weakref__", "_execution", "_outcome", "_reducer")
+    __slots__ = ("__weakref__", "_execution", "_open", "_outcome", "_reducer", "_tag")
 
-    def __init__(self, execution: SyncExecution, reducer: Reducer) -> None:
-        """Show an execution; `reducer` is what `snapshots()` runs."""
+    def __init__(
+        self,
+        execution: SyncExecution | None,
+        reducer: Reducer | None,
+        resolve: Callable[[], tuple[SyncExecution, Reducer]] | None = None,
+        tag: str = "",
+    ) -> None:
+        """Show an execution, or what `resolve` gives at the first pull, where the predictor is not described yet."""
         self._execution = execution
-        self._outcome = execution.outcome
         self._reducer = reducer
+        self._open = resolve
+        self._outcome = Outcome() if execution is None else execution.outcome
+        self._tag = tag if execution is None else execution.call.tag
 
     @property
     def id(self) -> str:
-        """The prediction's id, unique across processes."""
-        return self._execution.call.id
+        """The prediction's id, unique across processes; empty until the predictor is described."""
+        return "" if self._execution is None else self._execution.call.id
 
     @property
     def tag(self) -> str:
         """The predictor's tag."""
-        return self._execution.call.tag
+        return self._tag
 
     @property
     def outcome(self) -> Outcome:
@@ -54,7 +62,8 @@ class PredictionStream:
 
     def __iter__(self) -> Iterator[Prediction]:
         """A `Prediction` for each partial from the shared position on."""
-        return self._execution.predictions()
+        execution = self._execution
+        return self._late_predictions() if execution is None else execution.predictions()
 
     def __next__(self) -> Prediction:
         """The next prediction.
@@ -65,13 +74,14 @@ class PredictionStream:
             EngineClosedError: its engine was closed; raised once.
             BaseException: what the predictor raised, as its own type; raised once.
         """
-        for prediction in self._execution.predictions():
+        for prediction in self:
             return prediction
         raise StopIteration
 
     def values(self) -> Iterator[Any]:
         """The raw partials from the shared position on: the cheap way, no record is made."""
-        return self._execution.values()
+        execution = self._execution
+        return self._late_values() if execution is None else execution.values()
 
     def snapshots(self) -> Iterator[Any]:
         """The running reduction after each partial from here on: the text so far, out of deltas.
@@ -81,7 +91,34 @@ class PredictionStream:
         Raises:
             ValueError: the reducer is `returned`, which has no value before the end.
         """
-        return _snapshots(self._execution.values(), _running(self._reducer))
+        reducer = self._reducer
+        return self._late_snapshots() if reducer is None else _snapshots(self.values(), _running(reducer))
+
+    def _resolved(self) -> SyncExecution | None:
+        resolve, self._open = self._open, None
+        if resolve is not None:
+            try:
+                self._execution, self._reducer = resolve()
+            except BaseException as error:
+                self._outcome.state, self._outcome.exception = "failed", error
+                raise
+            self._outcome = self._execution.outcome
+        return self._execution
+
+    def _late_values(self) -> Iterator[Any]:
+        execution = self._resolved()
+        if execution is not None:
+            yield from execution.values()
+
+    def _late_predictions(self) -> Iterator[Prediction]:
+        execution = self._resolved()
+        if execution is not None:
+            yield from execution.predictions()
+
+    def _late_snapshots(self) -> Iterator[Any]:
+        execution = self._resolved()
+        if execution is not None and self._reducer is not None:
+            yield from _snapshots(execution.values(), _running(self._reducer))
 
     def close(self) -> None:
         """End the stream; when this returns, the predictor's `finally` has run (within the engine's grace).
@@ -89,14 +126,22 @@ class PredictionStream:
         Raises:
             BaseException: what the predictor's clean-up raised.
         """
-        self._execution.close()
+        self._open = None
+        if self._execution is not None:
+            self._execution.close()
+        elif not self._outcome.ended:
+            self._outcome.state = "closed"
 
     def cancel(self) -> None:
         """Ask the stream to end as cancelled: from any thread, at any time, any number of times; waits for nothing.
 
         Whoever reads it gets one `PredictionCancelledError`.
         """
-        self._execution.cancel()
+        if self._execution is not None:
+            self._execution.cancel()
+        elif not self._outcome.ended:
+            self._open = _refused(self._tag)
+            self._outcome.state = "cancelled"
 
     def __enter__(self) -> Self:
         """The stream itself."""
@@ -275,6 +320,13 @@ class AsyncPredictionStream:
     def __reduce__(self) -> Any:
         """Refuse to travel."""
         raise TypeError("a stream is one live execution and cannot be pickled: send its values")
+
+
+def _refused(tag: str) -> Callable[[], tuple[SyncExecution, Reducer]]:
+    def refuse() -> tuple[SyncExecution, Reducer]:
+        raise PredictionCancelledError(tag, "")
+
+    return refuse
 
 
 def _cancelled(tag: str) -> Callable[[], Awaitable[tuple[AsyncExecution, Reducer]]]:

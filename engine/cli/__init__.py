@@ -153,7 +153,7 @@ def _facts(muna: Engine, resident: Resident) -> dict[str, Any]:
 def _is_generator(target: Any, resident: Resident) -> bool:
     import inspect
 
-    from engine._residents import class_of
+    from engine._profiles import class_of
 
     function: Any = resident.function or getattr(class_of(target), "predict", None)
     while hasattr(function, "func"):  # functools.partial

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Iterable, Mapping, Sequence
 
-    from engine._residents import Profile
+    from engine._profiles import Profile
 
 RESERVED: Final = ("help", "inputs", "json", "runner")  # options of `create` and `stream` themselves
 

@@ -134,7 +134,9 @@ class Execution(ABC):
         if (
             exception is not None
         ):  # the faces keep it; whatever iterates must not, or a reader's frame and it are a cycle
-            self.outcome = Outcome(state, outcome.count, returned, None, outcome.first, outcome.duration)
+            self.outcome = Outcome(
+                state, outcome.count, returned, None, outcome.first, outcome.duration, outcome.ladder
+            )
         self.call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
 
     def take_pending(self) -> BaseException | None:

@@ -58,6 +58,7 @@ class Bridged(SyncExecution, AsyncExecution):
     ) -> None:
         """Make a pending execution."""
         super().__init__(body.call, grace, live)
+        self.outcome.ladder = channel.ladder
         self._body = body
         self._channel = channel
         self._runner = runner

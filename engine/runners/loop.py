@@ -252,6 +252,11 @@ class _Owner:
         except RuntimeError:  # that loop is closed, and its tasks with it
             return
 
+    def cancel(self) -> None:
+        """Interrupt the body wherever it waits, once more."""
+        if self._task is not None:
+            self._task.cancel()
+
     def _stop(self) -> None:
         # A body that waits is cancelled, once, so that its clean-up is not interrupted; one that rests at a yield is
         # woken by the channel and closed by its task.

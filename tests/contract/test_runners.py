@@ -31,6 +31,16 @@ class TestInline(RunnerConformance):
     kinds: ClassVar = {name: kind for name, kind in KINDS.items() if not (kind.is_async or kind.is_driven_async)}
 
 
+class TestProcess(RunnerConformance):
+    """Bodies in workers keep their journals in files."""
+
+    runner = "process"
+
+    @pytest.fixture(autouse=True)
+    def keep_journals_in(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+
+
 class TestDefaultOfTheEngine(RunnerConformance):
     """A runner may be the engine's default as well as the call's choice."""
 

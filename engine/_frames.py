@@ -1,0 +1,215 @@
+"""What goes over a worker's pipes: frames, as bytes in and bytes out. No I/O happens here.
+
+A frame is a header of fixed size, a small `meta` (what the frame says) and a `rest` (a payload and its buffers, where
+they do not lie in shared memory). Lengths have 64 bits. Bytes that cannot be a frame are refused before anything of the
+length they claim is allocated.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Chunk = bytes | bytearray | memoryview
+
+_MAGIC: Final = 0xE9
+VERSION: Final = 1
+_HEADER: Final = struct.Struct("<BBBxIQQ")  # magic, version, kind, call number, length of meta, length of rest
+_CREDIT: Final = struct.Struct("<QQ")
+
+HEADER_SIZE: Final = _HEADER.size
+LONGEST_META: Final = 1 << 26  # bytes: a batch of partials is the largest meta there is, far below this
+LONGEST: Final = 1 << 40  # bytes of one frame's rest
+
+# To a worker.
+ORDER: Final = 1  # run a predictor, or see to one
+CREDIT: Final = 2  # how many partials were taken, and how many may be made
+STOP: Final = 3  # alone on a pipe of its own, so that it never waits behind data
+
+# From a worker.
+ITEMS: Final = 4  # partials that cannot change, as one list
+ITEM: Final = 5  # one partial of any other kind
+DONE: Final = 6
+FAILED: Final = 7
+LOG: Final = 8  # a line for the engine's log
+
+_KINDS: Final = frozenset(range(ORDER, LOG + 1))
+
+
+class ProtocolError(Exception):
+    """Raised when bytes are no frame of this version."""
+
+
+Placed = tuple[tuple[int, ...], int, int | None]
+"""Where a payload is: the sizes of its chunks, bits of its read-only buffers, and where it begins in shared memory
+(`None` where it follows in the frame's rest)."""
+
+
+class Order(NamedTuple):
+    """What a worker is told to do; it travels as a plain tuple.
+
+    Attributes:
+        what: `"run"` a predictor, `"load"` or `"unload"` it, `"describe"` it; or `"leave"`.
+        key: the number the predictor is known by.
+        tag: its tag, or `module:qualname`.
+        text: `"module:name"`, where it is found by that.
+        size: bytes of the encoded predictor that go before the payload; 0 where it is known already or found by text.
+        forget: keys of predictors that may be forgotten.
+        identity: the call's id.
+        created_ns: the moment of the call, in ns since the epoch.
+        depth: how many calls this one is nested in.
+        follows: whether an iterator that is no generator is a stream of partials.
+        bind: whether the inputs are still to be bound, and then whether they are checked; `None` where they are bound.
+        reducer: the name of the reducer to keep where the body runs; `None` to send every partial.
+        limit: partials that may be made before more is heard.
+        is_adaptive: whether bytes on their way are bounded too.
+        variables: context variables that travel, as `"module:name"`, with their values.
+        placed: where the inputs are.
+    """
+
+    what: Literal["run", "load", "unload", "describe", "leave"]
+    key: int = 0
+    tag: str = ""
+    text: str | None = None
+    size: int = 0
+    forget: tuple[int, ...] = ()
+    identity: str = ""
+    created_ns: int = 0
+    depth: int = 0
+    follows: bool = False
+    bind: bool | None = None
+    reducer: str | None = None
+    limit: int = 0
+    is_adaptive: bool = True
+    variables: tuple[tuple[str, bytes], ...] = ()
+    placed: Placed | None = None
+
+
+@attrs.define(eq=False)
+class Frame:
+    """One message.
+
+    Attributes:
+        kind: one of the constants of this module.
+        number: the call it belongs to.
+        meta: what it says, encoded by whoever sends it.
+        rest: a payload and its buffers, one after the other; empty where they lie in shared memory.
+    """
+
+    kind: int
+    number: int
+    meta: bytes
+    rest: Chunk = b""
+
+
+def pack(kind: int, number: int, meta: bytes, rest: Sequence[Chunk] = ()) -> list[Chunk]:
+    """Give the bytes of one frame, as chunks to be written one after the other; large ones are not copied."""
+    length = sum(map(len, rest)) if rest else 0
+    return [_HEADER.pack(_MAGIC, VERSION, kind, number, len(meta), length) + meta, *rest]
+
+
+def pack_order(number: int, order: Order, rest: Sequence[Chunk] = ()) -> list[Chunk]:
+    """The frame that tells a worker what to do."""
+    return pack(ORDER, number, pickle.dumps(tuple(order), 5), rest)
+
+
+def read_order(frame: Frame) -> Order:
+    """What an order frame says.
+
+    Raises:
+        ProtocolError: it says nothing of the kind.
+    """
+    try:
+        return Order(*pickle.loads(frame.meta))  # noqa: S301 - from the engine that started this worker
+    except Exception as error:
+        raise ProtocolError("an order that cannot be read") from error
+
+
+def pack_credit(number: int, taken: int, limit: int) -> bytes:
+    """The frame that tells a producer: `taken` partials were taken, and it may make `limit` of them, all told."""
+    return _HEADER.pack(_MAGIC, VERSION, CREDIT, number, _CREDIT.size, 0) + _CREDIT.pack(taken, limit)
+
+
+def read_credit(frame: Frame) -> tuple[int, int]:
+    """What a credit frame says: partials taken, partials allowed.
+
+    Raises:
+        ProtocolError: it says nothing of the kind.
+    """
+    try:
+        taken, limit = _CREDIT.unpack(frame.meta)
+    except struct.error as error:
+        raise ProtocolError(f"a credit of {len(frame.meta)} bytes") from error
+    return taken, limit
+
+
+def pack_stop(number: int) -> bytes:
+    """The frame that asks for a call to be stopped; short enough to be written as a whole or not at all."""
+    return _HEADER.pack(_MAGIC, VERSION, STOP, number, 0, 0)
+
+
+class Decoder:
+    """Turns the bytes of one pipe into frames, however they were cut."""
+
+    __slots__ = ("_have", "_need", "_pieces", "frames")
+
+    def __init__(self) -> None:
+        """Start at the beginning of a frame."""
+        self.frames: deque[Frame] = deque()
+        self._pieces: list[bytes] = []
+        self._have = 0
+        self._need = HEADER_SIZE
+
+    @property
+    def is_within_a_frame(self) -> bool:
+        """Whether the bytes so far end in the middle of a frame."""
+        return self._have > 0
+
+    def feed(self, data: bytes) -> None:
+        """Take more bytes in; whole frames are appended to `frames`.
+
+        Raises:
+            ProtocolError: the bytes are no frame of this version; nothing after them can be read.
+        """
+        self._pieces.append(data)
+        self._have += len(data)
+        while self._have >= self._need:
+            whole = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            start, self._need = self._cut(whole)
+            left = whole[start:] if start else whole
+            self._pieces = [left] if left else []
+            self._have = len(left)
+
+    def _cut(self, data: bytes) -> tuple[int, int]:
+        """Take every whole frame off `data`; give where the next begins, and how many bytes of it are needed."""
+        start, end = 0, len(data)
+        while end - start >= HEADER_SIZE:
+            kind, number, meta, rest = _read_header(data, start)
+            begin = start + HEADER_SIZE
+            size = HEADER_SIZE + meta + rest
+            if end - start < size:
+                return start, size
+            body = begin + meta
+            view = memoryview(data)[body : body + rest] if rest else b""
+            self.frames.append(Frame(kind, number, data[begin:body], view))
+            start += size
+        return start, HEADER_SIZE
+
+
+def _read_header(data: bytes, start: int) -> tuple[int, int, int, int]:
+    fields: tuple[Any, ...] = _HEADER.unpack_from(data, start)
+    magic, version, kind, number, meta, rest = fields
+    if magic != _MAGIC or kind not in _KINDS:
+        raise ProtocolError(f"bytes that are no frame: {data[start : start + HEADER_SIZE].hex()}")
+    if version != VERSION:
+        raise ProtocolError(f"a frame of version {version}, where version {VERSION} is spoken")
+    if meta > LONGEST_META or rest > LONGEST:
+        raise ProtocolError(f"a frame that claims {meta + rest} bytes")
+    return kind, number, meta, rest

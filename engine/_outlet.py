@@ -1,0 +1,497 @@
+"""The owner's end of a channel whose consumer is an engine in another process: partials leave as frames.
+
+A partial that cannot change may wait for others that follow at once, so that a frame carries many; any other is encoded
+before its predictor runs on. How many may be on their way is told by the consumer, and where bytes are bounded too, by
+what it has taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from engine._channel import MOST, Channel, End, park_task, wake_all
+from engine._frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Decoder, Order, Placed, pack, read_credit
+from engine._partials import Body, trim
+from engine._payloads import Payload, encode, pack_failure, read_only_bits, refused
+from engine._segments import WORTH, Ring, Segment
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from engine._errors import PayloadError
+    from engine._frames import Chunk
+
+_AT_ONCE: Final = 0.0001  # seconds since the last frame after which a partial is sent by itself
+_LIGHT: Final = 4096  # characters or bytes of a partial up to which it may wait for others
+_FEW: Final = 16  # items of a tuple up to which it may
+_TAIL: Final = 0.001  # seconds after which a partial that waits is sent, though no other came
+_CALM: Final = 50  # times the tail is looked at without finding one before its thread sleeps
+_WINDOW: Final = 1 << 20  # bytes on their way beyond which a producer with an adaptive window waits
+_BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
+_READ: Final = 1 << 16
+
+
+class Terminated(BaseException):
+    """Raised by SIGTERM in a body that did not stop when it was asked to."""
+
+
+class Link:
+    """The worker's ends of its pipes.
+
+    Writing may be done by any thread, reading by the main one alone.
+    """
+
+    def __init__(self, calls: int, answers: int) -> None:
+        self.calls = calls
+        self.answers = answers
+        os.set_blocking(answers, False)
+        self.decoder = Decoder()
+        self.lock = threading.Lock()
+        self.unsent: deque[memoryview] = deque()
+        self.is_over = False  # the engine has closed its end
+        self.is_child = False  # this process was forked from the worker, and has no business here
+        self.is_busy = False  # the main thread is writing: a signal must not cut a frame in two
+        self._alarm, self._ring = os.pipe()
+        os.set_blocking(self._alarm, False)
+        os.set_blocking(self._ring, False)
+
+    def write(self, chunks: Sequence[Chunk]) -> None:
+        """Write as much as the pipe takes now, and keep the rest."""
+        with self.lock:
+            self.put(chunks)
+
+    def put(self, chunks: Sequence[Chunk]) -> None:
+        """The same for whoever holds the lock."""
+        if self.is_child:
+            os._exit(1)
+        self.unsent.extend(memoryview(chunk) for chunk in chunks if len(chunk))
+        self._push()
+
+    def _push(self) -> None:
+        unsent = self.unsent
+        try:
+            while unsent:
+                written = os.writev(self.answers, list(unsent)[:64])
+                while written:
+                    first = unsent[0]
+                    if written < first.nbytes:
+                        unsent[0] = first[written:]
+                        break
+                    written -= first.nbytes
+                    unsent.popleft()
+        except BlockingIOError:
+            return
+        except OSError:  # the engine is gone
+            unsent.clear()
+            self.is_over = True
+
+    def push(self) -> None:
+        """Write more of what was kept."""
+        with self.lock:
+            self._push()
+
+    def read(self) -> bool:
+        """Read once, waiting if there is nothing; tell whether the engine still talks."""
+        try:
+            data = os.read(self.calls, _READ)
+        except OSError:
+            data = b""
+        if data:
+            self.decoder.feed(data)
+        else:
+            self.is_over = True
+        return not self.is_over
+
+    def wait(self) -> bool:
+        """Wait until there is something to read, to write, or an alarm; tell whether there is something to read."""
+        poll = select.poll()
+        poll.register(self.calls, select.POLLIN)
+        poll.register(self._alarm, select.POLLIN)
+        if self.unsent:
+            poll.register(self.answers, select.POLLOUT)
+        is_readable = False
+        for descriptor, _ in poll.poll(_BOUND * 1000):
+            if descriptor == self.calls:
+                is_readable = True
+            elif descriptor == self.answers:
+                self.push()
+            else:
+                with contextlib.suppress(OSError):
+                    os.read(self._alarm, 4096)
+        return is_readable
+
+    def alarm(self) -> None:
+        """Have the main thread look again."""
+        with contextlib.suppress(OSError):
+            os.write(self._ring, b"\0")
+
+    def forget(self) -> None:
+        """In a forked child: only the worker may speak, and its end must be seen by the engine."""
+        self.is_child = True
+        for each in (self.calls, self.answers):
+            with contextlib.suppress(OSError):
+                os.close(each)
+
+
+class Host(Protocol):
+    """What an outlet needs of the worker it is part of."""
+
+    link: Link
+    ring: Ring
+    outbound: Segment
+    is_terminated: bool
+
+    def uninterrupted(self) -> AbstractContextManager[None]:
+        """Let no signal cut what the main thread does here in two."""
+        ...
+
+    def see_to_tail(self) -> None:
+        """Have partials that wait sent soon, even if no other comes."""
+        ...
+
+    def stop_turning(self) -> None:
+        """The call is over."""
+        ...
+
+
+class Outlet(Channel):
+    """The channel of one call, as its owner in the worker sees it: what is offered goes to the engine.
+
+    Args:
+        host: the worker.
+        order: the call.
+        number: the number its frames carry.
+    """
+
+    __slots__ = (
+        "_batch",
+        "_flushed",
+        "_heavy",
+        "_held",
+        "_host",
+        "_is_bounded",
+        "_limit",
+        "_link",
+        "_made",
+        "_only",
+        "_ring",
+        "body",
+        "is_asked",
+        "is_bodys",
+        "number",
+        "refusal",
+    )
+
+    def __init__(self, host: Host, order: Order, number: int) -> None:
+        super().__init__(None, order.tag)
+        self.number = number
+        self.body: Body | None = None
+        self.is_asked = False
+        self.is_bodys = False
+        self.refusal: PayloadError | None = None
+        self._host = host
+        self._link = host.link
+        self._ring = host.ring
+        self._ring.clear()
+        self._limit = order.limit
+        self._is_bounded = order.is_adaptive
+        self._made = 0
+        self._batch: list[tuple[Any, float]] = []
+        self._flushed = 0.0
+        self._heavy = 0  # bytes the consumer has not taken yet
+        self._held: deque[tuple[int, int]] = deque()  # index of a partial, and the bytes up to it
+        self._only: tuple[Any, float] | None = None
+
+    # The producer's end
+
+    def offer(self, value: Any, latency: float, now: float) -> bool:
+        """Hand over one partial: at once, unless others follow faster than frames can be sent."""
+        self._made += 1
+        if _is_light(value):
+            batch = self._batch
+            batch.append((value, latency))
+            if now - self._flushed > _AT_ONCE or len(batch) >= MOST:
+                self._flushed = now
+                self.flush()
+            else:
+                self._host.see_to_tail()
+        else:
+            self.flush()
+            self._offer_alone(value, latency)
+        return (
+            self.stop
+            or self._made >= self._limit
+            or bool(self._link.unsent)
+            or (self._is_bounded and self._heavy >= _WINDOW)
+        )
+
+    def offer_only(self, value: Any, latency: float) -> None:
+        """Hand over the one value a body returned; it goes with the end."""
+        self._only = value, latency
+
+    def _offer_alone(self, value: Any, latency: float) -> None:
+        index = self._made - 1
+        try:
+            payload = encode(value)
+        except (KeyboardInterrupt, Terminated):
+            raise
+        except BaseException as error:
+            self.refuse(refused(f"partial {index}", value, error))
+            return
+        with self._host.uninterrupted(), self._link.lock:
+            placed, rest = self._place(index, payload)
+            self._hold(sum(placed[0]))
+            self._link.put(pack(ITEM, self.number, pickle.dumps((latency, placed), 5), rest))
+
+    def refuse(self, error: PayloadError) -> None:
+        """A partial cannot travel: the body is closed, and that is its end."""
+        self.refusal = self.refusal or error
+        self.stop = True
+
+    def _place(self, index: int, payload: Payload) -> tuple[Placed, Sequence[Chunk]]:
+        chunks, sizes = payload.chunks, payload.sizes
+        bits = read_only_bits(payload.buffers) if payload.buffers else 0
+        size = sum(sizes)
+        start = self._ring.find(index, size) if size >= WORTH else None
+        if start is None:
+            return (sizes, bits, None), chunks
+        self._host.outbound.write(start, chunks)
+        return (sizes, bits, start), ()
+
+    def _hold(self, size: int) -> None:
+        self._heavy += size
+        self._held.append((self._made, size))
+
+    def flush(self) -> None:
+        """Send the partials that wait."""
+        with self._host.uninterrupted():
+            self.flush_from_anywhere()
+
+    def flush_from_anywhere(self) -> bool:
+        """The same from any thread; tell whether there were any."""
+        with self._link.lock:
+            batch = self._batch
+            count = len(batch)
+            if not count:
+                return False
+            values, latencies = zip(*batch[:count], strict=True)
+            del batch[:count]  # the main thread may have appended more
+            meta = pickle.dumps((values, latencies), 5)
+            self._hold(len(meta))
+            self._link.put(pack(ITEMS, self.number, meta))
+        return True
+
+    def pause(self) -> bool:
+        """Wait until the producer may go on; tell whether it must stop instead."""
+        self.flush()
+        while not self._may_go():
+            if self._link.wait() and self._link.read():
+                self._hear()
+            elif self._link.is_over:
+                self.stop = True
+        return self.stop
+
+    async def apause(self) -> bool:
+        """The same for a producer that is a task of the worker's loop."""
+        self.flush()
+        if self._may_go():
+            return self.stop
+        from asyncio import get_running_loop
+
+        loop, link = get_running_loop(), self._link
+        loop.add_reader(link.calls, self._hear_later)
+        try:
+            while not self._may_go():
+                if link.unsent:
+                    loop.add_writer(link.answers, self._push_later, loop)
+                await park_task(self.producers, self._may_go)
+        finally:
+            loop.remove_reader(link.calls)
+            loop.remove_writer(link.answers)
+        return self.stop
+
+    def _hear_later(self) -> None:
+        if self._link.read():
+            self._hear()
+        else:
+            self.request_stop()
+        wake_all(self.producers)
+
+    def _push_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._link.push()
+        if not self._link.unsent:
+            loop.remove_writer(self._link.answers)
+        wake_all(self.producers)
+
+    def _may_go(self) -> bool:
+        if self.stop:
+            return True
+        is_light = not self._is_bounded or self._heavy < _WINDOW
+        return self._made < self._limit and is_light and not self._link.unsent
+
+    def _hear(self) -> None:
+        """Take note of what the consumer took and allows."""
+        frames = self._link.decoder.frames
+        while frames and frames[0].kind == CREDIT:
+            frame = frames.popleft()
+            if frame.number == self.number:
+                taken, limit = read_credit(frame)
+                self._limit = max(self._limit, limit)
+                self._ring.free(taken)
+                with self._link.lock:
+                    while self._held and self._held[0][0] <= taken:
+                        self._heavy -= self._held.popleft()[1]
+
+    # Stopping
+
+    def request_stop(self) -> None:
+        """The engine asks the owner, which is the main thread or its loop, to finalise the body."""
+        self.is_asked = True
+        self.press()
+
+    def press(self) -> None:
+        """Ask the owner to finalise the body, whoever wants that."""
+        self.stop = True
+        if self.body is not None:
+            self.body.call.stopping = True
+        self._link.alarm()
+        super().request_stop()
+
+    # The end
+
+    def finish(self, end: End) -> None:
+        """Send how the body ended, after everything it gave; the last thing its owner does."""
+        if self.end is not None:
+            return
+        self.end = end
+        host = self._host
+        error = end.error
+        if isinstance(error, Terminated):  # we raised it ourselves
+            error = None
+        if host.is_terminated and not self.is_asked:
+            host.stop_turning()  # whoever sent SIGTERM wants this process to end, and the engine will see how it did
+            return
+        if self.refusal is not None:
+            error = _joined(self.refusal, error)
+        flush_streams()
+        with host.uninterrupted():
+            self.flush_from_anywhere()
+            if error is None:
+                self._send_done(end)
+            if self.refusal is not None and error is None:  # the result itself cannot travel
+                error = self.refusal
+            if error is not None:
+                self._send_failed(error, is_cleanup=(end.is_cleanup or host.is_terminated) and self.refusal is None)
+        host.stop_turning()
+
+    def _send_done(self, end: End) -> None:
+        reduction = None if self.body is None else self.body.reduction
+        latency, kept, value, is_one = 0.0, None, end.returned, False
+        if reduction is not None:
+            is_returned = reduction.reducer.name == "returned"
+            kept = (reduction.count, reduction.elapsed, is_returned)
+            value = value if is_returned else reduction.state if reduction.count else None
+        elif self._only is not None:
+            is_one, (value, latency) = True, self._only
+            self._made += 1
+        placed: Placed | None = None
+        rest: Sequence[Chunk] = ()
+        if value is not None or is_one:
+            try:
+                payload = encode(value)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                index = max(0, (reduction.count if reduction is not None else self._made) - 1)
+                what = "the return value" if reduction is None and not is_one else f"partial {index}"
+                self.refuse(refused(what, value, error))
+                return
+            placed, rest = self._place(self._made, payload)
+        meta = pickle.dumps((latency, kept, is_one, placed, not self._host.is_terminated), 5)
+        self._link.write(pack(DONE, self.number, meta, rest))
+
+    def _send_failed(self, error: BaseException, *, is_cleanup: bool) -> None:
+        reduction = None if self.body is None else self.body.reduction
+        kept, placed = None, None
+        rest: Sequence[Chunk] = ()
+        if reduction is not None:
+            kept = (reduction.count, reduction.elapsed, False)
+            if reduction.count and reduction.reducer.name != "returned":
+                with contextlib.suppress(Exception):  # what was reduced before the failure, if it can travel
+                    placed, rest = self._place(self._made, encode(reduction.state))
+        trim(error)
+        is_bodys = self.is_bodys and self.refusal is None
+        meta = (pack_failure(error), is_bodys, is_cleanup, kept, placed, not self._host.is_terminated)
+        self._link.write(pack(FAILED, self.number, pickle.dumps(meta, 5), rest))
+
+
+def _is_light(value: object) -> bool:
+    """Whether a partial cannot change, and is small enough to wait for others."""
+    kind = value.__class__
+    if kind is str or kind is bytes:
+        return len(value) <= _LIGHT  # type: ignore[arg-type]
+    if kind is tuple:
+        return len(value) <= 16 and all(each.__class__ is not tuple and _is_light(each) for each in value)  # type: ignore[arg-type, attr-defined, unused-ignore]  # noqa: PLR2004
+    return kind in _NUMBERS
+
+
+_NUMBERS: Final = frozenset({int, float, complex, bool, type(None)})
+
+
+def _joined(refusal: PayloadError, error: BaseException | None) -> PayloadError:
+    """A refused partial, and what the body's clean-up raised then."""
+    if error is not None and error is not refusal:
+        refusal.__context__ = error
+    return refusal
+
+
+def flush_streams() -> None:
+    """What a predictor printed is out before its end is known."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+class Tail:
+    """A thread that sends what waits, while partials come fast and for a moment longer.
+
+    Args:
+        outlet: gives the outlet of the call that runs, if one does.
+    """
+
+    def __init__(self, outlet: Callable[[], Outlet | None]) -> None:
+        """Start the thread, which sleeps until it is armed."""
+        self._outlet = outlet
+        self._is_armed = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        threading.Thread(target=self._run, name="engine-tail", daemon=True).start()
+
+    def arm(self) -> None:
+        """Partials wait: look after them."""
+        if not self._is_armed:
+            self._is_armed = True
+            self._lock.release()
+
+    def _run(self) -> None:
+        while True:
+            self._lock.acquire()
+            calm = 0
+            while calm < _CALM:
+                time.sleep(_TAIL)
+                outlet = self._outlet()
+                calm = 0 if outlet is not None and outlet.flush_from_anywhere() else calm + 1
+            self._is_armed = False
+            outlet = self._outlet()
+            if outlet is not None and outlet.flush_from_anywhere():  # it came just before
+                self.arm()

@@ -1,0 +1,429 @@
+"""How values, predictors and failures travel between processes: as bytes, with large buffers beside them.
+
+Plain pickle serves built-in types and classes of modules that the other side can import; anything else, and whatever
+`__main__` holds, goes by value through cloudpickle. What cannot travel is told apart from what failed: encoding raises
+`PayloadError`, and a failure that cannot be rebuilt arrives as a `PredictorError` with its text. No I/O happens here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import sys
+import types
+from importlib.machinery import BuiltinImporter, FrozenImporter
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import attrs
+
+from engine._errors import PayloadError, PredictorError, quote, say
+from engine._records import cut, traceback_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from engine._frames import Chunk
+
+_PROTOCOL: Final = 5
+LARGEST_FAILURE: Final = 1 << 20  # bytes of an encoded exception; a larger one travels as text, cut
+_DEEPEST_CAUSE: Final = 8  # causes of causes that travel with a failure
+
+# Immutable, and no code of anybody's runs when they are encoded.
+_ATOMS: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
+
+
+@attrs.define(eq=False)
+class Payload:
+    """An encoded value: a pickle, and the buffers it refers to.
+
+    Attributes:
+        data: the pickle.
+        buffers: contiguous bytes outside it, in its order.
+    """
+
+    data: bytes
+    buffers: Sequence[Chunk] = ()
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Everything, one after the other."""
+        return [self.data, *self.buffers]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The length of each chunk, in bytes."""
+        return (len(self.data), *map(len, self.buffers))
+
+
+def encode(value: Any) -> Payload:
+    """Encode any value, its large buffers outside.
+
+    Raises:
+        BaseException: whatever its pickling raises; see `refused`.
+    """
+    if value.__class__ in _ATOMS:
+        return Payload(pickle.dumps(value, _PROTOCOL))
+    buffers: list[pickle.PickleBuffer] = []
+    data = _pickled(value, buffers.append)
+    return Payload(data, _raw(buffers))
+
+
+def encode_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+    """Encode the inputs of a call.
+
+    Raises:
+        PayloadError: one of them cannot travel; it is named.
+    """
+    if not args and all(value.__class__ in _ATOMS for value in kwargs.values()):
+        return Payload(pickle.dumps((args, kwargs), _PROTOCOL))
+    try:
+        return encode((args, kwargs))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        for name, value in (*enumerate(args), *kwargs.items()):
+            try:
+                encode(value)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as own:
+                raise refused(f"input {quote(name)}", value, own) from own
+        raise refused("the inputs", kwargs, error) from error
+
+
+def encode_whole(value: Any) -> bytes:
+    """Encode any value, with everything inside.
+
+    Raises:
+        BaseException: whatever its pickling raises; see `refused`.
+    """
+    return _pickled(value, None)
+
+
+def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0) -> Any:
+    """Rebuild a value; it keeps nothing of `view`, which may be overwritten then.
+
+    Args:
+        view: its pickle, and its buffers behind it.
+        sizes: the length of the pickle and of each buffer; without any, all of it is the pickle.
+        read_only: a bit for each buffer that was read-only where it came from.
+
+    Raises:
+        ValueError: there are more or fewer bytes than that.
+        BaseException: whatever its unpickling raises.
+    """
+    if len(sizes) <= 1:
+        if sizes and sizes[0] != len(view):
+            raise ValueError(f"{len(view)} bytes, where {sizes[0]} were announced")
+        return pickle.loads(view)  # noqa: S301 - from our own workers, or from the engine that started us
+    if sum(sizes) != len(view):
+        raise ValueError(f"{len(view)} bytes, where {sum(sizes)} were announced")
+    start = sizes[0]
+    buffers: list[Chunk] = []
+    with memoryview(view) as whole:
+        for number, size in enumerate(sizes[1:]):
+            with whole[start : start + size] as part:
+                buffers.append(bytes(part) if read_only >> number & 1 else bytearray(part))
+            start += size
+        with whole[: sizes[0]] as part:
+            return pickle.loads(part, buffers=buffers)  # noqa: S301
+
+
+def decode_known(data: bytes, otherwise: Any) -> Any:
+    """Rebuild a value out of modules that are imported here already; `otherwise` where it needs others."""
+    try:
+        return _Known(io.BytesIO(data)).load()
+    except Exception:
+        return otherwise
+
+
+class _Known(pickle.Unpickler):
+    """Imports nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in sys.modules:
+            raise ModuleNotFoundError(module)
+        return super().find_class(module, name)
+
+
+def read_only_bits(buffers: Iterable[Chunk]) -> int:
+    """A bit for each buffer that may not be written."""
+    return sum(1 << number for number, each in enumerate(buffers) if memoryview(each).readonly)
+
+
+def refused(what: str, value: object, error: BaseException) -> PayloadError:
+    """What somebody is told whose value cannot travel."""
+    kind = type(value)
+    return PayloadError(
+        f"{what} of type {kind.__qualname__} cannot be carried to or from a worker: {type(error).__name__}: "
+        f"{say(error)}. Pass what it is made from instead, or run the predictor with runner='thread'.",
+        f"{kind.__module__}.{kind.__qualname__}",
+        traceback_of(error),
+    )
+
+
+def encode_target(tag: str, target: Any) -> bytes:
+    """Encode a function, class or object to run, by reference where the other side can import it.
+
+    Raises:
+        PayloadError: it cannot travel; what it holds that cannot is named.
+    """
+    try:
+        return _pickled(target, None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        name, value = _culprit(target)
+        what = f"the predictor {tag}" if name is None else f"{quote(name)}, which the predictor {tag} uses,"
+        raise refused(what, target if name is None else value, error) from error
+
+
+def _culprit(target: Any) -> tuple[str | None, object]:
+    """The variable of a function that keeps it from travelling."""
+    function = getattr(target, "__func__", target)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None, None
+    scope = getattr(function, "__globals__", {})
+    used = {name: scope[name] for name in code.co_names if name in scope}
+    for name, cell in zip(code.co_freevars, getattr(function, "__closure__", None) or (), strict=False):
+        with contextlib.suppress(ValueError):  # a variable that has no value yet
+            used[name] = cell.cell_contents
+    for name, value in used.items():
+        try:
+            _pickled(value, None)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            return name, value
+    return None, None
+
+
+# Failures
+
+
+def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
+    """Turn an exception into built-in types: itself encoded where that can be undone, its texts, and its causes."""
+    whole = _rebuildable(error)
+    kind = type(error)
+    if whole is None and len(error.args) and _is_huge(error):
+        text = cut(f"{kind.__qualname__}: {quote(error.args)}")
+        traceback = cut("".join(_frames_of(error)) + text)
+    else:
+        text, traceback = say(error), traceback_of(error)
+    cause = error.__cause__
+    packed = None if cause is None or depth == _DEEPEST_CAUSE else pack_failure(cause, depth + 1)
+    return whole, kind.__qualname__, text, traceback, packed
+
+
+def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
+    """Rebuild an exception, its remote traceback attached as a note that begins with `place` (none for no place).
+
+    One that cannot be rebuilt arrives as a `PredictorError` with its type's name, text and traceback.
+    """
+    whole, name, text, traceback, cause = packed
+    error: BaseException | None = None
+    if whole is not None:
+        try:
+            error = pickle.loads(whole)  # noqa: S301 - from our own worker
+        except Exception:
+            error = None
+    if not isinstance(error, BaseException):
+        error = PredictorError(f"{name}: {text}", name, traceback)
+    if place:
+        with contextlib.suppress(Exception):  # it may refuse attributes: then it arrives without its traceback
+            error.add_note(f"{place}:\n{traceback.rstrip()}")
+    if cause is not None:
+        with contextlib.suppress(Exception):  # the same
+            error.__cause__ = unpack_failure(cause, place)
+    return error
+
+
+def _rebuildable(error: BaseException) -> bytes | None:
+    """An exception's pickle, if unpickling gives the like; a group keeps the leaves that can travel."""
+    try:
+        data = _pickled(error, None, LARGEST_FAILURE)
+        if type(pickle.loads(data)) is type(error):  # noqa: S301 - our own bytes
+            return data
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        if isinstance(error, BaseExceptionGroup):
+            return _rebuildable_group(error)
+    return None
+
+
+def _rebuildable_group(group: BaseExceptionGroup[Any]) -> bytes | None:
+    leaves = [_portable_leaf(each) for each in group.exceptions]
+    if all(leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)):
+        return None  # it is the group itself that cannot travel
+    try:
+        return _rebuildable(group.derive(leaves))
+    except Exception:
+        return None
+
+
+def _portable_leaf(error: BaseException) -> BaseException:
+    if isinstance(error, BaseExceptionGroup):
+        data = _rebuildable(error)
+        return error if data is None else pickle.loads(data)  # noqa: S301 - our own bytes
+    if _rebuildable(error) is not None:
+        return error
+    return PredictorError(f"{type(error).__name__}: {say(error)}", type(error).__qualname__, traceback_of(error))
+
+
+class _TooLargeError(Exception):
+    """What is encoded has more bytes than it may."""
+
+
+def _is_huge(error: BaseException) -> bool:
+    try:
+        _pickled(error.args, None, LARGEST_FAILURE)
+    except _TooLargeError:
+        return True
+    except BaseException:
+        return False
+    return False
+
+
+def _frames_of(error: BaseException) -> list[str]:
+    import traceback
+
+    return ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
+
+
+# Pickling
+
+
+class _Bounded(io.BytesIO):
+    """A file that refuses to grow beyond some size."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self._most:
+            raise _TooLargeError
+        return super().write(data)
+
+
+class _NotByReferenceError(Exception):
+    """A class or function was met that the other side cannot import."""
+
+
+class _Plain(pickle.Pickler):
+    """Plain pickle that stops at whatever would be found by reference, and could not be."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        cls = obj.__class__
+        if cls is types.FunctionType or isinstance(obj, type):
+            known = obj if isinstance(obj, type) else None
+            if known not in _by_reference and not _is_found(obj):
+                raise _NotByReferenceError
+            if known is not None:
+                _by_reference.add(known)
+        elif cls not in _by_reference:
+            if not _is_found(cls):
+                raise _NotByReferenceError
+            _by_reference.add(cls)
+        return NotImplemented
+
+
+_by_reference: Final[set[Any]] = set()  # classes found to be importable: they stay, with their modules
+
+
+def _pickled(value: Any, keep: Callable[[pickle.PickleBuffer], Any] | None, most: int | None = None) -> bytes:
+    file = io.BytesIO() if most is None else _Bounded(most)
+    kept: list[pickle.PickleBuffer] = []
+    outside = None if keep is None else kept.append
+    try:
+        _Plain(file, _PROTOCOL, buffer_callback=outside).dump(value)
+    except (KeyboardInterrupt, _TooLargeError):
+        raise
+    except BaseException:
+        file.seek(0)
+        file.truncate()
+        kept.clear()
+        _by_value(file, outside).dump(value)
+    if keep is not None:
+        for each in kept:
+            keep(each)
+    return file.getvalue()
+
+
+def _by_value(file: io.BytesIO, outside: Callable[[pickle.PickleBuffer], Any] | None) -> Any:
+    """A cloudpickle pickler; imported, and its class made, only where something needs it."""
+    global _cloud  # noqa: PLW0603 - made once
+    if _cloud is None:
+        import cloudpickle
+
+        class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
+            """Takes whole what is defined in a module that the other side cannot import."""
+
+            def reducer_override(self, obj: Any) -> Any:
+                if isinstance(obj, (type, types.FunctionType)):
+                    module = sys.modules.get(getattr(obj, "__module__", None) or "")
+                    if module is not None and module.__name__ != "__main__" and not is_importable(module):
+                        cloudpickle.register_pickle_by_value(module)  # for good: by reference it could never arrive
+                return super().reducer_override(obj)
+
+        _cloud = Cloud
+    return _cloud(file, protocol=_PROTOCOL, buffer_callback=outside)
+
+
+_cloud: Any = None
+
+
+def _raw(buffers: list[pickle.PickleBuffer]) -> list[Chunk]:
+    return [each.raw() for each in buffers]
+
+
+def _is_found(obj: Any) -> bool:
+    """Whether a class or function is what the other side finds under its name."""
+    module = sys.modules.get(getattr(obj, "__module__", None) or "")
+    if module is None:
+        return False
+    found: Any = module
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj and is_importable(module)
+
+
+_importable: Final[WeakKeyDictionary[types.ModuleType, bool]] = WeakKeyDictionary()
+
+
+def is_importable(module: types.ModuleType) -> bool:
+    """Whether a process with the same `sys.path` finds this module by its name."""
+    try:
+        return _importable[module]
+    except KeyError:
+        found = _importable[module] = _is_importable(module)
+        return found
+
+
+def _is_importable(module: types.ModuleType) -> bool:
+    name = getattr(module, "__name__", "")
+    spec = getattr(module, "__spec__", None)
+    if spec is None or name in {"__main__", "__mp_main__"} or sys.modules.get(name) is not module:
+        return name in sys.builtin_module_names
+    if spec.loader is BuiltinImporter or spec.loader is FrozenImporter:
+        return True
+    path = None
+    owner, _, _ = name.rpartition(".")
+    if owner:
+        package = sys.modules.get(owner)
+        if package is None or not is_importable(package):
+            return False
+        path = getattr(package, "__path__", None)
+    return any(_is_there(finder, name, path, spec.origin) for finder in sys.meta_path)
+
+
+def _is_there(finder: Any, name: str, path: Any, origin: str | None) -> bool:
+    try:
+        found = finder.find_spec(name, path)
+    except Exception:
+        return False
+    return found is not None and found.origin == origin

@@ -1,0 +1,272 @@
+"""What is known of a predictor before it runs: its profile, read from the target itself or told by a worker.
+
+A profile never refers to the target, so that of a plain function lives exactly as long as the function. A predictor
+that this process has not imported is described by a worker that has, in terms this process can read without importing
+what the predictor needs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import attrs
+
+from engine._kinds import MISSING
+from engine._partials import is_async
+from engine._predictor import check_target, mark_of
+from engine._reducers import reducer_of
+from engine._signature import Parameter, Signature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine._reducers import Reducer
+
+    Bind = Callable[[Mapping[str, Any] | None], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@attrs.define(eq=False)
+class Profile:
+    """What one look at a predictor's target tells.
+
+    Attributes:
+        tag: its tag, or `module:qualname`.
+        description: one line for people, or "".
+        signature: its inputs.
+        is_async: the colour of what is called for a prediction.
+        lives_on_loop: a class or object with an async method, whose clients and locks belong to the engine's loop.
+        is_class: the target makes an instance, which is set up before the first call.
+        follows: whether a returned iterator that is no generator is a stream of partials.
+        reducer: how partials become the result.
+        runner: the author's default place.
+        limit: calls at a time; `math.inf` for any number.
+        is_checked: whether inputs are checked.
+        bind: turns a mapping of inputs into arguments, checked as declared.
+        is_opaque: some of its annotations mean nothing in this process, so that a worker has to check again.
+    """
+
+    tag: str
+    description: str
+    signature: Signature
+    is_async: bool
+    lives_on_loop: bool
+    is_class: bool
+    follows: bool
+    reducer: Reducer
+    runner: str | None
+    limit: float
+    is_checked: bool
+    bind: Bind
+    is_opaque: bool = False
+    _other: Bind | None = None
+
+    @property
+    def set_up_limit(self) -> float:
+        """Places that may have it set up at one time; `math.inf` where nothing is set up."""
+        return self.limit if self.is_class else math.inf
+
+    def make_binder(self, *, check: bool) -> Bind:
+        """Make the binder."""
+        return self.signature.binder(self.tag, check=check)
+
+    def binder(self, check: bool) -> Bind:  # noqa: FBT001
+        """The binder with inputs checked or not, whatever the author's choice."""
+        if check == self.is_checked:
+            return self.bind
+        if self._other is None:
+            self._other = self.make_binder(check=check)
+        return self._other
+
+
+def profile_of(tag: str, target: Any, options: Mapping[str, Any]) -> Profile:
+    """Look at a target once.
+
+    Raises:
+        TypeError: it cannot be called for a prediction.
+    """
+    factory = class_of(target)
+    function = function_of(target, factory)
+    is_plain = factory is None and not is_object(target)
+    members = [getattr(target if factory is None else factory, name, None) for name in ("setup", "predict", "teardown")]
+    facts = Facts(
+        Signature.of(function),
+        _first_line(target),
+        is_async=is_async(function),
+        lives_on_loop=not is_plain and any(map(is_async, filter(None, members))),
+        is_class=factory is not None,
+        is_plain=is_plain,
+    )
+    return _profile(Profile, tag, facts, options)
+
+
+class Facts(NamedTuple):
+    """What is so about a target, whatever options it is registered with."""
+
+    signature: Signature
+    first_line: str
+    is_async: bool
+    lives_on_loop: bool
+    is_class: bool
+    is_plain: bool
+    is_opaque: bool = False
+
+
+def _profile(kind: type[Profile], tag: str, facts: Facts, options: Mapping[str, Any]) -> Profile:
+    follows = options.get("yields")
+    made = kind(
+        tag=tag,
+        description=options.get("description") or facts.first_line,
+        signature=facts.signature,
+        is_async=facts.is_async,
+        lives_on_loop=facts.lives_on_loop,
+        is_class=facts.is_class,
+        follows=facts.signature.yields if follows is None else follows,
+        reducer=reducer_of(options.get("reduce")),
+        runner=options.get("runner"),
+        limit=options.get("concurrency") or (math.inf if facts.is_plain else 1),
+        is_checked=options.get("check", True),
+        bind=_unbound,
+        is_opaque=facts.is_opaque,
+    )
+    made.bind = made.make_binder(check=made.is_checked)
+    return made
+
+
+def _unbound(_inputs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    raise AssertionError("a profile gets its binder when it is made")
+
+
+# Predictors that this process has not imported
+
+
+class RemoteProfile(Profile):
+    """A profile that a worker told: its binder checks what can be checked here, and leaves the mapping as it is."""
+
+    def make_binder(self, *, check: bool) -> Bind:
+        """Make the binder."""
+        bind = self.signature.binder(self.tag, check=check)
+
+        def keep(inputs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if not isinstance(inputs, Mapping):
+                bind(inputs)
+                return (), {}
+            kept = dict(inputs)
+            bind(kept)
+            return (), kept
+
+        return keep
+
+
+def describe(target: Any) -> dict[str, Any]:
+    """Tell what a predictor is, in built-in types that any process can read without importing what it needs."""
+    from engine._payloads import encode_whole  # here and below: only what workers run needs it
+
+    profile = profile_of("", target, {})
+    signature = profile.signature
+    return {
+        "parameters": [
+            (each.name, each.kind, each.description, *map(_told, (each.annotation, each.default, each.constraints)))
+            for each in signature.parameters
+        ],
+        "signature": (signature.yields, signature.readable, tuple(signature.given)),
+        "first_line": profile.description,
+        "is": (profile.is_async, profile.lives_on_loop, profile.is_class, profile.limit == math.inf),
+        "options": {name: encode_whole(value) for name, value in options_of(target).items()},
+    }
+
+
+def _told(value: Any) -> bytes | None:
+    from engine._payloads import encode_whole
+
+    try:
+        return encode_whole(value)
+    except Exception:
+        return None
+
+
+def profile_from(tag: str, told: Mapping[str, Any], own: Mapping[str, Any]) -> Profile:
+    """Make a profile of what `describe` told in a worker.
+
+    Args:
+        tag: the predictor's tag.
+        told: what was told.
+        own: the options of its record, which go before those of its mark.
+    """
+    from engine._payloads import decode
+
+    parameters, opaque = [], False
+    for name, kind, description, *rest in told["parameters"]:
+        annotation, default, constraints = (_heard(each) for each in rest)
+        opaque = opaque or annotation is _UNHEARD or constraints is _UNHEARD
+        parameters.append(
+            Parameter(
+                name,
+                kind,
+                MISSING if annotation is _UNHEARD else annotation,
+                default,
+                description,
+                () if constraints is _UNHEARD else constraints,
+            )
+        )
+    yields, readable, given = told["signature"]
+    is_async_, lives_on_loop, is_class, is_plain = told["is"]
+    signature = Signature(tuple(parameters), yields, readable, frozenset(given))
+    facts = Facts(signature, told["first_line"], is_async_, lives_on_loop, is_class, is_plain, opaque)
+    options = {name: decode(data) for name, data in told["options"].items()}
+    return _profile(RemoteProfile, tag, facts, {**options, **own})
+
+
+class _Unheard:
+    """Stands for a value that means nothing in this process."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+_UNHEARD: Final = _Unheard()
+
+
+def _heard(data: bytes | None) -> Any:
+    from engine._payloads import decode_known
+
+    return _UNHEARD if data is None else decode_known(data, _UNHEARD)
+
+
+def class_of(target: Any) -> type | None:
+    """The class a target makes instances of: itself, or what a `functools.partial` configures; `None` if no class."""
+    while isinstance(target, partial):
+        target = target.func
+    check_target(target)
+    return target if isinstance(target, type) else None
+
+
+def is_object(target: object) -> bool:
+    return not isinstance(target, type) and callable(getattr(target, "predict", None))
+
+
+def function_of(target: Any, factory: type | None) -> Any:
+    """What is called for a prediction, complete but for an instance not made yet."""
+    if factory is None:
+        return target.predict if is_object(target) else target
+    member = inspect.getattr_static(factory, "predict")
+    if isinstance(member, types.FunctionType):
+        return types.MethodType(member, factory)  # reads like the bound method: `self` is no input
+    return factory.predict  # type: ignore[attr-defined]  # a static or class method, or a descriptor of its own
+
+
+def _first_line(target: object) -> str:
+    while isinstance(target, partial):
+        target = target.func
+    own = isinstance(target, (type, types.FunctionType, types.MethodType))
+    text = getattr(target, "__doc__", None) if own else None
+    return text.strip().partition("\n")[0] if isinstance(text, str) else ""
+
+
+def options_of(target: Any) -> Mapping[str, Any]:
+    """The options a target is marked with."""
+    return {name: value for name, value in mark_of(target).items() if name != "tag" and value is not None}

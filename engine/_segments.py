@@ -1,0 +1,151 @@
+"""Shared memory between an engine and one worker: where large payloads lie, so that a pipe carries only their place.
+
+A segment is memory without a name, made before its worker starts and inherited by it, so nothing can be left behind
+whoever dies. It grows as needed and is used again and again: fresh pages cost thirty times what a copy costs. Room is
+allocated before it is written, and where there is none the caller sends the bytes another way.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine._frames import Chunk
+
+WORTH: Final = 1 << 15  # bytes from which a payload goes by shared memory: below, a pipe is as fast
+LARGEST: Final = 1 << 28  # bytes up to which several partials lie side by side; a single one may be larger
+_STEP: Final = 1 << 20  # bytes a segment grows by
+
+
+def make_segment() -> int:
+    """Make an empty segment; give its descriptor, which a worker may inherit.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("engine", os.MFD_CLOEXEC)
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+class Segment:
+    """One side's view of a segment.
+
+    Args:
+        descriptor: what `make_segment` gave; it stays open when the view is closed.
+    """
+
+    __slots__ = ("_descriptor", "_map")
+
+    def __init__(self, descriptor: int) -> None:
+        """See nothing yet; memory is mapped when it is first used."""
+        self._descriptor = descriptor
+        self._map: mmap.mmap | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes mapped here."""
+        return 0 if self._map is None else len(self._map)
+
+    def grow(self, size: int) -> bool:
+        """Make room for `size` bytes; tell whether there is."""
+        if size <= self.size:
+            return True
+        rounded = -(-size // _STEP) * _STEP
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._descriptor, 0, rounded)  # checked: written pages never end in SIGBUS
+            else:
+                os.ftruncate(self._descriptor, rounded)
+            self._remap(rounded)
+        except (OSError, ValueError, OverflowError):  # memory, address space or file size at its limit
+            return False
+        return True
+
+    def write(self, start: int, chunks: Sequence[Chunk]) -> None:
+        """Copy `chunks`, one after the other, to where there is room for them."""
+        if self._map is None:
+            raise AssertionError("room is made before it is written")
+        with memoryview(self._map) as view:
+            for chunk in chunks:
+                end = start + len(chunk)
+                view[start:end] = chunk
+                start = end
+
+    def read(self, start: int, size: int) -> memoryview:
+        """See what the other side wrote; release the view before anything else is done here.
+
+        Raises:
+            ValueError: the other side never wrote so far.
+        """
+        if start + size > self.size:
+            there = os.fstat(self._descriptor).st_size
+            if start + size > there:
+                raise ValueError(f"{start + size} bytes of {there} in shared memory")
+            self._remap(there)
+        with memoryview(self._map) as view:  # type: ignore[arg-type]  # mapped by now
+            return view[start : start + size]
+
+    def shrink(self, size: int) -> None:
+        """Give memory beyond `size` bytes back to the system; whoever reads there next finds it after a `grow`."""
+        if self.size > size:
+            self.close()
+            os.ftruncate(self._descriptor, size)
+
+    def close(self) -> None:
+        """Unmap."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+
+    def _remap(self, size: int) -> None:
+        self.close()
+        self._map = mmap.mmap(self._descriptor, size)
+
+
+class Ring:
+    """Where in a segment the partials lie that its reader has not taken yet; room is used again in their order."""
+
+    __slots__ = ("_held", "_segment")
+
+    def __init__(self, segment: Segment) -> None:
+        """Hold nothing."""
+        self._segment = segment
+        self._held: deque[tuple[int, int, int]] = deque()  # index of the partial, where it begins and ends
+
+    def free(self, taken: int) -> None:
+        """The partials before the index `taken` need their room no more."""
+        while self._held and self._held[0][0] < taken:
+            self._held.popleft()
+
+    def clear(self) -> None:
+        """Nothing is held any more."""
+        self._held.clear()
+
+    def find(self, index: int, size: int) -> int | None:
+        """Find room for the partial `index`; `None` if there is none."""
+        start = self._place(size)
+        if start is None or not self._segment.grow(start + size):
+            return None
+        self._held.append((index, start, start + size))
+        return start
+
+    def _place(self, size: int) -> int | None:
+        if not self._held:
+            return 0
+        first, last = self._held[0][1], self._held[-1][2]
+        if last <= first:  # it has wrapped: free is what lies between
+            return last if last + size <= first else None
+        if last + size <= self._segment.size:
+            return last
+        if size <= first:
+            return 0
+        return last if last + size <= LARGEST else None

@@ -1,0 +1,514 @@
+"""The program a worker runs: it takes one order after the other, and runs predictors as an engine in-process would.
+
+Its main thread does all of it, so that signals reach the predictor: a sync body directly, an async one as one task of
+a loop that the main thread turns, also while it waits for the next order. A second thread hears requests to stop. The
+same normaliser and the same owners as in-process do the work; only the channel differs, whose consumer is elsewhere.
+
+SIGTERM, sent to a body that did not stop when asked, raises in it, so that its `finally` runs; the worker then ends.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # it ships no types
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+from contextvars import copy_context
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine import _errors
+from engine._channel import Channel, End
+from engine._errors import NestingError, PayloadError, PluginError, say
+from engine._frames import LOG, ORDER, Decoder, pack, read_order
+from engine._outlet import Link, Outlet, Tail, Terminated
+from engine._partials import ITERATOR, ONE, Body, Reduction, look, trim
+from engine._payloads import decode
+from engine._predictor import import_name, import_target
+from engine._profiles import describe, profile_of
+from engine._records import TravelledCall, become_worker, current, traceback_of
+from engine._reducers import reducer_of
+from engine._residents import Resident
+from engine._segments import Ring, Segment
+from engine.runners.loop import LoopRunner
+from engine.runners.thread import go_on
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from contextvars import Context
+
+    from engine._frames import Frame, Order
+
+_READ: Final = 1 << 16  # bytes one read takes at most
+_SIGNALS: Final = 32  # those with names; what lies beyond has no meaning of its own
+
+
+class _MainLoop(LoopRunner):
+    """An event loop that the main thread turns while there is something for it to do."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host.take_over)
+        self.is_turning = False
+
+    def is_here(self) -> bool:
+        """Whether the calling thread turns this loop just now."""
+        return self.is_turning and threading.current_thread() is threading.main_thread()
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, made if it was not."""
+        if self._loop is None:
+            import asyncio
+
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop
+
+    def refuse_to_wait(self, what: str) -> None:
+        """Refuse a wait for this loop by what it runs."""
+        if self.is_here():
+            raise NestingError(f"{what} is async and would be waited for on the very loop it needs: await it instead")
+
+    def run(
+        self, coroutine: Coroutine[Any, Any, Any], context: Context, what: str, seconds: float | None = None
+    ) -> Any:
+        """Turn the loop until a coroutine is done, at most `seconds`."""
+        import asyncio
+
+        try:
+            self.refuse_to_wait(what)
+            loop = self.loop()
+        except BaseException:
+            coroutine.close()
+            raise
+        task = loop.create_task(coroutine, context=context)
+        self.is_turning = True
+        try:
+            return loop.run_until_complete(task if seconds is None else asyncio.wait_for(task, seconds))
+        finally:
+            self.is_turning = False
+
+    def turn(self) -> None:
+        """Turn the loop until somebody stops it."""
+        self.is_turning = True
+        try:
+            self.loop().run_forever()
+        finally:
+            self.is_turning = False
+
+    def stop_turning(self) -> None:
+        """Let `turn` return."""
+        if self.is_turning and self._loop is not None:
+            self._loop.stop()
+
+    def end(self, seconds: float) -> None:
+        """Cancel what still runs, and close the loop."""
+        import asyncio
+
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=seconds))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+@attrs.define(eq=False)
+class Host:
+    """What one worker has and does."""
+
+    link: Link
+    inbound: Segment
+    outbound: Segment
+    ring: Ring = attrs.field(init=False)
+    loop: _MainLoop = attrs.field(init=False)
+    residents: dict[int, Resident] = attrs.field(factory=dict)
+    binders: dict[tuple[int, bool], Any] = attrs.field(factory=dict)
+    outlet: Outlet | None = None
+    stopped: int = 0  # number of the last call that was asked to stop
+    is_terminated: bool = False
+    _deferred: bool = False
+    _handed: Callable[[], None] | None = None
+    _handlers: list[tuple[int, Any]] = attrs.field(factory=list)
+    _tail: Tail | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.ring = Ring(self.outbound)
+        self.loop = _MainLoop(self)
+
+    # Signals
+
+    def guard(self) -> None:
+        """Take SIGINT and SIGTERM, and note the handlers that predictors find."""
+        signal.signal(signal.SIGINT, _leave_to_the_engine)
+        signal.signal(signal.SIGTERM, self._terminate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self._handlers = [(number, _signal.getsignal(number)) for number in range(1, _SIGNALS)]
+
+    def _restore_signals(self) -> None:
+        """Set back what a predictor set; after every call, so by the quickest way there is."""
+        for number, handler in self._handlers:
+            if _signal.getsignal(number) is not handler and handler is not None:
+                with contextlib.suppress(ValueError, OSError):
+                    signal.signal(number, handler)
+
+    def _terminate(self, _number: int, frame: Any) -> None:
+        if self.is_terminated:  # once is enough: the clean-up that runs now must not be interrupted
+            return
+        self.is_terminated = True
+        if self.outlet is None:
+            raise Terminated
+        if self.link.is_busy:
+            self._deferred = True
+        elif self._is_ours(frame):
+            self._terminate_softly()
+        else:
+            raise Terminated
+
+    def _is_ours(self, frame: Any) -> bool:
+        """Whether the engine's own code was interrupted, and no predictor's."""
+        module = frame.f_globals.get("__name__", "") if frame is not None else ""
+        root = module.partition(".")[0]
+        return root == "engine" or (root in {"asyncio", "selectors"} and self.loop.is_turning)
+
+    def _terminate_softly(self) -> None:
+        outlet = self.outlet
+        if outlet is not None:
+            outlet.press()
+            if self.loop.is_turning:
+                self.loop.loop().call_soon_threadsafe(self._cancel_all)
+
+    def _cancel_all(self) -> None:
+        for owner in tuple(self.loop._owners):  # noqa: SLF001 - one loop in two halves
+            owner.cancel()
+
+    @contextlib.contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """Let no signal cut what the main thread does here in two."""
+        was_busy, self.link.is_busy = self.link.is_busy, True
+        try:
+            yield
+        finally:
+            self.link.is_busy = was_busy
+            if self._deferred and not was_busy:
+                self._deferred = False
+                self._terminate_softly()
+
+    # Orders
+
+    def serve(self) -> None:
+        """Take orders until the engine has none."""
+        while (frame := self._next()) is not None:
+            order = read_order(frame)
+            outlet = Outlet(self, order, frame.number)
+            self.outlet = outlet
+            if self.stopped == frame.number:
+                outlet.request_stop()
+            try:
+                self._do(order, frame, outlet)
+            finally:
+                self.outlet = None
+            del outlet, frame
+            if self.is_terminated or order.what == "leave":
+                self._push_all()
+                return
+            self._push_all()
+            self._restore_signals()
+
+    def _next(self) -> Frame | None:
+        frames = self.link.decoder.frames
+        while True:
+            while frames:
+                frame = frames.popleft()
+                if frame.kind == ORDER:
+                    return frame
+            if self.loop.is_started:
+                loop = self.loop.loop()
+                loop.add_reader(self.link.calls, loop.stop)
+                try:
+                    self.loop.turn()
+                finally:
+                    loop.remove_reader(self.link.calls)
+            if not self.link.read():
+                return None
+
+    def _push_all(self) -> None:
+        while self.link.unsent and not self.link.is_over:
+            self.link.wait()
+
+    def _do(self, order: Order, frame: Frame, outlet: Outlet) -> None:
+        try:
+            work = self._ready(order, frame, outlet)
+        except Terminated:
+            outlet.finish(End(None))
+        except BaseException as error:
+            outlet.finish(End(error))
+        else:
+            work()
+
+    def _ready(self, order: Order, frame: Frame, outlet: Outlet) -> Callable[[], None]:
+        """Everything that precedes the body; what goes wrong here is not the body's failure."""
+        for key in order.forget:
+            self._forget(key)
+        if order.what == "describe":
+            outlet.finish(End(returned=describe(_imported(order))))
+            return _nothing
+        if order.what == "leave":
+            self._tear_all_down()
+            outlet.finish(End())
+            return _nothing
+        if order.what == "unload":
+            self._forget(order.key)
+            outlet.finish(End())
+            return _nothing
+        target, (args, kwargs) = self._brought(order, frame)
+        resident = self._resident(order, target)
+        if order.what == "load":
+            self._set_up(resident)
+            outlet.finish(End())
+            return _nothing
+        if order.bind is not None:
+            args, kwargs = self._binder(order, resident)(kwargs)
+        context = copy_context()
+        for name, data in order.variables:
+            context.run(import_name(name).set, decode(data))
+        call = TravelledCall(order.tag, "process", order.identity, order.created_ns, order.depth)
+        reducer = None if order.reducer is None else reducer_of(order.reducer)
+        reduction = None if reducer is None else Reduction(reducer, reducer.start())
+        function = None if resident.profile.is_class else resident.function
+        body = Body(call, function, args, kwargs, order.follows, context, None, reduction)
+        if resident.profile.is_class:
+            body.prepare, body.aprepare = resident.prepare, resident.aprepare
+        outlet.body = body
+        call.stopping = outlet.stop
+        return partial(self._run, body, outlet, is_async=resident.profile.is_async)
+
+    def _brought(self, order: Order, frame: Frame) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Rebuild the predictor and the inputs that came with an order; `None` for one that is here already."""
+        sizes, bits, start = order.placed or ((), 0, None)
+        rest = memoryview(frame.rest) if start is None else self.inbound.read(start, order.size + sum(sizes))
+        with rest:
+            with rest[: order.size] as part:
+                target = _rebuilt(order.tag, part) if order.size and order.key not in self.residents else None
+            with rest[order.size :] as part:
+                inputs = _inputs(order.tag, part, sizes, bits) if sizes else ((), {})
+        return target, inputs
+
+    def _resident(self, order: Order, target: Any) -> Resident:
+        resident = self.residents.get(order.key)
+        if resident is None:
+            if target is None:
+                target = _imported(order)
+            resident = Resident(profile_of(order.tag, target, {}), target, self.loop, 0)
+            self.residents[order.key] = resident
+        return resident
+
+    def _binder(self, order: Order, resident: Resident) -> Any:
+        key = order.key, bool(order.bind)
+        if key not in self.binders:
+            self.binders[key] = resident.profile.signature.binder(order.tag, check=bool(order.bind))
+        return self.binders[key]
+
+    def _set_up(self, resident: Resident) -> None:
+        if resident.profile.is_async and not resident.is_ready:
+            self.loop.run(resident.aprepare(), copy_context(), f"setup() of {resident.profile.tag}")
+        else:
+            resident.prepare()
+
+    def _forget(self, key: int) -> None:
+        resident = self.residents.pop(key, None)
+        for checked in (True, False):
+            self.binders.pop((key, checked), None)
+        if resident is not None:
+            resident.teardown(resident.close(), None)
+
+    def _tear_all_down(self) -> None:
+        errors: list[BaseException] = []
+        for key in tuple(self.residents):
+            try:
+                self._forget(key)
+            except BaseException as error:
+                errors.append(error)
+        if errors:
+            raise errors[0] if len(errors) == 1 else BaseExceptionGroup("predictors' teardown failed", errors)
+
+    # Running
+
+    def _run(self, body: Body, outlet: Outlet, *, is_async: bool) -> None:
+        if outlet.stop:
+            outlet.finish(End())
+            return
+        outlet.is_bodys = True
+        if is_async:
+            self._turn(partial(self.loop.start, body, outlet), outlet)
+        else:
+            body.context.run(self._run_sync, body, outlet)
+
+    def _run_sync(self, body: Body, outlet: Outlet) -> None:
+        current.set(body.call)
+        clock = perf_counter
+        started = clock()
+        try:
+            produced = body.start()
+            kind = look(produced, body.follows)
+        except BaseException as error:
+            outlet.finish(End(error))
+            return
+        elapsed = clock() - started
+        if kind is ONE:
+            reduction = body.reduction
+            if reduction is None:
+                outlet.offer_only(produced, elapsed * 1000.0)
+            else:
+                reduction.add(produced)
+                reduction.elapsed = elapsed
+            outlet.finish(End(returned=produced))
+        elif kind is ITERATOR:
+            go_on(body, outlet, produced, elapsed)
+        else:
+            self._turn(partial(self.loop.take_over, body, outlet, produced, elapsed), outlet)
+
+    def _turn(self, start: Callable[[], None], outlet: Outlet) -> None:
+        """Turn the loop until the call is over; a sync iterator that it gave is stepped here, outside the loop."""
+        start()
+        while outlet.end is None and self._handed is None:
+            self.loop.turn()
+        handed, self._handed = self._handed, None
+        if handed is not None:
+            handed()
+
+    def take_over(self, body: Body, channel: Channel, iterator: Any, elapsed: float) -> None:
+        """Go on, once the loop has stopped, with a sync iterator that an async body gave."""
+        self._handed = partial(body.context.run, go_on, body, channel, iterator, elapsed)
+        self.loop.stop_turning()
+
+    def stop_turning(self) -> None:
+        """The call is over, or nothing of it is left to the loop."""
+        self.loop.stop_turning()
+
+    # What other threads do
+
+    def hear_stops(self, stops: int, lifeline: int) -> None:
+        """Hear requests to stop, until the engine is gone; then so is this process."""
+        decoder = Decoder()
+        poll = select.poll()
+        poll.register(stops, select.POLLIN)
+        poll.register(lifeline, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                data = os.read(descriptor, _READ)
+                if not data:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                decoder.feed(data)
+            while decoder.frames:
+                self.stopped = decoder.frames.popleft().number
+                outlet = self.outlet
+                if outlet is not None and outlet.number == self.stopped:
+                    outlet.request_stop()
+
+    def see_to_tail(self) -> None:
+        """Partials wait to be sent together: have them sent soon, even if no other comes."""
+        if self._tail is None:
+            self._tail = Tail(lambda: self.outlet)
+        self._tail.arm()
+
+    def log(self, text: str) -> None:
+        """Send a line to the engine's log."""
+        self.link.write(pack(LOG, 0, text.encode(errors="replace")))
+
+
+def _leave_to_the_engine(_number: int, _frame: Any) -> None:
+    """Ctrl-C at a terminal reaches every process there; what it means is the engine's to decide."""
+
+
+def _nothing() -> None:
+    """There is no body to run."""
+
+
+def _imported(order: Order) -> Any:
+    try:
+        return import_target(order.text or "")
+    except BaseException as error:
+        if isinstance(error, Terminated):
+            raise
+        trim(error)
+        raise PluginError(order.tag, "", f"{type(error).__name__}: {say(error)}", traceback_of(error)) from None
+
+
+def _rebuilt(tag: str, data: memoryview) -> Any:
+    try:
+        return decode(data)
+    except BaseException as error:
+        if isinstance(error, Terminated):
+            raise
+        raise _unreadable(f"the predictor {tag}", error) from None
+
+
+def _inputs(tag: str, view: memoryview, sizes: Sequence[int], bits: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    try:
+        args, kwargs = decode(view, sizes, bits)
+    except BaseException as error:
+        if isinstance(error, Terminated):
+            raise
+        raise _unreadable(f"an input of {tag}", error) from None
+    return args, kwargs
+
+
+def _unreadable(what: str, error: BaseException) -> PayloadError:
+    return PayloadError(
+        f"{what} cannot be rebuilt in a worker: {type(error).__name__}: {say(error)}. It must be importable there, or "
+        "be pickled by value.",
+        type(error).__qualname__,
+        traceback_of(error),
+    )
+
+
+def _hold_lifeline(lifeline: int) -> None:
+    """End with the engine: the kernel sends SIGKILL when the other end closes, whatever this process does then."""
+    if sys.platform == "linux":
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    if poll.poll(0):  # it was closed before
+        os._exit(0)
+
+
+def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
+    """Be a worker, until the engine has no more orders or is gone."""
+    import faulthandler
+
+    calls, answers, stops, inbound, outbound, report, lifeline = descriptors
+    for each in descriptors:
+        os.set_inheritable(each, False)  # noqa: FBT003 - its only signature
+    _hold_lifeline(lifeline)
+    faulthandler.enable(report)
+    become_worker()
+    sys.argv[:] = hello["argv"]
+    link = Link(calls, answers)
+    host = Host(link, Segment(inbound), Segment(outbound))
+    _errors.diverted.append(host.log)
+    os.register_at_fork(after_in_child=link.forget)
+    threading.Thread(target=host.hear_stops, args=(stops, lifeline), name="engine-stops", daemon=True).start()
+    try:
+        host.guard()
+        host.serve()
+    except Terminated:
+        host.is_terminated = True
+    with contextlib.suppress(BaseException):
+        host.loop.end(1.0)
+    if host.is_terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)

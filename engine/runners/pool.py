@@ -1,0 +1,303 @@
+"""The workers of one engine: which there are, what each has loaded, and who gets the next one that is free.
+
+A worker serves one call at a time. Calls that find none free stand in line; a class that may be set up in so many
+workers goes to one of these. Nothing is read from or written to a pipe here, and no code of the user's runs under the
+lock, which is reentrant because a collector may run anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from engine._errors import EngineClosedError, NestingError
+from engine._slots import Holder, Line, Ticket, current_task, refuse_stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine._partials import Body
+    from engine._records import Call
+    from engine.runners.workers import Worker
+
+
+@attrs.frozen(eq=False)
+class Need:
+    """What a call wants of a worker.
+
+    Attributes:
+        key: the number its predictor is known by; 0 for none.
+        limit: workers that may have it set up; `math.inf` where nothing is set up.
+        only: the one worker that will do.
+    """
+
+    key: int = 0
+    limit: float = math.inf
+    only: Worker | None = None
+
+
+class _Wish(Ticket):
+    """One wait for a worker."""
+
+    __slots__ = ("holder", "need", "task", "thread", "worker")
+
+    def __init__(self, call: Call, need: Need) -> None:
+        super().__init__(call)
+        self.need = need
+        self.worker: Worker | None = None  # granted without one, it is a place to start a new one in
+        self.holder = Holder(call)
+        self.thread = threading.get_ident()
+        self.task = current_task()
+
+
+class Pool(Line):
+    """At most so many workers, started when first needed, kept for the next call.
+
+    Args:
+        most: workers at one time.
+        spawn: starts one.
+    """
+
+    def __init__(self, most: int, spawn: Callable[[], Worker]) -> None:
+        """Make a pool without workers."""
+        self.most = most
+        self._spawn = spawn
+        self._lock = threading.RLock()
+        self._workers: list[Worker] = []
+        self._starting: list[Holder] = []
+        self._line: list[_Wish] = []
+        self._is_closed = False
+
+    @property
+    def tag(self) -> str:
+        """What is waited for, for the log."""
+        return f"one of {self.most} workers"
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Those that may serve another call."""
+        return tuple(self._workers)
+
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """The calls that are served just now."""
+        busy = [worker.holder for worker in self.workers if worker.holder is not None]
+        return (*busy, *self._starting)
+
+    def take(self, body: Body, need: Need) -> Worker:
+        """Give a worker for `body`, waiting in a thread behind those who wait already.
+
+        Raises:
+            NestingError: the wait would never end, for the calls it waits for wait themselves.
+            PredictionCancelledError: the call was stopped meanwhile.
+            EngineClosedError: the engine is closed.
+            EngineError, OSError: no worker can be started.
+        """
+        wish = _Wish(body.call, need)
+        if not self._is_granted_at_once(wish):
+            self.wait(wish, body)
+        return self._claimed(wish)
+
+    async def atake(self, body: Body, need: Need) -> Worker:
+        """The same for an asyncio task."""
+        wish = _Wish(body.call, need)
+        if not self._is_granted_at_once(wish):
+            await self.await_(wish, body)
+        return self._claimed(wish)
+
+    def give(self, worker: Worker) -> None:
+        """A worker is free again."""
+        with self._lock:
+            worker.holder = None
+            worker.idle_since = monotonic()
+            self._serve()
+
+    def drop(self, worker: Worker) -> None:
+        """A worker serves no more calls; another may be started in its place."""
+        with self._lock:
+            worker.holder = None
+            with suppress(ValueError):
+                self._workers.remove(worker)
+            self._serve()
+
+    def replace(self, worker: Worker) -> Worker:
+        """Give a new worker to the holder of one that turned out to be gone."""
+        holder = worker.holder
+        if holder is None:
+            raise AssertionError("only the holder of a worker has it replaced")
+        with self._lock:
+            self._starting.append(holder)
+            worker.holder = None
+            with suppress(ValueError):
+                self._workers.remove(worker)
+        return self._start(holder)
+
+    def retire(self, since: float) -> list[Worker]:
+        """Take the workers out that were free since before the monotonic time `since`."""
+        with self._lock:
+            idle = [each for each in self._workers if each.holder is None and each.idle_since <= since]
+            for each in idle:
+                self._workers.remove(each)
+        return idle
+
+    def close(self) -> None:
+        """Refuse whoever comes or waits."""
+        with self._lock:
+            self._is_closed = True
+            for wish in self._line:
+                wish.wake()
+
+    # Inside
+
+    def _is_granted_at_once(self, wish: _Wish) -> bool:
+        refuse_stopped(wish.call)
+        with self._lock:
+            if not self._line:
+                self._grant(wish)
+        return wish.is_granted
+
+    def _claimed(self, wish: _Wish) -> Worker:
+        worker = wish.worker
+        if worker is None:
+            return self._start(wish.holder)
+        return worker if worker.is_alive() else self.replace(worker)
+
+    def _start(self, holder: Holder) -> Worker:
+        """Start a worker in the place `holder` has; never under the lock."""
+        try:
+            self._refuse_closed()
+            worker = self._spawn()
+        except BaseException:
+            with self._lock:
+                self._starting.remove(holder)
+                self._serve()
+            raise
+        with self._lock:
+            worker.holder = holder
+            self._workers.append(worker)
+            self._starting.remove(holder)
+        return worker
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise EngineClosedError
+
+    def _enter(self, ticket: Ticket, task: object) -> None:
+        with self._lock:
+            self._line.append(ticket)  # type: ignore[arg-type]  # a pool's tickets are wishes
+            self._serve()
+        self._refuse(ticket, task)
+
+    def _leave(self, ticket: Ticket) -> None:
+        wish: Any = ticket
+        with self._lock:
+            wish.is_left = True
+            with suppress(ValueError):
+                self._line.remove(wish)
+            if wish.is_granted:
+                if wish.worker is None:
+                    self._starting.remove(wish.holder)
+                else:
+                    wish.worker.holder = None
+            self._serve()
+
+    def _serve(self) -> None:
+        for wish in tuple(self._line):
+            self._grant(wish)
+            if wish.is_granted:
+                with suppress(ValueError):
+                    self._line.remove(wish)
+                wish.wake()
+
+    def _grant(self, wish: _Wish) -> None:
+        while not wish.is_granted and not self._is_closed:
+            worker = self._choose(wish.need)
+            if worker is not None:
+                if worker.holder is None:  # no call stands between this test and the next line
+                    worker.holder = wish.holder
+                    wish.worker = worker
+                    wish.is_granted = True
+                    if wish.need.limit != math.inf:
+                        worker.set_up.add(wish.need.key)
+            elif wish.need.only is None and self._has_place() and not self._is_pinned(wish.need):
+                self._starting.append(wish.holder)
+                wish.is_granted = True
+            else:
+                return
+
+    def _has_place(self) -> bool:
+        return len(self._workers) + len(self._starting) < self.most
+
+    def _set_up(self, need: Need) -> list[Worker]:
+        return [] if need.limit == math.inf else [each for each in self._workers if need.key in each.set_up]
+
+    def _is_pinned(self, need: Need) -> bool:
+        return len(self._set_up(need)) >= need.limit
+
+    def _choose(self, need: Need) -> Worker | None:
+        """The free worker that suits best; `None` to start another, or to wait."""
+        free = [each for each in self._workers if each.holder is None]
+        if need.only is not None:
+            return need.only if need.only in free else None
+        ready = [each for each in self._set_up(need) if each.holder is None]
+        if ready or self._is_pinned(need):
+            return ready[0] if ready else None
+        # One that keeps a class set up is left to that class while there is another way.
+        unbound = [each for each in free if not each.set_up]
+        warm = [each for each in unbound if need.key in each.known]
+        if warm or unbound:
+            return max(warm or unbound, key=lambda each: each.idle_since)
+        if free and not self._has_place():
+            return min(free, key=lambda each: each.idle_since)
+        return None
+
+    def _refuse(self, ticket: Ticket, task: object) -> None:
+        wish: Any = ticket
+        with self._lock:
+            if wish.is_granted:
+                return
+            self._refuse_closed()
+            if wish in self._going():
+                return
+            stuck = [each for each in self._acceptable(wish) if each.blocks(wish.call, task)] or self.holders
+        raise NestingError(
+            f"all workers that could serve {wish.call.tag} wait for this call, directly or through others, first of "
+            f"them {stuck[0]}: read that stream to its end or close it first, or make the engine with more workers",
+            str(stuck[0]),
+        )
+
+    def _acceptable(self, wish: _Wish) -> list[Holder]:
+        need = wish.need
+        if need.only is not None:
+            chosen = [need.only]
+        elif self._is_pinned(need):
+            chosen = self._set_up(need)
+        else:
+            return list(self.holders)
+        return [each.holder for each in chosen if each.holder is not None]
+
+    def _going(self) -> list[_Wish]:
+        """Those in line who can still be served: somebody they wait for waits for nobody, or for one of them."""
+        going: list[_Wish] = []
+        left = deque(self._line)
+        is_news = True
+        while is_news:
+            is_news = False
+            for wish in tuple(left):
+                if any(self._goes_on(holder, left) for holder in self._acceptable(wish)) or not self._acceptable(wish):
+                    going.append(wish)
+                    left.remove(wish)
+                    is_news = True
+        return going
+
+    @staticmethod
+    def _goes_on(holder: Holder, waiting: deque[_Wish]) -> bool:
+        return not any(
+            holder.blocks(wish.call, wish.task() if wish.task is not None else None, wish.thread) for wish in waiting
+        )

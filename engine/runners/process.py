@@ -1,0 +1,398 @@
+"""Worker processes as a place to run: what is sent to one, and when.
+
+A call goes down once, as an order with its inputs, and comes back as frames that its consumer reads itself, see `wire`.
+Predictors of installed packages travel by name, others by value, once a worker. What cannot travel is refused before
+any worker is touched. This room starts nothing by itself: the first call, or `load`, starts the first worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+import types
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from engine._channel import Channel, End
+from engine._errors import EngineClosedError, EngineError, WorkerLostError
+from engine._frames import Order, pack_order
+from engine._partials import Body
+from engine._payloads import Payload, encode_inputs, encode_target, encode_whole, read_only_bits, refused
+from engine._records import Call
+from engine._segments import WORTH
+from engine.runners.pool import Need, Pool
+from engine.runners.warden import Warden
+from engine.runners.wire import Wire
+from engine.runners.workers import Shipment, Worker, start_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from engine._frames import Chunk, Placed
+    from engine._records import Start
+    from engine._slots import Slots
+
+_keys: Final = itertools.count(1)  # numbers that predictors are known by in workers
+
+
+class ProcessRunner:
+    """Runs bodies of every kind in worker processes.
+
+    Args:
+        most: workers at one time; `None` for as many as there are processors to use.
+        grace: seconds from one rung of stopping to the next.
+        start: where and with what they start.
+    """
+
+    name = "process"
+
+    def __init__(self, most: int | None, grace: float, start: Start) -> None:
+        """Note where and with what workers will start; none is started."""
+        self._grace = grace
+        self._start = start
+        self._pool = Pool(most or _default_workers(), self._spawn)
+        self._warden = Warden(self._pool, grace, self._leave, self._closed)
+        self._spawning = threading.Lock()
+        self._lifeline: tuple[int, int] | None = None
+        self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
+        self._is_closing = False
+        self._leaving: list[Wire] = []
+
+    # Opening
+
+    def wire(self, prefetch: int | None, label: str) -> Wire:
+        """Make the channel of one call."""
+        return Wire(prefetch, label, self._warden.see_to, self._finished)
+
+    def admissions(
+        self, wire: Wire, slots: Slots | None, limit: float
+    ) -> tuple[Callable[[Body], None], Callable[[Body], Awaitable[None]]]:
+        """What a consumer calls before its body starts: encodes the call, takes a slot and a worker.
+
+        Args:
+            wire: the channel.
+            slots: bound the predictor's calls in workers; `None` for any number.
+            limit: workers that may have it set up.
+        """
+
+        def admit(body: Body) -> None:
+            need = self._prepare(wire, body, limit)
+            if slots is not None:
+                slots.take(body)
+            self._join(wire, self._pool.take(body, need))
+
+        async def aadmit(body: Body) -> None:
+            need = self._prepare(wire, body, limit)
+            if slots is not None:
+                await slots.atake(body)
+            self._join(wire, await self._pool.atake(body, need))
+
+        return admit, aadmit
+
+    def _prepare(self, wire: Wire, body: Body, limit: float) -> Need:
+        shipment = self.shipment(body.call.tag, body.target, limit)
+        wire.body = body
+        wire.shipment = shipment
+        wire.payload = encode_inputs(body.args, body.kwargs)
+        body.function, body.target, body.args, body.kwargs = None, None, (), {}
+        return Need(shipment.key, shipment.limit)
+
+    @staticmethod
+    def _join(wire: Wire, worker: Worker) -> None:
+        wire.worker = worker
+        worker.wire = wire
+
+    def shipment(self, tag: str, target: Any, limit: float) -> Shipment:
+        """A predictor ready to be sent.
+
+        Raises:
+            PayloadError: it cannot travel.
+        """
+        if isinstance(target, str):
+            name: Any = (tag, target)
+            found = self._shipments.get(name)
+            if found is None:
+                found = self._shipments.setdefault(name, (None, Shipment(next(_keys), tag, target, limit)))
+            return found[1]
+        is_method = isinstance(target, types.MethodType)
+        owner = target.__self__ if is_method else target
+        name = (tag, id(owner), id(target.__func__) if is_method else 0)
+        found = self._shipments.get(name)
+        if found is not None and found[0] is not None and found[0]() is owner:
+            return found[1]
+        made = Shipment(next(_keys), tag, None, limit, data=encode_target(tag, target))
+        try:
+            reference = weakref.ref(owner, lambda _gone: self._forget(name, made.key))
+        except TypeError:  # it cannot be referred to weakly: sent again with every call
+            made.is_kept = False
+            return made
+        self._shipments[name] = reference, made
+        return made
+
+    def _forget(self, name: Any, key: int) -> None:
+        self._shipments.pop(name, None)
+        for worker in self._pool.workers:
+            if key in worker.known:
+                worker.forgotten.append(key)
+
+    # Sending
+
+    def start(self, body: Body, channel: Channel) -> None:
+        """Send the call; its worker was taken when it was admitted.
+
+        Raises:
+            EngineError, OSError: the worker was gone, and no other can be started.
+        """
+        wire: Any = channel
+        call, shipment, payload = body.call, wire.shipment, wire.payload
+        reducer = None if body.reduction is None else body.reduction.reducer.name
+        order = Order(
+            "run",
+            shipment.key,
+            call.tag,
+            shipment.text,
+            identity=call.id,
+            created_ns=call.created_ns,
+            depth=call.depth,
+            follows=body.follows,
+            bind=body.bind,
+            reducer=reducer,
+            limit=wire.first_limit(),
+            is_adaptive=wire.is_adaptive,
+            variables=_carried(body),
+        )
+        wire.payload = None
+        self._send(wire, order, shipment, payload)
+
+    def _send(self, wire: Wire, order: Order, shipment: Shipment | None, payload: Payload | None) -> None:
+        while True:
+            worker = wire.worker
+            if worker is None:
+                raise AssertionError("a worker is taken before a call is sent")
+            worker.calls += 1
+            try:
+                worker.send(_frame(worker, order, shipment, payload))
+                wire.number = worker.calls
+                break
+            except BrokenPipeError:  # it was gone, and has read nothing: no body has started
+                worker.wire = None
+                wire.worker = None
+                self._join(wire, self._pool.replace(worker))
+        if wire.stop:  # stopped just before the worker could be asked
+            wire.request_stop()
+
+    def _spawn(self) -> Worker:
+        with self._spawning:
+            if self._lifeline is None:
+                self._lifeline = os.pipe()
+        worker = start_worker(self._start, self._lifeline[0])
+        self._warden.watch(worker)
+        return worker
+
+    def _finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
+        shipment = wire.shipment
+        if shipment is not None and not shipment.is_kept:
+            worker.forgotten.append(shipment.key)
+        if keep:
+            self._pool.give(worker)
+        else:
+            self._pool.drop(worker)
+        if self._is_closing:
+            self._warden.close()
+
+    # Errands
+
+    def describe(self, tag: str, text: str) -> Any:
+        """Have a worker import `"module:name"` and tell what it is; see `engine._worker`.
+
+        Raises:
+            BaseException: what the import raised.
+        """
+        return self._errand(Order("describe", tag=tag, text=text), None, Need())
+
+    def load(self, tag: str, target: Any, limit: float, slots: Slots | None) -> None:
+        """Have a worker import a predictor, or get it, and set it up if it is a class.
+
+        Raises:
+            BaseException: what its import, constructor or `setup` raised.
+        """
+        shipment = self.shipment(tag, target, limit)
+        self._errand(
+            Order("load", shipment.key, tag, shipment.text), shipment, Need(shipment.key, shipment.limit), slots
+        )
+
+    def unload(self, tag: str, target: Any, limit: float, slots: Slots | None) -> None:
+        """Have every worker tear a class predictor down that has it set up, once its calls are over.
+
+        Raises:
+            EngineError: a call still uses it after the grace.
+            BaseException: what `teardown` raised.
+        """
+        shipment = self.shipment(tag, target, limit)
+        left = () if slots is None else slots.wait_for(slots.holders, self._grace)
+        if left:
+            raise EngineError(
+                f"{tag} is in use by {', '.join(map(str, left))}: read that stream to its end or close it, then "
+                "unload again"
+            )
+        for worker in self._pool.workers:
+            if shipment.key in worker.set_up:
+                self._errand(Order("unload", shipment.key, tag), None, Need(only=worker))
+                worker.set_up.discard(shipment.key)
+
+    def loaded(self) -> set[str]:
+        """Tags of predictors that a worker has."""
+        return {tag for worker in self._pool.workers for tag in tuple(worker.known.values())}
+
+    def _errand(self, order: Order, shipment: Shipment | None, need: Need, slots: Slots | None = None) -> Any:
+        """Have a worker do something, and wait for it in this thread."""
+        body = Body(Call(order.tag, self.name, None), None, (), {}, False, None)  # type: ignore[arg-type]  # noqa: FBT003
+        wire = self.wire(None, order.tag)
+        wire.body, wire.shipment = body, shipment
+        if slots is not None:
+            slots.take(body)
+        try:
+            self._join(wire, self._pool.take(body, need))
+            self._send(wire, order, shipment, None)
+            while wire.end is None:
+                wire.wait()
+                if wire.stop:
+                    wire.wait_end(self._grace)
+        except BaseException:
+            if wire.number:
+                wire.request_stop()
+            else:
+                wire.finish(End())
+            raise
+        if wire.stop:
+            raise EngineClosedError
+        if wire.end.error is not None:
+            raise wire.end.error
+        return wire.end.returned
+
+    # Closing
+
+    def _leave(self, worker: Worker) -> Wire:
+        """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
+        wire = Wire(None, f"worker {worker.pid}", _nothing, _nothing)
+        self._join(wire, worker)
+        if self._is_closing:
+            self._leaving.append(wire)
+        else:
+            wire.desert()  # nobody waits for it: what its teardown raises goes to the log
+        worker.calls += 1
+        wire.number = worker.calls
+        worker.send(pack_order(wire.number, Order("leave")))
+        return wire
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there are workers to let go."""
+        return self._warden.is_started
+
+    def close(self, grace: float) -> list[BaseException]:
+        """Stop what runs, tear down what is set up, and end every worker; within a few times `grace` seconds.
+
+        Returns:
+            What `teardown` raised in workers.
+        """
+        self.close_soon()
+        self._warden.join(4 * grace + 12.0)
+        errors = [wire.end.error for wire in self._leaving if wire.end is not None and wire.end.error is not None]
+        return [each for each in errors if not isinstance(each, WorkerLostError)]
+
+    def close_soon(self) -> None:
+        """The same without waiting; takes no lock but that of a pool whose every wait is short."""
+        self._is_closing = True
+        self._pool.close()
+        self._warden.close()
+
+    def _closed(self) -> None:
+        lifeline, self._lifeline = self._lifeline, None
+        for each in lifeline or ():
+            with contextlib.suppress(OSError):
+                os.close(each)
+
+    def abandon(self) -> None:
+        """In a forked child: the workers are the parent's."""
+        self._warden.abandon()
+        self._closed()
+
+
+def _nothing(*_facts: object) -> None:
+    """What an errand that ends its worker has done for it."""
+
+
+def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Payload | None) -> list[Chunk]:
+    """The bytes that tell `worker` what to do; what is large lies in shared memory then, if there is room."""
+    chunks: list[Chunk] = []
+    if shipment is not None:
+        is_new, forget = worker.learn(shipment.key, shipment.tag)
+        order = order._replace(forget=forget)
+        if is_new and shipment.data is not None:
+            chunks.append(shipment.data)
+            order = order._replace(size=len(shipment.data))
+    if payload is not None:
+        chunks += payload.chunks
+    size = sum(map(len, chunks))
+    start: int | None = None
+    if size >= WORTH and worker.inbound.grow(size):
+        worker.inbound.write(0, chunks)
+        chunks, start = [], 0
+    placed: Placed = (() if payload is None else payload.sizes, 0 if payload is None else _bits(payload), start)
+    return pack_order(worker.calls, order._replace(placed=placed), chunks)
+
+
+def _bits(payload: Payload) -> int:
+    return read_only_bits(payload.buffers) if payload.buffers else 0
+
+
+# Context variables that travel
+
+_names: Final[dict[str, Any]] = {}
+
+
+def carry(*names: str) -> None:
+    """Have context variables travel to workers with every call that is made where they are set.
+
+    Everything else that `contextvars` hold stays in this process. The values have to be picklable.
+
+    Args:
+        names: `"module:NAME"` of each `ContextVar`; workers find it under the same name.
+
+    Raises:
+        ImportError: there is no such module or name.
+        TypeError: what is found there is no `ContextVar`.
+    """
+    from contextvars import ContextVar
+
+    from engine._predictor import import_name
+
+    for name in names:
+        variable = import_name(name)
+        if not isinstance(variable, ContextVar):
+            raise TypeError(f"{name} is no ContextVar: name one as 'module:NAME'")
+        _names[name] = variable
+
+
+def _carried(body: Body) -> tuple[tuple[str, bytes], ...]:
+    """The named variables that are set where the call was made."""
+    if not _names:
+        return ()
+    context, found = body.context, []
+    for name, variable in tuple(_names.items()):
+        if variable in context:
+            try:
+                found.append((name, encode_whole(context[variable])))
+            except Exception as error:
+                raise refused(f"the context variable {name}", context[variable], error) from error
+    return tuple(found)
+
+
+def _default_workers() -> int:
+    """As many workers as this process may use processors."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,487 @@
+"""The consumer's end of a channel whose owner is a worker: partials come as frames over the worker's pipe.
+
+No thread stands in between. Sync code that waits for a partial waits on the pipe itself, an asyncio task is woken by
+its loop's own reader, and whoever reads a frame puts what it holds where a channel's consumers look. A call that was
+stopped, or whose worker was lost, is handed to the warden, which reads what is left and brings it to its end.
+
+What the producer may make is told as a number: partials taken, plus the window, plus one while the consumer waits.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+from _thread import allocate_lock
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from engine._channel import BOUND, MOST, Channel, End, park_thread, wait_until, wait_until_task, wake_one
+from engine._errors import PayloadError, WorkerLostError, say, warn
+from engine._frames import DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
+from engine._payloads import decode, unpack_failure
+from engine._records import Ladder, traceback_of
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future
+    from collections.abc import Callable
+
+    from engine._frames import Frame
+    from engine._partials import Body
+    from engine._payloads import Payload
+    from engine.runners.workers import Shipment, Worker
+
+    Hand = Callable[["Wire"], None]  # gives a stopped or lost call to the warden
+    Finished = Callable[["Wire", Worker, bool], None]  # gives the worker back; False if it serves no more calls
+
+_READ: Final = 1 << 18  # bytes one read takes at most
+_HEAVY: Final = 1 << 17  # bytes received after which a consumer that waits tells the producer what it has taken
+_LAST: Final = 6.0  # seconds after the last rung that a killed process has to be gone
+
+
+class Wire(Channel):
+    """A channel from a worker.
+
+    Args:
+        prefetch: see `Channel`; since a worker copies every partial before its predictor runs on, none holds it up.
+        label: names the channel in the log.
+        hand: called, from anywhere, when the call was stopped or its worker lost.
+        finished: called once the worker has nothing more to say of this call.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_finished",
+        "_futures",
+        "_hand",
+        "_heavy",
+        "_is_cut",
+        "_limit",
+        "_reading",
+        "_received",
+        "body",
+        "ladder",
+        "number",
+        "payload",
+        "shipment",
+        "worker",
+    )
+
+    def __init__(self, prefetch: int | None, label: str, hand: Hand, finished: Finished) -> None:
+        """Make an empty channel that no worker serves yet."""
+        super().__init__(prefetch, label)
+        self._hand = hand
+        self._finished = finished
+        self._reading = allocate_lock()  # whoever reads the pipe has it; nobody waits for it
+        self._futures: deque[Future[None]] = deque()
+        self._is_cut = False
+        self._received = 0
+        self._limit = 0
+        self._heavy = 0
+        self._asked = 0
+        self.body: Body | None = None
+        self.shipment: Shipment | None = None
+        self.payload: Payload | None = None  # the inputs, until they are sent
+        self.worker: Worker | None = None
+        self.number = 0  # of the call in its worker; 0 until it is sent
+        self.ladder: Ladder = Ladder()
+
+    # The window
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the window grows as needed, and bytes are bounded too."""
+        return self._is_adaptive
+
+    def first_limit(self) -> int:
+        """How many partials the producer may make before it hears from its consumer, who waits for the first."""
+        self._limit = self._window + 1
+        return self._limit
+
+    def _tell(self, *, asked: int) -> None:
+        """Tell the producer what was taken and what it may make, where it could soon need to know."""
+        worker = self.worker
+        if worker is None or self.end is not None:
+            return
+        taken = self._received - len(self.items)
+        wanted = taken + self._window + asked
+        low = max(1, self._window // 2)
+        is_low = wanted - self._limit >= low or (asked and wanted > self._limit and self._limit - self._received <= low)
+        if not is_low and not (asked and self._heavy >= _HEAVY):
+            return
+        self._limit = max(self._limit, wanted)
+        if not self.items:
+            self._heavy = 0
+        with suppress(BrokenPipeError):  # the worker is lost, as the pipe will tell
+            worker.send([pack_credit(self.number, taken, self._limit)])
+
+    def take(self) -> tuple[Any, float]:
+        """Take the oldest partial.
+
+        Raises:
+            IndexError: none is waiting.
+        """
+        item = self.items.popleft()
+        if self._is_adaptive and self.items and self._window < MOST:
+            self._window *= 2
+        if self._received - len(self.items) + self._window - self._limit >= max(1, self._window // 2):
+            self._tell(asked=0)
+        if self.consumers and self.items:
+            wake_one(self.consumers)  # another consumer may have slept through its wake-up
+        return item
+
+    # Waiting for the pipe
+
+    def wait(self, start: Callable[[], None] | None = None) -> None:
+        """Sleep, in a thread, until a partial or the end may be there; `start` sends the call."""
+        if start is not None:
+            start()
+        else:
+            self._tell(asked=1)
+        if self._has_news():
+            return
+        if self._is_cut or self.worker is None or not self._reading.acquire(blocking=False):
+            park_thread(self.consumers, self._has_news, BOUND)
+            return
+        try:
+            self._read_until_news()
+        finally:
+            self._reading.release()
+            if self.consumers:
+                wake_one(self.consumers)  # another reader goes on where this one leaves
+
+    def _read_until_news(self) -> None:
+        worker = self.worker
+        if worker is None:
+            return
+        poll = select.poll()
+        poll.register(worker.answers, select.POLLIN)
+        poll.register(worker.wake_reader, select.POLLIN)
+        is_sending = False
+        while not self._has_news() and not self._is_cut:
+            if worker.has_unsent != is_sending:
+                is_sending = not is_sending
+                if is_sending:
+                    poll.register(worker.calls_pipe, select.POLLOUT)
+                else:
+                    poll.unregister(worker.calls_pipe)
+            ready = poll.poll(BOUND * 1000)
+            for descriptor, _ in ready:
+                if descriptor == worker.answers:
+                    self._read(worker)
+                elif descriptor == worker.wake_reader:
+                    worker.notice()
+                else:
+                    self._send_rest(worker)
+            if not ready:
+                return
+
+    def _send_rest(self, worker: Worker) -> None:
+        try:
+            worker.send_rest()
+        except BrokenPipeError:
+            self._cut()
+
+    async def wait_task(self, start: Callable[[], None] | None = None) -> None:
+        """The same for an asyncio task, which its loop's reader wakes."""
+        from asyncio import get_running_loop
+
+        loop = get_running_loop()
+        if start is not None:
+            start()
+        else:
+            self._tell(asked=1)
+        self._watch(loop)
+        if self._has_news():
+            return
+        future: Future[None] = loop.create_future()
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(_resolve, future)
+            except RuntimeError:  # that loop is closed: nobody will ever take what comes
+                self.request_stop()
+
+        self.consumers.append(wake)
+        self._futures.append(future)
+        try:
+            if not self._has_news():
+                await future
+        finally:
+            with suppress(ValueError):  # taken out already
+                self._futures.remove(future)
+            with suppress(ValueError):
+                self.consumers.remove(wake)
+
+    def _watch(self, loop: AbstractEventLoop) -> None:
+        """Have this loop read the pipe, until the end."""
+        worker = self.worker
+        if worker is None or self._is_cut or worker.registrations.get(loop) is self:
+            return
+        worker.registrations[loop] = self
+        loop.add_reader(worker.answers, self._on_readable, loop, worker)
+        if worker.has_unsent:
+            loop.add_writer(worker.calls_pipe, self._on_writable, loop, worker)
+
+    def _on_readable(self, loop: AbstractEventLoop, worker: Worker) -> None:
+        if not self._is_served_by(worker):
+            self._unwatch(loop, worker)
+        elif self._reading.acquire(blocking=False):
+            try:
+                self._read(worker)
+            finally:
+                self._reading.release()
+            if not self._is_served_by(worker):
+                self._unwatch(loop, worker)
+        if self._has_news() or self._is_cut:
+            for future in tuple(self._futures):
+                _resolve(future)
+
+    def _is_served_by(self, worker: Worker) -> bool:
+        """Whether more may come from this worker."""
+        return self.worker is worker and not self._is_cut
+
+    def _on_writable(self, loop: AbstractEventLoop, worker: Worker) -> None:
+        self._send_rest(worker)
+        if not worker.has_unsent or self._is_cut:
+            loop.remove_writer(worker.calls_pipe)
+
+    def _unwatch(self, loop: AbstractEventLoop, worker: Worker) -> None:
+        """In the loop's own thread: watch no more, unless a later call does."""
+        if worker.registrations.get(loop) is self:
+            del worker.registrations[loop]
+            loop.remove_reader(worker.answers)
+            loop.remove_writer(worker.calls_pipe)
+
+    def _unwatch_all(self, worker: Worker) -> None:
+        for loop, mine in tuple(worker.registrations.items()):
+            if mine is self:
+                with suppress(RuntimeError):  # a closed loop watches nothing
+                    loop.call_soon_threadsafe(self._unwatch, loop, worker)
+
+    # Reading
+
+    def _read(self, worker: Worker) -> None:
+        """Take in what the pipe holds; only by whoever has `_reading`."""
+        try:
+            data = os.read(worker.answers, _READ)
+        except BlockingIOError:
+            return
+        except OSError:  # it is closed
+            data = b""
+        if not data:
+            self._cut()
+            return
+        frames = worker.decoder.frames
+        try:
+            worker.decoder.feed(data)
+            while frames and self.worker is worker:
+                self._take_in(frames.popleft(), worker)
+        except ProtocolError as error:
+            warn(f"{self.label}: worker {worker.pid} does not speak the engine's protocol", error)
+            self._cut()
+
+    def read_rest(self, worker: Worker) -> bool:
+        """Take in all there is, for the warden; tell whether that could be done, for a reader may be in its way."""
+        if not self._reading.acquire(timeout=0.01):
+            worker.wake()
+            return False
+        try:
+            while self.worker is worker and not self._is_cut and _has_data(worker):
+                self._read(worker)
+        finally:
+            self._reading.release()
+        return True
+
+    def doom(self, worker: Worker) -> bool:
+        """Let the worker serve no further call, unless this one is over; for the warden, before it sends a signal."""
+        if not self._reading.acquire(timeout=0.01):
+            worker.wake()
+            return False
+        try:
+            worker.is_doomed = worker.is_doomed or self.worker is worker
+            return worker.is_doomed
+        finally:
+            self._reading.release()
+
+    def _cut(self) -> None:
+        """Nothing more can come: the warden finds out why."""
+        if not self._is_cut:
+            self._is_cut = True
+            self._hand(self)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether nothing more can come from the worker."""
+        return self._is_cut
+
+    def _take_in(self, frame: Frame, worker: Worker) -> None:
+        if frame.kind == LOG:
+            _log(worker, frame.meta)
+            return
+        if frame.number != self.number:
+            raise ProtocolError(f"a frame of call {frame.number}, where call {self.number} is served")
+        if frame.kind == ITEMS:
+            values, latencies = pickle.loads(frame.meta)  # noqa: S301 - from our own worker
+            if not self.stop:
+                self.items.extend(zip(values, latencies, strict=True))
+            self._received += len(values)
+            self._heavy += len(frame.meta)
+        elif frame.kind == ITEM:
+            self._take_in_item(frame, worker)
+        elif frame.kind == DONE:
+            self._take_in_end(frame, worker)
+        elif frame.kind == FAILED:
+            self._take_in_failure(frame, worker)
+        else:
+            raise ProtocolError(f"a frame of kind {frame.kind} from a worker")
+
+    def _take_in_item(self, frame: Frame, worker: Worker) -> None:
+        latency, placed = pickle.loads(frame.meta)  # noqa: S301
+        if self.stop:
+            return
+        try:
+            value = _value_of(placed, frame, worker)
+        except BaseException as error:
+            self._refuse(error, f"partial {self._received}", worker)
+            return
+        self.items.append((value, latency))
+        self._received += 1
+        self._heavy += sum(placed[0])
+
+    def _take_in_end(self, frame: Frame, worker: Worker) -> None:
+        latency, kept, is_one, placed, keep = pickle.loads(frame.meta)  # noqa: S301
+        value: Any = None
+        if placed is not None and not self.stop:
+            try:
+                value = _value_of(placed, frame, worker)
+            except BaseException as error:
+                self._refuse(error, "the result", worker, is_over=True)
+                return
+        if is_one and not self.stop:
+            self.items.append((value, latency))
+            self._received += 1
+        reduction = None if self.body is None else self.body.reduction
+        if kept is not None and reduction is not None:
+            reduction.count, reduction.elapsed, is_returned = kept
+            if reduction.count and not is_returned:
+                reduction.state = value
+        self._conclude(End(returned=value), worker, keep=keep)
+
+    def _take_in_failure(self, frame: Frame, worker: Worker) -> None:
+        packed, is_bodys, is_cleanup, kept, placed, keep = pickle.loads(frame.meta)  # noqa: S301
+        error = unpack_failure(packed, f"in worker {worker.pid}" if is_bodys else "")
+        body = self.body
+        if body is not None:
+            body.is_started = is_bodys
+            if kept is not None and body.reduction is not None:
+                body.reduction.count, body.reduction.elapsed, _ = kept
+                if placed is not None:
+                    with suppress(Exception):  # what was reduced before the failure, where it can be had
+                        body.reduction.state = _value_of(placed, frame, worker)
+        if self.shipment is not None and not is_bodys:
+            worker.unlearn(self.shipment.key)
+        self._conclude(End(error, is_cleanup=is_cleanup), worker, keep=keep)
+
+    def _refuse(self, error: BaseException, what: str, worker: Worker, *, is_over: bool = False) -> None:
+        """Something cannot be unpickled here: this call fails, and its body is stopped."""
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        failure = PayloadError(
+            f"{what} of {self.label} cannot be rebuilt here: {type(error).__name__}: {say(error)}. Yield what can be "
+            "pickled and unpickled, or run the predictor with runner='thread'.",
+            type(error).__qualname__,
+            traceback_of(error),
+        )
+        if is_over:
+            self._conclude(End(failure), worker, keep=True)
+            return
+        self.stop = True
+        worker.ask_to_stop(self.number)
+        self._hand(self)
+        super().finish(End(failure))
+
+    # The end
+
+    def _conclude(self, end: End, worker: Worker, *, keep: bool) -> None:
+        """The worker has nothing more to say of this call: it goes back, and whoever waits hears of the end."""
+        if self.worker is None:
+            return
+        self.worker = worker.wire = None
+        self._unwatch_all(worker)
+        if self.stop and self.ladder.rung is None:
+            self.ladder.rung = "asked"
+        self._finished(self, worker, keep and not worker.is_doomed)
+        self._let_go()
+        if self.end is None:  # else its consumer heard of another end already
+            super().finish(end)
+
+    def lose(self, worker: Worker) -> None:
+        """The worker is gone in the middle of the call; the warden says so, once it has read what was left."""
+        if self.stop:
+            end = End()
+        else:
+            end = End(
+                WorkerLostError(self.label, worker.pid, worker.how_it_ended(), self._received, worker.crash_report())
+            )
+        self._conclude(end, worker, keep=False)
+
+    def _let_go(self) -> None:
+        if self.body is not None:
+            self.body.let_go()
+
+    def finish(self, end: End) -> None:
+        """The call ends without having been sent; its worker, if it has one, is free again."""
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            worker.wire = None
+            self._finished(self, worker, True)  # noqa: FBT003
+        self._let_go()
+        super().finish(end)
+
+    def request_stop(self) -> None:
+        """Ask the worker to finalise the body, and have the warden see to it.
+
+        No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
+        """
+        self.stop = True
+        worker = self.worker
+        if worker is not None and self.number:
+            worker.ask_to_stop(self.number)
+            self._hand(self)
+            worker.wake()
+        while self.consumers:
+            wake_one(self.consumers)
+
+    def wait_end(self, seconds: float) -> bool:
+        """Wait, in a thread, until the body is finalised or its worker gone: twice `seconds`, and a moment."""
+        return wait_until(self._has_ended, self.closers, 2 * seconds + _LAST)
+
+    async def wait_end_task(self, seconds: float) -> bool:
+        """The same for an asyncio task."""
+        return await wait_until_task(self._has_ended, self.closers, 2 * seconds + _LAST)
+
+
+def _resolve(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _has_data(worker: Worker) -> bool:
+    poll = select.poll()
+    poll.register(worker.answers, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _value_of(placed: tuple[Any, ...], frame: Frame, worker: Worker) -> Any:
+    """Rebuild what a frame brings: out of its rest, or out of shared memory."""
+    sizes, read_only, start = placed
+    if start is None:
+        return decode(frame.rest, sizes, read_only)
+    with worker.outbound.read(start, sum(sizes)) as view:
+        return decode(view, sizes, read_only)
+
+
+def _log(worker: Worker, text: bytes) -> None:
+    warn(f"worker {worker.pid}: {text.decode(errors='replace')}")

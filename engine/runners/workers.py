@@ -1,0 +1,365 @@
+"""One worker as its engine sees it: a process, its pipes, its shared memory, and what it has loaded.
+
+Workers are a program of our own, `engine._worker`, started by the interpreter that runs here. Four pipes join them:
+calls go down one and answers come up another, requests to stop have one of their own, and nothing is ever written to
+the lifeline, whose end tells a worker that its engine is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import marshal
+import os
+import signal
+import sys
+import threading
+from collections import OrderedDict, deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine._errors import EngineError
+from engine._frames import Decoder, pack_stop
+from engine._segments import Segment, make_segment
+
+if TYPE_CHECKING:
+    import asyncio
+    import subprocess
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from engine._frames import Chunk
+    from engine._records import Start
+    from engine._slots import Holder
+
+MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
+_REPORT: Final = 8_192  # bytes of a crash report
+
+# The first thing a worker does: it takes the engine's `sys.path`, for the engine itself may only be found there.
+_START: Final = """\
+import marshal, os, sys
+def read(size):
+    data = b""
+    while len(data) < size:
+        more = os.read(int(sys.argv[1]), size - len(data))
+        if not more:
+            sys.exit(0)
+        data += more
+    return data
+hello = marshal.loads(read(int.from_bytes(read(8), "little")))
+sys.path[:] = hello["path"]
+from engine._worker import main
+main([int(each) for each in sys.argv[1:]], hello)
+"""
+
+
+@attrs.define(eq=False)
+class Shipment:
+    """A predictor as workers get it.
+
+    Attributes:
+        key: the number it is known by.
+        tag: its tag, or `module:qualname`.
+        text: `"module:name"`, where workers import it; then it has no data.
+        limit: workers that may have it set up; `math.inf` where nothing is set up.
+        is_kept: whether it is known again when it comes again.
+        data: itself, encoded at the first call.
+    """
+
+    key: int
+    tag: str
+    text: str | None
+    limit: float
+    is_kept: bool = True
+    data: bytes | None = None
+
+
+class Worker:
+    """A process that runs predictors, one call at a time.
+
+    Attributes:
+        pid: its process id.
+        holder: the call it serves, or will in a moment; `None` while it is free.
+        wire: the channel of that call, once there is one.
+        idle_since: the monotonic time, in s, since when it is.
+        known: keys of the predictors it has, those used last at the end.
+        set_up: keys of the class predictors that are set up in it.
+        decoder: what makes frames of the bytes that come from it.
+        inbound: shared memory that it reads.
+        outbound: shared memory that it writes.
+        calls: number of the last call or errand it was given.
+        is_doomed: whether it was told to end, so that it serves no more calls.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_descriptors",
+        "_process",
+        "_segments",
+        "_sending",
+        "_unsent",
+        "answers",
+        "calls",
+        "calls_pipe",
+        "decoder",
+        "exit_pipe",
+        "forgotten",
+        "holder",
+        "idle_since",
+        "inbound",
+        "is_doomed",
+        "known",
+        "outbound",
+        "pid",
+        "registrations",
+        "report",
+        "set_up",
+        "stops_pipe",
+        "wake_reader",
+        "wake_writer",
+        "wire",
+    )
+
+    def __init__(self, process: subprocess.Popen[bytes], descriptors: Mapping[str, int]) -> None:
+        """Take charge of a process that was just started, and of the descriptors that lead to it."""
+        self._process = process
+        self.pid = process.pid
+        self.holder: Holder | None = None
+        self.wire: Any = None  # a `Wire`, which is made of what stands here
+        self.idle_since = monotonic()
+        self.known: OrderedDict[int, str] = OrderedDict()
+        self.set_up: set[int] = set()
+        self.forgotten: list[int] = []
+        self.decoder = Decoder()
+        self.calls = 0
+        self.is_doomed = False
+        self.calls_pipe = descriptors["calls"]
+        self.answers = descriptors["answers"]
+        self.stops_pipe = descriptors["stops"]
+        self.report = descriptors["report"]
+        self.wake_reader = descriptors["wake_reader"]
+        self.wake_writer = descriptors["wake_writer"]
+        self.exit_pipe = descriptors["exit"]  # readable once the process is over; -1 where the system has no such thing
+        self.inbound = Segment(descriptors["inbound"])
+        self.outbound = Segment(descriptors["outbound"])
+        self._descriptors = [each for each in descriptors.values() if each >= 0]
+        self._unsent: deque[memoryview] = deque()
+        self._sending = threading.Lock()
+        self.registrations: dict[asyncio.AbstractEventLoop, object] = {}
+
+    # Its life
+
+    def is_alive(self) -> bool:
+        """Whether the process still runs; one that ended is reaped."""
+        return self._process.poll() is None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most `seconds` for the process to end; tell whether it has."""
+        import subprocess
+
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
+
+    def signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def how_it_ended(self) -> str:
+        """The exit code, or the name of the signal that ended it."""
+        code = self._process.returncode
+        if code is None:
+            return "it does not answer"
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+
+    def crash_report(self) -> str:
+        """What the interpreter wrote when the process crashed, if it did."""
+        try:
+            text = os.pread(self.report, _REPORT, 0)
+        except OSError:
+            return ""
+        return text.decode(errors="replace").strip()
+
+    def close(self) -> bool:
+        """Close what led to a process that is over, unless a loop watches it or a call is about to be sent; tell."""
+        for loop in tuple(self.registrations):
+            if loop.is_closed():
+                self.registrations.pop(loop, None)
+        if self.registrations or self.wire is not None:
+            return False
+        self._close()
+        return True
+
+    def _close(self) -> None:
+        self.inbound.close()
+        self.outbound.close()
+        self.stops_pipe = self.wake_writer = -1  # a collector may still write there, see `ask_to_stop`
+        descriptors, self._descriptors = self._descriptors, []
+        for each in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(each)
+
+    def abandon(self) -> None:
+        """In a forked child: the process is the parent's; only this copy of what leads to it is closed."""
+        self._process.returncode = 0  # or its finaliser would wait for a child that is not ours
+        self._close()
+
+    # Its pipes
+
+    def send(self, chunks: Iterable[Chunk]) -> bool:
+        """Write as much as the pipe takes now, and keep the rest; tell whether nothing is left.
+
+        Raises:
+            BrokenPipeError: the worker is gone, and has not read all of it.
+        """
+        with self._sending:
+            self._unsent.extend(memoryview(chunk) for chunk in chunks if len(chunk))
+            return self._flush()
+
+    def send_rest(self) -> bool:
+        """Write more of what was kept; tell whether nothing is left."""
+        with self._sending:
+            return self._flush()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something is kept."""
+        return bool(self._unsent)
+
+    def _flush(self) -> bool:
+        unsent = self._unsent
+        try:
+            while unsent:
+                written = os.writev(self.calls_pipe, list(unsent)[:64])
+                while written:
+                    first = unsent[0]
+                    if written < first.nbytes:
+                        unsent[0] = first[written:]
+                        break
+                    written -= first.nbytes
+                    unsent.popleft()
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            unsent.clear()
+            raise
+        return True
+
+    def ask_to_stop(self, number: int) -> None:
+        """Ask it to stop a call; takes no lock, so that a collector or a signal handler may do it."""
+        with contextlib.suppress(OSError):  # it is gone, or has a thousand requests to read
+            os.write(self.stops_pipe, pack_stop(number))
+
+    def wake(self) -> None:
+        """Wake the thread that waits for its answers; takes no lock."""
+        with contextlib.suppress(OSError):  # it is woken already
+            os.write(self.wake_writer, b"\0")
+
+    def notice(self) -> None:
+        """Take note of having been woken."""
+        with contextlib.suppress(OSError):
+            os.read(self.wake_reader, 4096)
+
+    # What it knows
+
+    def learn(self, key: int, tag: str) -> tuple[bool, tuple[int, ...]]:
+        """Note that it is about to use a predictor; tell whether it must be sent, and what it may forget."""
+        forgotten, self.forgotten = self.forgotten, []
+        for each in forgotten:
+            self.unlearn(each)
+        is_new = key not in self.known
+        self.known[key] = tag
+        self.known.move_to_end(key)
+        if len(self.known) > MOST_KNOWN:
+            oldest = next(each for each in self.known if each not in self.set_up and each != key)
+            del self.known[oldest]
+            forgotten.append(oldest)
+        return is_new, tuple(forgotten)
+
+    def unlearn(self, key: int) -> None:
+        """It does not have a predictor after all, or need not keep it."""
+        self.known.pop(key, None)
+        self.set_up.discard(key)
+
+
+def start_worker(start: Start, lifeline: int) -> Worker:
+    """Start a worker process.
+
+    Args:
+        start: its working directory, if any, and its environment.
+        lifeline: the end of a pipe whose other end is open as long as the engine lives.
+
+    Raises:
+        EngineError: it cannot be started, with what to do about it.
+        OSError: no descriptor or process is to be had.
+    """
+    import subprocess
+
+    if not sys.executable:
+        raise EngineError("workers need a Python interpreter, and sys.executable names none: set it, or use threads")
+    ours: dict[str, int] = {}
+    theirs: list[int] = []
+    try:
+        _open(ours, theirs)
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - what multiprocessing uses
+        flags += [] if "-P" in flags else ["-P"]
+        inherited = (*theirs, ours["inbound"], ours["outbound"], ours["report"], lifeline)
+        command = [sys.executable, *flags, "-c", _START, *map(str, inherited)]
+        process = _start(command, inherited, start)
+        worker = Worker(process, {**ours, "exit": _exit_pipe(process.pid)})
+    except BaseException:
+        for each in ours.values():
+            os.close(each)
+        raise
+    finally:
+        for each in theirs:
+            os.close(each)
+    hello = marshal.dumps({"path": list(map(str, sys.path)), "argv": list(sys.argv)})
+    with contextlib.suppress(BrokenPipeError):  # it is gone already: whoever calls it finds out
+        worker.send([len(hello).to_bytes(8, "little"), hello])
+    return worker
+
+
+def _open(ours: dict[str, int], theirs: list[int]) -> None:
+    """Make the pipes and segments; `theirs` are the ends of `calls`, `answers` and `stops` that the worker has."""
+    for name in ("calls", "answers", "stops"):
+        reader, writer = os.pipe()
+        mine, other = (reader, writer) if name == "answers" else (writer, reader)
+        ours[name] = mine
+        theirs.append(other)
+        os.set_blocking(mine, False)
+    ours["wake_reader"], ours["wake_writer"] = os.pipe()
+    os.set_blocking(ours["wake_reader"], False)
+    os.set_blocking(ours["wake_writer"], False)
+    for name in ("inbound", "outbound", "report"):
+        ours[name] = make_segment()
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):  # a user may have only so many large pipes
+            fcntl.fcntl(ours["answers"], fcntl.F_SETPIPE_SZ, 1 << 18)
+
+
+def _start(command: Sequence[str], inherited: Sequence[int], start: Start) -> subprocess.Popen[bytes]:
+    """Start the process with Ctrl-C held back until it has its own handler for it."""
+    import subprocess
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and program
+            command, stdin=subprocess.DEVNULL, pass_fds=inherited, cwd=start.folder, env=start.environment
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _exit_pipe(pid: int) -> int:
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):  # an older kernel
+            return int(os.pidfd_open(pid))
+    return -1
