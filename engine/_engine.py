@@ -121,6 +121,8 @@ class Engine:
         return self._registry
 
     def workers(self) -> ProcessRunner:
+        if self._workers is not None and not self._is_closed:
+            return self._workers
         with self._closing:
             if self._is_closed:
                 raise EngineClosedError
@@ -266,7 +268,7 @@ class Engine:
             if self._workers is not None:
                 self._workers.close_soon()
             failures = self._tear_down(0.0 if is_on_a_loop() else grace)
-            if self._workers is not None:
+            if self._workers is not None and not is_on_a_loop():  # a loop has to turn before its streams let go
                 failures += self._workers.close(grace)
             self._loop.close(grace)
             self._threads.close(grace)

@@ -528,7 +528,7 @@ class Executor:
 
     def _bridged(self, body: Body, place: Runner, prefetch: int | None, resident: Resident) -> Bridged:
         if place.name == "process":
-            workers = self._workers()
+            workers: Any = place
             wire = workers.wire(prefetch, body.call.tag)
             admit_there, aadmit_there = workers.admissions(wire, resident.worker_slots, resident.profile.set_up_limit)
             return Bridged(body, wire, place, admit_there, aadmit_there, self._grace, self._live)

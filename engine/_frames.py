@@ -10,7 +10,8 @@ from __future__ import annotations
 import pickle
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
@@ -52,7 +53,8 @@ Placed = tuple[tuple[int, ...], int, int | None]
 (`None` where it follows in the frame's rest)."""
 
 
-class Order(NamedTuple):
+@attrs.define(eq=False)
+class Order:
     """What a worker is told to do; it travels as a plain tuple.
 
     Attributes:
@@ -71,7 +73,8 @@ class Order(NamedTuple):
         limit: partials that may be made before more is heard.
         is_adaptive: whether bytes on their way are bounded too.
         variables: context variables that travel, as `"module:name"`, with their values.
-        placed: where the inputs are.
+        inputs: the inputs themselves, where they are of built-in types that are told by their value.
+        placed: where they are otherwise.
     """
 
     what: Literal["run", "load", "unload", "describe", "leave"]
@@ -89,7 +92,11 @@ class Order(NamedTuple):
     limit: int = 0
     is_adaptive: bool = True
     variables: tuple[tuple[str, bytes], ...] = ()
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     placed: Placed | None = None
+
+
+_facts_of: Final = attrgetter(*(field.name for field in attrs.fields(Order)))
 
 
 @attrs.define(eq=False)
@@ -111,13 +118,14 @@ class Frame:
 
 def pack(kind: int, number: int, meta: bytes, rest: Sequence[Chunk] = ()) -> list[Chunk]:
     """Give the bytes of one frame, as chunks to be written one after the other; large ones are not copied."""
-    length = sum(map(len, rest)) if rest else 0
-    return [_HEADER.pack(_MAGIC, VERSION, kind, number, len(meta), length) + meta, *rest]
+    if not rest:
+        return [_HEADER.pack(_MAGIC, VERSION, kind, number, len(meta), 0) + meta]
+    return [_HEADER.pack(_MAGIC, VERSION, kind, number, len(meta), sum(map(len, rest))) + meta, *rest]
 
 
 def pack_order(number: int, order: Order, rest: Sequence[Chunk] = ()) -> list[Chunk]:
     """The frame that tells a worker what to do."""
-    return pack(ORDER, number, pickle.dumps(tuple(order), 5), rest)
+    return pack(ORDER, number, pickle.dumps(_facts_of(order), 5), rest)
 
 
 def read_order(frame: Frame) -> Order:
@@ -178,6 +186,11 @@ class Decoder:
         Raises:
             ProtocolError: the bytes are no frame of this version; nothing after them can be read.
         """
+        if not self._have:  # the fast path: nothing was left over
+            start, self._need = self._cut(data)
+            if start == len(data):
+                return
+            data = data[start:] if start else data
         self._pieces.append(data)
         self._have += len(data)
         while self._have >= self._need:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from engine._channel import MOST, Channel, End, park_task, wake_all
 from engine._frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Decoder, Order, Placed, pack, read_credit
 from engine._partials import Body, trim
-from engine._payloads import Payload, encode, pack_failure, read_only_bits, refused
+from engine._payloads import SMALL, Payload, encode, is_plain, pack_failure, read_only_bits, refused
 from engine._segments import WORTH, Ring, Segment
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from engine._errors import PayloadError
     from engine._frames import Chunk
 
-_AT_ONCE: Final = 0.0001  # seconds since the last frame after which a partial is sent by itself
-_LIGHT: Final = 4096  # characters or bytes of a partial up to which it may wait for others
+_SWIFT: Final = 0.05  # ms of a producer's step from which its partial is sent at once: a frame costs about as much
+_AT_ONCE: Final = 0.0005  # seconds since the last frame after which one is sent, however fast partials come
 _FEW: Final = 16  # items of a tuple up to which it may
 _TAIL: Final = 0.001  # seconds after which a partial that waits is sent, though no other came
 _CALM: Final = 50  # times the tail is looked at without finding one before its thread sleeps
@@ -74,6 +74,15 @@ class Link:
         """The same for whoever holds the lock."""
         if self.is_child:
             os._exit(1)
+        if len(chunks) == 1 and not self.unsent:  # the fast path: one small frame, and room for it
+            chunk = chunks[0]
+            try:
+                written = os.write(self.answers, chunk)
+            except OSError:  # full, or gone: see below
+                written = 0
+            if written == len(chunk):
+                return
+            chunks = [memoryview(chunk)[written:]]
         self.unsent.extend(memoryview(chunk) for chunk in chunks if len(chunk))
         self._push()
 
@@ -149,14 +158,11 @@ class Host(Protocol):
     link: Link
     ring: Ring
     outbound: Segment
+    tail: Tail
     is_terminated: bool
 
     def uninterrupted(self) -> AbstractContextManager[None]:
         """Let no signal cut what the main thread does here in two."""
-        ...
-
-    def see_to_tail(self) -> None:
-        """Have partials that wait sent soon, even if no other comes."""
         ...
 
     def stop_turning(self) -> None:
@@ -175,16 +181,18 @@ class Outlet(Channel):
 
     __slots__ = (
         "_batch",
-        "_flushed",
+        "_due",
         "_heavy",
         "_held",
         "_host",
         "_is_bounded",
+        "_latency",
         "_limit",
         "_link",
         "_made",
         "_only",
         "_ring",
+        "_tail",
         "body",
         "is_asked",
         "is_bodys",
@@ -207,7 +215,9 @@ class Outlet(Channel):
         self._is_bounded = order.is_adaptive
         self._made = 0
         self._batch: list[tuple[Any, float]] = []
-        self._flushed = 0.0
+        self._due = 0.0  # when the next partial is sent at once, however fast they come
+        self._latency = 0.0  # of the partial before
+        self._tail = host.tail
         self._heavy = 0  # bytes the consumer has not taken yet
         self._held: deque[tuple[int, int]] = deque()  # index of a partial, and the bytes up to it
         self._only: tuple[Any, float] | None = None
@@ -215,24 +225,27 @@ class Outlet(Channel):
     # The producer's end
 
     def offer(self, value: Any, latency: float, now: float) -> bool:
-        """Hand over one partial: at once, unless others follow faster than frames can be sent."""
-        self._made += 1
-        if _is_light(value):
+        """Hand over one partial: at once, unless others follow faster than frames are worth while.
+
+        The hot path of every stream from a worker: a partial that waits for others costs an append.
+        """
+        made = self._made = self._made + 1
+        kind = value.__class__
+        if (kind is str and len(value) <= SMALL) or is_light(value):
             batch = self._batch
             batch.append((value, latency))
-            if now - self._flushed > _AT_ONCE or len(batch) >= MOST:
-                self._flushed = now
-                self.flush()
-            else:
-                self._host.see_to_tail()
+            step, self._latency = latency - self._latency, latency
+            if step < _SWIFT and now < self._due and made < self._limit and len(batch) < MOST:
+                if not self._tail.is_armed:
+                    self._tail.arm()
+                return self.stop
+            self._due = now + _AT_ONCE
+            self.flush()
         else:
             self.flush()
             self._offer_alone(value, latency)
         return (
-            self.stop
-            or self._made >= self._limit
-            or bool(self._link.unsent)
-            or (self._is_bounded and self._heavy >= _WINDOW)
+            self.stop or made >= self._limit or bool(self._link.unsent) or (self._is_bounded and self._heavy >= _WINDOW)
         )
 
     def offer_only(self, value: Any, latency: float) -> None:
@@ -260,7 +273,7 @@ class Outlet(Channel):
 
     def _place(self, index: int, payload: Payload) -> tuple[Placed, Sequence[Chunk]]:
         chunks, sizes = payload.chunks, payload.sizes
-        bits = read_only_bits(payload.buffers) if payload.buffers else 0
+        bits = read_only_bits(payload.buffers)
         size = sum(sizes)
         start = self._ring.find(index, size) if size >= WORTH else None
         if start is None:
@@ -406,7 +419,7 @@ class Outlet(Channel):
             self._made += 1
         placed: Placed | None = None
         rest: Sequence[Chunk] = ()
-        if value is not None or is_one:
+        if not is_plain(value):
             try:
                 payload = encode(value)
             except KeyboardInterrupt:
@@ -417,7 +430,8 @@ class Outlet(Channel):
                 self.refuse(refused(what, value, error))
                 return
             placed, rest = self._place(self._made, payload)
-        meta = pickle.dumps((latency, kept, is_one, placed, not self._host.is_terminated), 5)
+            value = None
+        meta = pickle.dumps((latency, kept, is_one, placed, value, not self._host.is_terminated), 5)
         self._link.write(pack(DONE, self.number, meta, rest))
 
     def _send_failed(self, error: BaseException, *, is_cleanup: bool) -> None:
@@ -435,17 +449,11 @@ class Outlet(Channel):
         self._link.write(pack(FAILED, self.number, pickle.dumps(meta, 5), rest))
 
 
-def _is_light(value: object) -> bool:
+def is_light(value: object) -> bool:
     """Whether a partial cannot change, and is small enough to wait for others."""
-    kind = value.__class__
-    if kind is str or kind is bytes:
-        return len(value) <= _LIGHT  # type: ignore[arg-type]
-    if kind is tuple:
-        return len(value) <= 16 and all(each.__class__ is not tuple and _is_light(each) for each in value)  # type: ignore[arg-type, attr-defined, unused-ignore]  # noqa: PLR2004
-    return kind in _NUMBERS
-
-
-_NUMBERS: Final = frozenset({int, float, complex, bool, type(None)})
+    if value.__class__ is tuple:
+        return len(value) <= _FEW and all(map(is_plain, value))
+    return is_plain(value)
 
 
 def _joined(refusal: PayloadError, error: BaseException | None) -> PayloadError:
@@ -458,30 +466,32 @@ def _joined(refusal: PayloadError, error: BaseException | None) -> PayloadError:
 def flush_streams() -> None:
     """What a predictor printed is out before its end is known."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # it is closed, or none
             stream.flush()
 
 
 class Tail:
-    """A thread that sends what waits, while partials come fast and for a moment longer.
+    """A thread that sends what waits, while partials come fast and for a moment longer; started when first needed.
 
     Args:
         outlet: gives the outlet of the call that runs, if one does.
     """
 
     def __init__(self, outlet: Callable[[], Outlet | None]) -> None:
-        """Start the thread, which sleeps until it is armed."""
+        """Make a tail that is not armed."""
+        self.is_armed = False
         self._outlet = outlet
-        self._is_armed = False
+        self._is_started = False
         self._lock = threading.Lock()
         self._lock.acquire()
-        threading.Thread(target=self._run, name="engine-tail", daemon=True).start()
 
     def arm(self) -> None:
         """Partials wait: look after them."""
-        if not self._is_armed:
-            self._is_armed = True
-            self._lock.release()
+        self.is_armed = True
+        if not self._is_started:
+            self._is_started = True
+            threading.Thread(target=self._run, name="engine-tail", daemon=True).start()
+        self._lock.release()
 
     def _run(self) -> None:
         while True:
@@ -489,9 +499,11 @@ class Tail:
             calm = 0
             while calm < _CALM:
                 time.sleep(_TAIL)
-                outlet = self._outlet()
-                calm = 0 if outlet is not None and outlet.flush_from_anywhere() else calm + 1
-            self._is_armed = False
-            outlet = self._outlet()
-            if outlet is not None and outlet.flush_from_anywhere():  # it came just before
+                calm = 0 if self._flush() else calm + 1
+            self.is_armed = False
+            if self._flush() and not self.is_armed:  # it came just before
                 self.arm()
+
+    def _flush(self) -> bool:
+        outlet = self._outlet()
+        return outlet is not None and outlet.flush_from_anywhere()

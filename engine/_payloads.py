@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _PROTOCOL: Final = 5
 LARGEST_FAILURE: Final = 1 << 20  # bytes of an encoded exception; a larger one travels as text, cut
+SMALL: Final = 4096  # characters or bytes of what may stand in a frame's own words, or wait for others
+_FEW: Final = 64  # inputs that may
 _DEEPEST_CAUSE: Final = 8  # causes of causes that travel with a failure
 
 # Immutable, and no code of anybody's runs when they are encoded.
@@ -70,14 +72,28 @@ def encode(value: Any) -> Payload:
     return Payload(data, _raw(buffers))
 
 
+def is_plain(value: object) -> bool:
+    """Whether a value is immutable, small, and told by its value alone, so that it may stand in a frame's own words."""
+    kind = value.__class__
+    return kind in _ATOMS and ((kind is not str and kind is not bytes) or len(value) <= SMALL)  # type: ignore[arg-type]
+
+
+def are_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether inputs are few and plain."""
+    if args or len(kwargs) > _FEW:
+        return False
+    for value in kwargs.values():  # noqa: SIM110 - with every call
+        if not is_plain(value):
+            return False
+    return True
+
+
 def encode_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     """Encode the inputs of a call.
 
     Raises:
         PayloadError: one of them cannot travel; it is named.
     """
-    if not args and all(value.__class__ in _ATOMS for value in kwargs.values()):
-        return Payload(pickle.dumps((args, kwargs), _PROTOCOL))
     try:
         return encode((args, kwargs))
     except KeyboardInterrupt:

@@ -42,19 +42,19 @@ from engine.runners.thread import go_on
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from contextvars import Context
 
     from engine._frames import Frame, Order
 
 _READ: Final = 1 << 16  # bytes one read takes at most
-_SIGNALS: Final = 32  # those with names; what lies beyond has no meaning of its own
+_SIGNALS: Final = range(1, 32)  # those with names; what lies beyond has no meaning of its own
 
 
 class _MainLoop(LoopRunner):
     """An event loop that the main thread turns while there is something for it to do."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: _Host) -> None:
         super().__init__(host.take_over)
         self.is_turning = False
 
@@ -124,8 +124,26 @@ class _MainLoop(LoopRunner):
         loop.close()
 
 
+class _Uninterrupted:
+    """Where the main thread writes; a class of its own, for it is entered with every frame."""
+
+    __slots__ = ("_host", "_was_busy")
+
+    def __init__(self, host: _Host) -> None:
+        self._host = host
+
+    def __enter__(self) -> None:
+        link = self._host.link
+        self._was_busy, link.is_busy = link.is_busy, True
+
+    def __exit__(self, *_exception: object) -> None:
+        if not self._was_busy:
+            self._host.link.is_busy = False
+            self._host.catch_up()
+
+
 @attrs.define(eq=False)
-class Host:
+class _Host:
     """What one worker has and does."""
 
     link: Link
@@ -140,12 +158,13 @@ class Host:
     is_terminated: bool = False
     _deferred: bool = False
     _handed: Callable[[], None] | None = None
-    _handlers: list[tuple[int, Any]] = attrs.field(factory=list)
-    _tail: Tail | None = None
+    _handlers: list[Any] = attrs.field(factory=list)
+    tail: Tail = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.ring = Ring(self.outbound)
         self.loop = _MainLoop(self)
+        self.tail = Tail(lambda: self.outlet)
 
     # Signals
 
@@ -154,14 +173,17 @@ class Host:
         signal.signal(signal.SIGINT, _leave_to_the_engine)
         signal.signal(signal.SIGTERM, self._terminate)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self._handlers = [(number, _signal.getsignal(number)) for number in range(1, _SIGNALS)]
+        self._handlers = list(map(_signal.getsignal, _SIGNALS))
 
     def _restore_signals(self) -> None:
         """Set back what a predictor set; after every call, so by the quickest way there is."""
-        for number, handler in self._handlers:
-            if _signal.getsignal(number) is not handler and handler is not None:
+        found = list(map(_signal.getsignal, _SIGNALS))
+        if found == self._handlers:
+            return
+        for number, now, before in zip(_SIGNALS, found, self._handlers, strict=True):
+            if now is not before and before is not None:
                 with contextlib.suppress(ValueError, OSError):
-                    signal.signal(number, handler)
+                    signal.signal(number, before)
 
     def _terminate(self, _number: int, frame: Any) -> None:
         if self.is_terminated:  # once is enough: the clean-up that runs now must not be interrupted
@@ -193,17 +215,15 @@ class Host:
         for owner in tuple(self.loop._owners):  # noqa: SLF001 - one loop in two halves
             owner.cancel()
 
-    @contextlib.contextmanager
-    def uninterrupted(self) -> Iterator[None]:
+    def uninterrupted(self) -> _Uninterrupted:
         """Let no signal cut what the main thread does here in two."""
-        was_busy, self.link.is_busy = self.link.is_busy, True
-        try:
-            yield
-        finally:
-            self.link.is_busy = was_busy
-            if self._deferred and not was_busy:
-                self._deferred = False
-                self._terminate_softly()
+        return _Uninterrupted(self)
+
+    def catch_up(self) -> None:
+        """Do what a signal wanted meanwhile."""
+        if self._deferred:
+            self._deferred = False
+            self._terminate_softly()
 
     # Orders
 
@@ -296,13 +316,15 @@ class Host:
 
     def _brought(self, order: Order, frame: Frame) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
         """Rebuild the predictor and the inputs that came with an order; `None` for one that is here already."""
-        sizes, bits, start = order.placed or ((), 0, None)
+        if order.placed is None:
+            return None, order.inputs or ((), {})
+        sizes, bits, start = order.placed
         rest = memoryview(frame.rest) if start is None else self.inbound.read(start, order.size + sum(sizes))
         with rest:
             with rest[: order.size] as part:
                 target = _rebuilt(order.tag, part) if order.size and order.key not in self.residents else None
             with rest[order.size :] as part:
-                inputs = _inputs(order.tag, part, sizes, bits) if sizes else ((), {})
+                inputs = _inputs(order.tag, part, sizes, bits) if sizes else order.inputs or ((), {})
         return target, inputs
 
     def _resident(self, order: Order, target: Any) -> Resident:
@@ -417,12 +439,6 @@ class Host:
                 if outlet is not None and outlet.number == self.stopped:
                     outlet.request_stop()
 
-    def see_to_tail(self) -> None:
-        """Partials wait to be sent together: have them sent soon, even if no other comes."""
-        if self._tail is None:
-            self._tail = Tail(lambda: self.outlet)
-        self._tail.arm()
-
     def log(self, text: str) -> None:
         """Send a line to the engine's log."""
         self.link.write(pack(LOG, 0, text.encode(errors="replace")))
@@ -498,7 +514,7 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     become_worker()
     sys.argv[:] = hello["argv"]
     link = Link(calls, answers)
-    host = Host(link, Segment(inbound), Segment(outbound))
+    host = _Host(link, Segment(inbound), Segment(outbound))
     _errors.diverted.append(host.log)
     os.register_at_fork(after_in_child=link.forget)
     threading.Thread(target=host.hear_stops, args=(stops, lifeline), name="engine-stops", daemon=True).start()

@@ -1,7 +1,7 @@
 """Runners decide where a predictor's body runs. What a plugin's runner needs is public here.
 
 A runner is an object with a `name` and a `start(body, channel)`; see `Runner`. One that only chooses the thread has it
-call `own(body, channel)`, which does the rest.
+call `own(body, channel)`, which does the rest. `carry` names the context variables that travel to workers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.runners.loop import adopt_here
 from engine.runners.thread import go_on
 from engine.runners.thread import own as _own
 
-__all__ = ["Body", "Channel", "End", "Runner", "own"]
+__all__ = ["Body", "Channel", "End", "Runner", "carry", "own"]
 
 
 def own(body: Body, channel: Channel) -> None:
@@ -28,3 +28,21 @@ def own(body: Body, channel: Channel) -> None:
         channel: where its partials go, and where requests to stop come from.
     """
     _own(body, channel, partial(adopt_here, go_on))
+
+
+def carry(*names: str) -> None:
+    """Have context variables travel to worker processes with every call that is made where they are set.
+
+    Whatever else `contextvars` hold stays in this process. The values have to be picklable; what a predictor sets
+    never comes back.
+
+    Args:
+        names: `"module:NAME"` of each `ContextVar`; workers find it under the same name.
+
+    Raises:
+        ImportError: there is no such module or name.
+        TypeError: what is found there is no `ContextVar`.
+    """
+    from engine.runners.process import carry_context
+
+    carry_context(names)

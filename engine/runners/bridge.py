@@ -199,12 +199,20 @@ class Bridged(SyncExecution, AsyncExecution):
     # The faces' iterators. Each raises in a frame that refers to nothing, or the exception would keep it all alive.
 
     def values(self) -> Iterator[Any]:
-        """The raw partials from the shared position on."""
-        get = self.get
+        """The raw partials from the shared position on; the hot loop of every sync stream from an owner elsewhere."""
+        get, channel, outcome = self.get, self._channel, self.outcome
+        items, take = channel.items, channel.take
         while (item := get()) is not None:
             yield item[0]
+            while items and self._stop is None:  # the fast path: it is there already
+                try:
+                    item = take()
+                except IndexError:  # another reader was faster
+                    break
+                outcome.count += 1
+                yield item[0]
         failure = self.take_pending()
-        del self, get, item
+        del self, get, item, channel, outcome, items, take
         if failure is not None:
             try:
                 raise failure

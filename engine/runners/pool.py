@@ -72,6 +72,7 @@ class Pool(Line):
         self._workers: list[Worker] = []
         self._starting: list[Holder] = []
         self._line: list[_Wish] = []
+        self._last: Worker | None = None  # that was given back last, while it may be taken
         self._is_closed = False
 
     @property
@@ -99,6 +100,9 @@ class Pool(Line):
             EngineClosedError: the engine is closed.
             EngineError, OSError: no worker can be started.
         """
+        worker = self._take_last(body.call, need)
+        if worker is not None:
+            return worker
         wish = _Wish(body.call, need)
         if not self._is_granted_at_once(wish):
             self.wait(wish, body)
@@ -106,24 +110,40 @@ class Pool(Line):
 
     async def atake(self, body: Body, need: Need) -> Worker:
         """The same for an asyncio task."""
+        worker = self._take_last(body.call, need)
+        if worker is not None:
+            return worker
         wish = _Wish(body.call, need)
         if not self._is_granted_at_once(wish):
             await self.await_(wish, body)
         return self._claimed(wish)
+
+    def _take_last(self, call: Call, need: Need) -> Worker | None:
+        """The fast path: the worker that was free last, where it has the predictor already and nobody waits."""
+        worker = self._last
+        if worker is None or need.key not in worker.known or (worker.set_up and need.key not in worker.set_up):
+            return None
+        holder = Holder(call)
+        with self._lock:
+            if self._line or worker.holder is not None or worker is not self._last or call.stopping:
+                return None
+            worker.holder = holder
+        return worker
 
     def give(self, worker: Worker) -> None:
         """A worker is free again."""
         with self._lock:
             worker.holder = None
             worker.idle_since = monotonic()
-            self._serve()
+            self._last = None if self._is_closed else worker
+            if self._line:
+                self._serve()
 
     def drop(self, worker: Worker) -> None:
         """A worker serves no more calls; another may be started in its place."""
         with self._lock:
             worker.holder = None
-            with suppress(ValueError):
-                self._workers.remove(worker)
+            self._remove(worker)
             self._serve()
 
     def replace(self, worker: Worker) -> Worker:
@@ -134,8 +154,7 @@ class Pool(Line):
         with self._lock:
             self._starting.append(holder)
             worker.holder = None
-            with suppress(ValueError):
-                self._workers.remove(worker)
+            self._remove(worker)
         return self._start(holder)
 
     def retire(self, since: float) -> list[Worker]:
@@ -143,17 +162,24 @@ class Pool(Line):
         with self._lock:
             idle = [each for each in self._workers if each.holder is None and each.idle_since <= since]
             for each in idle:
-                self._workers.remove(each)
+                self._remove(each)
         return idle
 
     def close(self) -> None:
         """Refuse whoever comes or waits."""
         with self._lock:
             self._is_closed = True
+            self._last = None
             for wish in self._line:
                 wish.wake()
 
     # Inside
+
+    def _remove(self, worker: Worker) -> None:
+        if self._last is worker:
+            self._last = None
+        with suppress(ValueError):
+            self._workers.remove(worker)
 
     def _is_granted_at_once(self, wish: _Wish) -> bool:
         refuse_stopped(wish.call)
@@ -163,10 +189,7 @@ class Pool(Line):
         return wish.is_granted
 
     def _claimed(self, wish: _Wish) -> Worker:
-        worker = wish.worker
-        if worker is None:
-            return self._start(wish.holder)
-        return worker if worker.is_alive() else self.replace(worker)
+        return self._start(wish.holder) if wish.worker is None else wish.worker
 
     def _start(self, holder: Holder) -> Worker:
         """Start a worker in the place `holder` has; never under the lock."""

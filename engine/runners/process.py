@@ -16,10 +16,10 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import Channel, End
-from engine._errors import EngineClosedError, EngineError, WorkerLostError
+from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, WorkerLostError
 from engine._frames import Order, pack_order
 from engine._partials import Body
-from engine._payloads import Payload, encode_inputs, encode_target, encode_whole, read_only_bits, refused
+from engine._payloads import Payload, are_plain, encode_inputs, encode_target, encode_whole, read_only_bits, refused
 from engine._records import Call
 from engine._segments import WORTH
 from engine.runners.pool import Need, Pool
@@ -28,9 +28,9 @@ from engine.runners.wire import Wire
 from engine.runners.workers import Shipment, Worker, start_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    from engine._frames import Chunk, Placed
+    from engine._frames import Chunk
     from engine._records import Start
     from engine._slots import Slots
 
@@ -95,7 +95,10 @@ class ProcessRunner:
         shipment = self.shipment(body.call.tag, body.target, limit)
         wire.body = body
         wire.shipment = shipment
-        wire.payload = encode_inputs(body.args, body.kwargs)
+        if are_plain(body.args, body.kwargs):
+            wire.inputs = body.args, body.kwargs
+        else:
+            wire.payload = encode_inputs(body.args, body.kwargs)
         body.function, body.target, body.args, body.kwargs = None, None, (), {}
         return Need(shipment.key, shipment.limit)
 
@@ -146,7 +149,7 @@ class ProcessRunner:
             EngineError, OSError: the worker was gone, and no other can be started.
         """
         wire: Any = channel
-        call, shipment, payload = body.call, wire.shipment, wire.payload
+        call, shipment = body.call, wire.shipment
         reducer = None if body.reduction is None else body.reduction.reducer.name
         order = Order(
             "run",
@@ -161,9 +164,10 @@ class ProcessRunner:
             reducer=reducer,
             limit=wire.first_limit(),
             is_adaptive=wire.is_adaptive,
-            variables=_carried(body),
+            variables=_carried(body) if _names else (),
+            inputs=wire.inputs,
         )
-        wire.payload = None
+        payload, wire.payload = wire.payload, None
         self._send(wire, order, shipment, payload)
 
     def _send(self, wire: Wire, order: Order, shipment: Shipment | None, payload: Payload | None) -> None:
@@ -239,22 +243,43 @@ class ProcessRunner:
             )
         for worker in self._pool.workers:
             if shipment.key in worker.set_up:
-                self._errand(Order("unload", shipment.key, tag), None, Need(only=worker))
-                worker.set_up.discard(shipment.key)
+                self._unload(worker, shipment)
+
+    def _unload(self, worker: Worker, shipment: Shipment) -> None:
+        """Unload from one worker; one that serves another predictor for long does it before its next call."""
+        try:
+            order = Order("unload", shipment.key, shipment.tag)
+            self._errand(order, None, Need(only=worker), patience=self._grace)
+        except PredictionCancelledError:
+            worker.forgotten.append(shipment.key)
+        else:
+            worker.unlearn(shipment.key)
 
     def loaded(self) -> set[str]:
-        """Tags of predictors that a worker has."""
-        return {tag for worker in self._pool.workers for tag in tuple(worker.known.values())}
+        """Tags of predictors that a worker has; plain callables have none."""
+        return {tag for worker in self._pool.workers for tag in tuple(worker.known.values()) if tag.startswith("@")}
 
-    def _errand(self, order: Order, shipment: Shipment | None, need: Need, slots: Slots | None = None) -> Any:
-        """Have a worker do something, and wait for it in this thread."""
+    def _errand(
+        self,
+        order: Order,
+        shipment: Shipment | None,
+        need: Need,
+        slots: Slots | None = None,
+        patience: float | None = None,
+    ) -> Any:
+        """Have a worker do something, and wait for it in this thread.
+
+        Raises:
+            PredictionCancelledError: no worker was free for `patience` seconds.
+        """
         body = Body(Call(order.tag, self.name, None), None, (), {}, False, None)  # type: ignore[arg-type]  # noqa: FBT003
         wire = self.wire(None, order.tag)
         wire.body, wire.shipment = body, shipment
         if slots is not None:
             slots.take(body)
         try:
-            self._join(wire, self._pool.take(body, need))
+            with _giving_up(body, patience):
+                self._join(wire, self._pool.take(body, need))
             self._send(wire, order, shipment, None)
             while wire.end is None:
                 wire.wait()
@@ -321,6 +346,28 @@ class ProcessRunner:
         self._closed()
 
 
+@contextlib.contextmanager
+def _giving_up(body: Body, seconds: float | None) -> Iterator[None]:
+    """Have a wait on behalf of `body` end as cancelled after so many seconds."""
+    if seconds is None:
+        yield
+        return
+
+    def give_up() -> None:
+        body.call.stopping = True
+        if body.nudge is not None:
+            body.nudge()
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
 def _nothing(*_facts: object) -> None:
     """What an errand that ends its worker has done for it."""
 
@@ -329,24 +376,22 @@ def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Pay
     """The bytes that tell `worker` what to do; what is large lies in shared memory then, if there is room."""
     chunks: list[Chunk] = []
     if shipment is not None:
-        is_new, forget = worker.learn(shipment.key, shipment.tag)
-        order = order._replace(forget=forget)
+        is_new, order.forget = worker.learn(shipment.key, shipment.tag)
+        order.size = 0
         if is_new and shipment.data is not None:
             chunks.append(shipment.data)
-            order = order._replace(size=len(shipment.data))
+            order.size = len(shipment.data)
     if payload is not None:
         chunks += payload.chunks
-    size = sum(map(len, chunks))
-    start: int | None = None
-    if size >= WORTH and worker.inbound.grow(size):
-        worker.inbound.write(0, chunks)
-        chunks, start = [], 0
-    placed: Placed = (() if payload is None else payload.sizes, 0 if payload is None else _bits(payload), start)
-    return pack_order(worker.calls, order._replace(placed=placed), chunks)
-
-
-def _bits(payload: Payload) -> int:
-    return read_only_bits(payload.buffers) if payload.buffers else 0
+    if chunks:
+        start: int | None = None
+        size = sum(map(len, chunks))
+        if size >= WORTH and worker.inbound.grow(size):
+            worker.inbound.write(0, chunks)
+            chunks, start = [], 0
+        sizes, bits = ((), 0) if payload is None else (payload.sizes, read_only_bits(payload.buffers))
+        order.placed = sizes, bits, start
+    return pack_order(worker.calls, order, chunks)
 
 
 # Context variables that travel
@@ -354,18 +399,8 @@ def _bits(payload: Payload) -> int:
 _names: Final[dict[str, Any]] = {}
 
 
-def carry(*names: str) -> None:
-    """Have context variables travel to workers with every call that is made where they are set.
-
-    Everything else that `contextvars` hold stays in this process. The values have to be picklable.
-
-    Args:
-        names: `"module:NAME"` of each `ContextVar`; workers find it under the same name.
-
-    Raises:
-        ImportError: there is no such module or name.
-        TypeError: what is found there is no `ContextVar`.
-    """
+def carry_context(names: Iterable[str]) -> None:
+    """See `engine.runners.carry`."""
     from contextvars import ContextVar
 
     from engine._predictor import import_name
@@ -379,8 +414,6 @@ def carry(*names: str) -> None:
 
 def _carried(body: Body) -> tuple[tuple[str, bytes], ...]:
     """The named variables that are set where the call was made."""
-    if not _names:
-        return ()
     context, found = body.context, []
     for name, variable in tuple(_names.items()):
         if variable in context:

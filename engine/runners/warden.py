@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from engine._errors import warn
+from engine._errors import EngineClosedError, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,12 +78,20 @@ class Warden:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._is_closing = False
+        self._is_over = False
 
     # From anywhere
 
     def watch(self, worker: Worker) -> None:
-        """See to a worker that was just started."""
+        """See to a worker that was just started.
+
+        Raises:
+            EngineClosedError: the last of the others is gone already; this one is, too, then.
+        """
         with self._starting:
+            if self._is_over:
+                worker.end_now()
+                raise EngineClosedError
             if self._thread is None:
                 self._reader, self._writer = os.pipe()
                 os.set_blocking(self._reader, False)
@@ -130,7 +138,7 @@ class Warden:
 
     def _run(self) -> None:
         try:
-            while not (self._is_closing and not self._workers and not self._ended and self._posted.empty()):
+            while not self._has_nothing_left():
                 self._sleep()
                 self._do_posted()
                 self._climb()
@@ -142,6 +150,13 @@ class Warden:
             os.close(reader)
             os.close(writer)
             self._over()
+
+    def _has_nothing_left(self) -> bool:
+        if not self._is_closing or self._workers or self._ended:
+            return False
+        with self._starting:
+            self._is_over = self._posted.empty()
+        return self._is_over
 
     def _sleep(self) -> None:
         poll = select.poll()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Hand = Callable[["Wire"], None]  # gives a stopped or lost call to the warden
     Finished = Callable[["Wire", Worker, bool], None]  # gives the worker back; False if it serves no more calls
 
-_READ: Final = 1 << 18  # bytes one read takes at most
+_READ: Final = 1 << 16  # bytes one read takes at most: memory for more would come from the system each time
 _HEAVY: Final = 1 << 17  # bytes received after which a consumer that waits tells the producer what it has taken
 _LAST: Final = 6.0  # seconds after the last rung that a killed process has to be gone
 
@@ -51,16 +51,18 @@ class Wire(Channel):
     """
 
     __slots__ = (
-        "_asked",
+        "_calm",
         "_finished",
         "_futures",
         "_hand",
         "_heavy",
         "_is_cut",
         "_limit",
+        "_reader",
         "_reading",
         "_received",
         "body",
+        "inputs",
         "ladder",
         "number",
         "payload",
@@ -74,15 +76,17 @@ class Wire(Channel):
         self._hand = hand
         self._finished = finished
         self._reading = allocate_lock()  # whoever reads the pipe has it; nobody waits for it
+        self._reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
         self._futures: deque[Future[None]] = deque()
         self._is_cut = False
         self._received = 0
         self._limit = 0
         self._heavy = 0
-        self._asked = 0
+        self._calm = 0  # partials to take before the producer may have to be told
         self.body: Body | None = None
         self.shipment: Shipment | None = None
         self.payload: Payload | None = None  # the inputs, until they are sent
+        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same, where they are plain
         self.worker: Worker | None = None
         self.number = 0  # of the call in its worker; 0 until it is sent
         self.ladder: Ladder = Ladder()
@@ -123,13 +127,22 @@ class Wire(Channel):
             IndexError: none is waiting.
         """
         item = self.items.popleft()
-        if self._is_adaptive and self.items and self._window < MOST:
-            self._window *= 2
-        if self._received - len(self.items) + self._window - self._limit >= max(1, self._window // 2):
-            self._tell(asked=0)
+        if self._calm:  # the fast path: nothing is to be told yet
+            self._calm -= 1
+        else:
+            self._look_about()
         if self.consumers and self.items:
             wake_one(self.consumers)  # another consumer may have slept through its wake-up
         return item
+
+    def _look_about(self) -> None:
+        """Widen the window for a consumer that finds more than one waiting, and tell the producer, in good time."""
+        if self._is_adaptive and self.items and self._window < MOST:
+            self._window *= 2
+        self._tell(asked=0)
+        # Readers that take at the same time may count a step twice or not at all, so that it is told a little earlier
+        # or later; whoever waits tells in any case.
+        self._calm = self._window // 4 if self._window == MOST or not self._is_adaptive else 0
 
     # Waiting for the pipe
 
@@ -155,27 +168,28 @@ class Wire(Channel):
         worker = self.worker
         if worker is None:
             return
-        poll = select.poll()
-        poll.register(worker.answers, select.POLLIN)
-        poll.register(worker.wake_reader, select.POLLIN)
-        is_sending = False
         while not self._has_news() and not self._is_cut:
-            if worker.has_unsent != is_sending:
-                is_sending = not is_sending
-                if is_sending:
-                    poll.register(worker.calls_pipe, select.POLLOUT)
-                else:
-                    poll.unregister(worker.calls_pipe)
-            ready = poll.poll(BOUND * 1000)
+            if worker.has_unsent:
+                ready = self._wait_to_send(worker)
+            else:
+                try:
+                    ready = worker.poll.poll(BOUND * 1000)
+                except RuntimeError:  # the reader of a call before this one has not left yet
+                    ready = _poll(worker, 0).poll(BOUND * 1000)
             for descriptor, _ in ready:
                 if descriptor == worker.answers:
                     self._read(worker)
                 elif descriptor == worker.wake_reader:
                     worker.notice()
-                else:
-                    self._send_rest(worker)
             if not ready:
                 return
+
+    def _wait_to_send(self, worker: Worker) -> list[tuple[int, int]]:
+        """Wait while the pipe is too full for all of the call; give what there is besides room in it."""
+        ready = _poll(worker, worker.calls_pipe).poll(BOUND * 1000)
+        if any(descriptor == worker.calls_pipe for descriptor, _ in ready):
+            self._send_rest(worker)
+        return ready
 
     def _send_rest(self, worker: Worker) -> None:
         try:
@@ -228,9 +242,11 @@ class Wire(Channel):
         if not self._is_served_by(worker):
             self._unwatch(loop, worker)
         elif self._reading.acquire(blocking=False):
+            self._reader = loop
             try:
                 self._read(worker)
             finally:
+                self._reader = None
                 self._reading.release()
             if not self._is_served_by(worker):
                 self._unwatch(loop, worker)
@@ -253,10 +269,11 @@ class Wire(Channel):
             del worker.registrations[loop]
             loop.remove_reader(worker.answers)
             loop.remove_writer(worker.calls_pipe)
+            worker.unwatched()
 
     def _unwatch_all(self, worker: Worker) -> None:
         for loop, mine in tuple(worker.registrations.items()):
-            if mine is self:
+            if mine is self and loop is not self._reader:
                 with suppress(RuntimeError):  # a closed loop watches nothing
                     loop.call_soon_threadsafe(self._unwatch, loop, worker)
 
@@ -351,8 +368,7 @@ class Wire(Channel):
         self._heavy += sum(placed[0])
 
     def _take_in_end(self, frame: Frame, worker: Worker) -> None:
-        latency, kept, is_one, placed, keep = pickle.loads(frame.meta)  # noqa: S301
-        value: Any = None
+        latency, kept, is_one, placed, value, keep = pickle.loads(frame.meta)  # noqa: S301
         if placed is not None and not self.stop:
             try:
                 value = _value_of(placed, frame, worker)
@@ -466,6 +482,16 @@ class Wire(Channel):
 def _resolve(future: Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _poll(worker: Worker, sending: int) -> select.poll:
+    """Wait for answers, for being woken, and for room in the pipe `sending`, if it is not 0."""
+    poll = select.poll()
+    poll.register(worker.answers, select.POLLIN)
+    poll.register(worker.wake_reader, select.POLLIN)
+    if sending:
+        poll.register(sending, select.POLLOUT)
+    return poll
 
 
 def _has_data(worker: Worker) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import marshal
 import os
+import select
 import signal
 import sys
 import threading
@@ -27,7 +28,7 @@ from engine._segments import Segment, make_segment
 if TYPE_CHECKING:
     import asyncio
     import subprocess
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from engine._frames import Chunk
     from engine._records import Start
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
 _REPORT: Final = 8_192  # bytes of a crash report
+_KILLED: Final = 5.0  # seconds a killed process has to be gone
 
 # The first thing a worker does: it takes the engine's `sys.path`, for the engine itself may only be found there.
 _START: Final = """\
@@ -108,10 +110,12 @@ class Worker:
         "holder",
         "idle_since",
         "inbound",
+        "is_closed",
         "is_doomed",
         "known",
         "outbound",
         "pid",
+        "poll",
         "registrations",
         "report",
         "set_up",
@@ -134,6 +138,7 @@ class Worker:
         self.decoder = Decoder()
         self.calls = 0
         self.is_doomed = False
+        self.is_closed = False
         self.calls_pipe = descriptors["calls"]
         self.answers = descriptors["answers"]
         self.stops_pipe = descriptors["stops"]
@@ -146,6 +151,9 @@ class Worker:
         self._descriptors = [each for each in descriptors.values() if each >= 0]
         self._unsent: deque[memoryview] = deque()
         self._sending = threading.Lock()
+        self.poll = select.poll()  # for whoever reads its answers
+        self.poll.register(self.answers, select.POLLIN)
+        self.poll.register(self.wake_reader, select.POLLIN)
         self.registrations: dict[asyncio.AbstractEventLoop, object] = {}
 
     # Its life
@@ -188,38 +196,66 @@ class Worker:
         return text.decode(errors="replace").strip()
 
     def close(self) -> bool:
-        """Close what led to a process that is over, unless a loop watches it or a call is about to be sent; tell."""
+        """Close what led to a process that is over; tell whether that could be done, or a call is about to be sent.
+
+        An event loop that still watches the pipes keeps these until it turns again, see `unwatched`.
+        """
+        if self.wire is not None:
+            return False
+        watched = () if self._is_unwatched() else (self.answers, self.calls_pipe)
+        self._close([each for each in self._descriptors if each not in watched])
+        return True
+
+    def _is_unwatched(self) -> bool:
         for loop in tuple(self.registrations):
             if loop.is_closed():
                 self.registrations.pop(loop, None)
-        if self.registrations or self.wire is not None:
-            return False
-        self._close()
-        return True
+        return not self.registrations
 
-    def _close(self) -> None:
+    def unwatched(self) -> None:
+        """An event loop watches the pipes no more; if the process is over, they are closed now."""
+        if self.is_closed and self._is_unwatched():
+            self._close(self._descriptors)
+
+    def _close(self, descriptors: Sequence[int]) -> None:
+        self.is_closed = True
         self.inbound.close()
         self.outbound.close()
         self.stops_pipe = self.wake_writer = -1  # a collector may still write there, see `ask_to_stop`
-        descriptors, self._descriptors = self._descriptors, []
+        self._descriptors = [each for each in self._descriptors if each not in descriptors]
         for each in descriptors:
             with contextlib.suppress(OSError):
                 os.close(each)
 
+    def end_now(self) -> None:
+        """Kill a process that serves nobody, and close what led to it."""
+        self.signal(signal.SIGKILL)
+        self.wait(_KILLED)
+        self._close(self._descriptors)
+
     def abandon(self) -> None:
         """In a forked child: the process is the parent's; only this copy of what leads to it is closed."""
         self._process.returncode = 0  # or its finaliser would wait for a child that is not ours
-        self._close()
+        self._close(self._descriptors)
 
     # Its pipes
 
-    def send(self, chunks: Iterable[Chunk]) -> bool:
+    def send(self, chunks: Sequence[Chunk]) -> bool:
         """Write as much as the pipe takes now, and keep the rest; tell whether nothing is left.
 
         Raises:
             BrokenPipeError: the worker is gone, and has not read all of it.
         """
         with self._sending:
+            if len(chunks) == 1 and not self._unsent:  # the fast path: one small frame, and room for it
+                chunk = chunks[0]
+                try:
+                    written = os.write(self.calls_pipe, chunk)
+                except BlockingIOError:
+                    written = 0
+                if written == len(chunk):
+                    return True
+                chunks = [memoryview(chunk)[written:]]
             self._unsent.extend(memoryview(chunk) for chunk in chunks if len(chunk))
             return self._flush()
 
