@@ -155,7 +155,7 @@ def _add_run_options(parser: argparse._ActionsContainer) -> None:
         help="give inputs as one JSON object, as @FILE, or as - for stdin; single inputs go before it",
     )
     parser.add_argument(
-        "--runner", default=absent, metavar="NAME", help="where it runs: inline, thread, or a runner of a plugin"
+        "--runner", default=absent, metavar="NAME", help="where it runs: inline, thread, process, or a plugin's"
     )
     parser.add_argument(
         "--json",
