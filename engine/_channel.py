@@ -143,6 +143,10 @@ class Channel:
             return True
         return self.stop or self._yielding or len(self.items) >= self._window + self._handed
 
+    def offer_only(self, value: Any, latency: float, now: float) -> None:
+        """Hand over the one value a body returned; the end follows, without a pause."""
+        self.offer(value, latency, now)
+
     def pause(self) -> bool:
         """Wait, in a thread, until the producer may go on; tell whether it must stop instead."""
         if self._yielding:

@@ -266,7 +266,7 @@ class Engine:
         try:
             self._executor.close()
             if self._workers is not None:
-                self._workers.close_soon()
+                self._workers.close_soon()  # while classes are torn down here
             failures = self._tear_down(0.0 if is_on_a_loop() else grace)
             if self._workers is not None and not is_on_a_loop():  # a loop has to turn before its streams let go
                 failures += self._workers.close(grace)

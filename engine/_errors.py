@@ -211,7 +211,10 @@ class WorkerLostError(EngineError):
 
     def __str__(self) -> str:
         """Say which worker was lost, how, and after how many partials."""
-        text = f"{self.tag}: worker {self.pid} was lost ({self.reason}) after {self.delivered} partials; call again."
+        hint = ", as the system does to processes where memory runs out" if self.reason == "SIGKILL" else ""
+        text = (
+            f"{self.tag}: worker {self.pid} was lost ({self.reason}{hint}) after {self.delivered} partials; call again."
+        )
         return f"{text}\n\n{self.report}" if self.report else text
 
 

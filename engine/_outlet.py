@@ -248,7 +248,7 @@ class Outlet(Channel):
             self.stop or made >= self._limit or bool(self._link.unsent) or (self._is_bounded and self._heavy >= _WINDOW)
         )
 
-    def offer_only(self, value: Any, latency: float) -> None:
+    def offer_only(self, value: Any, latency: float, _now: float) -> None:
         """Hand over the one value a body returned; it goes with the end."""
         self._only = value, latency
 

@@ -391,7 +391,7 @@ class _Host:
         if kind is ONE:
             reduction = body.reduction
             if reduction is None:
-                outlet.offer_only(produced, elapsed * 1000.0)
+                outlet.offer_only(produced, elapsed * 1000.0, 0.0)
             else:
                 reduction.add(produced)
                 reduction.elapsed = elapsed
@@ -523,8 +523,8 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
         host.serve()
     except Terminated:
         host.is_terminated = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(BaseException):
         host.loop.end(1.0)
     if host.is_terminated:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -321,7 +321,7 @@ class _Owner:
             reduction.add(value)
             reduction.elapsed = elapsed
         else:
-            self._channel.offer(value, elapsed * 1000.0, now)
+            self._channel.offer_only(value, elapsed * 1000.0, now)
 
     async def _deliver_all(self, iterator: AsyncIterator[Any], elapsed: float, end: End) -> None:
         try:

@@ -133,6 +133,8 @@ class Pool(Line):
     def give(self, worker: Worker) -> None:
         """A worker is free again."""
         with self._lock:
+            if worker not in self._workers:  # it ended meanwhile
+                return
             worker.holder = None
             worker.idle_since = monotonic()
             self._last = None if self._is_closed else worker
@@ -142,7 +144,6 @@ class Pool(Line):
     def drop(self, worker: Worker) -> None:
         """A worker serves no more calls; another may be started in its place."""
         with self._lock:
-            worker.holder = None
             self._remove(worker)
             self._serve()
 

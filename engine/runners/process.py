@@ -184,7 +184,7 @@ class ProcessRunner:
                 worker.wire = None
                 wire.worker = None
                 self._join(wire, self._pool.replace(worker))
-        if wire.stop:  # stopped just before the worker could be asked
+        if wire.stop or self._is_closing:  # just before the worker could be asked
             wire.request_stop()
 
     def _spawn(self) -> Worker:
@@ -323,16 +323,20 @@ class ProcessRunner:
         Returns:
             What `teardown` raised in workers.
         """
+        self._pool.close()
         self.close_soon()
         self._warden.join(4 * grace + 12.0)
         errors = [wire.end.error for wire in self._leaving if wire.end is not None and wire.end.error is not None]
         return [each for each in errors if not isinstance(each, WorkerLostError)]
 
     def close_soon(self) -> None:
-        """The same without waiting; takes no lock but that of a pool whose every wait is short."""
+        """The same without waiting; takes no lock, so that a collector may do it."""
         self._is_closing = True
-        self._pool.close()
+        self._warden.post(self._close_pool, None)
         self._warden.close()
+
+    def _close_pool(self, _nothing: None) -> None:
+        self._pool.close()
 
     def _closed(self) -> None:
         lifeline, self._lifeline = self._lifeline, None

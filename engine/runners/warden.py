@@ -14,7 +14,7 @@ import signal
 import threading
 from contextlib import suppress
 from queue import SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -139,17 +139,24 @@ class Warden:
     def _run(self) -> None:
         try:
             while not self._has_nothing_left():
-                self._sleep()
-                self._do_posted()
-                self._climb()
-                self._let_idle_ones_go()
-                self._ended = [each for each in self._ended if not each.close()]
+                try:
+                    self._look()
+                except Exception as error:  # a defect of ours; but nobody else would see to the workers
+                    warn("error while workers were seen to", error)
+                    sleep(_GLANCE)
         finally:
             reader, writer = self._reader, self._writer
             self._reader = self._writer = -1
             os.close(reader)
             os.close(writer)
             self._over()
+
+    def _look(self) -> None:
+        self._sleep()
+        self._do_posted()
+        self._climb()
+        self._let_idle_ones_go()
+        self._ended = [each for each in self._ended if not each.close()]
 
     def _has_nothing_left(self) -> bool:
         if not self._is_closing or self._workers or self._ended:
@@ -226,6 +233,8 @@ class Warden:
             worker.signal(signal.SIGTERM)
         elif ward.step == 2:  # noqa: PLR2004 - the second rung
             worker.signal(signal.SIGKILL)
+            if wire is not None and wire.is_cut:
+                wire.reason = wire.reason or "it closed its pipes, and was killed"
         else:
             warn(f"worker {worker.pid} is still there {_PATIENCE:.0f} s after it was killed; it is given up")
             self._bury(worker)

@@ -66,6 +66,7 @@ class Wire(Channel):
         "ladder",
         "number",
         "payload",
+        "reason",
         "shipment",
         "worker",
     )
@@ -89,6 +90,7 @@ class Wire(Channel):
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same, where they are plain
         self.worker: Worker | None = None
         self.number = 0  # of the call in its worker; 0 until it is sent
+        self.reason = ""  # why the worker was lost, where that is not how its process ended
         self.ladder: Ladder = Ladder()
 
     # The window
@@ -117,7 +119,7 @@ class Wire(Channel):
         self._limit = max(self._limit, wanted)
         if not self.items:
             self._heavy = 0
-        with suppress(BrokenPipeError):  # the worker is lost, as the pipe will tell
+        with suppress(OSError):  # the worker is lost, as the pipe will tell
             worker.send([pack_credit(self.number, taken, self._limit)])
 
     def take(self) -> tuple[Any, float]:
@@ -295,8 +297,9 @@ class Wire(Channel):
             worker.decoder.feed(data)
             while frames and self.worker is worker:
                 self._take_in(frames.popleft(), worker)
-        except ProtocolError as error:
+        except Exception as error:  # what predictors send is rebuilt elsewhere: this is a frame that means nothing
             warn(f"{self.label}: worker {worker.pid} does not speak the engine's protocol", error)
+            self.reason = "it did not speak the engine's protocol, and was killed"
             self._cut()
 
     def read_rest(self, worker: Worker) -> bool:
@@ -438,9 +441,8 @@ class Wire(Channel):
         if self.stop:
             end = End()
         else:
-            end = End(
-                WorkerLostError(self.label, worker.pid, worker.how_it_ended(), self._received, worker.crash_report())
-            )
+            reason = self.reason or worker.how_it_ended()
+            end = End(WorkerLostError(self.label, worker.pid, reason, self._received, worker.crash_report()))
         self._conclude(end, worker, keep=False)
 
     def _let_go(self) -> None:
