@@ -1,0 +1,332 @@
+"""What the tests of workers send there: bodies of every kind that get into trouble, and files that say where they are.
+
+Nothing in memory is shared with a worker, so a file stands for an event, and another for the list of what happened.
+Workers import this room when a body refers to it, so it imports little, and nothing of pytest's.
+"""
+
+from __future__ import annotations
+
+import collections
+import inspect
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine import current_call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KINDS: Final = ("def", "gen", "async", "agen")
+PARTIALS: Final = ("first", "second")
+LIMIT: Final = 10.0  # seconds a body waits for its test; only a test that fails waits as long
+AGES: Final = 60.0  # seconds that only a signal cuts short
+
+
+@attrs.frozen
+class FileGate:
+    """Where a body waits for its test, or the other way round: it is open once its file is there.
+
+    Attributes:
+        path: the file; the folder it lies in exists.
+    """
+
+    path: Path
+
+    def open(self) -> None:
+        """Put the file there, with this process's number, at one stroke."""
+        unfinished = self.path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        unfinished.write_text(str(os.getpid()))
+        unfinished.rename(self.path)
+
+    @property
+    def is_open(self) -> bool:
+        return self.path.exists()
+
+    @property
+    def opener(self) -> int:
+        """The number of the process that opened it."""
+        return int(self.path.read_text())
+
+    def wait(self) -> None:
+        """Wait in a body; in a test too, where nothing else has to go on."""
+        deadline = time.monotonic() + LIMIT
+        while not self.is_open:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the gate {self.path.name} was never opened")
+            time.sleep(0.001)
+
+
+@attrs.frozen
+class Journal:
+    """What happened in workers, in order: one word a line."""
+
+    path: Path
+
+    def note(self, word: str) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{word}\n")
+
+    @property
+    def words(self) -> list[str]:
+        return self.path.read_text().split() if self.path.exists() else []
+
+
+def _nothing() -> None:
+    """No trouble."""
+
+
+@attrs.frozen
+class Trouble:
+    """What a body made by `predictor_with` suffers, and where; its journal tells of its start and its `finally`.
+
+    Attributes:
+        journal: where it notes `"start"` and `"finally"`.
+        strikes: called at `place`, and awaited where it gives something awaitable.
+        place: `"before"` the first partial, in the `"middle"`, or `"after"` the last one.
+        cleanup: the same in its `finally`.
+        partials: what it produces; a kind that returns gives the last one.
+    """
+
+    journal: Journal
+    strikes: Callable[[], Any] = _nothing
+    place: str = "before"
+    cleanup: Callable[[], Any] = _nothing
+    partials: tuple[Any, ...] = PARTIALS
+
+    def strike(self, place: str) -> Any:
+        return self.strikes() if place == self.place else None
+
+    def begin(self) -> None:
+        self.journal.note("start")
+
+    def end(self) -> Any:
+        self.journal.note("finally")
+        return self.cleanup()
+
+
+async def _patiently(answer: Any) -> None:
+    if inspect.isawaitable(answer):
+        await answer
+
+
+def predictor_with(kind: str, trouble: Trouble) -> Callable[[], Any]:
+    """Make a predictor of one kind that gets into `trouble`."""
+
+    def returns() -> Any:
+        trouble.begin()
+        try:
+            trouble.strike("before")
+            return trouble.partials[-1]
+        finally:
+            trouble.end()
+
+    def yields() -> Iterator[Any]:
+        trouble.begin()
+        try:
+            trouble.strike("before")
+            for index, partial in enumerate(trouble.partials):
+                if index:
+                    trouble.strike("middle")
+                yield partial
+            trouble.strike("after")
+        finally:
+            trouble.end()
+
+    async def async_returns() -> Any:
+        trouble.begin()
+        try:
+            await _patiently(trouble.strike("before"))
+            return trouble.partials[-1]
+        finally:
+            await _patiently(trouble.end())
+
+    async def async_yields() -> AsyncIterator[Any]:
+        trouble.begin()
+        try:
+            await _patiently(trouble.strike("before"))
+            for index, partial in enumerate(trouble.partials):
+                if index:
+                    await _patiently(trouble.strike("middle"))
+                yield partial
+            await _patiently(trouble.strike("after"))
+        finally:
+            await _patiently(trouble.end())
+
+    return {"def": returns, "gen": yields, "async": async_returns, "agen": async_yields}[kind]
+
+
+# Predictors without trouble.
+
+
+def number_of_worker() -> int:
+    """Tell which process serves."""
+    return os.getpid()
+
+
+def numbers_after_worker() -> Iterator[int]:
+    """Tell which process serves, then count without end."""
+    yield os.getpid()
+    yield from itertools.count()
+
+
+async def anumbers_after_worker() -> AsyncIterator[int]:
+    """The same as an async generator."""
+    yield os.getpid()
+    for number in itertools.count():
+        yield number
+
+
+# Ways to be stuck.
+
+
+def sleeps() -> None:
+    """A wait in C that lets others run."""
+    time.sleep(AGES)
+
+
+def waits_for_a_lock() -> None:
+    """A wait for something that never comes."""
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire(timeout=AGES)
+
+
+def spins() -> None:
+    """A loop of pure Python that looks at nothing."""
+    while True:
+        pass
+
+
+def turns_in_c() -> None:
+    """A loop in C that never lets go of the interpreter, so that no Python code of any thread runs."""
+    collections.deque(itertools.repeat(None), maxlen=0)
+
+
+def swallows() -> None:
+    """A loop that takes every exception for a reason to go on."""
+    while True:
+        try:
+            time.sleep(AGES)
+        except BaseException:
+            continue
+
+
+def ignores_sigterm() -> None:
+    """A wait that no request and no SIGTERM ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(AGES)
+
+
+def is_stopped() -> None:
+    """A process that the system does not run at all, until it is continued or killed."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(AGES)
+
+
+# Ways to stop.
+
+
+def looks() -> None:
+    """A body without a yield that looks whether it is asked to stop."""
+    call = current_call()
+    assert call is not None
+    deadline = time.monotonic() + LIMIT
+    while not call.stopping:
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody asked this call to stop")
+        time.sleep(0.001)
+
+
+async def rests() -> None:
+    """A wait of an async body, which a request to stop interrupts."""
+    import asyncio  # the others need none
+
+    await asyncio.sleep(AGES)
+
+
+# Ways to die.
+
+
+def is_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exits(code: int) -> None:
+    os._exit(code)
+
+
+def crashes() -> None:
+    """Read what is not there, in C."""
+    import ctypes  # the others need none
+
+    ctypes.string_at(0)
+
+
+# Points at which a worker is stopped or killed while it writes.
+
+
+Write = Callable[[bytes], int]
+
+
+@attrs.frozen
+class Interception:
+    """Has something else done, once, where a worker is about to write a frame of some kind.
+
+    Attributes:
+        kinds: kinds of frames, by their numbers in `engine._frames`.
+        instead: called with the write itself, which takes bytes and tells how many it wrote, and with the bytes.
+    """
+
+    kinds: tuple[int, ...]
+    instead: Callable[[Write, bytes], int]
+
+    def set(self) -> None:
+        """From now on, in this worker."""
+        one, many = os.write, os.writev
+
+        def intercepted(descriptor: int, chunks: Sequence[Any], otherwise: Callable[[], int]) -> int:
+            data = b"".join(chunks)
+            if data[:1] != b"\xe9" or data[2] not in self.kinds:  # a frame's header: magic, version, kind
+                return otherwise()
+            vars(os).update(write=one, writev=many)
+            return self.instead(lambda part: one(descriptor, part), data)
+
+        vars(os).update(
+            write=lambda descriptor, data: intercepted(descriptor, [data], lambda: one(descriptor, data)),
+            writev=lambda descriptor, chunks: intercepted(descriptor, chunks, lambda: many(descriptor, chunks)),
+        )
+
+
+def parks_before(parked: FileGate, go: FileGate, write: Write, data: bytes) -> int:
+    """The frame is ready, and not on its way."""
+    parked.open()
+    go.wait()
+    return write(data)
+
+
+def parks_after(parked: FileGate, go: FileGate, write: Write, data: bytes) -> int:
+    """The frame is on its way, and nothing has come after it."""
+    written = write(data)
+    parked.open()
+    go.wait()
+    return written
+
+
+def dies_within(share: float, write: Write, data: bytes) -> int:
+    """A share of the frame is on its way: 0 for none of it, 1 for all."""
+    part = data[: int(len(data) * share)]
+    while part:
+        try:
+            part = part[write(part) :]
+        except BlockingIOError:  # a large frame waits for its reader
+            time.sleep(0.001)
+    is_killed()
+    raise AssertionError("nothing comes after SIGKILL")
