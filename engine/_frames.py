@@ -186,7 +186,13 @@ class Decoder:
         Raises:
             ProtocolError: the bytes are no frame of this version; nothing after them can be read.
         """
-        if not self._have:  # the fast path: nothing was left over
+        if not self._have:  # the fast path: nothing was left over, and often it is just one frame without a rest
+            if len(data) >= HEADER_SIZE:
+                magic, version, kind, number, meta, rest = _HEADER.unpack_from(data)
+                is_known = magic == _MAGIC and version == VERSION and kind in _KINDS
+                if is_known and not rest and len(data) == HEADER_SIZE + meta:
+                    self.frames.append(Frame(kind, number, data[HEADER_SIZE:]))
+                    return
             start, self._need = self._cut(data)
             if start == len(data):
                 return

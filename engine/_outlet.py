@@ -398,7 +398,8 @@ class Outlet(Channel):
             error = _joined(self.refusal, error)
         flush_streams()
         with host.uninterrupted():
-            self.flush_from_anywhere()
+            if self._batch:
+                self.flush_from_anywhere()
             if error is None:
                 self._send_done(end)
             if self.refusal is not None and error is None:  # the result itself cannot travel
@@ -465,9 +466,12 @@ def _joined(refusal: PayloadError, error: BaseException | None) -> PayloadError:
 
 def flush_streams() -> None:
     """What a predictor printed is out before its end is known."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # it is closed, or none
-            stream.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except Exception:  # one of them is closed, or none
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
 
 
 class Tail:
