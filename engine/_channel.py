@@ -175,8 +175,10 @@ class Channel:
         if self.before_end is not None:
             self.before_end()
         self.end = end
-        wake_all(self.consumers)
-        wake_all(self.closers)
+        if self.consumers:
+            wake_all(self.consumers)
+        if self.closers:
+            wake_all(self.closers)
         if self.deserted is not None and end.error is not None:
             warn(f"{self.label}: error after its stream was left", end.error)
 

@@ -765,8 +765,10 @@ def _returned_of(iterator: Any, reduction: Reduction) -> Any:
 def _drain(execution: SyncExecution, reduction: Reduction | None) -> None:
     """Pull an execution to its end, reducing its partials here unless their owner does."""
     try:
-        for value in execution.values():
-            if reduction is not None:
+        if reduction is None:
+            execution.run()  # type: ignore[attr-defined]  # only owners elsewhere keep a reduction
+        else:
+            for value in execution.values():
                 reduction.add(value)
     finally:
         if not execution.outcome.ended:  # the reducer failed, or an interrupt came between two pulls

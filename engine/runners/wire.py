@@ -337,25 +337,25 @@ class Wire(Channel):
         return self._is_cut
 
     def _take_in(self, frame: Frame, worker: Worker) -> None:
-        if frame.kind == LOG:
+        kind = frame.kind
+        if kind == LOG:
             _log(worker, frame.meta)
-            return
-        if frame.number != self.number:
+        elif frame.number != self.number:
             raise ProtocolError(f"a frame of call {frame.number}, where call {self.number} is served")
-        if frame.kind == ITEMS:
+        elif kind == DONE:
+            self._take_in_end(frame, worker)
+        elif kind == ITEMS:
             values, latencies = pickle.loads(frame.meta)  # noqa: S301 - from our own worker
             if not self.stop:
                 self.items.extend(zip(values, latencies, strict=True))
             self._received += len(values)
             self._heavy += len(frame.meta)
-        elif frame.kind == ITEM:
+        elif kind == ITEM:
             self._take_in_item(frame, worker)
-        elif frame.kind == DONE:
-            self._take_in_end(frame, worker)
-        elif frame.kind == FAILED:
+        elif kind == FAILED:
             self._take_in_failure(frame, worker)
         else:
-            raise ProtocolError(f"a frame of kind {frame.kind} from a worker")
+            raise ProtocolError(f"a frame of kind {kind} from a worker")
 
     def _take_in_item(self, frame: Frame, worker: Worker) -> None:
         latency, placed = pickle.loads(frame.meta)  # noqa: S301
@@ -428,7 +428,8 @@ class Wire(Channel):
         if self.worker is None:
             return
         self.worker = worker.wire = None
-        self._unwatch_all(worker)
+        if worker.registrations:
+            self._unwatch_all(worker)
         if self.stop and self.ladder.rung is None:
             self.ladder.rung = "asked"
         self._finished(self, worker, keep and not worker.is_doomed)
