@@ -12,9 +12,10 @@ import io
 import pickle
 import sys
 import types
+from collections import ChainMap
 from importlib.machinery import BuiltinImporter, FrozenImporter
-from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import attrs
 
@@ -174,7 +175,7 @@ def refused(what: str, value: object, error: BaseException) -> PayloadError:
     kind = type(value)
     return PayloadError(
         f"{what} of type {kind.__qualname__} cannot be carried to or from a worker: {type(error).__name__}: "
-        f"{say(error)}. Pass what it is made from instead, or run the predictor with runner='thread'.",
+        f"{say(error).rstrip('.')}. Pass what it is made from instead, or run the predictor with runner='thread'.",
         f"{kind.__module__}.{kind.__qualname__}",
         traceback_of(error),
     )
@@ -225,8 +226,8 @@ def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
     whole = _rebuildable(error)
     kind = type(error)
     if whole is None and len(error.args) and _is_huge(error):
-        text = cut(f"{kind.__qualname__}: {quote(error.args)}")
-        traceback = cut("".join(_frames_of(error)) + text)
+        text = cut(quote(error.args))
+        traceback = cut(f"{''.join(_frames_of(error))}{kind.__qualname__}: {text}")
     else:
         text, traceback = say(error), traceback_of(error)
     cause = error.__cause__
@@ -376,21 +377,49 @@ def _by_value(file: io.BytesIO, outside: Callable[[pickle.PickleBuffer], Any] | 
     if _cloud is None:
         import cloudpickle
 
+        plain_code = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
+        def reduce_code(code: types.CodeType) -> Any:
+            return _code_of_file, (code.co_filename, *plain_code(code))
+
         class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
             """Takes whole what is defined in a module that the other side cannot import."""
+
+            dispatch_table: ClassVar[Any] = ChainMap({types.CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table)
 
             def reducer_override(self, obj: Any) -> Any:
                 if isinstance(obj, (type, types.FunctionType)):
                     module = sys.modules.get(getattr(obj, "__module__", None) or "")
                     if module is not None and module.__name__ != "__main__" and not is_importable(module):
                         cloudpickle.register_pickle_by_value(module)  # for good: by reference it could never arrive
-                return super().reducer_override(obj)
+                reduced = super().reducer_override(obj)
+                if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
+                    if id(obj) not in _received:
+                        _own[id(obj)] = obj
+                    return (*reduced[:2], (reduced[5], reduced[2]), None, None, _fill_class)
+                return reduced
 
         _cloud = Cloud
     return _cloud(file, protocol=_PROTOCOL, buffer_callback=outside)
 
 
 _cloud: Any = None
+_WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
+_own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes made here that travelled by value
+_received: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes that came by value
+
+
+def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any]) -> None:
+    """Give a class that came by value what is in it; one that was made here is not changed by its copy's return."""
+    if id(cls) not in _own:
+        _received[id(cls)] = cls
+        set_state, state = told
+        set_state(cls, state)
+
+
+def _code_of_file(name: str, make: Callable[..., types.CodeType], args: tuple[Any, ...]) -> types.CodeType:
+    """Rebuild a function's code with the name of its file, which cloudpickle leaves out, and tracebacks show."""
+    return make(*args).replace(co_filename=name)
 
 
 def _raw(buffers: list[pickle.PickleBuffer]) -> list[Chunk]:
