@@ -450,8 +450,8 @@ def is_importable(module: types.ModuleType) -> bool:
 
 
 def _is_importable(module: types.ModuleType) -> bool:
-    name = getattr(module, "__name__", "")
     spec = getattr(module, "__spec__", None)
+    name = getattr(spec or module, "name" if spec else "__name__", "")  # some, like `_io`, call themselves otherwise
     if spec is None or name in {"__main__", "__mp_main__"} or sys.modules.get(name) is not module:
         return name in sys.builtin_module_names
     if spec.loader is BuiltinImporter or spec.loader is FrozenImporter:
