@@ -1,7 +1,8 @@
 """The product itself: every kind of predictor, consumed every way, in every place, shows the transcript of one model.
 
 `engine.testing.expected` is the model. Hypothesis writes the scripts; for each script every cell of one kind (consumers
-times runners times reducers) is run and compared with it.
+times runners times reducers) is run and compared with it. A body in a worker keeps its journal in a file, gives copies,
+and does not see the caller's mark; it gets fewer scripts, for each of its steps costs a system call.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from engine import Engine, NoPartialsError, PredictionCancelledError, Reducer, fold
@@ -41,6 +45,7 @@ from engine.testing import (
 )
 
 RUNNERS: Final = (None, "inline", "thread")
+PROCESS: Final = "process"
 
 
 # Where a body runs: the table of the contract, 5.4
@@ -49,7 +54,7 @@ RUNNERS: Final = (None, "inline", "thread")
 def place_for_sync_code(kind: Kind, runner: str | None) -> str:
     if runner == "inline" and (kind.is_async or kind.is_driven_async):
         return "refused"
-    return "elsewhere" if runner == "thread" or kind.is_async or kind.is_driven_async else "caller"
+    return "elsewhere" if runner in {"thread", PROCESS} or kind.is_async or kind.is_driven_async else "caller"
 
 
 def place_for_asyncio(kind: Kind, runner: str | None) -> str:
@@ -115,9 +120,16 @@ CONCAT: Final = Reduction("concat", "concat", "".join, needs_partials=True)
 # One cell: a script performed by a kind, for one consumer, in one place
 
 
+_numbers: Final = itertools.count()
+
+
 @attrs.frozen
 class Cell:
-    """One cell of the cube, and the engine to run it in."""
+    """One cell of the cube, and the engine to run it in.
+
+    Attributes:
+        folder: where bodies in workers keep their journals.
+    """
 
     muna: Engine
     loop: asyncio.Runner
@@ -126,11 +138,38 @@ class Cell:
     runner: str | None
     reduction: Reduction
     stop_after: int
-    journal: Journal = attrs.field(factory=Journal)
+    folder: Path | None = None
+    journal: Journal = attrs.field(init=False)
+
+    @journal.default
+    def _first_journal(self) -> Journal:
+        return self.new_journal()
+
+    def new_journal(self) -> Journal:
+        return Journal() if self.folder is None else Journal(self.folder / f"{next(_numbers)}")
 
     @property
     def wanted(self) -> Transcript:
-        return expected(self.script, self.kind, "caller")
+        return expected(self.script, self.kind, "caller" if self.folder is None else "unset")
+
+    def lines_if_stopped(self, place: str) -> set[tuple[str, ...]]:
+        """What the journal may hold where the stream was left after `stop_after` partials."""
+        wanted, taken = self.wanted, self.stop_after
+        if self.folder is None or not taken:
+            return wanted.lines_if_stopped(taken, is_in_lock_step=place == "caller")
+        # A worker copies each partial before its predictor runs on, so it runs on past those that could change, too.
+        waits = (lines for given, lines in wanted.waits if given >= taken)
+        return {*wanted.cuts[taken - 1 :], *waits, wanted.lines}
+
+    def is_same(self, found: Any, wanted: Any) -> bool:
+        """Whether a value came as it was: itself where memory is shared, a faithful copy out of a worker."""
+        return found is wanted if self.folder is None else is_copy(found, wanted)
+
+    def is_same_reduction(self, found: Any, wanted: Any) -> bool:
+        """The same for what a reducer made, which is nobody's own object."""
+        if self.folder is not None:
+            return is_copy(found, wanted)
+        return found is wanted or (type(found) is type(wanted) and bool(found == wanted))
 
     def arguments(self) -> tuple[Any, dict[str, Any]]:
         return self.kind.predictor(self.reduction.given), {"script": self.script, "journal": self.journal}
@@ -160,14 +199,20 @@ class Cell:
         return self.loop.run(alone(), context=copy_context())
 
 
-def is_same(found: Any, wanted: Any) -> bool:
-    """Identity for single values, since they share this process's memory; equality for what a reducer made."""
-    return found is wanted or (type(found) is type(wanted) and bool(found == wanted))
+def is_copy(found: Any, wanted: Any) -> bool:
+    """Whether a value is the like of another, of the same type all the way down; exceptions are by their arguments."""
+    if type(found) is not type(wanted):
+        return False
+    if isinstance(wanted, list | tuple):
+        return len(found) == len(wanted) and all(map(is_copy, found, wanted))
+    if isinstance(wanted, BaseException):
+        return is_copy(found.args, wanted.args)
+    return bool(found == wanted)
 
 
-def check_partials(seen: list[Any], wanted: tuple[Any, ...]) -> None:
+def check_partials(cell: Cell, seen: list[Any], wanted: tuple[Any, ...]) -> None:
     assert len(seen) == len(wanted), (seen, wanted)
-    assert all(found is value for found, value in zip(seen, wanted, strict=True)), (seen, wanted)
+    assert all(map(cell.is_same, seen, wanted)), (seen, wanted)
 
 
 def check_note(error: BaseException, cell: Cell, delivered: int) -> None:
@@ -195,10 +240,10 @@ def check_end(stream: Any, seen: list[Any], error: BaseException | None, cell: C
     else:
         assert described(error) == wanted.failure, error
         check_note(error, cell, len(wanted.partials))
-    check_partials(seen, wanted.partials)
+    check_partials(cell, seen, wanted.partials)
     assert outcome.state == ("done" if wanted.failure is None else "failed")
     assert outcome.count == len(wanted.partials)
-    assert outcome.returned is wanted.returned
+    assert cell.is_same(outcome.returned, wanted.returned)
     assert outcome.exception is error
     check_left(cell, {wanted.lines})
 
@@ -289,14 +334,14 @@ def check_snapshots(seen: list[Any], error: BaseException | None, cell: Cell) ->
         assert described(error) == wanted.failure, error
     partials = wanted.partials
     assert len(seen) == len(partials)
-    assert all(is_same(found, plainly(partials[: count + 1])) for count, found in enumerate(seen))
+    assert all(cell.is_same_reduction(found, plainly(partials[: count + 1])) for count, found in enumerate(seen))
 
 
 def read_create(cell: Cell) -> None:
     MARK.set("caller")
     tag, inputs = cell.arguments()
     for errors in ("raise", "return"):
-        journal = Journal()
+        journal = cell.new_journal()
         made = caught = None
         try:
             made = cell.muna.predictions.create(tag, {**inputs, "journal": journal}, runner=cell.runner, errors=errors)
@@ -311,7 +356,7 @@ async def aread_create(cell: Cell) -> None:
     MARK.set("caller")
     tag, inputs = cell.arguments()
     for errors in ("raise", "return"):
-        journal = Journal()
+        journal = cell.new_journal()
         made = caught = None
         try:
             made = await cell.muna.predictions.acreate(
@@ -332,13 +377,14 @@ def check_created(cell: Cell, made: Any, caught: BaseException | None, errors: s
         assert described(failure) == wanted.failure, failure
         check_note(failure, cell, len(wanted.partials))
         if errors == "return":
-            assert is_same(made.value, before_the_failure(wanted, reduction)), made.value
+            assert cell.is_same_reduction(made.value, before_the_failure(wanted, reduction)), made.value
             assert made.error
     elif reduction.needs_partials and not wanted.partials:
         assert type(caught) is NoPartialsError, caught
     else:
         assert caught is None, caught
-        assert is_same(made.value, wanted.returned if reduction.plainly is None else reduction.plainly(wanted.partials))
+        reduced = wanted.returned if reduction.plainly is None else reduction.plainly(wanted.partials)
+        assert cell.is_same_reduction(made.value, reduced)
         assert (made.index, made.exception, made.error) == (max(0, len(wanted.partials) - 1), None, None)
 
 
@@ -355,7 +401,7 @@ def check_stopped(cell: Cell, state: str, stream: Any, place: str, *, raised: Ba
     """The stream was left after `stop_after` partials; `raised` is what stopping it raised."""
     wanted, spoils = cell.wanted, cell.script.spoils
     assert (stream.outcome.state, stream.outcome.count) == (state, cell.stop_after)
-    check_left(cell, wanted.lines_if_stopped(cell.stop_after, is_in_lock_step=place == "caller"))
+    check_left(cell, cell.lines_if_stopped(place))
     was_at_a_partial = cell.kind.is_yielding and cell.journal.lines != wanted.lines
     if state == "closed" and spoils is not None and cell.stop_after and was_at_a_partial:
         assert raised is not None
@@ -377,7 +423,7 @@ async def atake(cell: Cell, stream: Any) -> list[Any]:
 
 def stop_by_close(cell: Cell) -> None:
     stream, raised = cell.open(), None
-    check_partials(take(cell, stream), cell.wanted.partials[: cell.stop_after])
+    check_partials(cell, take(cell, stream), cell.wanted.partials[: cell.stop_after])
     try:
         stream.close()
     except BaseException as error:
@@ -398,7 +444,7 @@ def stop_by_leaving(cell: Cell) -> None:
     outcome = stream.outcome
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        check_partials(take(cell, stream), cell.wanted.partials[: cell.stop_after])
+        check_partials(cell, take(cell, stream), cell.wanted.partials[: cell.stop_after])
         left = Left(outcome)
         del stream
         gc.collect(0)
@@ -419,12 +465,12 @@ def check_abandoned(cell: Cell, left: Left, place: str, caught: list[Any], *, ne
     assert caught == ([ResourceWarning] if needs_owner and cell.stop_after else []), caught
     if cell.stop_after:
         assert left.outcome.state == "closed"
-    check_left(cell, cell.wanted.lines_if_stopped(cell.stop_after, is_in_lock_step=place == "caller"))
+    check_left(cell, cell.lines_if_stopped(place))
 
 
 def stop_by_cancel(cell: Cell) -> None:
     stream = cell.open()
-    check_partials(take(cell, stream), cell.wanted.partials[: cell.stop_after])
+    check_partials(cell, take(cell, stream), cell.wanted.partials[: cell.stop_after])
     stream.cancel()
     stream.cancel()
     with pytest.raises(PredictionCancelledError):
@@ -435,7 +481,7 @@ def stop_by_cancel(cell: Cell) -> None:
 
 async def astop_by_close(cell: Cell) -> None:
     stream, raised = cell.aopen(), None
-    check_partials(await atake(cell, stream), cell.wanted.partials[: cell.stop_after])
+    check_partials(cell, await atake(cell, stream), cell.wanted.partials[: cell.stop_after])
     try:
         await stream.aclose()
     except BaseException as error:
@@ -451,7 +497,7 @@ async def astop_by_leaving(cell: Cell) -> None:
     outcome = stream.outcome
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        check_partials(await atake(cell, stream), cell.wanted.partials[: cell.stop_after])
+        check_partials(cell, await atake(cell, stream), cell.wanted.partials[: cell.stop_after])
         left = Left(outcome)
         del stream
         gc.collect(0)
@@ -469,7 +515,7 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 async def astop_by_cancel(cell: Cell) -> None:
     stream = cell.aopen()
-    check_partials(await atake(cell, stream), cell.wanted.partials[: cell.stop_after])
+    check_partials(cell, await atake(cell, stream), cell.wanted.partials[: cell.stop_after])
     stream.cancel()
     stream.cancel()
     with pytest.raises(PredictionCancelledError):
@@ -486,7 +532,7 @@ async def astop_by_cancelled_task(cell: Cell) -> None:
     async def consume() -> None:
         async with cell.aopen() as stream:
             found.append(stream)
-            check_partials(await atake(cell, stream), cell.wanted.partials[: cell.stop_after])
+            check_partials(cell, await atake(cell, stream), cell.wanted.partials[: cell.stop_after])
             task.cancel()
             await asyncio.sleep(0)
 
@@ -545,16 +591,26 @@ ERRORS: Final = st.sampled_from(
 )
 
 
+def others() -> st.SearchStrategy[Step]:
+    """Steps that give nothing."""
+    return st.builds(Pause, st.booleans()) | st.builds(SetMark, st.sampled_from(["one", "two"]))
+
+
 def scripts(values: st.SearchStrategy[Any], *, always_ends: bool = False) -> st.SearchStrategy[Script]:
-    plain = st.lists(
-        st.one_of(
-            st.builds(Give, values),
-            st.builds(Give, values),
-            st.builds(Pause, st.booleans()),
-            st.builds(SetMark, st.sampled_from(["one", "two"])),
-        ),
-        max_size=7,
-    )
+    plain = st.lists(st.one_of(st.builds(Give, values), st.builds(Give, values), others()), max_size=7)
+    return scripts_of(plain, values, always_ends=always_ends)
+
+
+def long_scripts(values: st.SearchStrategy[Any], *, always_ends: bool = False) -> st.SearchStrategy[Script]:
+    """Scripts that give more than one partial."""
+    gives: st.SearchStrategy[list[Step]] = st.lists(st.builds(Give, values), min_size=2, max_size=5)
+    plain = st.tuples(gives, st.lists(others(), max_size=3)).flatmap(lambda both: st.permutations(both[0] + both[1]))
+    return scripts_of(plain, values, always_ends=always_ends)
+
+
+def scripts_of(
+    plain: st.SearchStrategy[list[Step]], values: st.SearchStrategy[Any], *, always_ends: bool
+) -> st.SearchStrategy[Script]:
     ends: st.SearchStrategy[Step | None] = st.builds(Return, values) | ERRORS
     if not always_ends:
         ends |= st.none()
@@ -566,6 +622,25 @@ def scripts(values: st.SearchStrategy[Any], *, always_ends: bool = False) -> st.
     return st.builds(whole, plain, ends, st.booleans(), spoils)
 
 
+@attrs.frozen
+class Case:
+    """A script, how it is reduced, and after how many partials a consumer leaves that does not read to the end."""
+
+    script: Script
+    reduction: Reduction
+    stop_after: int
+
+
+def cases_of(reduction: Reduction) -> st.SearchStrategy[Case]:
+    """Long scripts, since there are few: the shortest are left to the other runners."""
+    is_text = reduction is CONCAT
+    script = long_scripts(WORDS if is_text else VALUES, always_ends=is_text)
+    return st.builds(Case, script, st.just(reduction), st.integers(0, 4))
+
+
+CASES: Final = st.sampled_from([*REDUCTIONS.values(), CONCAT]).flatmap(cases_of)
+
+
 def has(script: Script, error: type[BaseException]) -> bool:
     return any(isinstance(step, Fail) and step.error is error for step in script.steps)
 
@@ -574,6 +649,30 @@ def has(script: Script, error: type[BaseException]) -> bool:
 def loop() -> Iterator[asyncio.Runner]:
     with asyncio.Runner() as runner:
         yield runner
+
+
+@attrs.frozen
+class Worker:
+    """An engine with one worker, which no script must cost it.
+
+    Attributes:
+        folder: where the worker's bodies keep their journals.
+        pid: the number of its process.
+    """
+
+    muna: Engine
+    loop: asyncio.Runner
+    folder: Path
+    pid: int
+
+    def is_the_same_process(self) -> bool:
+        return bool(self.muna.predictions.create(os.getpid, runner=PROCESS).value == self.pid)
+
+
+@pytest.fixture
+def worker(loop: asyncio.Runner, tmp_path: Path) -> Iterator[Worker]:
+    with Engine(discover=False, workers=1, grace=30.0) as muna:
+        yield Worker(muna, loop, tmp_path, muna.predictions.create(os.getpid, runner=PROCESS).value)
 
 
 @contextlib.contextmanager
@@ -610,6 +709,25 @@ def check_every_cell(  # noqa: PLR0917
     assert muna.predictions.live == ()
 
 
+def check_every_cell_in_a_worker(worker: Worker, kind: Kind, case: Case) -> None:
+    stops = min(case.stop_after, len(expected(case.script, kind).partials))
+
+    def cell() -> Cell:
+        return Cell(worker.muna, worker.loop, kind, case.script, PROCESS, case.reduction, stops, worker.folder)
+
+    for consume in (*READERS, *STOPPERS):
+        with naming(PROCESS, consume):
+            copy_context().run(consume, cell())
+    for aconsume in (*AREADERS, *ASTOPPERS):
+        one = cell()
+        with naming(PROCESS, aconsume):
+            one.run(aconsume(one))
+    assert worker.muna.predictions.live == ()
+    assert worker.is_the_same_process(), "a body cost its worker"
+    for file in worker.folder.iterdir():
+        file.unlink()
+
+
 # The engine is made once for all examples of a kind, on purpose: what one call leaves would be seen by the next.
 fixtures_are_shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -629,6 +747,18 @@ def test_every_cell_shows_the_transcript_of_the_model(  # noqa: PLR0917
 @given(script=scripts(WORDS, always_ends=True))
 def test_every_cell_joins_the_same_text(kind: Kind, muna: Engine, loop: asyncio.Runner, script: Script) -> None:
     check_every_cell(muna, loop, kind, script, CONCAT, 1)
+
+
+@every_kind
+def test_every_cell_in_a_worker_shows_the_transcript_of_the_model(kind: Kind, worker: Worker) -> None:
+    @settings(fixtures_are_shared, max_examples=settings().max_examples // 3)
+    @given(CASES)
+    def check(case: Case) -> None:
+        check_every_cell_in_a_worker(worker, kind, case)
+
+    if settings().derandomize:  # or every kind would get the same few
+        check = seed(list(KINDS).index(kind.name))(check)
+    check()
 
 
 # The law
@@ -684,6 +814,19 @@ def test_what_a_reducer_raises_is_never_covered_by_errors_return(
         with pytest.raises(TypeError, match="joins partials that are all str") as caught:
             muna.predictions.create(kind.predictor(), inputs, **options)
         assert not hasattr(caught.value, "__notes__")
+
+
+def test_what_a_reducer_raises_is_no_failure_of_a_body_in_a_worker(worker: Worker) -> None:
+    for kind in KINDS.values():
+        inputs = {"script": Script((Give(1), Give(2), Return(3))), "journal": Journal(worker.folder / kind.name)}
+        options: Any = {"runner": PROCESS, "reduce": "concat", "errors": "return"}
+        with pytest.raises(TypeError, match="joins partials that are all str") as caught:
+            worker.muna.predictions.create(kind.predictor(), inputs, **options)
+        assert not hasattr(caught.value, "__notes__")
+        with pytest.raises(TypeError, match="joins partials that are all str") as caught:
+            worker.loop.run(worker.muna.predictions.acreate(kind.predictor(), inputs, **options))
+        assert not hasattr(caught.value, "__notes__")
+    assert worker.is_the_same_process()
 
 
 # Ctrl-C, which the property leaves out where the body runs in the caller's main thread
