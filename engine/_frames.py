@@ -26,6 +26,7 @@ _HEADER: Final = struct.Struct("<BBBxIQQ")  # magic, version, kind, call number,
 _CREDIT: Final = struct.Struct("<QQ")
 
 HEADER_SIZE: Final = _HEADER.size
+CREDIT_SIZE: Final = HEADER_SIZE + _CREDIT.size
 LONGEST_META: Final = 1 << 26  # bytes: a batch of partials is the largest meta there is, far below this
 LONGEST: Final = 1 << 40  # bytes of one frame's rest
 

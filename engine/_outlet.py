@@ -426,14 +426,20 @@ class Outlet(Channel):
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                index = max(0, (reduction.count if reduction is not None else self._made) - 1)
-                what = "the return value" if reduction is None and not is_one else f"partial {index}"
-                self.refuse(refused(what, value, error))
+                self.refuse(refused(self._what_is_sent(is_one=is_one), value, error))
                 return
             placed, rest = self._place(self._made, payload)
             value = None
         meta = pickle.dumps((latency, kept, is_one, placed, value, not self._host.is_terminated), 5)
         self._link.write(pack(DONE, self.number, meta, rest))
+
+    def _what_is_sent(self, *, is_one: bool) -> str:
+        """What a value that goes with the end is to its consumer."""
+        reduction = None if self.body is None else self.body.reduction
+        if reduction is None:
+            return f"partial {self._made - 1}" if is_one else "the return value"
+        name = reduction.reducer.name
+        return {"last": f"partial {reduction.count - 1}", "returned": "the return value"}.get(name, "the result")
 
     def _send_failed(self, error: BaseException, *, is_cleanup: bool) -> None:
         reduction = None if self.body is None else self.body.reduction

@@ -506,7 +506,7 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     """Be a worker, until the engine has no more orders or is gone."""
     import faulthandler
 
-    calls, answers, stops, inbound, outbound, report, lifeline = descriptors
+    calls, answers, stops, lifeline, inbound, outbound, report = descriptors
     for each in descriptors:
         os.set_inheritable(each, False)  # noqa: FBT003 - its only signature
     _hold_lifeline(lifeline)

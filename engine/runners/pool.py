@@ -12,11 +12,11 @@ import threading
 from collections import deque
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from engine._errors import EngineClosedError, NestingError
+from engine._errors import EngineClosedError, NestingError, WorkerLostError
 from engine._slots import Holder, Line, Ticket, current_task, refuse_stopped
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from engine._partials import Body
     from engine._records import Call
     from engine.runners.workers import Worker
+
+_ENDING: Final = 0.5  # seconds a process that closed its pipes has to be over
 
 
 @attrs.frozen(eq=False)
@@ -133,25 +135,40 @@ class Pool(Line):
     def give(self, worker: Worker) -> None:
         """A worker is free again."""
         with self._lock:
+            worker.holder = None
             if worker not in self._workers:  # it ended meanwhile
                 return
-            worker.holder = None
             worker.idle_since = monotonic()
             self._last = None if self._is_closed else worker
             if self._line:
                 self._serve()
 
     def drop(self, worker: Worker) -> None:
-        """A worker serves no more calls; another may be started in its place."""
+        """A worker is free again, and serves no more calls; another may be started in its place."""
+        worker.holder = None
+        self.bury(worker)
+
+    def bury(self, worker: Worker) -> None:
+        """A worker is over; whoever holds it finds out, and has it replaced."""
         with self._lock:
             self._remove(worker)
             self._serve()
 
     def replace(self, worker: Worker) -> Worker:
-        """Give a new worker to the holder of one that turned out to be gone."""
+        """Give a new worker to the holder of one that turned out to be gone.
+
+        Raises:
+            WorkerLostError: it was new itself, so that the next would be no better.
+            EngineClosedError: the engine is closed.
+            EngineError, OSError: no worker can be started.
+        """
         holder = worker.holder
         if holder is None:
             raise AssertionError("only the holder of a worker has it replaced")
+        if worker.calls == 1:
+            self.drop(worker)
+            worker.wait(_ENDING)
+            raise WorkerLostError(holder.call.tag, worker.pid, worker.how_it_ended(), 0, worker.crash_report())
         with self._lock:
             self._starting.append(holder)
             worker.holder = None
@@ -204,6 +221,7 @@ class Pool(Line):
             raise
         with self._lock:
             worker.holder = holder
+            worker.is_new = False
             self._workers.append(worker)
             self._starting.remove(holder)
         return worker

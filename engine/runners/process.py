@@ -53,9 +53,7 @@ class ProcessRunner:
         self._grace = grace
         self._start = start
         self._pool = Pool(most or _default_workers(), self._spawn)
-        self._warden = Warden(self._pool, grace, self._leave, self._closed)
-        self._spawning = threading.Lock()
-        self._lifeline: tuple[int, int] | None = None
+        self._warden = Warden(self._pool, grace, self._leave)
         self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
         self._is_closing = False
         self._leaving: list[Wire] = []
@@ -64,7 +62,7 @@ class ProcessRunner:
 
     def wire(self, prefetch: int | None, label: str) -> Wire:
         """Make the channel of one call."""
-        return Wire(prefetch, label, self._warden.see_to, self._finished)
+        return Wire(prefetch, label, self._warden.see_to, self._finished, self._restart)
 
     def admissions(
         self, wire: Wire, slots: Slots | None, limit: float
@@ -167,31 +165,41 @@ class ProcessRunner:
             variables=_carried(body) if _names else (),
             inputs=wire.inputs,
         )
-        payload, wire.payload = wire.payload, None
-        self._send(wire, order, shipment, payload)
+        wire.order = order
+        self._send(wire)
 
-    def _send(self, wire: Wire, order: Order, shipment: Shipment | None, payload: Payload | None) -> None:
+    def _send(self, wire: Wire) -> None:
+        """Send what a wire has to its worker, or to another if that is gone and has not read it."""
         while True:
-            worker = wire.worker
-            if worker is None:
+            worker, order = wire.worker, wire.order
+            if worker is None or order is None:
                 raise AssertionError("a worker is taken before a call is sent")
             worker.calls += 1
             try:
-                worker.send(_frame(worker, order, shipment, payload))
+                worker.send(_frame(worker, order, wire.shipment, wire.payload))
+            except BrokenPipeError:
+                if worker.is_untried:  # one that ends as soon as it is started is no reason to start more
+                    wire.number = worker.calls
+                    break
+                wire.leave(worker)
+                self._join(wire, self._pool.replace(worker))
+            else:
                 wire.number = worker.calls
                 break
-            except BrokenPipeError:  # it was gone, and has read nothing: no body has started
-                worker.wire = None
-                wire.worker = None
-                self._join(wire, self._pool.replace(worker))
         if wire.stop or self._is_closing:  # just before the worker could be asked
             wire.request_stop()
 
+    def _restart(self, wire: Wire, worker: Worker) -> None:
+        """Send a call elsewhere whose worker is gone and has not read it, so that no body has started."""
+        wire.leave(worker)
+        try:
+            self._join(wire, self._pool.replace(worker))
+            self._send(wire)
+        except BaseException as error:
+            wire.finish(End(error))
+
     def _spawn(self) -> Worker:
-        with self._spawning:
-            if self._lifeline is None:
-                self._lifeline = os.pipe()
-        worker = start_worker(self._start, self._lifeline[0])
+        worker = start_worker(self._start)
         self._warden.watch(worker)
         return worker
 
@@ -274,13 +282,13 @@ class ProcessRunner:
         """
         body = Body(Call(order.tag, self.name, None), None, (), {}, False, None)  # type: ignore[arg-type]  # noqa: FBT003
         wire = self.wire(None, order.tag)
-        wire.body, wire.shipment = body, shipment
+        wire.body, wire.shipment, wire.order = body, shipment, order
         if slots is not None:
             slots.take(body)
         try:
             with _giving_up(body, patience):
                 self._join(wire, self._pool.take(body, need))
-            self._send(wire, order, shipment, None)
+            self._send(wire)
             while wire.end is None:
                 wire.wait()
                 if wire.stop:
@@ -301,7 +309,7 @@ class ProcessRunner:
 
     def _leave(self, worker: Worker) -> Wire:
         """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
-        wire = Wire(None, f"worker {worker.pid}", _nothing, _nothing)
+        wire = Wire(None, f"worker {worker.pid}", _nothing, _nothing, _nothing)
         self._join(wire, worker)
         if self._is_closing:
             self._leaving.append(wire)
@@ -338,16 +346,9 @@ class ProcessRunner:
     def _close_pool(self, _nothing: None) -> None:
         self._pool.close()
 
-    def _closed(self) -> None:
-        lifeline, self._lifeline = self._lifeline, None
-        for each in lifeline or ():
-            with contextlib.suppress(OSError):
-                os.close(each)
-
     def abandon(self) -> None:
         """In a forked child: the workers are the parent's."""
         self._warden.abandon()
-        self._closed()
 
 
 @contextlib.contextmanager

@@ -59,17 +59,13 @@ class Warden:
         pool: the pool; workers that end are taken out of it.
         grace: seconds from one rung of the ladder to the next.
         leave: has an idle worker tear down what it set up, and end.
-        over: called, in the thread, once the last worker is gone after `close`.
     """
 
-    def __init__(
-        self, pool: Pool, grace: float, leave: Callable[[Worker], Wire | None], over: Callable[[], None]
-    ) -> None:
+    def __init__(self, pool: Pool, grace: float, leave: Callable[[Worker], Wire | None]) -> None:
         """Make a warden whose thread is started with the first worker."""
         self._pool = pool
         self._grace = grace
         self._leave = leave
-        self._over = over
         self._posted: SimpleQueue[tuple[Callable[..., None], Any]] = SimpleQueue()
         self._workers: set[Worker] = set()
         self._wards: dict[Worker, _Ward] = {}
@@ -109,7 +105,7 @@ class Warden:
 
     def see_to(self, wire: Wire) -> None:
         """A call was stopped, or its worker lost; takes no lock."""
-        self.post(self._see_to, wire)
+        self.post(self._see_to, (wire, wire.worker))
 
     def close(self) -> None:
         """Have every worker finish and end; takes no lock, and waits for nothing."""
@@ -149,7 +145,6 @@ class Warden:
             self._reader = self._writer = -1
             os.close(reader)
             os.close(writer)
-            self._over()
 
     def _look(self) -> None:
         self._sleep()
@@ -200,9 +195,9 @@ class Warden:
     def _watch(self, worker: Worker) -> None:
         self._workers.add(worker)
 
-    def _see_to(self, wire: Wire) -> None:
-        worker = wire.worker
-        if worker is None:
+    def _see_to(self, case: tuple[Wire, Worker | None]) -> None:
+        wire, worker = case
+        if worker is None or wire.worker is not worker:  # it is over, or served by another by now
             return
         ward = self._wards.get(worker)
         if worker not in self._workers:  # it was over before the call was sent
@@ -251,7 +246,7 @@ class Warden:
             wire.lose(worker)
         self._workers.discard(worker)
         self._wards.pop(worker, None)
-        self._pool.drop(worker)
+        self._pool.bury(worker)
         self._ended.append(worker)
 
     # Letting go

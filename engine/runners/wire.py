@@ -17,9 +17,9 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._channel import BOUND, MOST, Channel, End, park_thread, wait_until, wait_until_task, wake_one
+from engine._channel import BOUND, MOST, Channel, End, park_thread, wait_until, wait_until_task, wake_all, wake_one
 from engine._errors import PayloadError, WorkerLostError, say, warn
-from engine._frames import DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
+from engine._frames import CREDIT_SIZE, DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
 from engine._payloads import decode, unpack_failure
 from engine._records import Ladder, traceback_of
 
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable
 
-    from engine._frames import Frame
+    from engine._frames import Frame, Order
     from engine._partials import Body
     from engine._payloads import Payload
     from engine.runners.workers import Shipment, Worker
 
     Hand = Callable[["Wire"], None]  # gives a stopped or lost call to the warden
+    Restart = Callable[["Wire", Worker], None]  # sends the call to another worker
     Finished = Callable[["Wire", Worker, bool], None]  # gives the worker back; False if it serves no more calls
 
 _READ: Final = 1 << 16  # bytes one read takes at most: memory for more would come from the system each time
@@ -48,6 +49,7 @@ class Wire(Channel):
         label: names the channel in the log.
         hand: called, from anywhere, when the call was stopped or its worker lost.
         finished: called once the worker has nothing more to say of this call.
+        restart: sends the call to another worker.
     """
 
     __slots__ = (
@@ -61,21 +63,25 @@ class Wire(Channel):
         "_reader",
         "_reading",
         "_received",
+        "_restart",
+        "_told",
         "body",
         "inputs",
         "ladder",
         "number",
+        "order",
         "payload",
         "reason",
         "shipment",
         "worker",
     )
 
-    def __init__(self, prefetch: int | None, label: str, hand: Hand, finished: Finished) -> None:
+    def __init__(self, prefetch: int | None, label: str, hand: Hand, finished: Finished, restart: Restart) -> None:
         """Make an empty channel that no worker serves yet."""
         super().__init__(prefetch, label)
         self._hand = hand
         self._finished = finished
+        self._restart = restart
         self._reading = allocate_lock()  # whoever reads the pipe has it; nobody waits for it
         self._reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
         self._futures: deque[Future[None]] = deque()
@@ -83,10 +89,12 @@ class Wire(Channel):
         self._received = 0
         self._limit = 0
         self._heavy = 0
+        self._told = 0  # times the producer was told what it may make
         self._calm = 0  # partials to take before the producer may have to be told
         self.body: Body | None = None
         self.shipment: Shipment | None = None
-        self.payload: Payload | None = None  # the inputs, until they are sent
+        self.order: Order | None = None  # the call as it is sent; kept until there is an answer
+        self.payload: Payload | None = None  # its inputs; the same
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same, where they are plain
         self.worker: Worker | None = None
         self.number = 0  # of the call in its worker; 0 until it is sent
@@ -119,6 +127,7 @@ class Wire(Channel):
         self._limit = max(self._limit, wanted)
         if not self.items:
             self._heavy = 0
+        self._told += 1
         with suppress(OSError):  # the worker is lost, as the pipe will tell
             worker.send([pack_credit(self.number, taken, self._limit)])
 
@@ -338,6 +347,8 @@ class Wire(Channel):
 
     def _take_in(self, frame: Frame, worker: Worker) -> None:
         kind = frame.kind
+        if self.order is not None:
+            self.order = self.payload = None
         if kind == LOG:
             _log(worker, frame.meta)
         elif frame.number != self.number:
@@ -439,12 +450,33 @@ class Wire(Channel):
 
     def lose(self, worker: Worker) -> None:
         """The worker is gone in the middle of the call; the warden says so, once it has read what was left."""
+        if self._is_unread(worker):
+            self._restart(self, worker)
+            self._is_cut = False
+            wake_all(self.consumers)
+            return
         if self.stop:
             end = End()
         else:
             reason = self.reason or worker.how_it_ended()
             end = End(WorkerLostError(self.label, worker.pid, reason, self._received, worker.crash_report()))
         self._conclude(end, worker, keep=False)
+
+    def _is_unread(self, worker: Worker) -> bool:
+        """Whether the worker ended before it read the call, as one does that is killed while it is free.
+
+        One that was started for this very call is not spared: it may be the call's environment that ends it.
+        """
+        if self.stop or self.order is None or worker.is_untried:
+            return False
+        return worker.unread() > self._told * CREDIT_SIZE
+
+    def leave(self, worker: Worker) -> None:
+        """The call is to be served by another worker than this one."""
+        self.worker = worker.wire = None
+        self.number = 0
+        if worker.registrations:
+            self._unwatch_all(worker)
 
     def _let_go(self) -> None:
         if self.body is not None:

@@ -14,7 +14,9 @@ import os
 import select
 import signal
 import sys
+import termios
 import threading
+from array import array
 from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -92,6 +94,7 @@ class Worker:
         outbound: shared memory that it writes.
         calls: number of the last call or errand it was given.
         is_doomed: whether it was told to end, so that it serves no more calls.
+        is_new: whether it was just started, for a holder that does not hold it yet.
     """
 
     __slots__ = (
@@ -112,6 +115,7 @@ class Worker:
         "inbound",
         "is_closed",
         "is_doomed",
+        "is_new",
         "known",
         "outbound",
         "pid",
@@ -139,6 +143,7 @@ class Worker:
         self.calls = 0
         self.is_doomed = False
         self.is_closed = False
+        self.is_new = True
         self.calls_pipe = descriptors["calls"]
         self.answers = descriptors["answers"]
         self.stops_pipe = descriptors["stops"]
@@ -200,7 +205,7 @@ class Worker:
 
         An event loop that still watches the pipes keeps these until it turns again, see `unwatched`.
         """
-        if self.wire is not None:
+        if self.is_new or self.holder is not None or self.wire is not None:
             return False
         watched = () if self._is_unwatched() else (self.answers, self.calls_pipe)
         self._close([each for each in self._descriptors if each not in watched])
@@ -258,6 +263,18 @@ class Worker:
                 chunks = [memoryview(chunk)[written:]]
             self._unsent.extend(memoryview(chunk) for chunk in chunks if len(chunk))
             return self._flush()
+
+    @property
+    def is_untried(self) -> bool:
+        """Whether it was given nothing to do before what it does now."""
+        return self.calls <= 1
+
+    def unread(self) -> int:
+        """Bytes that were sent and that it has not read; 0 where the system does not tell."""
+        found = array("i", [0])
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.calls_pipe, termios.FIONREAD, found)
+        return found[0] + sum(view.nbytes for view in tuple(self._unsent))
 
     def send_rest(self) -> bool:
         """Write more of what was kept; tell whether nothing is left."""
@@ -325,12 +342,11 @@ class Worker:
         self.set_up.discard(key)
 
 
-def start_worker(start: Start, lifeline: int) -> Worker:
+def start_worker(start: Start) -> Worker:
     """Start a worker process.
 
     Args:
         start: its working directory, if any, and its environment.
-        lifeline: the end of a pipe whose other end is open as long as the engine lives.
 
     Raises:
         EngineError: it cannot be started, with what to do about it.
@@ -346,7 +362,7 @@ def start_worker(start: Start, lifeline: int) -> Worker:
         _open(ours, theirs)
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - what multiprocessing uses
         flags += [] if "-P" in flags else ["-P"]
-        inherited = (*theirs, ours["inbound"], ours["outbound"], ours["report"], lifeline)
+        inherited = (*theirs, ours["inbound"], ours["outbound"], ours["report"])
         command = [sys.executable, *flags, "-c", _START, *map(str, inherited)]
         process = _start(command, inherited, start)
         worker = Worker(process, {**ours, "exit": _exit_pipe(process.pid)})
@@ -364,8 +380,11 @@ def start_worker(start: Start, lifeline: int) -> Worker:
 
 
 def _open(ours: dict[str, int], theirs: list[int]) -> None:
-    """Make the pipes and segments; `theirs` are the ends of `calls`, `answers` and `stops` that the worker has."""
-    for name in ("calls", "answers", "stops"):
+    """Make the pipes and segments; `theirs` are the ends of the first four that the worker has.
+
+    Each worker has a lifeline of its own: whom the kernel signals when it closes is noted in the open file itself.
+    """
+    for name in ("calls", "answers", "stops", "lifeline"):
         reader, writer = os.pipe()
         mine, other = (reader, writer) if name == "answers" else (writer, reader)
         ours[name] = mine
