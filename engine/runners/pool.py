@@ -12,11 +12,11 @@ import threading
 from collections import deque
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from engine._errors import EngineClosedError, NestingError, WorkerLostError
+from engine._errors import EngineClosedError, NestingError
 from engine._slots import Holder, Line, Ticket, current_task, refuse_stopped
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from engine._partials import Body
     from engine._records import Call
     from engine.runners.workers import Worker
-
-_ENDING: Final = 0.5  # seconds a process that closed its pipes has to be over
 
 
 @attrs.frozen(eq=False)
@@ -158,17 +156,12 @@ class Pool(Line):
         """Give a new worker to the holder of one that turned out to be gone.
 
         Raises:
-            WorkerLostError: it was new itself, so that the next would be no better.
             EngineClosedError: the engine is closed.
             EngineError, OSError: no worker can be started.
         """
         holder = worker.holder
         if holder is None:
             raise AssertionError("only the holder of a worker has it replaced")
-        if worker.calls == 1:
-            self.drop(worker)
-            worker.wait(_ENDING)
-            raise WorkerLostError(holder.call.tag, worker.pid, worker.how_it_ended(), 0, worker.crash_report())
         with self._lock:
             self._starting.append(holder)
             worker.holder = None
