@@ -27,7 +27,7 @@ _CREDIT: Final = struct.Struct("<QQ")
 
 HEADER_SIZE: Final = _HEADER.size
 CREDIT_SIZE: Final = HEADER_SIZE + _CREDIT.size
-LONGEST_META: Final = 1 << 26  # bytes: a batch of partials is the largest meta there is, far below this
+LONGEST_META: Final = 1 << 27  # bytes: a batch of partials, the longest there is, has half of that at most
 LONGEST: Final = 1 << 40  # bytes of one frame's rest
 
 # To a worker.
@@ -175,11 +175,6 @@ class Decoder:
         self._pieces: list[bytes] = []
         self._have = 0
         self._need = HEADER_SIZE
-
-    @property
-    def is_within_a_frame(self) -> bool:
-        """Whether the bytes so far end in the middle of a frame."""
-        return self._have > 0
 
     def feed(self, data: bytes) -> None:
         """Take more bytes in; whole frames are appended to `frames`.
