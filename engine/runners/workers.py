@@ -30,13 +30,15 @@ from engine._segments import Segment, make_segment
 if TYPE_CHECKING:
     import asyncio
     import subprocess
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from engine._frames import Chunk
     from engine._records import Start
     from engine._slots import Holder
 
 MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
+_STDOUT: Final = 1
+_STDERR: Final = 2
 _REPORT: Final = 8_192  # bytes of a crash report
 _KILLED: Final = 5.0  # seconds a killed process has to be gone
 
@@ -359,12 +361,13 @@ def start_worker(start: Start) -> Worker:
     ours: dict[str, int] = {}
     theirs: list[int] = []
     try:
-        _open(ours, theirs)
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - what multiprocessing uses
-        flags += [] if "-P" in flags else ["-P"]
-        inherited = (*theirs, ours["inbound"], ours["outbound"], ours["report"])
-        command = [sys.executable, *flags, "-c", _START, *map(str, inherited)]
-        process = _start(command, inherited, start)
+        with _standard_ones_taken() as missing:
+            _open(ours, theirs)
+            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - what multiprocessing uses
+            flags += [] if "-P" in flags else ["-P"]
+            inherited = (*theirs, ours["inbound"], ours["outbound"], ours["report"])
+            command = [sys.executable, *flags, "-c", _START, *map(str, inherited)]
+            process = _start(command, inherited, start, missing)
         worker = Worker(process, {**ours, "exit": _exit_pipe(process.pid)})
     except BaseException:
         for each in ours.values():
@@ -377,6 +380,20 @@ def start_worker(start: Start) -> Worker:
     with contextlib.suppress(BrokenPipeError):  # it is gone already: whoever calls it finds out
         worker.send([len(hello).to_bytes(8, "little"), hello])
     return worker
+
+
+@contextlib.contextmanager
+def _standard_ones_taken() -> Iterator[frozenset[int]]:
+    """Let nothing opened meanwhile be descriptor 0, 1 or 2, which a worker has a use for; give those closed."""
+    taken: list[int] = []
+    try:
+        while not taken or taken[-1] <= _STDERR:
+            taken.append(os.open(os.devnull, os.O_RDWR))
+        os.close(taken.pop())
+        yield frozenset(taken)
+    finally:
+        for each in taken:
+            os.close(each)
 
 
 def _open(ours: dict[str, int], theirs: list[int]) -> None:
@@ -400,14 +417,23 @@ def _open(ours: dict[str, int], theirs: list[int]) -> None:
             fcntl.fcntl(ours["answers"], fcntl.F_SETPIPE_SZ, 1 << 18)
 
 
-def _start(command: Sequence[str], inherited: Sequence[int], start: Start) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], inherited: Sequence[int], start: Start, missing: Collection[int]
+) -> subprocess.Popen[bytes]:
     """Start the process with Ctrl-C held back until it has its own handler for it."""
     import subprocess
 
+    stdout, stderr = (subprocess.DEVNULL if each in missing else None for each in (_STDOUT, _STDERR))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and program
-            command, stdin=subprocess.DEVNULL, pass_fds=inherited, cwd=start.folder, env=start.environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=inherited,
+            cwd=start.folder,
+            env=start.environment,
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
