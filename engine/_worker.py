@@ -175,6 +175,16 @@ class _Host:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self._handlers = list(map(_signal.getsignal, _SIGNALS))
 
+    def forget(self) -> None:
+        """In a forked child, which is the predictor's: neither the pipes nor the signals are its to see to."""
+        self.link.forget()
+        for number, ours, default in (
+            (signal.SIGINT, _leave_to_the_engine, signal.default_int_handler),
+            (signal.SIGTERM, self._terminate, signal.SIG_DFL),
+        ):
+            if signal.getsignal(number) == ours:
+                signal.signal(number, default)
+
     def _restore_signals(self) -> None:
         """Set back what a predictor set; after every call, so by the quickest way there is."""
         found = list(map(_signal.getsignal, _SIGNALS))
@@ -516,7 +526,7 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     link = Link(calls, answers)
     host = _Host(link, Segment(inbound), Segment(outbound))
     _errors.diverted.append(host.log)
-    os.register_at_fork(after_in_child=link.forget)
+    os.register_at_fork(after_in_child=host.forget)
     threading.Thread(target=host.hear_stops, args=(stops, lifeline), name="engine-stops", daemon=True).start()
     try:
         host.guard()
