@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -43,12 +44,13 @@ class Segment:
         descriptor: what `make_segment` gave; it stays open when the view is closed.
     """
 
-    __slots__ = ("_descriptor", "_map")
+    __slots__ = ("_descriptor", "_map", "_wanted")
 
     def __init__(self, descriptor: int) -> None:
         """See nothing yet; memory is mapped when it is first used."""
         self._descriptor = descriptor
         self._map: mmap.mmap | None = None
+        self._wanted = 0
 
     @property
     def size(self) -> int:
@@ -57,9 +59,11 @@ class Segment:
 
     def grow(self, size: int) -> bool:
         """Make room for `size` bytes; tell whether there is."""
+        self._wanted = max(self._wanted, size)
         if size <= self.size:
             return True
         rounded = -(-size // _STEP) * _STEP
+        before = os.fstat(self._descriptor).st_size
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._descriptor, 0, rounded)  # checked: written pages never end in SIGBUS
@@ -67,6 +71,8 @@ class Segment:
                 os.ftruncate(self._descriptor, rounded)
             self._remap(rounded)
         except (OSError, ValueError, OverflowError):  # memory, address space or file size at its limit
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, before)  # nobody was told of more
             return False
         return True
 
@@ -94,11 +100,15 @@ class Segment:
         with memoryview(self._map) as view:  # type: ignore[arg-type]  # mapped by now
             return view[start : start + size]
 
-    def shrink(self, size: int) -> None:
-        """Give memory beyond `size` bytes back to the system; whoever reads there next finds it after a `grow`."""
-        if self.size > size:
+    def trim(self) -> None:
+        """Give memory beyond `LARGEST` back to the system, unless it was wanted since this was last called.
+
+        Only the side that writes may do so, and only while there is nothing to read.
+        """
+        if self._wanted <= LARGEST < self.size:
             self.close()
-            os.ftruncate(self._descriptor, size)
+            os.ftruncate(self._descriptor, LARGEST)
+        self._wanted = 0
 
     def close(self) -> None:
         """Unmap."""
@@ -107,8 +117,9 @@ class Segment:
             self._map = None
 
     def _remap(self, size: int) -> None:
+        found = mmap.mmap(self._descriptor, size)
         self.close()
-        self._map = mmap.mmap(self._descriptor, size)
+        self._map = found
 
 
 class Ring:
@@ -129,6 +140,7 @@ class Ring:
     def clear(self) -> None:
         """Nothing is held any more."""
         self._held.clear()
+        self._segment.trim()
 
     def find(self, index: int, size: int) -> int | None:
         """Find room for the partial `index`; `None` if there is none."""
