@@ -12,6 +12,7 @@ import gc
 import itertools
 import os
 import random
+import signal
 import threading
 import time
 import warnings
@@ -253,6 +254,84 @@ def test_a_stuck_body_is_gone_within_twice_the_grace_and_costs_its_neighbour_not
             seen.add(gate.opener)
         assert neighbour.goes_on()
         neighbour.close()
+
+
+class SleepsThere:
+    """A value that takes for ever to be rebuilt, or to be taken apart, in a worker.
+
+    Attributes:
+        gate: is opened just before.
+        is_made_there: whether it is made in the worker, so that it is taken apart there.
+    """
+
+    def __init__(self, gate: FileGate, *, is_made_there: bool) -> None:
+        self.gate = gate
+        self.is_made_there = is_made_there
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.is_made_there:
+            workers.opens_and_sleeps(self.gate)
+        return workers.opens_and_sleeps, (self.gate,)
+
+
+@pytest.mark.fault(46, 47)
+@pytest.mark.parametrize("place", ["input", "setup", "partial"])
+def test_a_call_that_is_stuck_around_its_body_is_stopped_like_any(place: str, tmp_path: Path) -> None:
+    gate, journal = FileGate(tmp_path / "gate"), Journal(tmp_path / "journal")
+
+    class Model:
+        def setup(self) -> None:
+            if not gate.is_open:
+                workers.opens_and_sleeps(gate)
+
+        def predict(self, given: Any) -> str:
+            return "set up"
+
+    def yields(given: Any) -> Iterator[Any]:
+        try:
+            yield SleepsThere(gate, is_made_there=True) if place == "partial" else given
+        finally:
+            journal.note("finally")
+
+    predictor: Any = Model if place == "setup" else yields
+    given = SleepsThere(gate, is_made_there=False) if place == "input" else None
+    with Engine(discover=False, workers=1, grace=GRACE) as muna:
+        stream = muna.predictions.stream(predictor, {"given": given}, runner="process")
+        with Elsewhere(when(gate, stream.cancel)), pytest.raises(PredictionCancelledError):
+            next(stream)
+        if place != "partial":
+            prediction = muna.predictions.create(predictor, {"given": "next"}, runner="process")
+            assert prediction.value == ("set up" if place == "setup" else "next")
+        assert muna.predictions.create(number_of_worker, runner="process").value != gate.opener
+        assert stream.outcome.rung == "terminated"
+        assert journal.words == {"input": ["finally"], "setup": [], "partial": ["finally"]}[place]
+
+
+@pytest.mark.fault(14)
+def test_a_worker_that_is_stopped_while_idle_is_killed_when_a_call_or_its_engine_would_wait_for_it(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    with Engine(discover=False, workers=1, grace=GRACE) as muna:
+        pid = muna.predictions.create(number_of_worker, runner="process").value
+        os.kill(pid, signal.SIGSTOP)
+        stream = muna.predictions.stream(predictor_with("gen", Trouble(journal)), runner="process")
+        (worker,) = muna.workers()._pool.workers
+
+        def cancel_once_told() -> None:
+            eventually(worker.unread, "the order is sent")
+            stream.cancel()
+
+        with Elsewhere(cancel_once_told), pytest.raises(PredictionCancelledError):
+            next(stream)
+        replaced = muna.predictions.create(number_of_worker, runner="process").value
+        assert replaced != pid
+        assert stream.outcome.rung == "killed"
+        assert journal.words == []  # a call that was stopped is not served elsewhere either
+        os.kill(replaced, signal.SIGSTOP)
+        moment = time.monotonic()
+    assert time.monotonic() - moment < 2 * GRACE + SLACK
+    assert not is_there(replaced)
 
 
 @pytest.mark.fault(46, 47, 48)
@@ -725,6 +804,28 @@ def test_a_finally_that_does_not_end_within_the_grace_is_ended(
         assert journal.words == ["start", "finally"]
 
     cell.run(scenario, grace=GRACE, workers=1)
+
+
+@pytest.mark.fault(51)
+def test_a_body_that_waits_for_room_in_a_full_pipe_is_stopped_and_its_worker_serves_on(
+    tmp_path: Path, lasting: Engine
+) -> None:
+    full, journal = FileGate(tmp_path / "full"), Journal(tmp_path / "journal")
+
+    def floods() -> Iterator[bytearray]:
+        workers.tell_when_pipe_is_full(full)
+        try:
+            while True:
+                yield bytearray(30_000)  # too little for shared memory, and soon too much for the pipe
+        finally:
+            journal.note("finally")
+
+    stream = lasting.predictions.stream(floods, runner="process", prefetch=10_000)
+    next(stream)
+    full.wait()
+    stream.close()
+    assert (stream.outcome.rung, journal.words) == ("asked", ["finally"])
+    assert lasting.predictions.create(number_of_worker, runner="process").value == full.opener
 
 
 # 56: two readers of one stream.

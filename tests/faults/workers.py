@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -231,6 +232,12 @@ def is_stopped() -> None:
     time.sleep(AGES)
 
 
+def opens_and_sleeps(gate: FileGate) -> None:
+    """Tell where it is stuck."""
+    gate.open()
+    sleeps()
+
+
 # Ways to stop.
 
 
@@ -348,3 +355,18 @@ def dies_within(share: float, write: Write, data: bytes) -> int:
             time.sleep(0.001)
     is_killed()
     raise AssertionError("nothing comes after SIGKILL")
+
+
+def tell_when_pipe_is_full(gate: FileGate) -> None:
+    """Open a gate as soon as this worker cannot write for want of room."""
+    one, many = os.write, os.writev
+
+    def told(write: Callable[[int, Any], int], descriptor: int, data: Any) -> int:
+        try:
+            return write(descriptor, data)
+        except BlockingIOError:
+            vars(os).update(write=one, writev=many)
+            gate.open()
+            raise
+
+    vars(os).update(write=partial(told, one), writev=partial(told, many))
