@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine._engine import Engine
 from engine._errors import (
     DuplicatePredictorError,
     EngineClosedError,
@@ -30,9 +29,10 @@ from engine._errors import (
 from engine._predictor import Predictor, predictor
 from engine._records import Call, Outcome, Prediction, current_call
 from engine._reducers import Reducer, fold
-from engine._stream import AsyncPredictionStream, PredictionStream
 
 if TYPE_CHECKING:
+    from engine._engine import Engine
+    from engine._stream import AsyncPredictionStream, PredictionStream
     from engine.hookspecs import hookimpl
 
 __all__ = [
@@ -65,6 +65,14 @@ __all__ = [
 ]
 
 
+# A package that offers predictors, and a worker that runs them, need neither an engine nor pluggy to be imported.
+_LATER = {
+    "AsyncPredictionStream": "engine._stream",
+    "Engine": "engine._engine",
+    "PredictionStream": "engine._stream",
+    "hookimpl": "engine.hookspecs",
+}
+
 for _public in __all__:  # people meet these names in tracebacks, and should find them where they import them from
     if _public in globals() and globals()[_public].__module__.startswith("engine."):
         globals()[_public].__module__ = "engine"
@@ -72,8 +80,13 @@ del _public
 
 
 def __getattr__(name: str) -> Any:
-    if name == "hookimpl":  # pluggy is imported by plugins, and by the first use of a registry
-        from engine.hookspecs import hookimpl
+    if name not in _LATER:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    import importlib
 
-        return hookimpl
-    raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

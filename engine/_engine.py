@@ -360,6 +360,9 @@ class Engine:
         self._residents.forget_parents(self._loop)
 
 
+Engine.__module__ = "engine"  # where people import it from
+
+
 def _seconds(grace: object) -> float:
     if isinstance(grace, (int, float)) and not isinstance(grace, bool) and 0 <= grace <= _LONGEST:
         return float(grace)

@@ -31,7 +31,7 @@ _PROTOCOL: Final = 5
 LARGEST_FAILURE: Final = 1 << 20  # bytes of an encoded exception; a larger one travels as text, cut
 SMALL: Final = 4096  # characters or bytes of what may stand in a frame's own words, or wait for others
 _FEW: Final = 64  # inputs that may
-_DEEPEST_CAUSE: Final = 8  # causes of causes that travel with a failure
+_DEEPEST: Final = 8  # causes of causes, and contexts of contexts, that travel with a failure
 
 # Immutable, and no code of anybody's runs when they are encoded.
 _ATOMS: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
@@ -222,7 +222,7 @@ def _culprit(target: Any) -> tuple[str | None, object]:
 
 
 def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
-    """Turn an exception into built-in types: itself encoded where that can be undone, its texts, and its causes."""
+    """Turn an exception into built-in types: itself encoded where that can be undone, its texts, what is behind it."""
     whole = _rebuildable(error)
     kind = type(error)
     if whole is None and len(error.args) and _is_huge(error):
@@ -230,9 +230,9 @@ def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
         traceback = cut(f"{''.join(_frames_of(error))}{kind.__qualname__}: {text}")
     else:
         text, traceback = say(error), traceback_of(error)
-    cause = error.__cause__
-    packed = None if cause is None or depth == _DEEPEST_CAUSE else pack_failure(cause, depth + 1)
-    return whole, kind.__qualname__, text, traceback, packed
+    behind = (error.__cause__, None if error.__suppress_context__ else error.__context__)
+    packed = [None if each is None or depth == _DEEPEST else pack_failure(each, depth + 1) for each in behind]
+    return whole, kind.__qualname__, text, traceback, *packed
 
 
 def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
@@ -240,7 +240,7 @@ def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
 
     One that cannot be rebuilt arrives as a `PredictorError` with its type's name, text and traceback.
     """
-    whole, name, text, traceback, cause = packed
+    whole, name, text, traceback, cause, context = packed
     error: BaseException | None = None
     if whole is not None:
         try:
@@ -252,9 +252,11 @@ def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
     if place:
         with contextlib.suppress(Exception):  # it may refuse attributes: then it arrives without its traceback
             error.add_note(f"{place}:\n{traceback.rstrip()}")
-    if cause is not None:
-        with contextlib.suppress(Exception):  # the same
-            error.__cause__ = unpack_failure(cause, place)
+    with contextlib.suppress(Exception):  # the same
+        if context is not None:
+            error.__context__ = unpack_failure(context, "")  # its traceback stands above, in the note
+        if cause is not None:
+            error.__cause__ = unpack_failure(cause, "")
     return error
 
 
@@ -358,9 +360,9 @@ def _pickled(value: Any, keep: Callable[[pickle.PickleBuffer], Any] | None, most
     outside = None if keep is None else kept.append
     try:
         _Plain(file, _PROTOCOL, buffer_callback=outside).dump(value)
-    except (KeyboardInterrupt, _TooLargeError):
+    except _TooLargeError:
         raise
-    except BaseException:
+    except Exception:  # what is no Exception wants to be out of here
         file.seek(0)
         file.truncate()
         kept.clear()

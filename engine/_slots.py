@@ -264,13 +264,13 @@ class Ticket:
 class Holder:
     """A call that holds a slot, and the thread and task that consume it."""
 
-    __slots__ = ("_task", "_thread", "call")
+    __slots__ = ("call", "task", "thread")
 
     def __init__(self, call: Call) -> None:
         """Note where the slot is taken."""
         self.call = call
-        self._thread = threading.get_ident()
-        self._task = current_task()
+        self.thread = threading.get_ident()
+        self.task = current_task()
 
     def blocks(self, call: Call, task: object, thread: int | None = None) -> bool:
         """Whether `call`, waiting in `thread` (this one) or in `task`, would keep this holder from ever going on."""
@@ -278,10 +278,10 @@ class Holder:
             return True
         if self.call.stopping:  # abandoned: it ends by itself, whatever its consumer does
             return False
-        mine = self._task() if self._task is not None else None
+        mine = self.task() if self.task is not None else None
         if task is not None and mine is not None:
             return mine is task
-        return self._thread == (threading.get_ident() if thread is None else thread)
+        return self.thread == (threading.get_ident() if thread is None else thread)
 
     def __str__(self) -> str:
         """Name the call."""

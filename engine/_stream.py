@@ -372,3 +372,7 @@ class _Snapshots:
             self._is_begun, self._reducer, self._state = True, reducer, reducer.start()
         self._state = reducer.step(self._state, value)
         return reducer.finish(self._state)
+
+
+for _face in (PredictionStream, AsyncPredictionStream):
+    _face.__module__ = "engine"  # where people import them from

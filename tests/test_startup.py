@@ -48,10 +48,17 @@ def modules_after(source: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-def test_importing_the_engine_imports_nothing_heavy() -> None:
+def test_importing_the_engine_imports_nothing_heavy_and_no_machinery_before_it_is_used() -> None:
     found = modules_after("import engine")
-    assert "engine._engine" in found
     assert not found & HEAVY
+    assert not found & {"engine._engine", "engine._executor", "engine._registry"}
+    assert "engine._engine" in modules_after("import engine; engine.Engine")
+
+
+def test_what_a_worker_runs_needs_no_engine() -> None:
+    found = modules_after("import engine._worker")
+    assert not found & {"engine._engine", "engine._executor", "engine._registry", "engine._plugins", "pluggy"}
+    assert not found & {"asyncio", "cloudpickle", "logging", "subprocess", "multiprocessing"}
 
 
 def test_importing_the_public_names_imports_nothing_heavy() -> None:

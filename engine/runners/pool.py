@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
+from collections import Counter
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ from engine._errors import EngineClosedError, NestingError
 from engine._slots import Holder, Line, Ticket, current_task, refuse_stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import weakref
+    from collections.abc import Callable, Iterator
 
     from engine._partials import Body
     from engine._records import Call
@@ -55,6 +56,58 @@ class _Wish(Ticket):
         self.thread = threading.get_ident()
         self.task = current_task()
 
+    def outer_calls(self) -> Iterator[Call]:
+        """The calls this one was made in."""
+        call = self.call.parent
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+class _Row:
+    """Those who wait, in the order they came; it can tell at once of most holders that nobody in it keeps them."""
+
+    __slots__ = ("_calls", "_tasks", "_threads", "_wishes")
+
+    def __init__(self) -> None:
+        self._wishes: dict[_Wish, None] = {}
+        self._calls: Counter[int] = Counter()
+        self._tasks: Counter[weakref.ref[Any]] = Counter()
+        self._threads: Counter[tuple[int, bool]] = Counter()  # and whether a task waits there
+
+    def __len__(self) -> int:
+        return len(self._wishes)
+
+    def __iter__(self) -> Iterator[_Wish]:
+        return iter(tuple(self._wishes))
+
+    def append(self, wish: _Wish) -> None:
+        self._wishes[wish] = None
+        self._count(wish, 1)
+
+    def discard(self, wish: _Wish) -> None:
+        if wish in self._wishes:
+            del self._wishes[wish]
+            self._count(wish, -1)
+
+    def _count(self, wish: _Wish, step: int) -> None:
+        keys: list[tuple[Counter[Any], Any]] = [(self._calls, id(call)) for call in wish.outer_calls()]
+        keys.append((self._threads, (wish.thread, wish.task is not None)))
+        if wish.task is not None:
+            keys.append((self._tasks, wish.task))
+        for counter, key in keys:
+            counter[key] += step
+            if not counter[key]:
+                del counter[key]
+
+    def may_keep(self, holder: Holder) -> bool:
+        """Whether somebody in it may keep this holder from going on; `Holder.blocks` tells whether that is so."""
+        if id(holder.call) in self._calls or (holder.thread, False) in self._threads:
+            return True
+        if holder.task is None or holder.task() is None:
+            return (holder.thread, True) in self._threads
+        return holder.task in self._tasks
+
 
 class Pool(Line):
     """At most so many workers, started when first needed, kept for the next call.
@@ -71,7 +124,7 @@ class Pool(Line):
         self._lock = threading.RLock()
         self._workers: list[Worker] = []
         self._starting: list[Holder] = []
-        self._line: list[_Wish] = []
+        self._line = _Row()
         self._last: Worker | None = None  # that was given back last, while it may be taken
         self._is_closed = False
 
@@ -233,8 +286,7 @@ class Pool(Line):
         wish: Any = ticket
         with self._lock:
             wish.is_left = True
-            with suppress(ValueError):
-                self._line.remove(wish)
+            self._line.discard(wish)
             if wish.is_granted:
                 if wish.worker is None:
                     self._starting.remove(wish.holder)
@@ -243,11 +295,12 @@ class Pool(Line):
             self._serve()
 
     def _serve(self) -> None:
-        for wish in tuple(self._line):
+        for wish in self._line:
+            if not self._has_place() and all(each.holder is not None for each in self._workers):
+                return
             self._grant(wish)
             if wish.is_granted:
-                with suppress(ValueError):
-                    self._line.remove(wish)
+                self._line.discard(wish)
                 wish.wake()
 
     def _grant(self, wish: _Wish) -> None:
@@ -298,7 +351,7 @@ class Pool(Line):
             if wish.is_granted:
                 return
             self._refuse_closed()
-            if wish in self._going():
+            if self._can_be_served(wish):
                 return
             stuck = [each for each in self._acceptable(wish) if each.blocks(wish.call, task)] or self.holders
         raise NestingError(
@@ -317,22 +370,25 @@ class Pool(Line):
             return list(self.holders)
         return [each.holder for each in chosen if each.holder is not None]
 
-    def _going(self) -> list[_Wish]:
-        """Those in line who can still be served: somebody they wait for waits for nobody, or for one of them."""
-        going: list[_Wish] = []
-        left = deque(self._line)
-        is_news = True
-        while is_news:
-            is_news = False
-            for wish in tuple(left):
-                if any(self._goes_on(holder, left) for holder in self._acceptable(wish)) or not self._acceptable(wish):
-                    going.append(wish)
-                    left.remove(wish)
-                    is_news = True
-        return going
+    def _can_be_served(self, wish: _Wish) -> bool:
+        holders = self._acceptable(wish)
+        if not holders or not all(map(self._line.may_keep, holders)):  # the fast path, for a line may be long
+            return True
+        return wish in self._going()
 
-    @staticmethod
-    def _goes_on(holder: Holder, waiting: deque[_Wish]) -> bool:
-        return not any(
-            holder.blocks(wish.call, wish.task() if wish.task is not None else None, wish.thread) for wish in waiting
-        )
+    def _going(self) -> set[_Wish]:
+        """Those in line who can still be served: somebody they wait for waits for nobody, or for one of them."""
+        left = {wish: self._acceptable(wish) for wish in self._line}
+        keepers = {
+            holder: {wish for wish in left if holder.blocks(wish.call, wish.task and wish.task(), wish.thread)}
+            for holder in {holder for holders in left.values() for holder in holders}
+        }
+        going: set[_Wish] = set()
+        while True:
+            free = {holder for holder, wishes in keepers.items() if wishes <= going}
+            news = [wish for wish, holders in left.items() if not holders or not free.isdisjoint(holders)]
+            if not news:
+                return going
+            for wish in news:
+                del left[wish]
+            going.update(news)

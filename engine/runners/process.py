@@ -208,6 +208,7 @@ class ProcessRunner:
         if shipment is not None and not shipment.is_kept:
             worker.forgotten.append(shipment.key)
         if keep:
+            worker.inbound.trim()
             self._pool.give(worker)
         else:
             self._pool.drop(worker)

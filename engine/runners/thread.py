@@ -230,10 +230,14 @@ def go_on(body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float)
     """Go on, in the calling thread, with a sync iterator a body produced after `elapsed` seconds."""
     end = End()
     try:
-        if body.reduction is None:
-            is_over = pump(iterator, channel, elapsed, end)
-        else:
-            is_over = reduce(iterator, channel, elapsed, end, body.reduction)
+        try:
+            if body.reduction is None:
+                is_over = pump(iterator, channel, elapsed, end)
+            else:
+                is_over = reduce(iterator, channel, elapsed, end, body.reduction)
+        except BaseException:
+            close_iterator(iterator)  # it is open where its partial could not be handed over or reduced
+            raise
         if not is_over:
             end.is_cleanup = True
             close_iterator(iterator)
