@@ -382,6 +382,13 @@ class Cell:
             asyncio.run(self._in_a_task(scenario, options))
             return
         with Engine(**options) as engine:
+            self.run_on(engine, scenario)
+
+    def run_on(self, engine: Engine, scenario: Callable[[Consumer], Coroutine[Any, Any, None]]) -> None:
+        """The same with an engine that others use, too."""
+        if self.is_asyncio:
+            asyncio.run(scenario(Consumer(engine, self)))
+        else:
             _step_through(scenario(Consumer(engine, self)))
 
     async def _in_a_task(self, scenario: Callable[[Consumer], Coroutine[Any, Any, None]], options: Any) -> None:
