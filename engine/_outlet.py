@@ -256,9 +256,9 @@ class Outlet(Channel):
         index = self._made - 1
         try:
             payload = encode(value)
-        except (KeyboardInterrupt, Terminated):
+        except Terminated:
             raise
-        except BaseException as error:
+        except BaseException as error:  # a KeyboardInterrupt, too: here it is the value's own, never Ctrl-C
             self.refuse(refused(f"partial {index}", value, error))
             return
         with self._host.uninterrupted(), self._link.lock:
@@ -423,8 +423,6 @@ class Outlet(Channel):
         if not is_plain(value):
             try:
                 payload = encode(value)
-            except KeyboardInterrupt:
-                raise
             except BaseException as error:
                 self.refuse(refused(self._what_is_sent(is_one=is_one), value, error))
                 return

@@ -310,6 +310,11 @@ class Wire(Channel):
             warn(f"{self.label}: worker {worker.pid} does not speak the engine's protocol", error)
             self.reason = "it did not speak the engine's protocol, and was killed"
             self._cut()
+        except BaseException:  # Ctrl-C in the middle of a frame: what follows could not be told apart any more
+            if self._is_served_by(worker) and not self.stop:
+                self.reason = "reading its answer was interrupted, and it was killed"
+                self._cut()
+            raise
 
     def read_rest(self, worker: Worker) -> bool:
         """Take in all there is, for the warden; tell whether that could be done, for a reader may be in its way."""
@@ -416,8 +421,6 @@ class Wire(Channel):
 
     def _refuse(self, error: BaseException, what: str, worker: Worker, *, is_over: bool = False) -> None:
         """Something cannot be unpickled here: this call fails, and its body is stopped."""
-        if isinstance(error, KeyboardInterrupt):
-            raise error
         failure = PayloadError(
             f"{what} of {self.label} cannot be rebuilt here: {type(error).__name__}: {say(error)}. Yield what can be "
             "pickled and unpickled, or run the predictor with runner='thread'.",
@@ -426,11 +429,15 @@ class Wire(Channel):
         )
         if is_over:
             self._conclude(End(failure), worker, keep=True)
-            return
-        self.stop = True
-        worker.ask_to_stop(self.number)
-        self._hand(self)
-        super().finish(End(failure))
+        else:
+            self.stop = True
+            if self.body is not None:
+                self.body.call.stopping = True  # it ends by itself: whoever waits for its worker may do so
+            worker.ask_to_stop(self.number)
+            self._hand(self)
+            super().finish(End(failure))
+        if isinstance(error, KeyboardInterrupt):  # Ctrl-C is the caller's, but what it interrupted is lost
+            raise error
 
     # The end
 
