@@ -269,19 +269,18 @@ class Holder:
     def __init__(self, call: Call) -> None:
         """Note where the slot is taken."""
         self.call = call
-        self.thread = threading.get_ident()
+        self.thread = threading.current_thread()  # itself: the number of one that is over is used again
         self.task = current_task()
 
-    def blocks(self, call: Call, task: object, thread: int | None = None) -> bool:
+    def blocks(self, call: Call, task: object, thread: threading.Thread | None = None) -> bool:
         """Whether `call`, waiting in `thread` (this one) or in `task`, would keep this holder from ever going on."""
         if call is not self.call and call.is_within(self.call):
             return True
         if self.call.stopping:  # abandoned: it ends by itself, whatever its consumer does
             return False
-        mine = self.task() if self.task is not None else None
-        if task is not None and mine is not None:
-            return mine is task
-        return self.thread == (threading.get_ident() if thread is None else thread)
+        if task is not None and self.task is not None:
+            return self.task() is task  # a task that is over has left it to others
+        return self.thread is (threading.current_thread() if thread is None else thread)
 
     def __str__(self) -> str:
         """Name the call."""

@@ -20,6 +20,7 @@ from engine._errors import EngineClosedError, NestingError
 from engine._slots import Holder, Line, Ticket, current_task, refuse_stopped
 
 if TYPE_CHECKING:
+    import asyncio
     import weakref
     from collections.abc import Callable, Iterator
 
@@ -43,18 +44,28 @@ class Need:
     only: Worker | None = None
 
 
-class _Wish(Ticket):
-    """One wait for a worker."""
+class _Tenant(Holder):
+    """A call that holds a worker, or a place to start one in."""
 
-    __slots__ = ("holder", "need", "task", "thread", "worker")
+    __slots__ = ("need",)
 
     def __init__(self, call: Call, need: Need) -> None:
         super().__init__(call)
         self.need = need
+
+
+class _Wish(Ticket):
+    """One wait for a worker; it keeps its whole thread from going on, or only the one `task`."""
+
+    __slots__ = ("holder", "need", "task", "thread", "worker")
+
+    def __init__(self, call: Call, need: Need, task: weakref.ref[asyncio.Task[Any]] | None) -> None:
+        super().__init__(call)
+        self.need = need
         self.worker: Worker | None = None  # granted without one, it is a place to start a new one in
-        self.holder = Holder(call)
-        self.thread = threading.get_ident()
-        self.task = current_task()
+        self.holder = _Tenant(call, need)
+        self.thread = threading.current_thread()
+        self.task = task
 
     def outer_calls(self) -> Iterator[Call]:
         """The calls this one was made in."""
@@ -73,7 +84,7 @@ class _Row:
         self._wishes: dict[_Wish, None] = {}
         self._calls: Counter[int] = Counter()
         self._tasks: Counter[weakref.ref[Any]] = Counter()
-        self._threads: Counter[tuple[int, bool]] = Counter()  # and whether a task waits there
+        self._threads: Counter[tuple[threading.Thread, bool]] = Counter()  # and whether a task waits there
 
     def __len__(self) -> int:
         return len(self._wishes)
@@ -123,7 +134,7 @@ class Pool(Line):
         self._spawn = spawn
         self._lock = threading.RLock()
         self._workers: list[Worker] = []
-        self._starting: list[Holder] = []
+        self._starting: list[_Tenant] = []
         self._line = _Row()
         self._last: Worker | None = None  # that was given back last, while it may be taken
         self._is_closed = False
@@ -141,8 +152,7 @@ class Pool(Line):
     @property
     def holders(self) -> tuple[Holder, ...]:
         """The calls that are served just now."""
-        busy = [worker.holder for worker in self.workers if worker.holder is not None]
-        return (*busy, *self._starting)
+        return (*(holder for worker in self.workers if (holder := worker.holder) is not None), *self._starting)
 
     def take(self, body: Body, need: Need) -> Worker:
         """Give a worker for `body`, waiting in a thread behind those who wait already.
@@ -156,7 +166,7 @@ class Pool(Line):
         worker = self._take_last(body.call, need)
         if worker is not None:
             return worker
-        wish = _Wish(body.call, need)
+        wish = _Wish(body.call, need, None)
         if not self._is_granted_at_once(wish):
             self.wait(wish, body)
         return self._claimed(wish)
@@ -166,7 +176,7 @@ class Pool(Line):
         worker = self._take_last(body.call, need)
         if worker is not None:
             return worker
-        wish = _Wish(body.call, need)
+        wish = _Wish(body.call, need, current_task())
         if not self._is_granted_at_once(wish):
             await self.await_(wish, body)
         return self._claimed(wish)
@@ -174,9 +184,11 @@ class Pool(Line):
     def _take_last(self, call: Call, need: Need) -> Worker | None:
         """The fast path: the worker that was free last, where it has the predictor already and nobody waits."""
         worker = self._last
-        if worker is None or need.key not in worker.known or (worker.set_up and need.key not in worker.set_up):
+        if worker is None or need.key not in worker.known:
             return None
-        holder = Holder(call)
+        if need.key not in worker.set_up and (worker.set_up or need.limit != math.inf):
+            return None
+        holder = _Tenant(call, need)
         with self._lock:
             if self._line or worker.holder is not None or worker is not self._last or call.stopping:
                 return None
@@ -187,23 +199,27 @@ class Pool(Line):
         """A worker is free again."""
         with self._lock:
             worker.holder = None
-            if worker not in self._workers:  # it ended meanwhile
-                return
             worker.idle_since = monotonic()
-            self._last = None if self._is_closed else worker
+            if worker.is_doomed:  # it ended meanwhile
+                self._remove(worker)
+            else:
+                self._last = None if self._is_closed else worker
             if self._line:
                 self._serve()
 
     def drop(self, worker: Worker) -> None:
         """A worker is free again, and serves no more calls; another may be started in its place."""
-        worker.holder = None
-        self.bury(worker)
-
-    def bury(self, worker: Worker) -> None:
-        """A worker is over; whoever holds it finds out, and has it replaced."""
         with self._lock:
+            worker.holder = None
             self._remove(worker)
             self._serve()
+
+    def bury(self, worker: Worker) -> None:
+        """A worker is over; whoever holds it keeps its place, finds out, and has it replaced or gives it back."""
+        with self._lock:
+            worker.is_doomed = True
+            if worker.holder is None:
+                self.drop(worker)
 
     def replace(self, worker: Worker) -> Worker:
         """Give a new worker to the holder of one that turned out to be gone.
@@ -212,7 +228,7 @@ class Pool(Line):
             EngineClosedError: the engine is closed.
             EngineError, OSError: no worker can be started.
         """
-        holder = worker.holder
+        holder: Any = worker.holder  # a tenant: holders of workers are made here alone
         if holder is None:
             raise AssertionError("only the holder of a worker has it replaced")
         with self._lock:
@@ -255,7 +271,7 @@ class Pool(Line):
     def _claimed(self, wish: _Wish) -> Worker:
         return self._start(wish.holder) if wish.worker is None else wish.worker
 
-    def _start(self, holder: Holder) -> Worker:
+    def _start(self, holder: _Tenant) -> Worker:
         """Start a worker in the place `holder` has; never under the lock."""
         try:
             self._refuse_closed()
@@ -268,6 +284,7 @@ class Pool(Line):
         with self._lock:
             worker.holder = holder
             worker.is_new = False
+            self._bind(worker, holder.need)
             self._workers.append(worker)
             self._starting.remove(holder)
         return worker
@@ -311,13 +328,18 @@ class Pool(Line):
                     worker.holder = wish.holder
                     wish.worker = worker
                     wish.is_granted = True
-                    if wish.need.limit != math.inf:
-                        worker.set_up.add(wish.need.key)
+                    self._bind(worker, wish.need)
             elif wish.need.only is None and self._has_place() and not self._is_pinned(wish.need):
                 self._starting.append(wish.holder)
                 wish.is_granted = True
             else:
                 return
+
+    @staticmethod
+    def _bind(worker: Worker, need: Need) -> None:
+        """A class is about to be set up in a worker."""
+        if need.limit != math.inf:
+            worker.set_up.add(need.key)
 
     def _has_place(self) -> bool:
         return len(self._workers) + len(self._starting) < self.most
@@ -325,8 +347,12 @@ class Pool(Line):
     def _set_up(self, need: Need) -> list[Worker]:
         return [] if need.limit == math.inf else [each for each in self._workers if need.key in each.set_up]
 
+    def _setting_up(self, need: Need) -> list[_Tenant]:
+        """Calls that wait for the start of a worker, which will then have the class too."""
+        return [] if need.limit == math.inf else [each for each in self._starting if each.need.key == need.key]
+
     def _is_pinned(self, need: Need) -> bool:
-        return len(self._set_up(need)) >= need.limit
+        return len(self._set_up(need)) + len(self._setting_up(need)) >= need.limit
 
     def _choose(self, need: Need) -> Worker | None:
         """The free worker that suits best; `None` to start another, or to wait."""
@@ -363,12 +389,11 @@ class Pool(Line):
     def _acceptable(self, wish: _Wish) -> list[Holder]:
         need = wish.need
         if need.only is not None:
-            chosen = [need.only]
-        elif self._is_pinned(need):
-            chosen = self._set_up(need)
-        else:
+            return [need.only.holder] if need.only.holder is not None else []
+        if not self._is_pinned(need):
             return list(self.holders)
-        return [each.holder for each in chosen if each.holder is not None]
+        busy = [each.holder for each in self._set_up(need) if each.holder is not None]
+        return [*busy, *self._setting_up(need)]
 
     def _can_be_served(self, wish: _Wish) -> bool:
         holders = self._acceptable(wish)

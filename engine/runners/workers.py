@@ -333,9 +333,10 @@ class Worker:
         self.known[key] = tag
         self.known.move_to_end(key)
         if len(self.known) > MOST_KNOWN:
-            oldest = next(each for each in self.known if each not in self.set_up and each != key)
-            del self.known[oldest]
-            forgotten.append(oldest)
+            oldest = next((each for each in self.known if each not in self.set_up and each != key), None)
+            if oldest is not None:
+                del self.known[oldest]
+                forgotten.append(oldest)
         return is_new, tuple(forgotten)
 
     def unlearn(self, key: int) -> None:
