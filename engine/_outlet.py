@@ -147,6 +147,7 @@ class Link:
     def forget(self) -> None:
         """In a forked child: only the worker may speak, and its end must be seen by the engine."""
         self.is_child = True
+        self.lock = threading.Lock()  # a thread that is not here may hold the other
         for each in (self.calls, self.answers):
             with contextlib.suppress(OSError):
                 os.close(each)

@@ -156,6 +156,7 @@ class _Host:
     outlet: Outlet | None = None
     stopped: int = 0  # number of the last call that was asked to stop
     is_terminated: bool = False
+    _mask: set[Any] = attrs.field(factory=set)
     _deferred: bool = False
     _handed: Callable[[], None] | None = None
     _handlers: list[Any] = attrs.field(factory=list)
@@ -175,6 +176,14 @@ class _Host:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self._handlers = list(map(_signal.getsignal, _SIGNALS))
 
+    def hold_signals(self) -> None:
+        """Before a fork: a SIGTERM that comes to the child before it has its own handlers back must not be lost."""
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def release_signals(self) -> None:
+        """After it."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
     def forget(self) -> None:
         """In a forked child, which is the predictor's: neither the pipes nor the signals are its to see to."""
         self.link.forget()
@@ -184,6 +193,7 @@ class _Host:
         ):
             if signal.getsignal(number) == ours:
                 signal.signal(number, default)
+        self.release_signals()
 
     def _restore_signals(self) -> None:
         """Set back what a predictor set; after every call, so by the quickest way there is."""
@@ -526,7 +536,7 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     link = Link(calls, answers)
     host = _Host(link, Segment(inbound), Segment(outbound))
     _errors.diverted.append(host.log)
-    os.register_at_fork(after_in_child=host.forget)
+    os.register_at_fork(before=host.hold_signals, after_in_parent=host.release_signals, after_in_child=host.forget)
     threading.Thread(target=host.hear_stops, args=(stops, lifeline), name="engine-stops", daemon=True).start()
     try:
         host.guard()

@@ -1,0 +1,177 @@
+"""Predictors for the tests of flow, nesting and life in workers, which tell through files what they have done.
+
+Workers import this room, so it imports little, and nothing of pytest's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from tests.faults.workers import FileGate, Journal
+
+
+@attrs.frozen
+class Tally:
+    """Counts in a file what a body has produced, so that its test sees it: one byte for each partial.
+
+    Attributes:
+        path: the file.
+    """
+
+    path: Path
+
+    @property
+    def count(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def opened(self) -> int:
+        """A descriptor, to which one byte is written for each partial."""
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def counts(kind: str, tally: Tally, length: int, partial: bytes | None = None) -> Callable[[], Any]:
+    """Make a predictor that counts each partial just before it yields it: `partial`, or numbers from 0 on."""
+
+    def yields() -> Iterator[Any]:
+        descriptor = tally.opened()
+        try:
+            for number in range(length):
+                os.write(descriptor, b".")
+                yield number if partial is None else partial
+        finally:
+            os.close(descriptor)
+
+    async def async_yields() -> AsyncIterator[Any]:
+        descriptor = tally.opened()
+        try:
+            for number in range(length):
+                os.write(descriptor, b".")
+                yield number if partial is None else partial
+        finally:
+            os.close(descriptor)
+
+    return {"gen": yields, "agen": async_yields}[kind]
+
+
+def bursts(kind: str, length: int, gate: FileGate) -> Callable[[], Any]:
+    """Make a predictor that yields `length` numbers as fast as it can, then blocks at a gate, and yields `"last"`."""
+
+    def yields() -> Iterator[Any]:
+        yield from range(length)
+        gate.wait()
+        yield "last"
+
+    async def async_yields() -> AsyncIterator[Any]:
+        for number in range(length):
+            yield number
+        gate.wait()  # and blocks its loop: whatever waits to be sent must not need it
+        yield "last"
+
+    return {"gen": yields, "agen": async_yields}[kind]
+
+
+def megabytes(count: int) -> Iterator[tuple[int, bytes]]:
+    """Yield large partials, each with the most memory that this process has had so far, in bytes."""
+    import resource  # the others need none
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    for _ in range(count):
+        yield resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, b"x" * (8 << 20)
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+async def aecho(value: Any) -> Any:
+    return value
+
+
+def three(number: int) -> Iterator[int]:
+    yield number
+    yield number + 1
+    yield number + 2
+
+
+async def athree(number: int) -> AsyncIterator[int]:
+    yield number
+    yield number + 1
+    yield number + 2
+
+
+def failing(number: int) -> Iterator[int]:
+    yield number
+    raise ValueError(number)
+
+
+async def afailing(number: int) -> AsyncIterator[int]:
+    yield number
+    raise ValueError(number)
+
+
+def holdings() -> tuple[int, int, int, int]:
+    """What this process holds: its number, blocks of memory, threads and descriptors."""
+    import gc
+    import sys
+    import threading
+
+    gc.collect()
+    return os.getpid(), sys.getallocatedblocks(), threading.active_count(), len(os.listdir("/dev/fd"))  # noqa: PTH208
+
+
+def waits_noted(journal: Journal, gate: FileGate) -> Iterator[int]:
+    """Yield the worker's number, then wait at a gate; note the start and the `finally`."""
+    journal.note("start")
+    try:
+        yield os.getpid()
+        gate.wait()
+        yield 2
+    finally:
+        journal.note("finally")
+
+
+def sleeps_noted(journal: Journal) -> Iterator[int]:
+    """Yield the worker's number, then sleep in C; note the start and the `finally`."""
+    journal.note("start")
+    try:
+        yield os.getpid()
+        time.sleep(60)
+    finally:
+        journal.note("finally")
+
+
+def forks(kind: str) -> Callable[[], Any]:
+    """Make a predictor that forks, and whose copy goes on like itself; it gives its number and the copy's exit code."""
+
+    def forked() -> int:
+        """What a copy gives, which is never heard; or its exit code, for the worker itself."""
+        copy = os.fork()
+        return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) if copy else -1
+
+    def returns() -> Any:
+        return os.getpid(), forked()
+
+    def yields() -> Iterator[Any]:
+        yield 0
+        code = forked()
+        yield 1
+        yield os.getpid(), code
+
+    async def async_returns() -> Any:
+        return os.getpid(), forked()
+
+    async def async_yields() -> AsyncIterator[Any]:
+        yield 0
+        code = forked()
+        yield 1
+        yield os.getpid(), code
+
+    return {"def": returns, "gen": yields, "async": async_returns, "agen": async_yields}[kind]
