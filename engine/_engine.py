@@ -90,10 +90,8 @@ class Engine:
         self._closed = Stop("closed")
         self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block)
         self._live = _Live(self)
-        self._most_workers = _count(workers)
         self._threads, self._loop = _owners()
-        self._start = Start.here()
-        self._workers: ProcessRunner | None = None  # made when it is first needed, as are the imports it needs
+        self._workers = _Workers(_count(workers), self._grace, Start.here())
         number = next(_numbers)
         self._residents = Residents(self._loop, number)
         self._executor = Executor(
@@ -101,7 +99,7 @@ class Engine:
             self._residents,
             self._threads,
             self._loop,
-            self.workers,
+            self._workers,
             runner,
             self._grace,
             self._live,
@@ -120,23 +118,10 @@ class Engine:
         """The registry: a mapping from tags to `Predictor` records, with `register` and `unregister`."""
         return self._registry
 
-    def workers(self) -> ProcessRunner:
-        if self._workers is not None and not self._is_closed:
-            return self._workers
-        with self._closing:
-            if self._is_closed:
-                raise EngineClosedError
-            if self._workers is None:
-                from engine.runners.process import ProcessRunner
-
-                self._workers = ProcessRunner(self._most_workers, self._grace, self._start)
-            return self._workers
-
     @property
     def loaded(self) -> tuple[str, ...]:
         """Tags of predictors that are ready here or in a worker: imported, and set up if they are classes."""
-        there = () if self._workers is None else self._workers.loaded()
-        return tuple(sorted({*self._residents.loaded(), *there}))
+        return tuple(sorted({*self._residents.loaded(), *self._workers.loaded()}))
 
     def load(self, tag: Any, runner: str | None = None) -> None:
         """Make a predictor ready before its first call: import it, set its class up.
@@ -200,12 +185,12 @@ class Engine:
 
     def _load_in_worker(self, resident: Resident) -> None:
         profile = resident.profile
-        self.workers().load(profile.tag, resident.target, profile.set_up_limit, resident.worker_slots)
+        self._workers().load(profile.tag, resident.target, profile.set_up_limit, resident.worker_slots)
 
     def _unload(self, resident: Resident, runner: str | None) -> None:
         profile = resident.profile
         if self._executor.is_for_workers(resident, runner):
-            self.workers().unload(profile.tag, resident.target, profile.set_up_limit, resident.worker_slots)
+            self._workers().unload(profile.tag, resident.target, profile.set_up_limit, resident.worker_slots)
         else:
             resident.unload(self._grace)
 
@@ -265,10 +250,9 @@ class Engine:
             return
         try:
             self._executor.close()
-            if self._workers is not None:
-                self._workers.close_soon()  # while classes are torn down here
+            self._workers.close_soon()  # while classes are torn down here
             failures = self._tear_down(0.0 if is_on_a_loop() else grace)
-            if self._workers is not None and not is_on_a_loop():  # a loop has to turn before its streams let go
+            if not is_on_a_loop():  # a loop has to turn before its streams let go
                 failures += self._workers.close(grace)
             self._loop.close(grace)
             self._threads.close(grace)
@@ -325,7 +309,7 @@ class Engine:
     @property
     def _has_started(self) -> bool:
         started = self._threads.is_started or self._loop.is_started
-        started = started or (self._workers is not None and self._workers.is_started)
+        started = started or self._workers.is_started
         return started or any(resident.is_set_up for resident in self._residents)
 
     def __del__(self) -> None:
@@ -339,8 +323,7 @@ class Engine:
         self._closed.settle()
         self._loop.close(self._grace, wait=False)
         self._threads.close(0.0)
-        if self._workers is not None:
-            self._workers.close_soon()
+        self._workers.close_soon()
         warnings.warn("an engine was left unclosed; close it, or use `with Engine()`", ResourceWarning, stacklevel=2)
 
     def close_at_exit(self) -> None:
@@ -351,9 +334,7 @@ class Engine:
         """In a forked child: the parent's loop, threads and locks are not here; open streams raise."""
         self._closing = threading.Lock()
         self._loop.abandon()
-        if self._workers is not None:
-            self._workers.abandon()
-            self._workers = None
+        self._workers.abandon()
         self._threads, self._loop = _owners()
         self._registry.forget_locks()
         self._executor.forget_parents(self._threads, self._loop)
@@ -367,6 +348,50 @@ def _seconds(grace: object) -> float:
     if isinstance(grace, (int, float)) and not isinstance(grace, bool) and 0 <= grace <= _LONGEST:
         return float(grace)
     raise ValueError(f"grace must be a number of seconds from 0 to {_LONGEST}, not {quote(grace)}")
+
+
+class _Workers:
+    """An engine's worker processes; what runs them is imported and made when it is first asked for."""
+
+    def __init__(self, most: int | None, grace: float, start: Start) -> None:
+        self._facts = most, grace, start
+        self._lock = threading.Lock()
+        self._runner: ProcessRunner | None = None
+        self._is_closed = False
+
+    def __call__(self) -> ProcessRunner:
+        runner = self._runner
+        if runner is None or self._is_closed:
+            with self._lock:
+                if self._is_closed:
+                    raise EngineClosedError
+                if self._runner is None:
+                    from engine.runners.process import ProcessRunner
+
+                    self._runner = ProcessRunner(*self._facts)
+                return self._runner
+        return runner
+
+    @property
+    def is_started(self) -> bool:
+        return self._runner is not None and self._runner.is_started
+
+    def loaded(self) -> set[str]:
+        return set() if self._runner is None else self._runner.loaded()
+
+    def close_soon(self) -> None:
+        self._is_closed = True
+        if self._runner is not None:
+            self._runner.close_soon()
+
+    def close(self, grace: float) -> list[BaseException]:
+        return [] if self._runner is None else self._runner.close(grace)
+
+    def abandon(self) -> None:
+        """In a forked child: the workers are the parent's."""
+        runner, self._runner, self._lock = self._runner, None, threading.Lock()
+        if runner is not None:
+            runner.abandon()
 
 
 def _count(workers: object) -> int | None:

@@ -210,7 +210,7 @@ def kill_at_random(muna: Engine, tally: Tally, until: Callable[[], bool], seed: 
     while not until():
         if tally.calls >= due:
             due += EACH_KILL
-            workers = muna.workers()._pool.workers
+            workers = muna._workers()._pool.workers
             if workers:
                 victim = dice.choice(workers)
                 tally.killed.add(victim.pid)

@@ -32,6 +32,7 @@ IDLE: Final = 60.0  # seconds a worker is kept without a call
 _BOUND: Final = 5.0  # seconds the thread sleeps before it looks again
 _GLANCE: Final = 0.1  # the same where the system does not tell of a process's end, or something is in the way
 _MOURNING: Final = 0.5  # seconds a worker that closed its pipe has to end by itself
+_TRIES: Final = 100  # times a reader may be in the way, each for a hundredth of a second
 _PATIENCE: Final = 5.0  # seconds after SIGKILL before a process that is still there is given up
 
 
@@ -44,12 +45,14 @@ class _Ward:
         wire: the call it still serves, if any.
         due: the monotonic time, in s, of the next rung.
         step: rungs climbed: 0 asked, 1 terminated, 2 killed, 3 given up.
+        tries: times a reader was in the way.
     """
 
     worker: Worker
     wire: Wire | None
     due: float
     step: int = 0
+    tries: int = 0
 
 
 class Warden:
@@ -221,7 +224,10 @@ class Warden:
     def _climb_one(self, ward: _Ward) -> None:
         worker, wire = ward.worker, ward.wire
         if wire is not None and wire.worker is worker and not wire.doom(worker):
-            return
+            ward.tries += 1
+            if ward.tries < _TRIES:
+                return
+            worker.is_doomed = True  # a reader is stuck in what the worker sent
         ward.step += 1
         ward.due = monotonic() + (self._grace if ward.step == 1 else _PATIENCE)
         if ward.step == 1:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 import pickle
 import select
-from _thread import allocate_lock
 from collections import deque
 from contextlib import suppress
+from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import BOUND, MOST, Channel, End, park_thread, wait_until, wait_until_task, wake_all, wake_one
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _READ: Final = 1 << 16  # bytes one read takes at most: memory for more would come from the system each time
 _HEAVY: Final = 1 << 17  # bytes received after which a consumer that waits tells the producer what it has taken
+_MOMENT: Final = 0.01  # seconds a reader that was woken has to leave
 _LAST: Final = 6.0  # seconds after the last rung that a killed process has to be gone
 
 
@@ -59,9 +60,9 @@ class Wire(Channel):
         "_hand",
         "_heavy",
         "_is_cut",
+        "_is_reading",
         "_limit",
         "_reader",
-        "_reading",
         "_received",
         "_restart",
         "_told",
@@ -82,7 +83,7 @@ class Wire(Channel):
         self._hand = hand
         self._finished = finished
         self._restart = restart
-        self._reading = allocate_lock()  # whoever reads the pipe has it; nobody waits for it
+        self._is_reading = False  # somebody reads the pipe; see `wait`
         self._reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
         self._futures: deque[Future[None]] = deque()
         self._is_cut = False
@@ -165,13 +166,16 @@ class Wire(Channel):
             self._tell(asked=1)
         if self._has_news():
             return
-        if self._is_cut or self.worker is None or not self._reading.acquire(blocking=False):
+        if self._is_cut or self.worker is None or self._is_reading:
             park_thread(self.consumers, self._has_news, BOUND)
             return
+        # No call stands between the test and this line, so neither another thread nor a signal's handler does; and
+        # whatever a handler raises later finds the `try` entered.
+        self._is_reading = True
         try:
             self._read_until_news()
         finally:
-            self._reading.release()
+            self._is_reading = False
             if self.consumers:
                 wake_one(self.consumers)  # another reader goes on where this one leaves
 
@@ -252,13 +256,14 @@ class Wire(Channel):
     def _on_readable(self, loop: AbstractEventLoop, worker: Worker) -> None:
         if not self._is_served_by(worker):
             self._unwatch(loop, worker)
-        elif self._reading.acquire(blocking=False):
-            self._reader = loop
+        elif not self._is_reading:
+            self._is_reading = True  # as in `wait`
             try:
+                self._reader = loop
                 self._read(worker)
             finally:
+                self._is_reading = False
                 self._reader = None
-                self._reading.release()
             if not self._is_served_by(worker):
                 self._unwatch(loop, worker)
         if self._has_news() or self._is_cut:
@@ -291,7 +296,7 @@ class Wire(Channel):
     # Reading
 
     def _read(self, worker: Worker) -> None:
-        """Take in what the pipe holds; only by whoever has `_reading`."""
+        """Take in what the pipe holds; only by whoever has set `_is_reading`."""
         try:
             data = os.read(worker.answers, _READ)
         except BlockingIOError:
@@ -318,26 +323,26 @@ class Wire(Channel):
 
     def read_rest(self, worker: Worker) -> bool:
         """Take in all there is, for the warden; tell whether that could be done, for a reader may be in its way."""
-        if not self._reading.acquire(timeout=0.01):
+        if self._is_reading:
             worker.wake()
+            sleep(_MOMENT)
             return False
+        self._is_reading = True
         try:
             while self.worker is worker and not self._is_cut and _has_data(worker):
                 self._read(worker)
         finally:
-            self._reading.release()
+            self._is_reading = False
         return True
 
     def doom(self, worker: Worker) -> bool:
         """Let the worker serve no further call, unless this one is over; for the warden, before it sends a signal."""
-        if not self._reading.acquire(timeout=0.01):
+        if self._is_reading:
             worker.wake()
+            sleep(_MOMENT)
             return False
-        try:
-            worker.is_doomed = worker.is_doomed or self.worker is worker
-            return worker.is_doomed
-        finally:
-            self._reading.release()
+        worker.is_doomed = worker.is_doomed or self.worker is worker  # nobody reads, so that this call is not over yet
+        return worker.is_doomed
 
     def _cut(self) -> None:
         """Nothing more can come: the warden finds out why."""

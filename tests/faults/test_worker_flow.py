@@ -85,7 +85,7 @@ async def settles_within(least: int, most: int, tally: Tally) -> None:
     deadline = time.monotonic() + STILL
     while time.monotonic() < deadline:
         assert least <= tally.count <= most
-        time.sleep(0.001)
+        time.sleep(0.001)  # noqa: ASYNC251 - for a sync consumer, too, and for a moment only
 
 
 # 83, 84: consumers that stop reading, or read slowly.
@@ -210,7 +210,7 @@ def test_by_default_a_producer_is_at_most_a_megabyte_ahead_and_a_fixed_window_co
 def test_huge_partials_need_the_memory_of_a_few_whoever_is_slow(lasting: Engine) -> None:
     values = lasting.predictions.stream(megabytes, {"count": 24}, runner="process").values()
     first, _ = next(values)
-    for most, data in values:
+    for most, data in values:  # noqa: B007 - the last one counts
         assert len(data) == 8 << 20
     assert most - first < 5 * (8 << 20)  # the one that is made, the one that is carried, and room to grow
 
@@ -316,12 +316,12 @@ def test_a_predictor_that_closes_the_standard_descriptors_is_served_on_and_so_ar
         for descriptor in (0, 1, 2):
             os.close(descriptor)
         with contextlib.suppress(OSError):  # where the stream has no buffer
-            print("unheard")
+            print("unheard")  # noqa: T201
         yield bytes(1 << 20)
 
     def prints() -> Any:
         with contextlib.suppress(OSError):
-            print("unheard", flush=False)
+            print("unheard", flush=False)  # noqa: T201
         return os.getpid(), open(os.devnull).fileno()  # noqa: PTH123  # takes the number of one that is closed
 
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
@@ -680,7 +680,7 @@ def test_calls_that_come_while_idle_workers_are_let_go_all_work(monkeypatch: pyt
                 )
                 pids.update(each.value for each in got)
                 moment = time.perf_counter() + seeded.random() * 0.01
-                while time.perf_counter() < moment:
+                while time.perf_counter() < moment:  # noqa: ASYNC110 - a moment that no event tells of
                     await asyncio.sleep(0)
 
     asyncio.run(main())

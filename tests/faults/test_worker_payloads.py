@@ -1290,7 +1290,7 @@ with Engine(discover=False, workers=1) as muna:
     assert stream.outcome.rung == "asked"
     assert [int(value[-1]) for value in predictions.stream(acounts, runner="process", prefetch=8).values()] == [1, 2, 3]
     asyncio.run(main(muna))
-    (worker,) = muna._workers._pool.workers
+    (worker,) = muna._workers()._pool.workers
     assert (worker.inbound.size, worker.outbound.size) == (0, 0)
     assert os.fstat(worker.inbound._descriptor).st_size == os.fstat(worker.outbound._descriptor).st_size == 0
 """
@@ -1304,7 +1304,7 @@ def test_where_shared_memory_is_full_everything_goes_through_the_pipe() -> None:
 
 @pytest.mark.fault(90)
 def test_large_payloads_do_go_through_shared_memory_where_there_is_room(muna: Engine, worker: int) -> None:
-    (one,) = muna._workers._pool.workers  # type: ignore[union-attr]
+    (one,) = muna._workers()._pool.workers
     assert values_of(muna, "stream", gives_back, {"value": bytes(16 * MIB)}) == [bytes(16 * MIB)]
     assert one.inbound.size >= 16 * MIB
     assert one.outbound.size >= 16 * MIB
@@ -1332,7 +1332,7 @@ def test_partials_that_find_no_room_beside_others_overtake_none() -> None:
 
 def continue_once_full(muna: Engine, pid: int) -> None:
     """Wait until the pipe to a stopped worker is full, then have that go on."""
-    (worker,) = muna._workers._pool.workers  # type: ignore[union-attr]
+    (worker,) = muna._workers()._pool.workers
     eventually(lambda: worker.has_unsent, "the pipe is full")
     os.kill(pid, signal.SIGCONT)
 
@@ -1374,7 +1374,7 @@ def test_a_call_whose_inputs_are_still_on_their_way_can_be_left(
     inputs = {"value": bytes(4 * MIB)}
     with Engine(discover=False, workers=1, grace=0.1) as muna:
         pid = number_of(muna)
-        (worker,) = muna._workers._pool.workers  # type: ignore[union-attr]
+        (worker,) = muna._workers()._pool.workers
         monkeypatch.setattr(Segment, "grow", lambda *_: False)
         os.kill(pid, signal.SIGSTOP)
         if consumer == "sync":

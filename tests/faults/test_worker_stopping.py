@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import itertools
 import os
 import random
 import signal
+import termios
 import threading
 import time
 import warnings
+from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
@@ -316,7 +319,7 @@ def test_a_worker_that_is_stopped_while_idle_is_killed_when_a_call_or_its_engine
         pid = muna.predictions.create(number_of_worker, runner="process").value
         os.kill(pid, signal.SIGSTOP)
         stream = muna.predictions.stream(predictor_with("gen", Trouble(journal)), runner="process")
-        (worker,) = muna.workers()._pool.workers
+        (worker,) = muna._workers()._pool.workers
 
         def cancel_once_told() -> None:
             eventually(worker.unread, "the order is sent")
@@ -615,6 +618,42 @@ def test_a_cancel_that_comes_whenever_it_likes_never_reaches_the_next_call_on_th
 
     with Elsewhere(cancels):
         run(cell, scenario, lasting)
+
+
+@pytest.mark.fault(51)
+@each_cell
+def test_a_request_to_stop_that_comes_late_does_not_reach_the_next_call(
+    cell: Cell, tmp_path: Path, lasting: Engine
+) -> None:
+    """The call before it was asked to stop, and the worker reads that only now that it serves another."""
+    reached, go, journal = FileGate(tmp_path / "reached"), FileGate(tmp_path / "go"), Journal(tmp_path / "journal")
+    predictor = predictor_with(cell.kind, Trouble(journal, announced(reached, go.wait)))
+
+    async def scenario(consumer: Consumer) -> None:
+        await serving(consumer)
+        (worker,) = lasting.workers()._pool.workers
+        late = worker.calls
+        reader = consumer.open(predictor)
+
+        def ask_late() -> None:
+            worker.ask_to_stop(late)
+            eventually(lambda: not is_unread(worker.stops_pipe), "it has read the request")
+            go.open()
+
+        with Elsewhere(when(reached, ask_late)):
+            assert await reader.rest() == list(cell.partials)
+        assert await reader.has_ended("done")
+        assert worker.calls == late + 1
+        assert journal.words == ["start", "finally"]
+
+    run(cell, scenario, lasting)
+
+
+def is_unread(pipe: int) -> bool:
+    """Whether something lies in a pipe, of which we have the other end."""
+    found = array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, found)
+    return found[0] > 0
 
 
 # 52: a cancel and a partial at the same moment.

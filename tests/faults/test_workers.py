@@ -117,12 +117,14 @@ def test_a_worker_killed_before_the_first_partial_costs_its_own_call_and_no_othe
 
     async def scenario(consumer: Consumer) -> None:
         for kind in kinds:
+            pid = (await consumer.create(number_of_worker)).value  # it has served before, and was not at fault
             gate, its_trouble = trouble(kind)
             predictor = Predictor("@tests/killed", predictor_with(kind, its_trouble), concurrency=1)
             reader = consumer.open(predictor)
             with Elsewhere(killing(gate)):
                 error = await has_lost_its_worker(reader, 0)
-            assert (error.tag, error.pid) == ("@tests/killed", gate.opener)
+            assert (error.tag, error.pid) == ("@tests/killed", pid)
+            assert gate.opener == pid
             assert f"@tests/killed: worker {gate.opener} was lost (SIGKILL" in str(error)
             assert "after 0 partials" in str(error)
             assert "memory" in str(error)  # the system kills in this way where there is none left
@@ -318,7 +320,7 @@ def test_a_worker_killed_after_it_was_told_and_before_it_read_it_is_replaced_and
 
     async def scenario(consumer: Consumer) -> None:
         pid = (await consumer.create(number_of_worker)).value
-        (worker,) = consumer.engine.workers()._pool.workers
+        (worker,) = consumer.engine._workers()._pool.workers
         os.kill(pid, signal.SIGSTOP)
         await aeventually(lambda: state_of(pid) == "T", "it is stopped")
 

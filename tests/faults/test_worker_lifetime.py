@@ -1,0 +1,443 @@
+"""Faults of an engine's life where it has workers: ends of every sort, forks, signals, classes set up in workers."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from engine import Engine, EngineClosedError, EngineError
+from tests.conftest import child_processes
+from tests.faults.conftest import eventually
+from tests.faults.workers import FileGate, Journal, number_of_worker
+
+LIMIT: Final = 30.0  # seconds a script may take
+GRACE: Final = 0.5
+
+OPENING: Final = """
+    import os, signal, sys, time
+    from engine import Engine
+
+    def endless(path):
+        with open(path + "-", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(path + "-", path)
+        try:
+            while True:
+                yield "a partial"
+        finally:
+            open(path + ".finally", "w").close()
+
+    def slow(path):
+        for each in endless(path):
+            yield each
+            time.sleep(60)
+
+    muna = Engine(discover=False, workers=1, grace=0.5)
+"""
+
+
+def begin(tmp_path: Path, ending: str) -> subprocess.Popen[str]:
+    """Start a script in a session of its own, as a terminal would have it."""
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(OPENING) + textwrap.dedent(ending), encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "worker")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return process.returncode, out, err
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def worker_of(tmp_path: Path) -> int:
+    gate = FileGate(tmp_path / "worker")
+    eventually(lambda: gate.is_open, "the predictor has begun")
+    return gate.opener
+
+
+# 102, 103: closing.
+
+
+@pytest.mark.fault(102)
+def test_each_stream_from_a_worker_gets_one_engine_closed_error_and_is_finalised(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from range(10**9)
+        finally:
+            journal.note("finally")
+
+    before = child_processes()
+    muna = Engine(discover=False, workers=3, grace=GRACE)
+    streams = [muna.predictions.stream(numbers, runner="process") for _ in range(3)]
+    assert [next(stream).value for stream in streams] == [0, 0, 0]
+    started = time.monotonic()
+    muna.close()
+    assert time.monotonic() - started < 10 * GRACE
+    for stream in streams:
+        with pytest.raises(EngineClosedError):
+            next(stream)
+        assert list(stream) == []
+        assert (stream.outcome.state, stream.outcome.rung) == ("closed", "asked")
+    assert journal.words == ["finally"] * 3
+    assert child_processes() == before
+
+
+@pytest.mark.fault(103)
+def test_a_closed_engine_starts_no_worker_and_closing_again_does_nothing() -> None:
+    muna = Engine(discover=False, workers=1)
+    waiting = muna.predictions.stream(number_of_worker, runner="process")
+    assert muna.predictions.create(number_of_worker, runner="process").value > 0
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: muna.close(), range(2)))
+    muna.close()
+    for refused in (
+        lambda: muna.predictions.create(number_of_worker, runner="process"),
+        lambda: next(waiting),
+        lambda: muna.load(number_of_worker, runner="process"),
+    ):
+        with pytest.raises(EngineClosedError):
+            refused()
+
+
+# 104, 105, 106: ends that nobody announced.
+
+ENDINGS: Final = {
+    "it falls off the end": ("", 0, ""),
+    "sys.exit": ("sys.exit(3)", 3, ""),
+    "an error": ("raise LookupError('nobody handles this')", 1, "LookupError: nobody handles this\n"),
+    "os._exit": ("os._exit(4)", 4, ""),
+}
+
+
+@pytest.mark.fault(104)
+@pytest.mark.parametrize("body", ["endless", "slow"])
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_program_that_ends_with_a_live_stream_keeps_its_code_says_nothing_and_leaves_no_worker(
+    name: str, body: str, tmp_path: Path
+) -> None:
+    ending, code, told = ENDINGS[name]
+    stream = f'stream = muna.predictions.stream({body}, {{"path": sys.argv[1]}}, runner="process")\n'
+    found, out, err = end(begin(tmp_path, f"{stream}print(next(stream).value, flush=True)\n{ending}\n"))
+    assert (found, out) == (code, "a partial\n")
+    assert err.endswith(told)
+    assert err.count("\n") == (0 if not told else 4)  # Python's own traceback of the script, and no more
+    eventually(lambda: is_gone(worker_of(tmp_path)), "the worker is gone")
+    assert (tmp_path / "worker.finally").exists() == (name != "os._exit")
+
+
+@pytest.mark.fault(105)
+def test_a_call_in_an_exit_hook_works_or_is_refused_with_a_runtime_error(tmp_path: Path) -> None:
+    found, out, err = end(
+        begin(
+            tmp_path,
+            """
+            import atexit
+
+            def late():
+                try:
+                    print(muna.predictions.create(len, {"obj": "abc"}, check=False, runner="process").value)
+                except RuntimeError as error:
+                    print(type(error).__name__)
+
+            first = Engine(discover=False)  # its hook is registered before
+            atexit.register(late)
+            """,
+        )
+    )
+    assert (found, err) == (0, "")
+    assert out in {"3\n", "EngineClosedError\n"}
+
+
+@pytest.mark.fault(106)
+def test_an_engine_that_is_dropped_lets_its_workers_go_with_one_warning() -> None:
+    before = child_processes()
+
+    def drop() -> int:
+        muna = Engine(discover=False, workers=2, grace=GRACE)
+        pid: int = muna.predictions.create(number_of_worker, runner="process").value
+        return pid
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pid = drop()
+        gc.collect()
+        eventually(lambda: child_processes() == before, "no worker is left")
+    assert is_gone(pid)
+    assert [each.category for each in caught] == [ResourceWarning]
+
+
+# 86: forks.
+
+
+@pytest.mark.fault(86)
+def test_a_forked_program_starts_workers_of_its_own_and_leaves_the_parents_alone(tmp_path: Path) -> None:
+    found, out, err = end(
+        begin(
+            tmp_path,
+            """
+            stream = muna.predictions.stream(endless, {"path": sys.argv[1]}, runner="process")
+            values = stream.values()
+            print(next(values), flush=True)
+            mine = muna._workers()._pool.workers[0].pid
+            child = os.fork()
+            if not child:
+                try:
+                    next(values)
+                except RuntimeError as error:
+                    print(type(error).__name__, flush=True)
+                theirs = muna.predictions.create(os.getpid, runner="process").value
+                print(theirs not in (mine, os.getpid()), flush=True)
+                muna.close()
+                sys.exit(5)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            print(next(values), flush=True)
+            stream.close()
+            print(stream.outcome.rung, muna.predictions.create(os.getpid, runner="process").value == mine)
+            muna.close()
+            """,
+        )
+    )
+    assert err == ""
+    assert found == 0
+    assert out.splitlines() == ["a partial", "EngineClosedError", "True", "5", "a partial", "asked True"]
+
+
+# 108, 109, 110: signals.
+
+
+@pytest.mark.fault(108)
+@pytest.mark.parametrize("body", ["endless", "slow"])
+def test_ctrl_c_at_a_terminal_is_the_programs_alone_and_the_predictor_cleans_up(body: str, tmp_path: Path) -> None:
+    process = begin(
+        tmp_path,
+        f"""
+        with muna, muna.predictions.stream({body}, {{"path": sys.argv[1]}}, runner="process") as stream:
+            for _ in stream:
+                pass
+        """,
+    )
+    pid = worker_of(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    found, _, err = end(process)
+    assert found == -signal.SIGINT
+    assert err.count("Traceback (most recent call last)") == 1
+    assert err.endswith("KeyboardInterrupt\n")
+    assert (tmp_path / "worker.finally").exists()
+    assert is_gone(pid)
+
+
+@pytest.mark.fault(109)
+@pytest.mark.parametrize("handler", ["", "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))"])
+def test_a_program_that_is_told_to_end_takes_its_workers_with_it(handler: str, tmp_path: Path) -> None:
+    process = begin(
+        tmp_path,
+        f"""
+        {handler}
+        with muna, muna.predictions.stream(endless, {{"path": sys.argv[1]}}, runner="process") as stream:
+            for _ in stream:
+                pass
+        """,
+    )
+    pid = worker_of(tmp_path)
+    process.terminate()
+    found, _, err = end(process)
+    assert (found, err) == ((7 if handler else -signal.SIGTERM), "")
+    eventually(lambda: is_gone(pid), "the worker is gone")
+    assert (tmp_path / "worker.finally").exists() == bool(handler)
+
+
+@pytest.mark.fault(110)
+def test_a_predictor_may_set_signal_handlers_and_the_next_call_finds_those_there_were() -> None:
+    def sets() -> Any:
+        heard: list[int] = []
+        before = signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGUSR1, lambda number, _frame: heard.append(number))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return os.getpid(), heard, before[0] == signal.SIG_DFL, before[1] == signal.SIG_IGN
+
+    with Engine(discover=False, workers=1) as muna:
+        first, second = (muna.predictions.create(sets, runner="process").value for _ in range(2))
+    assert first == second
+    assert first[1:] == ([signal.SIGUSR1], True, False)
+
+
+# 107: classes set up in workers.
+
+
+class Model:
+    """Notes what becomes of it."""
+
+    def __init__(self, journal: Journal, trouble: str = "") -> None:
+        self.journal = journal
+        self.trouble = trouble
+
+    def setup(self) -> None:
+        if self.trouble == "setup" and "setup" not in self.journal.words:
+            self.journal.note("setup")
+            raise LookupError("no model yet")
+        self.journal.note(f"setup:{os.getpid()}")
+
+    def predict(self, wait: float = 0.0) -> int:
+        time.sleep(wait)
+        return os.getpid()
+
+    def teardown(self) -> None:
+        self.journal.note(f"teardown:{os.getpid()}")
+        if self.trouble == "teardown":
+            raise LookupError("it does not let go")
+
+
+class AsyncModel(Model):
+    async def setup(self) -> None:  # type: ignore[override]
+        Model.setup(self)
+
+    async def predict(self, wait: float = 0.0) -> int:  # type: ignore[override]
+        return Model.predict(self, wait)
+
+    async def teardown(self) -> None:  # type: ignore[override]
+        Model.teardown(self)
+
+
+each_model = pytest.mark.parametrize("model", [Model, AsyncModel], ids=["sync", "async"])
+
+
+@pytest.mark.fault(107)
+@each_model
+def test_a_class_is_set_up_once_in_at_most_as_many_workers_as_its_concurrency(
+    model: type[Model], tmp_path: Path
+) -> None:
+    for limit in (1, 2):
+        journal = Journal(tmp_path / f"journal-{limit}")
+        with Engine(discover=False, workers=3) as muna:
+            muna.predictors.register("@me/model", partial(model, journal), concurrency=limit, runner="process")
+            muna.load("@me/model")
+            assert muna.loaded == ("@me/model",)
+            with ThreadPoolExecutor(4) as threads:
+                calls = [threads.submit(muna.predictions.create, "@me/model", {"wait": 0.02}) for _ in range(8)]
+                calls += [threads.submit(muna.predictions.create, number_of_worker, runner="process") for _ in range(8)]
+                pids = {call.result().value for call in calls[:8]}
+            assert 1 <= len(pids) <= limit
+            assert sorted(journal.words) == sorted(f"setup:{pid}" for pid in pids)
+        assert sorted(journal.words) == sorted(f"{what}:{pid}" for pid in pids for what in ("setup", "teardown"))
+
+
+@pytest.mark.fault(107)
+@each_model
+def test_a_class_is_torn_down_in_its_worker_by_unload_and_set_up_again_by_the_next_call(
+    model: type[Model], tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    with Engine(discover=False, workers=1, grace=GRACE) as muna:
+        muna.predictors.register("@me/model", partial(model, journal), runner="process")
+        pid = muna.predictions.create("@me/model").value
+        muna.unload("@me/model")
+        assert journal.words == [f"setup:{pid}", f"teardown:{pid}"]
+        assert muna.predictions.create("@me/model").value == pid
+        with ThreadPoolExecutor(1) as threads:
+            busy = threads.submit(muna.predictions.create, "@me/model", {"wait": 2 * GRACE})
+            eventually(lambda: bool(muna._workers()._pool.holders), "the call has begun")
+            with pytest.raises(EngineError, match=r"@me/model is in use by the open prediction"):
+                muna.unload("@me/model")
+            busy.result()
+
+
+@pytest.mark.fault(107)
+@each_model
+def test_a_setup_that_fails_in_a_worker_is_reported_and_tried_again_there(model: type[Model], tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    with Engine(discover=False, workers=1) as muna:
+        muna.predictors.register("@me/model", partial(model, journal, "setup"), runner="process")
+        with pytest.raises(LookupError, match="no model yet"):
+            muna.load("@me/model")
+        assert muna.predictions.create("@me/model").value > 0
+        assert [word.partition(":")[0] for word in journal.words] == ["setup", "setup"]
+
+
+@pytest.mark.fault(107)
+@each_model
+def test_what_a_teardown_raises_in_a_worker_comes_out_of_close(model: type[Model], tmp_path: Path) -> None:
+    muna = Engine(discover=False, workers=1)
+    muna.predictors.register("@me/model", partial(model, Journal(tmp_path / "journal"), "teardown"), runner="process")
+    muna.predictions.create("@me/model")
+    with pytest.raises(LookupError, match="it does not let go"):
+        muna.close()
+    assert muna.predictions.live == ()
+
+
+def test_loading_warms_a_worker_for_functions_and_from_asyncio_too() -> None:
+    import asyncio
+
+    async def main() -> None:
+        async with Engine(discover=False, workers=1) as muna:
+            muna.predictors.register("@me/number", number_of_worker)
+            await muna.aload("@me/number", runner="process")
+            assert muna.loaded == ("@me/number",)
+            [worker] = muna._workers()._pool.workers
+            assert (await muna.predictions.acreate("@me/number", runner="process")).value == worker.pid
+            await muna.aunload("@me/number", runner="process")
+
+    asyncio.run(main())
+
+
+def test_a_setup_that_hangs_in_a_worker_ends_with_its_engine(tmp_path: Path) -> None:
+    gate = FileGate(tmp_path / "reached")
+
+    class Hangs:
+        def setup(self) -> None:
+            gate.open()
+            time.sleep(60)
+
+        def predict(self) -> None: ...
+
+    muna = Engine(discover=False, workers=1, grace=0.2)
+    caught: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            muna.load(Hangs, runner="process")
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    eventually(lambda: gate.is_open, "the setup has begun")
+    muna.close()
+    thread.join(10)
+    assert [type(error) for error in caught] == [EngineClosedError]
+    with contextlib.suppress(ProcessLookupError):
+        assert is_gone(gate.opener)
