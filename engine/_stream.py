@@ -100,7 +100,9 @@ class PredictionStream:
             try:
                 self._execution, self._reducer = resolve()
             except BaseException as error:
-                self._outcome.state, self._outcome.exception = "failed", error
+                if not self._outcome.ended:  # else it was cancelled before
+                    self._outcome.state = "failed"
+                self._outcome.exception = error
                 raise
             self._outcome = self._execution.outcome
         return self._execution
@@ -227,7 +229,9 @@ class AsyncPredictionStream:
             try:
                 self._execution, self._reducer = await resolve()
             except BaseException as error:
-                self._outcome.state, self._outcome.exception = "failed", error
+                if not self._outcome.ended:  # else it was cancelled before
+                    self._outcome.state = "failed"
+                self._outcome.exception = error
                 raise
             self._outcome = self._execution.outcome
         return self._execution

@@ -631,7 +631,7 @@ def test_a_request_to_stop_that_comes_late_does_not_reach_the_next_call(
 
     async def scenario(consumer: Consumer) -> None:
         await serving(consumer)
-        (worker,) = lasting.workers()._pool.workers
+        (worker,) = lasting._workers()._pool.workers
         late = worker.calls
         reader = consumer.open(predictor)
 
