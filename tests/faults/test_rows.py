@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 TESTS = HERE.parent
 README = HERE / "README.md"
-WITH_WORKERS = "with workers"
 
 ROW = re.compile(r"^\| (?P<number>\d+) \| (?P<fault>[^|]+) \| (?P<promise>[^|]+) \| (?P<proof>[^|]+) \|$")
 NAMED_TEST = re.compile(r"`(test_\w+)`")
@@ -98,8 +97,8 @@ def test_every_line_of_a_table_is_a_row_that_can_be_read() -> None:
     assert [line for line in lines if ROW.match(line) is None] == []
 
 
-def test_every_row_names_a_test_or_says_that_it_needs_workers(rows: list[Row]) -> None:
-    assert [row.number for row in rows if not row.tests and WITH_WORKERS not in row.proof] == []
+def test_every_row_names_a_test(rows: list[Row]) -> None:
+    assert [row.number for row in rows if not row.tests] == []
 
 
 def test_every_test_a_row_names_is_marked_with_that_row(rows: list[Row], proofs: dict[int, set[str]]) -> None:
@@ -140,7 +139,5 @@ def test_a_marker_is_seen_however_it_is_written(source: str, expected: list[tupl
 
 
 def test_a_row_is_read_with_the_tests_it_names() -> None:
-    (row,) = rows_of(
-        "| 7 | it falls | it stands | `test_falls.py`: `test_it_stands`, `test_it_waits`; with workers: more |"
-    )
+    (row,) = rows_of("| 7 | it falls | it stands | `test_falls.py`: `test_it_stands`, `test_it_waits` |")
     assert (row.number, row.tests) == (7, ["test_it_stands", "test_it_waits"])
