@@ -29,6 +29,7 @@ from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain,
 from engine._predictor import Predictor, tag_of
 from engine._records import Call, Prediction, current, is_worker, traceback_of
 from engine._reducers import COLLECT, CONCAT, LAST, RETURNED, reducer_of
+from engine._slots import awaiting, current_task
 from engine._stream import AsyncPredictionStream, PredictionStream
 from engine.runners.base import Runner
 from engine.runners.bridge import Bridged
@@ -368,7 +369,9 @@ class Executor:
 
     async def in_owner(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the engine's own in an owner thread, and wait for it in an asyncio task."""
-        body = Body(Call(name, "thread", None), function, args, {}, False, copy_context())  # noqa: FBT003
+        context = copy_context()
+        context.run(awaiting.set, current_task())
+        body = Body(Call(name, "thread", None), function, args, {}, False, context)  # noqa: FBT003
         execution = Bridged(body, Channel(None, name), self._threads, None, None, self._grace, {})
         try:
             found = await execution.pull()

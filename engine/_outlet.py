@@ -500,7 +500,8 @@ class Tail:
         if not self._is_started:
             self._is_started = True
             threading.Thread(target=self._run, name="engine-tail", daemon=True).start()
-        self._lock.release()
+        with contextlib.suppress(RuntimeError):  # both sides armed it at once
+            self._lock.release()
 
     def _run(self) -> None:
         while True:

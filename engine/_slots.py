@@ -13,6 +13,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -294,6 +295,10 @@ def current_task() -> weakref.ref[asyncio.Task[Any]] | None:
         return None
     task = module.current_task()
     return None if task is None else weakref.ref(task)
+
+
+awaiting: Final[ContextVar[weakref.ref[asyncio.Task[Any]] | None]] = ContextVar("engine.awaiting", default=None)
+"""The asyncio task that waits for what this thread does, where a thread works on a task's behalf."""
 
 
 class Patience:

@@ -7,13 +7,16 @@ to the stream, so that a `for` loop that is left lets go of everything.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Self
 
 from engine._errors import PredictionCancelledError
+from engine._partials import is_foreign_cancel
 from engine._records import Outcome
 from engine._reducers import RETURNED
 
 if TYPE_CHECKING:
+    from asyncio import Event
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
     from types import TracebackType
 
@@ -29,7 +32,7 @@ class PredictionStream:
     `close()`, leaving its `with`, or dropping it does.
     """
 
-    __slots__ = ("__weakref__", "_execution", "_open", "_outcome", "_reducer", "_tag")
+    __slots__ = ("__weakref__", "_describing", "_execution", "_open", "_outcome", "_reducer", "_tag")
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class PredictionStream:
         self._execution = execution
         self._reducer = reducer
         self._open = resolve
+        self._describing = None if resolve is None else threading.Lock()
         self._outcome = Outcome() if execution is None else execution.outcome
         self._tag = tag if execution is None else execution.call.tag
 
@@ -95,16 +99,20 @@ class PredictionStream:
         return self._late_snapshots() if reducer is None else _snapshots(self.values(), _running(reducer))
 
     def _resolved(self) -> SyncExecution | None:
-        resolve, self._open = self._open, None
-        if resolve is not None:
-            try:
-                self._execution, self._reducer = resolve()
-            except BaseException as error:
-                if not self._outcome.ended:  # else it was cancelled before
-                    self._outcome.state = "failed"
-                self._outcome.exception = error
-                raise
-            self._outcome = self._execution.outcome
+        if self._describing is None:
+            return self._execution
+        with self._describing:  # of several readers the first has it described, and the others wait
+            while self._execution is None and self._open is not None:
+                resolve, self._open = self._open, None
+                try:
+                    execution, reducer = resolve()
+                except BaseException as error:
+                    if not self._outcome.ended:  # else it was cancelled before
+                        self._outcome.state = "failed"
+                    self._outcome.exception = error
+                    raise
+                if not self._outcome.ended:  # else it was stopped meanwhile, and a cancellation is still to be told
+                    self._execution, self._reducer, self._outcome = execution, reducer, execution.outcome
         return self._execution
 
     def _late_values(self) -> Iterator[Any]:
@@ -183,7 +191,7 @@ class AsyncPredictionStream:
     `await`ing the stream itself returns it once the tag is resolved and the inputs are checked, before the body runs.
     """
 
-    __slots__ = ("__weakref__", "_execution", "_open", "_outcome", "_reducer", "_tag")
+    __slots__ = ("__weakref__", "_described", "_execution", "_open", "_outcome", "_reducer", "_tag")
 
     def __init__(
         self,
@@ -196,6 +204,7 @@ class AsyncPredictionStream:
         self._execution = execution
         self._reducer = reducer
         self._open = resolve
+        self._described: Event | None = None  # while one task has it described, others wait for this
         self._outcome = Outcome() if execution is None else execution.outcome
         self._tag = tag if execution is None else execution.call.tag
 
@@ -224,16 +233,24 @@ class AsyncPredictionStream:
         return self
 
     async def _resolved(self) -> AsyncExecution | None:
-        resolve, self._open = self._open, None
-        if resolve is not None:
+        if self._described is not None:
+            await self._described.wait()
+        while self._execution is None and self._open is not None:
+            import asyncio  # a loop runs, so it is imported
+
+            resolve, self._open = self._open, None
+            self._described = asyncio.Event()
             try:
-                self._execution, self._reducer = await resolve()
+                execution, reducer = await resolve()
             except BaseException as error:
                 if not self._outcome.ended:  # else it was cancelled before
-                    self._outcome.state = "failed"
+                    self._outcome.state = "cancelled" if is_foreign_cancel(error) else "failed"
                 self._outcome.exception = error
                 raise
-            self._outcome = self._execution.outcome
+            finally:
+                self._described.set()
+            if not self._outcome.ended:  # else it was stopped meanwhile, and a cancellation is still to be told
+                self._execution, self._reducer, self._outcome = execution, reducer, execution.outcome
         return self._execution
 
     def __aiter__(self) -> AsyncPredictionStream:

@@ -219,10 +219,16 @@ class _Host:
             raise Terminated
 
     def _is_ours(self, frame: Any) -> bool:
-        """Whether the engine's own code was interrupted, and no predictor's."""
-        module = frame.f_globals.get("__name__", "") if frame is not None else ""
-        root = module.partition(".")[0]
-        return root == "engine" or (root in {"asyncio", "selectors"} and self.loop.is_turning)
+        """Whether the engine's own code was interrupted, and no predictor's, which may itself have called an engine."""
+        while frame is not None:
+            module = frame.f_globals.get("__name__", "")
+            if module == __name__:
+                return True
+            root = module.partition(".")[0]
+            if root != "engine" and not (root in {"asyncio", "selectors"} and self.loop.is_turning):
+                return False
+            frame = frame.f_back
+        return True
 
     def _terminate_softly(self) -> None:
         outlet = self.outlet

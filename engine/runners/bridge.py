@@ -44,7 +44,7 @@ class Bridged(SyncExecution, AsyncExecution):
         live: where the execution is listed while it runs.
     """
 
-    __slots__ = ("_aadmit", "_admit", "_body", "_channel", "_claim", "_runner", "_stop")
+    __slots__ = ("_aadmit", "_admit", "_body", "_channel", "_claim", "_is_begun", "_runner", "_stop")
 
     def __init__(  # noqa: PLR0917 - one record of independent facts, built in one place
         self,
@@ -64,6 +64,7 @@ class Bridged(SyncExecution, AsyncExecution):
         self._runner = runner
         self._admit = admit
         self._aadmit = aadmit
+        self._is_begun = False  # an owner was started
         self._claim: Stop | None = None  # how it ends, once somebody has decided that
         self._stop: Stop | None = None  # the same, once everything about it can be read
 
@@ -81,8 +82,20 @@ class Bridged(SyncExecution, AsyncExecution):
             if item is not None:
                 return item
             self.call.blocked = get_ident()
-            self._channel.wait(self._start() if self._runner is not None else None)
+            if self._runner is None:
+                self._channel.wait()
+            else:
+                self._wait_first()
         return None
+
+    def _wait_first(self) -> None:
+        try:
+            self._channel.wait(self._start())
+        except BaseException as error:
+            if not self._is_begun and not self.outcome.ended:  # Ctrl-C before the owner was started, or just then
+                self._channel.request_stop()
+                self._never_started(error)
+            raise
 
     async def aget(self) -> tuple[Any, float] | None:
         """The same for an asyncio consumer."""
@@ -168,6 +181,7 @@ class Bridged(SyncExecution, AsyncExecution):
                 return
             try:
                 runner.start(body, channel)
+                self._is_begun = True
             except BaseException as error:
                 self._never_started(error)
                 raise

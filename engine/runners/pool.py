@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from engine._errors import EngineClosedError, NestingError
-from engine._slots import Holder, Line, Ticket, current_task, refuse_stopped
+from engine._slots import Holder, Line, Ticket, awaiting, current_task, refuse_stopped
 
 if TYPE_CHECKING:
     import asyncio
@@ -166,7 +166,7 @@ class Pool(Line):
         worker = self._take_last(body.call, need)
         if worker is not None:
             return worker
-        wish = _Wish(body.call, need, None)
+        wish = _Wish(body.call, need, awaiting.get())
         if not self._is_granted_at_once(wish):
             self.wait(wish, body)
         return self._claimed(wish)
@@ -206,6 +206,15 @@ class Pool(Line):
                 self._last = None if self._is_closed else worker
             if self._line:
                 self._serve()
+
+    def forsake(self, call: Call) -> None:
+        """A call was interrupted while it took a worker: if one was granted to it, that is free again."""
+        with self._lock:
+            self._starting = [each for each in self._starting if each.call is not call]
+            for worker in self.workers:
+                if worker.holder is not None and worker.holder.call is call and worker.wire is None:
+                    self.give(worker)
+            self._serve()
 
     def drop(self, worker: Worker) -> None:
         """A worker is free again, and serves no more calls; another may be started in its place."""
@@ -286,7 +295,8 @@ class Pool(Line):
             worker.is_new = False
             self._bind(worker, holder.need)
             self._workers.append(worker)
-            self._starting.remove(holder)
+            if holder in self._starting:
+                self._starting.remove(holder)
         return worker
 
     def _refuse_closed(self) -> None:
@@ -308,7 +318,7 @@ class Pool(Line):
                 if wish.worker is None:
                     self._starting.remove(wish.holder)
                 else:
-                    wish.worker.holder = None
+                    self.give(wish.worker)
             self._serve()
 
     def _serve(self) -> None:
@@ -356,7 +366,7 @@ class Pool(Line):
 
     def _choose(self, need: Need) -> Worker | None:
         """The free worker that suits best; `None` to start another, or to wait."""
-        free = [each for each in self._workers if each.holder is None]
+        free = [each for each in self._workers if each.holder is None and not each.is_doomed]
         if need.only is not None:
             return need.only if need.only in free else None
         ready = [each for each in self._set_up(need) if each.holder is None]

@@ -79,13 +79,21 @@ class ProcessRunner:
             need = self._prepare(wire, body, limit)
             if slots is not None:
                 slots.take(body)
-            self._join(wire, self._pool.take(body, need))
+            try:
+                self._join(wire, self._pool.take(body, need))
+            except BaseException:
+                self._pool.forsake(body.call)
+                raise
 
         async def aadmit(body: Body) -> None:
             need = self._prepare(wire, body, limit)
             if slots is not None:
                 await slots.atake(body)
-            self._join(wire, await self._pool.atake(body, need))
+            try:
+                self._join(wire, await self._pool.atake(body, need))
+            except BaseException:
+                self._pool.forsake(body.call)
+                raise
 
         return admit, aadmit
 
@@ -119,11 +127,12 @@ class ProcessRunner:
             return found[1]
         is_method = isinstance(target, types.MethodType)
         owner = target.__self__ if is_method else target
-        name = (tag, id(owner), id(target.__func__) if is_method else 0)
+        function = target.__func__ if is_method else None
+        name = (tag, id(owner), id(function))
         found = self._shipments.get(name)
         if found is not None and found[0] is not None and found[0]() is owner:
             return found[1]
-        made = Shipment(next(_keys), tag, None, limit, data=encode_target(tag, target))
+        made = Shipment(next(_keys), tag, None, limit, data=encode_target(tag, target), function=function)
         try:
             reference = weakref.ref(owner, lambda _gone: self._forget(name, made.key))
         except TypeError:  # it cannot be referred to weakly: sent again with every call
@@ -175,17 +184,16 @@ class ProcessRunner:
             if worker is None or order is None:
                 raise AssertionError("a worker is taken before a call is sent")
             worker.calls += 1
+            frame = _frame(worker, order, wire.shipment, wire.payload)
+            wire.number = worker.calls  # from here on the worker may have it, whatever interrupts us
             try:
-                worker.send(_frame(worker, order, wire.shipment, wire.payload))
+                worker.send(frame)
+                break
             except BrokenPipeError:
                 if worker.is_untried:  # one that ends as soon as it is started is no reason to start more
-                    wire.number = worker.calls
                     break
                 wire.leave(worker)
                 self._join(wire, self._pool.replace(worker))
-            else:
-                wire.number = worker.calls
-                break
         if wire.stop or self._is_closing:  # just before the worker could be asked
             wire.request_stop()
 
@@ -207,11 +215,11 @@ class ProcessRunner:
         shipment = wire.shipment
         if shipment is not None and not shipment.is_kept:
             worker.forgotten.append(shipment.key)
-        if keep:
+        if not keep:
+            self._pool.drop(worker)
+        elif worker.holder is not None and wire.body is not None and worker.holder.call is wire.body.call:
             worker.inbound.trim()
             self._pool.give(worker)
-        else:
-            self._pool.drop(worker)
         if self._is_closing:
             self._warden.close()
 
@@ -295,10 +303,8 @@ class ProcessRunner:
                 if wire.stop:
                     wire.wait_end(self._grace)
         except BaseException:
-            if wire.number:
-                wire.request_stop()
-            else:
-                wire.finish(End())
+            wire.finish(End())
+            self._pool.forsake(body.call)
             raise
         if wire.stop:
             raise EngineClosedError

@@ -169,10 +169,10 @@ class Wire(Channel):
         if self._is_cut or self.worker is None or self._is_reading:
             park_thread(self.consumers, self._has_news, BOUND)
             return
-        # No call stands between the test and this line, so neither another thread nor a signal's handler does; and
-        # whatever a handler raises later finds the `try` entered.
-        self._is_reading = True
+        # No call stands between the test and the next line but one, so neither another thread nor a signal's handler
+        # does; and whatever a handler raises later finds the `try` entered.
         try:
+            self._is_reading = True
             self._read_until_news()
         finally:
             self._is_reading = False
@@ -257,8 +257,8 @@ class Wire(Channel):
         if not self._is_served_by(worker):
             self._unwatch(loop, worker)
         elif not self._is_reading:
-            self._is_reading = True  # as in `wait`
             try:
+                self._is_reading = True  # as in `wait`
                 self._reader = loop
                 self._read(worker)
             finally:
@@ -327,8 +327,8 @@ class Wire(Channel):
             worker.wake()
             sleep(_MOMENT)
             return False
-        self._is_reading = True
         try:
+            self._is_reading = True
             while self.worker is worker and not self._is_cut and _has_data(worker):
                 self._read(worker)
         finally:
@@ -435,11 +435,7 @@ class Wire(Channel):
         if is_over:
             self._conclude(End(failure), worker, keep=True)
         else:
-            self.stop = True
-            if self.body is not None:
-                self.body.call.stopping = True  # it ends by itself: whoever waits for its worker may do so
-            worker.ask_to_stop(self.number)
-            self._hand(self)
+            self.request_stop()
             super().finish(End(failure))
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C is the caller's, but what it interrupted is lost
             raise error
@@ -450,6 +446,13 @@ class Wire(Channel):
         """The worker has nothing more to say of this call: it goes back, and whoever waits hears of the end."""
         if self.worker is None:
             return
+        try:
+            self._pass_on(end, worker, keep=keep)
+        except BaseException:  # Ctrl-C, just then: whatever is left is done, and each step may be done twice
+            self._pass_on(end, worker, keep=keep)
+            raise
+
+    def _pass_on(self, end: End, worker: Worker, *, keep: bool) -> None:
         self.worker = worker.wire = None
         if worker.registrations:
             self._unwatch_all(worker)
@@ -495,12 +498,16 @@ class Wire(Channel):
             self.body.let_go()
 
     def finish(self, end: End) -> None:
-        """The call ends without having been sent; its worker, if it has one, is free again."""
-        worker, self.worker = self.worker, None
-        if worker is not None:
-            worker.wire = None
+        """The call ends before there is an answer: it was not sent, or its sending was interrupted."""
+        worker = self.worker
+        if worker is not None and self.number:  # the worker may have it, and is free once it has stopped
+            self.request_stop()
+        elif worker is not None:
+            self.worker = worker.wire = None
             self._finished(self, worker, True)  # noqa: FBT003
-        self._let_go()
+            self._let_go()
+        else:
+            self._let_go()
         super().finish(end)
 
     def request_stop(self) -> None:
@@ -509,6 +516,8 @@ class Wire(Channel):
         No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
         """
         self.stop = True
+        if self.body is not None:
+            self.body.call.stopping = True
         worker = self.worker
         if worker is not None and self.number:
             worker.ask_to_stop(self.number)

@@ -71,6 +71,7 @@ class Shipment:
         limit: workers that may have it set up; `math.inf` where nothing is set up.
         is_kept: whether it is known again when it comes again.
         data: itself, encoded at the first call.
+        function: of a bound method, which must not make room for another at its address.
     """
 
     key: int
@@ -79,6 +80,7 @@ class Shipment:
     limit: float
     is_kept: bool = True
     data: bytes | None = None
+    function: Any = None
 
 
 class Worker:

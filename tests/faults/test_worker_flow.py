@@ -99,7 +99,6 @@ def test_a_producer_is_ahead_of_its_consumer_by_its_window_and_never_more(
     """As many as that at the start; later at least half of it, for what was taken is told in good time, not each."""
 
     async def scenario(consumer: Consumer) -> None:
-        made = 0
         for window in (0, 1, 2, 8):
             tally = Tally(tmp_path / str(window))
             reader = consumer.open(counts(cell.kind, tally, 1000), prefetch=window)

@@ -451,10 +451,10 @@ def test_ctrl_c_while_a_partial_is_unpickled_leaves_no_hole_in_the_stream(consum
 
     with Engine(discover=False, workers=1) as muna, asyncio.Runner() as runner:
         if consumer == "sync":
-            stream = muna.predictions.stream(yields, runner="process")
+            stream = muna.predictions.stream(yields, runner="process", prefetch=0)
             pull: Callable[[], Any] = functools.partial(next, stream)
         else:
-            astream = muna.predictions.astream(yields, runner="process")
+            astream = muna.predictions.astream(yields, runner="process", prefetch=0)
 
             async def step() -> Any:
                 return await anext(astream)
