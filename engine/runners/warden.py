@@ -95,8 +95,9 @@ class Warden:
                 self._reader, self._writer = os.pipe()
                 os.set_blocking(self._reader, False)
                 os.set_blocking(self._writer, False)
-                self._thread = threading.Thread(target=self._run, name="engine-warden", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="engine-warden", daemon=True)
+                thread.start()
+                self._thread = thread  # now it can be waited for
         self.post(self._watch, worker)
 
     def post(self, function: Callable[..., None], argument: Any) -> None:
