@@ -17,6 +17,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from engine import _pipes
 from engine._channel import MOST, Channel, End, park_task, wake_all
 from engine._frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Decoder, Order, Placed, pack, read_credit
 from engine._partials import Body, trim
@@ -74,40 +75,16 @@ class Link:
         """The same for whoever holds the lock."""
         if self.is_child:
             os._exit(1)
-        if len(chunks) == 1 and not self.unsent:  # the fast path: one small frame, and room for it
-            chunk = chunks[0]
-            try:
-                written = os.write(self.answers, chunk)
-            except OSError:  # full, or gone: see below
-                written = 0
-            if written == len(chunk):
-                return
-            chunks = [memoryview(chunk)[written:]]
-        self.unsent.extend(memoryview(chunk) for chunk in chunks if len(chunk))
-        self._push()
-
-    def _push(self) -> None:
-        unsent = self.unsent
         try:
-            while unsent:
-                written = os.writev(self.answers, list(unsent)[:64])
-                while written:
-                    first = unsent[0]
-                    if written < first.nbytes:
-                        unsent[0] = first[written:]
-                        break
-                    written -= first.nbytes
-                    unsent.popleft()
-        except BlockingIOError:
-            return
+            _pipes.send(self.answers, chunks, self.unsent)
         except OSError:  # the engine is gone
-            unsent.clear()
+            self.unsent.clear()
             self.is_over = True
 
     def push(self) -> None:
         """Write more of what was kept."""
         with self.lock:
-            self._push()
+            self.put(())
 
     def read(self) -> bool:
         """Read once, waiting if there is nothing; tell whether the engine still talks."""

@@ -194,6 +194,7 @@ class ProcessRunner:
                     break
                 wire.leave(worker)
                 self._join(wire, self._pool.replace(worker))
+        wire.is_sent = True
         if wire.stop or self._is_closing:  # just before the worker could be asked
             wire.request_stop()
 
@@ -324,6 +325,7 @@ class ProcessRunner:
             wire.desert()  # nobody waits for it: what its teardown raises goes to the log
         worker.calls += 1
         wire.number = worker.calls
+        wire.is_sent = True
         worker.send(pack_order(wire.number, Order("leave")))
         return wire
 

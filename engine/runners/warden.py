@@ -247,7 +247,7 @@ class Warden:
     def _bury(self, worker: Worker) -> None:
         """A process is over: its call hears of it, and what led to it is closed."""
         wire = worker.wire
-        if wire is not None and wire.number:
+        if wire is not None and wire.is_sent:
             if not wire.is_cut and not wire.read_rest(worker):
                 return  # a reader is in the way for a moment
             wire.lose(worker)

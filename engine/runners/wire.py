@@ -68,6 +68,7 @@ class Wire(Channel):
         "_told",
         "body",
         "inputs",
+        "is_sent",
         "ladder",
         "number",
         "order",
@@ -98,7 +99,8 @@ class Wire(Channel):
         self.payload: Payload | None = None  # its inputs; the same
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same, where they are plain
         self.worker: Worker | None = None
-        self.number = 0  # of the call in its worker; 0 until it is sent
+        self.number = 0  # of the call in its worker; 0 until that may have it
+        self.is_sent = False  # until then, whoever sends it finds out that the worker is gone
         self.reason = ""  # why the worker was lost, where that is not how its process ended
         self.ladder: Ladder = Ladder()
 
@@ -490,6 +492,7 @@ class Wire(Channel):
         """The call is to be served by another worker than this one."""
         self.worker = worker.wire = None
         self.number = 0
+        self.is_sent = False
         if worker.registrations:
             self._unwatch_all(worker)
 
@@ -501,6 +504,7 @@ class Wire(Channel):
         """The call ends before there is an answer: it was not sent, or its sending was interrupted."""
         worker = self.worker
         if worker is not None and self.number:  # the worker may have it, and is free once it has stopped
+            self.is_sent = True
             self.request_stop()
         elif worker is not None:
             self.worker = worker.wire = None

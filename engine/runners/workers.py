@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from engine import _pipes
 from engine._errors import EngineError
 from engine._frames import Decoder, pack_stop
 from engine._segments import Segment, make_segment
@@ -30,7 +31,7 @@ from engine._segments import Segment, make_segment
 if TYPE_CHECKING:
     import asyncio
     import subprocess
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from engine._frames import Chunk
     from engine._records import Start
@@ -256,17 +257,14 @@ class Worker:
             BrokenPipeError: the worker is gone, and has not read all of it.
         """
         with self._sending:
-            if len(chunks) == 1 and not self._unsent:  # the fast path: one small frame, and room for it
-                chunk = chunks[0]
-                try:
-                    written = os.write(self.calls_pipe, chunk)
-                except BlockingIOError:
-                    written = 0
-                if written == len(chunk):
-                    return True
-                chunks = [memoryview(chunk)[written:]]
-            self._unsent.extend(memoryview(chunk) for chunk in chunks if len(chunk))
-            return self._flush()
+            return self._written(_pipes.send, chunks)
+
+    def _written(self, write: Callable[..., bool], *chunks: Sequence[Chunk]) -> bool:
+        try:
+            return write(self.calls_pipe, *chunks, self._unsent)
+        except BrokenPipeError:
+            self._unsent.clear()
+            raise
 
     @property
     def is_untried(self) -> bool:
@@ -283,31 +281,12 @@ class Worker:
     def send_rest(self) -> bool:
         """Write more of what was kept; tell whether nothing is left."""
         with self._sending:
-            return self._flush()
+            return self._written(_pipes.send_rest)
 
     @property
     def has_unsent(self) -> bool:
         """Whether something is kept."""
         return bool(self._unsent)
-
-    def _flush(self) -> bool:
-        unsent = self._unsent
-        try:
-            while unsent:
-                written = os.writev(self.calls_pipe, list(unsent)[:64])
-                while written:
-                    first = unsent[0]
-                    if written < first.nbytes:
-                        unsent[0] = first[written:]
-                        break
-                    written -= first.nbytes
-                    unsent.popleft()
-        except BlockingIOError:
-            return False
-        except BrokenPipeError:
-            unsent.clear()
-            raise
-        return True
 
     def ask_to_stop(self, number: int) -> None:
         """Ask it to stop a call; takes no lock, so that a collector or a signal handler may do it."""
