@@ -8,6 +8,7 @@ Plain pickle serves built-in types and classes of modules that the other side ca
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import pickle
 import sys
@@ -23,7 +24,7 @@ from engine._errors import PayloadError, PredictorError, quote, say
 from engine._records import cut, traceback_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from engine._frames import Chunk
 
@@ -31,6 +32,8 @@ _PROTOCOL: Final = 5
 LARGEST_FAILURE: Final = 1 << 20  # bytes of an encoded exception; a larger one travels as text, cut
 SMALL: Final = 4096  # characters or bytes of what may stand in a frame's own words, or wait for others
 _FEW: Final = 64  # inputs that may
+_ASIDE: Final = 4096  # bytes from which a buffer stands beside its pickle, where it is not copied
+_WIDEST: Final = 15  # exceptions of a group whose tracebacks are shown
 _DEEPEST: Final = 8  # causes of causes, and contexts of contexts, that travel with a failure
 
 # Immutable, and no code of anybody's runs when they are encoded.
@@ -68,15 +71,17 @@ def encode(value: Any) -> Payload:
     """
     if value.__class__ in _ATOMS:
         return Payload(pickle.dumps(value, _PROTOCOL))
-    buffers: list[pickle.PickleBuffer] = []
-    data = _pickled(value, buffers.append)
-    return Payload(data, _raw(buffers))
+    buffers: list[Chunk] = []
+    data = _pickled(value, buffers)
+    return Payload(data, buffers)
 
 
 def is_plain(value: object) -> bool:
     """Whether a value is immutable, small, and told by its value alone, so that it may stand in a frame's own words."""
     kind = value.__class__
-    return kind in _ATOMS and ((kind is not str and kind is not bytes) or len(value) <= SMALL)  # type: ignore[arg-type]
+    if kind is str or kind is bytes:
+        return len(value) <= SMALL  # type: ignore[arg-type]
+    return kind in _ATOMS and (kind is not int or value.bit_length() <= 8 * SMALL)  # type: ignore[attr-defined]
 
 
 def are_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -198,24 +203,40 @@ def encode_target(tag: str, target: Any) -> bytes:
 
 
 def _culprit(target: Any) -> tuple[str | None, object]:
-    """The variable of a function that keeps it from travelling."""
-    function = getattr(target, "__func__", target)
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return None, None
-    scope = getattr(function, "__globals__", {})
-    used = {name: scope[name] for name in code.co_names if name in scope}
-    for name, cell in zip(code.co_freevars, getattr(function, "__closure__", None) or (), strict=False):
+    """The variable of a function, or of a class's methods, that keeps it from travelling."""
+    owner = vars(target).values() if isinstance(target, type) else (target,)
+    for each in owner:
+        function = getattr(each, "__func__", each)
+        if not isinstance(function, types.FunctionType):
+            continue
+        for name, value in _used_by(function).items():
+            try:
+                _pickled(value, None)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                return name, value
+    return None, None
+
+
+def _used_by(function: types.FunctionType) -> dict[str, object]:
+    """The variables of a function that are its own from elsewhere: global, free, or defaults of its parameters."""
+    code, scope = function.__code__, function.__globals__
+    used = {name: scope[name] for name in _names_in(code) if name in scope}
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
         with contextlib.suppress(ValueError):  # a variable that has no value yet
             used[name] = cell.cell_contents
-    for name, value in used.items():
-        try:
-            _pickled(value, None)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            return name, value
-    return None, None
+    given = function.__defaults__ or ()
+    used.update(zip(code.co_varnames[code.co_argcount - len(given) : code.co_argcount], given, strict=False))
+    used.update(function.__kwdefaults__ or {})
+    return used
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            yield from _names_in(each)
 
 
 # Failures
@@ -223,16 +244,20 @@ def _culprit(target: Any) -> tuple[str | None, object]:
 
 def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
     """Turn an exception into built-in types: itself encoded where that can be undone, its texts, what is behind it."""
-    whole = _rebuildable(error)
-    kind = type(error)
-    if whole is None and len(error.args) and _is_huge(error):
-        text = cut(quote(error.args))
-        traceback = cut(f"{''.join(_frames_of(error))}{kind.__qualname__}: {text}")
-    else:
-        text, traceback = say(error), traceback_of(error)
-    behind = (error.__cause__, None if error.__suppress_context__ else error.__context__)
-    packed = [None if each is None or depth == _DEEPEST else pack_failure(each, depth + 1) for each in behind]
-    return whole, kind.__qualname__, text, traceback, *packed
+    try:
+        whole = _rebuildable(error)
+        text, traceback = _texts_of(error)
+        behind = [
+            None if each is None or depth == _DEEPEST else pack_failure(each, depth + 1) for each in _behind(error)
+        ]
+    except BaseException as own:  # something in it raises that nothing should
+        return None, type(error).__qualname__, "unrepresentable", traceback_of(own), None, None
+    return whole, type(error).__qualname__, text, traceback, *behind
+
+
+def _behind(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """What an exception was raised from, and what was being handled then, where that is to be shown."""
+    return error.__cause__, None if error.__suppress_context__ else error.__context__
 
 
 def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
@@ -245,7 +270,9 @@ def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
     if whole is not None:
         try:
             error = pickle.loads(whole)  # noqa: S301 - from our own worker
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             error = None
     if not isinstance(error, BaseException):
         error = PredictorError(f"{name}: {text}", name, traceback)
@@ -266,8 +293,6 @@ def _rebuildable(error: BaseException) -> bytes | None:
         data = _pickled(error, None, LARGEST_FAILURE)
         if type(pickle.loads(data)) is type(error):  # noqa: S301 - our own bytes
             return data
-    except KeyboardInterrupt:
-        raise
     except BaseException:
         if isinstance(error, BaseExceptionGroup):
             return _rebuildable_group(error)
@@ -278,19 +303,60 @@ def _rebuildable_group(group: BaseExceptionGroup[Any]) -> bytes | None:
     leaves = [_portable_leaf(each) for each in group.exceptions]
     if all(leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)):
         return None  # it is the group itself that cannot travel
-    try:
-        return _rebuildable(group.derive(leaves))
-    except Exception:
-        return None
+    derived = group.derive(leaves)
+    for note in getattr(group, "__notes__", ()):
+        derived.add_note(note)
+    return _rebuildable(derived)
 
 
 def _portable_leaf(error: BaseException) -> BaseException:
-    if isinstance(error, BaseExceptionGroup):
-        data = _rebuildable(error)
-        return error if data is None else pickle.loads(data)  # noqa: S301 - our own bytes
-    if _rebuildable(error) is not None:
-        return error
-    return PredictorError(f"{type(error).__name__}: {say(error)}", type(error).__qualname__, traceback_of(error))
+    data = _rebuildable(error)
+    if data is None:
+        name = type(error).__qualname__
+        text, traceback = _texts_of(error)
+        return PredictorError(f"{name}: {text}", name, traceback)
+    return pickle.loads(data) if isinstance(error, BaseExceptionGroup) else error  # noqa: S301
+
+
+def _texts_of(error: BaseException) -> tuple[str, str]:
+    """An exception's text and its traceback's; what is huge in it, or in what goes with it, is not shown whole."""
+    going_along = {id(error): error}
+    left = [error]
+    while left:
+        each = left.pop()
+        inner = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        news = [other for other in (*_behind(each), *inner) if other is not None and id(other) not in going_along]
+        going_along.update((id(other), other) for other in news)
+        left += news
+    if not any(map(_is_huge, going_along.values())):
+        return say(error), traceback_of(error)
+    return _short_text_of(error), cut(_story_of(error))
+
+
+def _story_of(error: BaseException, depth: int = 0) -> str:
+    """The text of a traceback in which nothing is pictured that is huge."""
+    from textwrap import indent
+
+    story = f"{_frames_of(error)}{type(error).__qualname__}: {_short_text_of(error)}"
+    if depth == _DEEPEST:
+        return story
+    inner = error.exceptions[:_WIDEST] if isinstance(error, BaseExceptionGroup) else ()
+    for each in inner:
+        story += "\n" + indent(_story_of(each, depth + 1), "  | ")
+    cause, context = _behind(error)
+    before = context if cause is None else cause
+    return story if before is None else f"{_story_of(before, depth + 1)}\n\nThis led to:\n\n{story}"
+
+
+_shown_whole: Final = BaseException.__str__
+_BRIEF: Final = {each.__str__ for each in (BaseExceptionGroup, UnicodeDecodeError, UnicodeEncodeError)}
+
+
+def _short_text_of(error: BaseException) -> str:
+    """An exception's text, made without a picture of what is huge in it."""
+    shown = type(error).__str__
+    is_text = shown is _shown_whole and len(error.args) == 1 and type(error.args[0]) is str
+    return say(error) if is_text or shown in _BRIEF or not _is_huge(error) else quote(error.args)
 
 
 class _TooLargeError(Exception):
@@ -298,19 +364,22 @@ class _TooLargeError(Exception):
 
 
 def _is_huge(error: BaseException) -> bool:
-    try:
-        _pickled(error.args, None, LARGEST_FAILURE)
-    except _TooLargeError:
-        return True
-    except BaseException:
-        return False
+    """Whether the arguments of an exception are too large to be shown."""
+    for measure in (_pickled, _measured):
+        try:
+            measure(error.args, None, LARGEST_FAILURE)
+            return False
+        except _TooLargeError:
+            return True
+        except Exception:  # noqa: S112 - it cannot be pickled; measured it can
+            continue
     return False
 
 
-def _frames_of(error: BaseException) -> list[str]:
+def _frames_of(error: BaseException) -> str:
     import traceback
 
-    return ["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)]
+    return "".join(["Traceback (most recent call last):\n", *traceback.format_tb(error.__traceback__)])
 
 
 # Pickling
@@ -329,6 +398,17 @@ class _Bounded(io.BytesIO):
         return super().write(data)
 
 
+class _Measure(pickle.Pickler):
+    """Runs no code of anybody's: of other than built-in types it counts nothing."""
+
+    def reducer_override(self, obj: object) -> Any:
+        return NotImplemented if obj is str else (str, ())
+
+
+def _measured(value: Any, _buffers: None, most: int) -> None:
+    _Measure(_Bounded(most), _PROTOCOL).dump(value)
+
+
 class _NotByReferenceError(Exception):
     """A class or function was met that the other side cannot import."""
 
@@ -338,42 +418,68 @@ class _Plain(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         cls = obj.__class__
-        if cls is types.FunctionType or isinstance(obj, type):
-            known = obj if isinstance(obj, type) else None
-            if known not in _by_reference and not _is_found(obj):
+        named = obj if cls in _NAMED or isinstance(obj, type) else cls
+        if named not in _by_reference:
+            if not _is_found(named):
                 raise _NotByReferenceError
-            if known is not None:
-                _by_reference.add(known)
-        elif cls not in _by_reference:
-            if not _is_found(cls):
-                raise _NotByReferenceError
-            _by_reference.add(cls)
+            _by_reference.add(named)
+        return _reduced(obj) if isinstance(obj, BaseException) else NotImplemented
+
+
+_CACHED: Final = type(functools.lru_cache(len))
+_NAMED: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, _CACHED})  # what is found by its name
+_by_reference: Final[set[Any]] = set()  # classes and functions found to be importable: they stay, with their modules
+
+
+def _reduced(error: BaseException) -> Any:
+    """How an exception travels that refuses to have attributes set, as a frozen dataclass does; others in their way."""
+    kind = type(error)
+    if kind.__setattr__ is BaseException.__setattr__ or kind.__setstate__ is not BaseException.__setstate__:
         return NotImplemented
+    reduced = error.__reduce__()
+    return (_refill, reduced) if len(reduced) == _WITH_STATE else NotImplemented
 
 
-_by_reference: Final[set[Any]] = set()  # classes found to be importable: they stay, with their modules
+_WITH_STATE: Final = 3  # parts of an exception's reduction where it has attributes
 
 
-def _pickled(value: Any, keep: Callable[[pickle.PickleBuffer], Any] | None, most: int | None = None) -> bytes:
+def _refill(make: Callable[..., Any], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    error = make(*args)
+    error.__dict__.update(state)
+    return error
+
+
+def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None) -> bytes:
+    """Pickle a value, its large buffers into `buffers` if there is such a list.
+
+    Raises:
+        _TooLargeError: it has more than `most` bytes.
+        BaseException: whatever its pickling raises.
+    """
     file = io.BytesIO() if most is None else _Bounded(most)
-    kept: list[pickle.PickleBuffer] = []
-    outside = None if keep is None else kept.append
+
+    def aside(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        is_small = len(view) < _ASIDE
+        if not is_small:
+            buffers.append(view)  # type: ignore[union-attr]  # there is one
+        return is_small
+
+    callback = None if buffers is None else aside
     try:
-        _Plain(file, _PROTOCOL, buffer_callback=outside).dump(value)
+        _Plain(file, _PROTOCOL, buffer_callback=callback).dump(value)
     except _TooLargeError:
         raise
     except Exception:  # what is no Exception wants to be out of here
         file.seek(0)
         file.truncate()
-        kept.clear()
-        _by_value(file, outside).dump(value)
-    if keep is not None:
-        for each in kept:
-            keep(each)
+        if buffers is not None:
+            buffers.clear()
+        _by_value(file, callback).dump(value)
     return file.getvalue()
 
 
-def _by_value(file: io.BytesIO, outside: Callable[[pickle.PickleBuffer], Any] | None) -> Any:
+def _by_value(file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any] | None) -> Any:
     """A cloudpickle pickler; imported, and its class made, only where something needs it."""
     global _cloud  # noqa: PLW0603 - made once
     if _cloud is None:
@@ -390,10 +496,16 @@ def _by_value(file: io.BytesIO, outside: Callable[[pickle.PickleBuffer], Any] | 
             dispatch_table: ClassVar[Any] = ChainMap({types.CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table)
 
             def reducer_override(self, obj: Any) -> Any:
-                if isinstance(obj, (type, types.FunctionType)):
-                    module = sys.modules.get(getattr(obj, "__module__", None) or "")
-                    if module is not None and module.__name__ != "__main__" and not is_importable(module):
+                if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
+                    name = getattr(obj, "__name__" if isinstance(obj, types.ModuleType) else "__module__", None)
+                    module = sys.modules.get(name or "")
+                    is_whole = isinstance(module, types.ModuleType) and module.__name__ == name != "__main__"
+                    if module is not None and is_whole and not is_importable(module):
                         cloudpickle.register_pickle_by_value(module)  # for good: by reference it could never arrive
+                if isinstance(obj, BaseException):
+                    return _reduced(obj)
+                if isinstance(obj, _CACHED) and not _is_found(obj):
+                    return _cached, (obj.__wrapped__, obj.cache_parameters())
                 reduced = super().reducer_override(obj)
                 if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
                     if id(obj) not in _received:
@@ -402,7 +514,7 @@ def _by_value(file: io.BytesIO, outside: Callable[[pickle.PickleBuffer], Any] | 
                 return reduced
 
         _cloud = Cloud
-    return _cloud(file, protocol=_PROTOCOL, buffer_callback=outside)
+    return _cloud(file, protocol=_PROTOCOL, buffer_callback=callback)
 
 
 _cloud: Any = None
@@ -419,13 +531,14 @@ def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any]) -> Non
         set_state(cls, state)
 
 
+def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    """Give a function that came by value an empty cache of its own."""
+    return functools.lru_cache(**parameters)(function)
+
+
 def _code_of_file(name: str, make: Callable[..., types.CodeType], args: tuple[Any, ...]) -> types.CodeType:
     """Rebuild a function's code with the name of its file, which cloudpickle leaves out, and tracebacks show."""
     return make(*args).replace(co_filename=name)
-
-
-def _raw(buffers: list[pickle.PickleBuffer]) -> list[Chunk]:
-    return [each.raw() for each in buffers]
 
 
 def _is_found(obj: Any) -> bool:
@@ -449,6 +562,8 @@ def is_importable(module: types.ModuleType) -> bool:
     except KeyError:
         found = _importable[module] = _is_importable(module)
         return found
+    except TypeError:  # something else stands there for a module
+        return _is_importable(module)
 
 
 def _is_importable(module: types.ModuleType) -> bool:
