@@ -987,6 +987,7 @@ def unpackable() -> Iterator[tuple[str, BaseException, str, str]]:
     yield "is-another-name", Stubborn(lambda: "Stubborn"), "Stubborn", "lambda"
     yield "raises-when-rebuilt", Stubborn(lambda: (raising_lookup, ())), "Stubborn", "lambda"
     yield "mute", Mute(threading.Lock()), "Mute", "unrepresentable"
+    yield "deep", ValueError(deep()), "ValueError", "unrepresentable"
     yield "numeric", Numeric(threading.Lock()), "Numeric", "unrepresentable"
 
 
@@ -1139,6 +1140,15 @@ def test_what_led_to_an_exception_is_not_pictured_either_where_it_is_huge(is_cau
     assert isinstance(behind, PredictorError)
     (note,) = notes_of(back)
     assert note.index("ValueError: ('first', [Loud(), ") < note.index("KeyError: 'second'")
+
+
+@pytest.mark.fault(35)
+@pytest.mark.usefixtures("silence")
+def test_a_long_story_with_something_huge_in_it_is_told_from_its_end() -> None:
+    last = chain(100)
+    causes_of(last)[-1].args = (huge(),)
+    (note,) = notes_of(arrived(struck(last)))
+    assert [f"ValueError: {number}\n" in f"{note}\n" for number in (99, 92, 91, 90)] == [True, True, True, False]
 
 
 @pytest.mark.fault(35)

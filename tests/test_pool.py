@@ -42,6 +42,7 @@ class Fake:
     set_up: set[int] = attrs.field(factory=set)
     is_new: bool = True
     is_doomed: bool = False
+    wire: object = None
     calls: int = 0
     has: set[int] = attrs.field(factory=set)  # classes that really are set up there
 
@@ -300,6 +301,30 @@ def test_workers_that_are_let_go_are_those_that_were_free_so_long_and_nobody_get
     assert scene.retire(math.inf) == [short]
     assert scene.workers == [busy]
     assert scene.take(Need(1)) not in (long, short, busy)
+
+
+def test_a_call_that_was_interrupted_while_it_took_a_worker_has_none_afterwards() -> None:
+    scene, call = Scene.of(2), call_of()
+    worker = scene.take(Need(1), call)
+    other = scene.take(Need(1))
+    waiting = Consumer(scene.take)
+    scene.await_waiting(1)
+    scene.pool.forsake(call)
+    assert waiting.join() is worker
+    scene.pool.forsake(call)
+    assert worker.holder is not None  # by whoever waited
+    other.wire = object()
+    scene.pool.forsake(other.holder.call)
+    assert other.holder is not None  # its call is about to be sent
+
+
+def test_a_call_that_was_interrupted_while_its_worker_started_leaves_its_place() -> None:
+    scene, call = Scene.of(1), call_of()
+    scene.fakes.trouble.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        scene.take(call=call)
+    scene.pool.forsake(call)
+    assert scene.take().name == "worker 0"
 
 
 # Order

@@ -160,6 +160,25 @@ SCRIPT: Final = """
 """
 
 
+def test_where_the_system_knows_less_of_memory_a_file_without_a_name_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("memfd_create", "posix_fallocate"):
+        monkeypatch.delattr(os, name, raising=False)
+    descriptor = make_segment()
+    writer, reader = Segment(descriptor), Segment(descriptor)
+    try:
+        assert os.fstat(descriptor).st_nlink == 0
+        assert not os.get_inheritable(descriptor)
+        assert writer.grow(MiB + 1)
+        writer.write(MiB - 2, [b"text"])
+        assert seen(reader, MiB - 2, 4) == b"text"
+        assert not writer.grow(1 << 70)
+        assert seen(writer, MiB - 2, 4) == b"text"
+    finally:
+        writer.close()
+        reader.close()
+        os.close(descriptor)
+
+
 LIMITS: Final = {"RLIMIT_FSIZE": "2 * MiB"}
 if sys.platform == "linux":  # elsewhere the space of addresses has no limit
     LIMITS["RLIMIT_AS"] = "32 * MiB + int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()"
