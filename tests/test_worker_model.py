@@ -1,0 +1,1022 @@
+"""The engine's side of worker processes as a state machine: streams are opened, read, stopped and dropped while workers
+answer, fall silent, talk nonsense and die, in whatever order hypothesis thinks of.
+
+No process is started: the far ends of a worker's pipes are held by `Far`, which speaks frames as `engine._worker` does
+and has them served by the test itself. Runner, pool, warden and wires are the real ones. A model of what each stream
+must show is kept beside, and after every step the two are held against each other, by the promises P1 to P5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import faulthandler
+import gc
+import itertools
+import math
+import os
+import pickle
+import reprlib
+import select
+import signal
+import subprocess
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from engine import (
+    Engine,
+    EngineClosedError,
+    PayloadError,
+    PredictionCancelledError,
+    WorkerLostError,
+)
+from engine._frames import (
+    CREDIT,
+    DONE,
+    FAILED,
+    ITEM,
+    ITEMS,
+    LOG,
+    ORDER,
+    STOP,
+    Decoder,
+    pack,
+    read_credit,
+    read_order,
+)
+from engine._payloads import encode, pack_failure, read_only_bits
+from engine._segments import Ring, Segment
+from engine.runners import pool, process, warden, workers
+
+GRACE: Final = 30.0  # seconds from rung to rung, of a clock that is put on where they are to pass
+LIMIT: Final = 5.0  # seconds of the real one that anything may take
+WORKERS: Final = 2
+STREAMS: Final = 4  # open at a time: more than there are workers, so that some wait
+WIDEST: Final = 256  # partials in the largest default window
+LARGE: Final = 40_000  # bytes of a partial that goes by shared memory
+
+SILENT: Final = ("waits for SIGTERM", "waits for SIGKILL", "leaves half an answer")
+TEMPERS: Final = ("finalises", "fails in its clean-up", "gives on", "dies", "talks nonsense", *SILENT)
+"""How a worker takes a request to stop."""
+
+NONSENSE: Final = (
+    b"\0" * 64,
+    b"Traceback (most recent call last): of somebody who prints to the wrong descriptor",
+    b"\xe9\x63\x05\0" + b"\0" * 60,  # another version
+    b"\xe9\x01\x05\0\1\0\0\0" + b"\xff" * 16,  # a giant length
+    b"\xe9\x01\x01\0\1\0\0\0" + b"\0" * 16,  # an order
+    pack(ITEMS, 1, b"not a pickle")[0],
+    pack(DONE, 1, pickle.dumps("what a done frame never says"))[0],
+)
+
+_numbers: Final = itertools.count(5_000_000)  # of processes: no system gives numbers as large
+
+
+def explode() -> None:
+    raise ArithmeticError("this cannot be rebuilt")
+
+
+class Poison:
+    """What can be pickled, and not unpickled."""
+
+    def __reduce__(self) -> Any:
+        return explode, ()
+
+
+class Clock:
+    """The monotonic clock, and whatever it was put on by."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def put_on(self, seconds: float) -> None:
+        self._ahead += seconds
+
+
+# Workers
+
+
+@attrs.define(eq=False)
+class Served:
+    """A call as its worker knows it.
+
+    Attributes:
+        number: what its frames carry.
+        identity: the call's id.
+        limit: partials that may be made.
+        made: partials that were.
+        is_over: whether the worker has said how it ended, or has ended itself.
+        is_asked: whether it was asked to stop.
+        answer: how it took that.
+        is_mad: whether it said what means nothing, so that nothing after it counts.
+    """
+
+    number: int
+    identity: str
+    limit: int
+    made: int = 0
+    is_over: bool = False
+    is_asked: bool = False
+    answer: str = ""
+    is_mad: bool = False
+
+
+class Process:
+    """What `subprocess.Popen` is to a worker."""
+
+    def __init__(self, far: Far) -> None:
+        self.pid = next(_numbers)
+        self.returncode: int | None = None
+        self._far = far
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._far.exit_code
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired("a worker", timeout)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        self._far.hear(number)
+
+
+class Far:
+    """The far ends of one worker's pipes, and what the process that has them does.
+
+    Args:
+        temper: tells how it takes requests to stop just now.
+    """
+
+    def __init__(self, temper: Callable[[], str]) -> None:
+        ours: dict[str, int] = {}
+        theirs: list[int] = []
+        workers._open(ours, theirs)
+        self._orders, self._answers, self._stops, *others = theirs
+        for each in others:
+            os.close(each)
+        ours["exit"], self._exit = os.pipe()
+        for each in (self._orders, self._stops):
+            os.set_blocking(each, False)
+        process_: Any = Process(self)
+        self.near = workers.Worker(process_, ours)
+        self.pid = process_.pid
+        self.exit_code: int | None = None
+        self.is_deaf = False  # it reads nothing
+        self.is_silent = False  # it was asked for something, and only a signal gets an answer
+        self.served: list[Served] = []
+        self._temper = temper
+        self._lock = threading.RLock()
+        self._memory = os.dup(ours["outbound"])
+        self._ring = Ring(Segment(self._memory))
+        self._decoders = Decoder(), Decoder()
+        self._stopped = 0
+        self._leave = 0
+
+    @property
+    def call(self) -> Served | None:
+        """The call it serves, or served last."""
+        return self.served[-1] if self.served else None
+
+    @property
+    def is_alive(self) -> bool:
+        return self.exit_code is None
+
+    def __repr__(self) -> str:
+        near = self.near
+        facts = "alive" if self.is_alive else f"exit {self.exit_code}", self.call, near.holder
+        flags = [name for name in ("is_deaf", "is_silent") if getattr(self, name)]
+        flags += [name for name in ("is_new", "is_doomed", "is_closed") if getattr(near, name)]
+        return f"<{self.pid} {' '.join(map(str, (*facts, *flags)))}>"
+
+    # What it hears
+
+    def turn(self) -> None:
+        """Read what came, and do what is asked for."""
+        with self._lock:
+            if self.is_deaf and self.is_alive and select.select([self._orders], [], [], 0)[0]:
+                self.die(-signal.SIGKILL)
+            for descriptor, decoder in ((self._orders, self._decoders[0]), (self._stops, self._decoders[1])):
+                if self.is_alive and not self.is_deaf:
+                    self._take_in(descriptor, decoder)
+
+    def _take_in(self, descriptor: int, decoder: Decoder) -> None:
+        try:
+            data = os.read(descriptor, 1 << 20)
+        except BlockingIOError:
+            return
+        if not data:
+            self.die(0)
+            return
+        decoder.feed(data)
+        while decoder.frames and self.is_alive:
+            frame = decoder.frames.popleft()
+            if frame.kind == ORDER:
+                self._obey(frame)
+            elif frame.kind == CREDIT:
+                self._allow(frame.number, *read_credit(frame))
+            else:
+                assert frame.kind == STOP, frame
+                self._stopped = frame.number
+                self._look()
+
+    def _obey(self, frame: Any) -> None:
+        assert self.call is None or self.call.is_over, "a worker serves one call at a time"
+        order = read_order(frame)
+        if order.what == "leave":
+            self._leave = frame.number
+            self._take_leave()
+            return
+        assert order.what == "run", order
+        self.served.append(Served(frame.number, order.identity, order.limit))
+        self._ring.clear()
+        self._look()
+
+    def _allow(self, number: int, taken: int, limit: int) -> None:
+        call = self.call
+        if call is not None and call.number == number:
+            assert taken <= call.made, "more was taken than made"
+            call.limit = max(call.limit, limit)
+            self._ring.free(taken)
+
+    def _take_leave(self) -> None:
+        if self._temper() in SILENT:
+            self.is_silent = True
+        else:
+            self.write(done(self._leave))
+            self.die(0)
+
+    def _look(self) -> None:
+        call = self.call
+        if call is None or call.is_over or call.is_asked or call.number != self._stopped:
+            return
+        call.is_asked = True
+        call.answer = temper = self._temper()
+        if temper == "gives on":
+            self.give(call.limit - call.made, "words")
+        if temper in {"gives on", "finalises"}:
+            self.end(done(call.number))
+        elif temper == "fails in its clean-up":
+            self.end(failed(call.number, OSError("in clean-up"), is_cleanup=True))
+        elif temper == "dies":
+            self.die(-signal.SIGSEGV)
+        elif temper == "talks nonsense":
+            self.write(NONSENSE[0])
+            self.is_silent = True
+        else:
+            if temper == "leaves half an answer":
+                self.write(done(call.number)[:-3])
+            self.is_silent = True
+
+    def hear(self, number: int) -> None:
+        """A signal, in whichever thread sends it."""
+        with self._lock:
+            if not self.is_alive:
+                return
+            if number == signal.SIGTERM:
+                if self._temper() == "waits for SIGKILL" or self.is_deaf:
+                    self.is_silent = True
+                    return
+                self.turn()  # what it was asked for meanwhile comes first
+                call = self.call
+                if call is not None and not call.is_over and call.answer == "waits for SIGTERM":
+                    self.end(done(call.number, keep=False))
+            self.die(-number)
+
+    # What it says
+
+    def write(self, data: bytes) -> None:
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            while data and self.is_alive:
+                data = data[os.write(self._answers, data) :]
+
+    def end(self, frame: bytes) -> None:
+        """Say how the call ended."""
+        call = self.call
+        assert call is not None
+        call.is_over = True
+        self.write(frame)
+
+    def give(self, count: int, form: str) -> list[Any]:
+        """Send so many partials."""
+        call = self.call
+        assert call is not None
+        given = [value_of(form, call.made + each) for each in range(count)]
+        if form == "words":
+            self.write(items(call.number, given))
+        else:
+            for each in given:
+                self.write(self.item(call, each))
+        call.made += count
+        return given
+
+    def item(self, call: Served, value: Any) -> bytes:
+        payload = encode(value)
+        size = sum(payload.sizes)
+        start = self._ring.find(call.made, size) if size >= LARGE else None
+        placed = payload.sizes, read_only_bits(payload.buffers), start
+        chunks = payload.chunks
+        if start is not None:
+            self._ring._segment.write(start, chunks)
+            chunks = []
+        return b"".join(pack(ITEM, call.number, pickle.dumps((0.0, placed), 5), chunks))
+
+    def die(self, code: int) -> None:
+        """The process is over: the system closes what it had open, and tells."""
+        with self._lock:
+            if not self.is_alive:
+                return
+            for call in self.served:
+                call.is_over = True
+            self.is_silent = False
+            self._ring._segment.close()
+            for each in (self._orders, self._answers, self._stops, self._memory):
+                os.close(each)
+            self.exit_code = code
+            os.close(self._exit)
+
+
+def value_of(form: str, number: int) -> Any:
+    if form == "large":
+        return bytes([number % 251]) * LARGE
+    return [number] if form == "lists" else f"partial {number}"
+
+
+def items(number: int, values: list[Any]) -> bytes:
+    return b"".join(pack(ITEMS, number, pickle.dumps((tuple(values), (0.0,) * len(values)), 5)))
+
+
+def done(number: int, *, keep: bool = True, only: tuple[Any, ...] = ()) -> bytes:
+    value = only[0] if only else f"returned by {number}"
+    return b"".join(pack(DONE, number, pickle.dumps((0.0, None, bool(only), None, value, keep), 5)))
+
+
+def failed(number: int, error: Exception, *, is_bodys: bool = True, is_cleanup: bool = False) -> bytes:
+    meta = (pack_failure(error), is_bodys, is_cleanup, None, None, True)
+    return b"".join(pack(FAILED, number, pickle.dumps(meta, 5)))
+
+
+# Streams
+
+
+def predict() -> Iterator[str]:
+    """What is never run: `Far` answers for it."""
+    yield "never"
+
+
+def predict_too() -> Iterator[str]:
+    """Another."""
+    yield "never"
+
+
+@attrs.frozen
+class Plan:
+    """How a stream is opened.
+
+    Attributes:
+        is_async: whether its consumer is asyncio code.
+        window: its `prefetch`.
+        body: its predictor.
+        pulls: consumers that ask for a partial at once.
+    """
+
+    is_async: bool
+    window: int | None
+    body: Callable[[], Any]
+    pulls: int
+
+
+@attrs.define(eq=False)
+class Reader:
+    """A stream, and what its consumer must see of it.
+
+    Attributes:
+        pulls: consumers that wait for it.
+        sent: partials that were sent, and not delivered yet.
+        count: partials delivered.
+        far: the worker that serves it, or did.
+        served: the call there.
+        failure: what the worker's end of the story raises, after `sent`.
+        reached: partials that were sent before that.
+        is_ended: whether the worker's end of the story was told, or is lost.
+        stop: the state its consumer, or the engine's closing, ended it in.
+        owed: what a pull raises then, once.
+        is_begun: whether it was ever pulled.
+        is_told: whether a pull has raised.
+        is_over: whether a pull has seen the end.
+    """
+
+    stream: Any
+    plan: Plan
+    outcome: Any
+    identity: str
+    threads: ThreadPoolExecutor
+    pulls: list[Future[tuple[str, Any]]] = attrs.field(factory=list)
+    sent: deque[Any] = attrs.field(factory=deque, repr=reprlib.repr)
+    count: int = 0
+    far: Far | None = None
+    served: Served | None = None
+    failure: type[BaseException] | None = None
+    is_ended: bool = False
+    reached: int = 0
+    stop: str = ""
+    owed: type[BaseException] | None = None
+    is_begun: bool = False
+    is_told: bool = False
+    is_over: bool = False
+
+    @property
+    def is_concluded(self) -> bool:
+        """Whether its consumer knows the end."""
+        return bool(self.stop) or self.is_told or self.is_over
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody still holds it."""
+        return self.stream is not None
+
+    @property
+    def most_ahead(self) -> float:
+        """Partials that may be made beyond those taken: its window, and one that is waited for."""
+        given = self.plan.window
+        window = min(WIDEST, math.pow(2, min(self.count, 10))) if given is None else given
+        return window + 1 + len(self.pulls)  # a partial that a waiting consumer took may not be counted here yet
+
+    def must_stop(self, state: str, owed: type[BaseException] | None = None) -> None:
+        """Its consumer has left, or the engine closes: what was not delivered is dropped."""
+        if not self.is_concluded:
+            self.stop, self.owed = state, owed
+            self.sent.clear()
+
+    def must_end(self, failure: type[BaseException] | None = None) -> None:
+        """Its worker's story has an end."""
+        if not self.is_ended:
+            self.is_ended, self.failure = True, failure
+            self.reached = 0 if self.served is None else self.served.made
+
+    def take_in(self, kind: str, found: Any) -> None:
+        """One of its consumers has an answer."""
+        others = len(self.pulls)  # they may have taken what stood before it
+        if kind == "partial":
+            assert not self.stop, f"{found!r} was delivered after the end"
+            assert found in list(self.sent)[: others + 1], f"{reprlib.repr(found)} came out of turn: {self}"
+            self.sent.remove(found)
+            self.count += 1
+            return
+        if not self.stop and not self.is_ended:
+            raise AssertionError(f"{kind} {found!r} before the end") from found
+        assert len(self.sent) <= others, f"{kind} {found!r} before its turn: {self}"
+        owed = self.owed if self.stop else self.failure
+        if kind == "over":
+            self.is_over = True
+            assert owed is None or self.is_told or others, f"the end came without its {owed}"
+        else:
+            assert owed is not None, f"{found!r} out of nothing"
+            assert type(found) is owed, f"{found!r} for {owed}"
+            assert not self.is_told, f"{found!r} came again"
+            self.is_told = True
+            if isinstance(found, WorkerLostError):
+                assert self.far is not None
+                assert (found.pid, found.delivered) == (self.far.pid, self.reached), found
+
+    @property
+    def final_state(self) -> str:
+        """The state it must be in once its consumer knows the end."""
+        return self.stop or ("done" if self.failure is None else "failed")
+
+
+def pull(values: Iterator[Any]) -> tuple[str, Any]:
+    try:
+        return "partial", next(values)
+    except StopIteration:
+        return "over", None
+    except BaseException as error:
+        return "raised", error
+
+
+async def apull(values: Any) -> tuple[str, Any]:
+    try:
+        return "partial", await anext(values)
+    except StopAsyncIteration:
+        return "over", None
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        return "raised", error
+
+
+# The machine
+
+PICKS: Final = st.integers(0, 5)
+FORMS: Final = st.sampled_from(["words", "lists", "large"])
+PLANS: Final = st.builds(
+    Plan,
+    st.booleans(),
+    st.sampled_from([None, None, 0, 1, 3]),
+    st.sampled_from([predict, predict_too]),
+    st.sampled_from([1, 1, 2, 0]),
+)
+tempers: Final = st.sampled_from(TEMPERS)
+
+
+class Machine(RuleBasedStateMachine):
+    """Streams of one engine with two workers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.readers: list[Reader] = []
+        self.fars: list[Far] = []
+        self.temper = "finalises"
+        self.warden: warden.Warden | None = None
+        self.is_closed = False
+        self.is_broken = False  # the test has failed
+        self.spawns_to_fail = 0
+        self.failed_spawns = 0
+        self.threads = ThreadPoolExecutor(4)
+        self.patch = pytest.MonkeyPatch()
+        for module in (pool, warden, workers):
+            self.patch.setattr(module, "monotonic", self.clock)
+        self.patch.setattr(warden, "IDLE", 1e9)
+        self.patch.setattr(warden, "_MOURNING", 0.0)
+        self.patch.setattr(process, "start_worker", self.start_worker)
+        self.patch.setattr(process, "Warden", self.make_warden)
+        self.muna = Engine(discover=False, workers=WORKERS, grace=GRACE)
+        self.loop = asyncio.new_event_loop()
+        self.turning = threading.Thread(target=self.loop.run_forever, name="consumer", daemon=True)
+        self.turning.start()
+
+    def make_warden(self, *arguments: Any) -> warden.Warden:
+        self.warden = warden.Warden(*arguments)
+        return self.warden
+
+    def start_worker(self, *_: Any) -> workers.Worker:
+        if self.spawns_to_fail:
+            self.spawns_to_fail -= 1
+            self.failed_spawns += 1
+            raise BlockingIOError(errno.EAGAIN, "no process is to be had")
+        far = Far(lambda: self.temper)
+        self.fars.append(far)
+        return far.near
+
+    # What there is to choose from
+
+    def open_ones(self) -> list[Reader]:
+        return [each for each in self.readers if each.is_open]
+
+    @staticmethod
+    def one_of(found: list[Any], pick: int) -> Any:
+        """One of these, or `None`. Preconditions cannot serve here: threads make what is there a little uncertain."""
+        return found[pick % len(found)] if found else None
+
+    def pullable(self) -> list[Reader]:
+        return [each for each in self.open_ones() if len(each.pulls) < 2]
+
+    def waiting(self) -> list[Reader]:
+        return [each for each in self.open_ones() if each.plan.is_async and len(each.pulls) == 1]
+
+    def droppable(self) -> list[Reader]:
+        return [each for each in self.open_ones() if not each.pulls]
+
+    def speaking(self) -> list[Reader]:
+        """Those whose worker has not told the end of them."""
+        return [each for each in self.readers if each.served is not None and not each.served.is_over]
+
+    def giving(self) -> list[Reader]:
+        return [each for each in self.speaking() if each.served and each.served.made < each.served.limit]
+
+    def alive(self) -> list[Far]:
+        return [each for each in self.fars if each.is_alive]
+
+    def idle(self) -> list[Far]:
+        return [each for each in self.alive() if each.call is not None and each.call.is_over and not each.is_deaf]
+
+    # Driving both sides
+
+    def turn(self) -> None:
+        for far in tuple(self.fars):
+            far.turn()
+        if any(far.is_silent for far in self.fars):
+            self.pass_time(GRACE + 1.0)
+        for reader in self.readers:
+            self.find_worker_of(reader)
+
+    def pass_time(self, seconds: float) -> None:
+        """Seconds go by at once."""
+        self.clock.put_on(seconds)
+        if self.warden is not None:
+            self.warden.post(lambda _: None, None)
+
+    def find_worker_of(self, reader: Reader) -> None:
+        if reader.served is None and reader.is_begun:
+            served = [(far, call) for far in self.fars for call in far.served if call.identity == reader.identity]
+            assert len(served) <= 1, "a body was started twice"
+            if served:
+                reader.far, reader.served = served[0]
+                assert reader.served.limit <= reader.most_ahead, "the first limit is beyond the window"
+
+    def until(self, is_so: Callable[[], bool], what: Callable[[], str]) -> None:
+        deadline = time.monotonic() + LIMIT
+        self.is_broken = is_early = True
+        while is_early:
+            is_early = time.monotonic() < deadline
+            self.turn()
+            if is_so():
+                self.is_broken = False
+                return
+            time.sleep(0.0002)
+        faulthandler.dump_traceback(file=2)
+        raise AssertionError(f"it never came true: {what()}; workers: {self.fars}")
+
+    def result(self, future: Future[Any]) -> BaseException | None:
+        """Wait for a call of the consumer's while workers go on; give what it raised."""
+        self.until(future.done, lambda: "a call of the consumer's returned")
+        return future.exception()
+
+    def settle(self) -> None:
+        """Let everything that must happen now happen."""
+        self.until(lambda: not self.unsettled(), self.unsettled)
+
+    def unsettled(self) -> str:
+        for reader in self.readers:
+            self.collect(reader)
+        found = (self.unsettled_in(reader) for reader in self.readers)
+        return next((each for each in found if each), "")
+
+    def collect(self, reader: Reader) -> None:
+        for future in [each for each in reader.pulls if each.done()]:
+            reader.pulls.remove(future)
+            kind, found = future.result()
+            if kind == "raised" and isinstance(found, BlockingIOError) and self.failed_spawns:
+                self.failed_spawns -= 1
+                reader.must_end(BlockingIOError)
+            reader.take_in(kind, found)
+
+    def unsettled_in(self, reader: Reader) -> str:
+        served = reader.served
+        if served is not None and not served.is_over and (reader.stop or reader.is_told):
+            return f"a worker is asked to stop, and ended if it does not: {reader}"
+        if reader.is_concluded and reader.outcome.state != reader.final_state:
+            return f"it is {reader.final_state}: {reader}"
+        return self.unsettled_for_those_who_wait(reader) if reader.pulls else ""
+
+    def unsettled_for_those_who_wait(self, reader: Reader) -> str:
+        served = reader.served
+        if reader.outcome.state == "pending":
+            return f"a consumer begins: {reader}"
+        if reader.stop or reader.is_ended or reader.sent:
+            return f"a consumer that waits is answered: {reader}"
+        if served is None:
+            busy = [each for each in self.fars if self.is_busy(each)]
+            return f"a call gets a worker: {reader}" if len(busy) < WORKERS else ""
+        if served.limit <= served.made:
+            return f"the producer hears that its consumer waits: {reader}, {served}"
+        return ""
+
+    def is_busy(self, far: Far) -> bool:
+        """Whether no other call can have this worker, as far as can be known here."""
+        if not far.is_alive:
+            return False
+        if far.call is None or not far.call.is_over:
+            return far.call is not None
+        return not next(each for each in self.readers if each.served is far.call).is_concluded
+
+    # What consumers do
+
+    @rule(plan=PLANS)
+    def open(self, plan: Plan) -> None:
+        self.open_one(plan)
+
+    @initialize(plans=st.lists(PLANS, min_size=3, max_size=6))
+    def begin(self, plans: list[Plan]) -> None:
+        self.plans = itertools.cycle(plans)
+        self.open_another()
+
+    def open_one(self, plan: Plan) -> None:
+        if self.is_closed or len(self.open_ones()) == STREAMS:
+            return
+        predictions = self.muna.predictions
+        stream: Any
+        if plan.is_async:
+
+            async def call() -> Any:
+                return predictions.astream(plan.body, runner="process", prefetch=plan.window)
+
+            stream = asyncio.run_coroutine_threadsafe(call(), self.loop).result(LIMIT)
+        else:
+            stream = predictions.stream(plan.body, runner="process", prefetch=plan.window)
+        reader = Reader(stream, plan, stream.outcome, stream.id, ThreadPoolExecutor(2))
+        self.readers.append(reader)
+        assert reader.outcome.state == "pending"
+        for _ in range(plan.pulls):
+            self.pull_one(reader)
+
+    def open_another(self) -> None:
+        self.open_one(next(self.plans))
+
+    @rule(pick=PICKS)
+    def pull(self, pick: int) -> None:
+        reader = self.one_of(self.pullable(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        self.pull_one(reader)
+
+    @rule(pick=PICKS, count=st.integers(1, 12), form=FORMS)
+    def read_on(self, pick: int, count: int, form: str) -> None:
+        """A consumer and a producer in step."""
+        reader = self.one_of(self.giving(), pick)
+        if reader is None or not reader.is_open:
+            self.open_another()
+            return
+        far, served = self.there(reader)
+        for _ in range(count):
+            if len(reader.pulls) < 2:
+                self.pull_one(reader)
+            if served.is_over or reader.is_ended or served.made >= served.limit:
+                return
+            self.have_sent(reader, far.give(1, form))
+
+    def pull_one(self, reader: Reader) -> None:
+        if self.is_closed and not reader.is_begun:
+            reader.must_stop("closed", EngineClosedError)
+        reader.is_begun = True
+        if reader.plan.is_async:
+            reader.pulls.append(asyncio.run_coroutine_threadsafe(apull(reader.stream.values()), self.loop))
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop).result(LIMIT)  # that task has begun by then
+        else:
+            reader.pulls.append(reader.threads.submit(pull, reader.stream.values()))
+        self.settle()
+
+    @rule(pick=PICKS, temper=tempers)
+    def close(self, pick: int, temper: str) -> None:
+        reader = self.one_of(self.open_ones(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        self.temper = temper
+        served = reader.served
+        # A body that was stopped before, for a partial that cannot be rebuilt, has cleaned up ahead of its consumer.
+        is_first = not reader.is_concluded and (served is None or not served.is_asked)
+        reader.must_stop("closed")
+        if reader.plan.is_async:
+            raised = self.result(asyncio.run_coroutine_threadsafe(reader.stream.aclose(), self.loop))
+        else:
+            raised = self.result(self.threads.submit(reader.stream.close))
+        served = reader.served
+        if is_first and served is not None and not served.is_mad and served.answer == "fails in its clean-up":
+            assert isinstance(raised, OSError), raised
+        else:
+            assert raised is None, raised
+        self.settle()
+
+    @rule(pick=PICKS, temper=tempers, times=st.integers(1, 3))
+    def cancel(self, pick: int, temper: str, times: int) -> None:
+        reader = self.one_of(self.open_ones(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        self.temper = temper
+        reader.must_stop("cancelled", PredictionCancelledError)
+        for _ in range(times):
+            reader.stream.cancel()
+        self.settle()
+
+    @rule(pick=PICKS, temper=tempers)
+    def cancel_the_waiting_task(self, pick: int, temper: str) -> None:
+        reader = self.one_of(self.waiting(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        self.temper = temper
+        reader.must_stop("cancelled")
+        future = reader.pulls.pop()
+        future.cancel()
+        self.settle()
+
+    @rule(pick=PICKS, temper=tempers, in_cycle=st.booleans())
+    def drop(self, pick: int, temper: str, in_cycle: bool) -> None:
+        reader = self.one_of(self.droppable(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        self.temper = temper
+        is_abandoned = reader.is_begun and not reader.is_concluded
+        if reader.is_begun:
+            reader.must_stop("closed")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            cycle = [reader.stream]
+            if in_cycle:
+                cycle.append(cycle)
+            reader.stream = None
+            del cycle
+            if in_cycle:
+                gc.collect()
+        assert [each.category for each in caught] == [ResourceWarning] * is_abandoned
+        if reader.is_begun:
+            assert reader.outcome.state == reader.final_state
+        self.settle()
+
+    # What workers do
+
+    @rule(pick=PICKS, count=st.integers(1, 6), form=FORMS)
+    def give(self, pick: int, count: int, form: str) -> None:
+        reader = self.one_of(self.giving(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        far, served = self.there(reader)
+        self.have_sent(reader, far.give(min(count, served.limit - served.made), form))
+
+    @rule(pick=PICKS, form=FORMS, share=st.floats(0.01, 0.99))
+    def give_in_two_pieces(self, pick: int, form: str, share: float) -> None:
+        reader = self.one_of(self.giving(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        far, served = self.there(reader)
+        value = value_of(form, served.made)
+        frame = items(served.number, [value]) if form == "words" else far.item(served, value)
+        half = max(1, int(len(frame) * share))
+        far.write(frame[:half])
+        self.settle()
+        far.write(frame[half:])
+        served.made += 1
+        self.have_sent(reader, [value])
+
+    def have_sent(self, reader: Reader, values: list[Any]) -> None:
+        if not reader.is_concluded and not reader.is_ended:
+            reader.sent.extend(values)
+        self.settle()
+
+    def there(self, reader: Reader) -> tuple[Far, Served]:
+        assert reader.far is not None
+        assert reader.served is not None
+        return reader.far, reader.served
+
+    @rule(pick=PICKS, how=st.sampled_from(["done", "done with its only value", "failed", "failed before it began"]))
+    def end(self, pick: int, how: str) -> None:
+        reader = self.one_of(self.speaking(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        far, served = self.there(reader)
+        failure: type[BaseException] | None = None
+        if how == "done":
+            far.end(done(served.number))
+        elif how == "done with its only value":
+            far.end(done(served.number, only=("the only value",)))
+            served.made += 1
+            if not reader.is_concluded and not reader.is_ended:
+                reader.sent.append("the only value")
+        else:
+            failure = LookupError
+            far.end(failed(served.number, LookupError(how), is_bodys=how == "failed"))
+        reader.must_end(failure)
+        self.settle()
+
+    @rule(pick=PICKS, temper=tempers)
+    def give_what_cannot_be_rebuilt(self, pick: int, temper: str) -> None:
+        reader = self.one_of(self.giving(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        far, served = self.there(reader)
+        self.temper = temper
+        data = pickle.dumps(Poison())
+        far.write(b"".join(pack(ITEM, served.number, pickle.dumps((0.0, ((len(data),), 0, None)), 5), [data])))
+        served.made += 1
+        reader.must_end(PayloadError)
+        self.settle()
+
+    @rule(pick=PICKS, nonsense=st.sampled_from(NONSENSE))
+    def talk_nonsense(self, pick: int, nonsense: bytes) -> None:
+        reader = self.one_of(self.speaking(), pick)
+        if reader is None:
+            self.open_another()
+            return
+        far, served = self.there(reader)
+        served.is_mad = True
+        far.write(nonsense)
+        reader.must_end(WorkerLostError)
+        self.settle()
+
+    @rule(pick=PICKS, code=st.sampled_from([0, 3, -signal.SIGKILL, -signal.SIGSEGV]), share=st.floats(0.0, 1.0))
+    def die(self, pick: int, code: int, share: float) -> None:
+        """A share of a frame may be on its way."""
+        far = self.one_of(self.alive(), pick)
+        if far is None:
+            return
+        call = far.call
+        if call is not None and not call.is_over:
+            frame = items(call.number, ["never whole"])
+            far.write(frame[: int((len(frame) - 1) * share)])
+            for reader in self.readers:
+                if reader.served is call:
+                    reader.must_end(WorkerLostError)
+        far.die(code)
+        self.settle()
+
+    @rule(pick=PICKS, what=st.sampled_from(["a line for the log", "a deaf worker", "a long rest", "no processes"]))
+    def befall(self, pick: int, what: str) -> None:
+        far = self.one_of(self.alive(), pick)
+        idle = self.one_of(self.idle(), pick)
+        if far is not None and what == "a line for the log":
+            far.write(b"".join(pack(LOG, 0, b"half a character: \xe2\x82")))
+        elif idle is not None and what == "a deaf worker":  # it dies of the next order
+            idle.is_deaf = True
+        elif what == "a long rest":  # idle workers are let go
+            self.temper = "finalises"
+            self.pass_time(2e9)
+        elif what == "no processes":
+            self.spawns_to_fail = 1
+        self.settle()
+
+    @rule(temper=tempers, is_meant=st.sampled_from([False, False, True]))
+    def close_the_engine(self, temper: str, is_meant: bool) -> None:
+        if is_meant and len(self.fars) > 1 and not self.is_closed:
+            self.shut(temper)
+
+    def shut(self, temper: str) -> None:
+        self.temper = temper
+        self.is_closed = True
+        for far in self.fars:
+            far.is_deaf = False  # or whoever waits may lose a worker just before its turn to be closed comes
+        for reader in self.readers:
+            if reader.is_begun:
+                reader.must_stop("closed", EngineClosedError)
+        raised = self.result(self.threads.submit(self.muna.close))
+        assert raised is None, raised
+        assert self.alive() == []
+        assert all(far.near.is_closed for far in self.fars)
+        self.settle()
+        with pytest.raises(EngineClosedError):
+            self.muna.predictions.stream(predict, runner="process")
+
+    # What is always so
+
+    @invariant()
+    def every_promise_holds(self) -> None:
+        for reader in self.readers:
+            if reader.is_concluded:
+                assert reader.outcome.state == reader.final_state, f"another end: {reader}"
+            else:
+                assert reader.outcome.state == ("running" if reader.is_begun else "pending"), f"an early end: {reader}"
+            assert reader.outcome.count == reader.count, f"miscounted: {reader}"
+            served = reader.served
+            if served is not None and not reader.is_concluded:
+                assert served.limit <= reader.count + reader.most_ahead, f"a window was left: {reader}"
+            if served is not None and served.is_asked:
+                assert reader.stop or reader.failure is PayloadError, f"asked to stop for nothing: {reader}"
+        assert len(self.alive()) <= WORKERS
+
+    def teardown(self) -> None:
+        try:
+            if not self.is_closed and not self.is_broken:
+                self.shut("finalises")
+        finally:
+            readers = tuple(self.readers)
+            if self.is_broken:
+                self.readers.clear()
+                self.temper = "dies"
+                with contextlib.suppress(Exception):
+                    self.result(self.threads.submit(self.muna.close))
+            for far in self.fars:
+                far.die(-signal.SIGKILL)
+            for threads in (self.threads, *(reader.threads for reader in readers)):
+                threads.shutdown(wait=not self.is_broken)
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.turning.join(LIMIT)
+            self.loop.close()
+            self.patch.undo()
+
+
+def test_no_order_of_events_breaks_a_promise() -> None:
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            settings(),
+            max_examples=2 * settings().max_examples,
+            stateful_step_count=40,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
