@@ -1020,3 +1020,83 @@ def test_no_order_of_events_breaks_a_promise() -> None:
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
+
+
+# Stories that took long to find
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    machine = Machine()
+    yield machine
+    machine.teardown()
+
+
+def test_partials_that_came_whole_before_nonsense_are_delivered(machine: Machine) -> None:
+    machine.open_one(Plan(is_async=False, window=3, body=predict, pulls=1))
+    for _ in range(2):
+        machine.give(0, 1, "lists")
+    machine.talk_nonsense(0, NONSENSE[0])
+    for _ in range(2):
+        machine.pull(0)
+    [reader] = machine.readers
+    assert (reader.count, reader.is_told) == (2, True)
+
+
+def test_a_partial_that_cannot_be_rebuilt_is_not_covered_by_nonsense_after_it(machine: Machine) -> None:
+    machine.open_one(Plan(is_async=False, window=3, body=predict, pulls=1))
+    machine.give(0, 1, "lists")
+    machine.give_what_cannot_be_rebuilt(0, "finalises")
+    machine.talk_nonsense(0, NONSENSE[0])
+    machine.pull(0)
+    [reader] = machine.readers
+    assert (reader.count, reader.failure) == (1, PayloadError)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_stream_first_pulled_after_its_engine_was_closed_is_closed(machine: Machine, is_async: bool) -> None:
+    machine.open_one(Plan(is_async, window=None, body=predict, pulls=0))
+    machine.open_one(Plan(is_async, window=None, body=predict, pulls=1))
+    machine.shut("finalises")
+    machine.pull(0)
+    machine.every_promise_holds()
+    assert machine.readers[0].outcome.state == "closed"
+
+
+def test_what_an_idle_worker_logs_is_no_answer_to_its_next_call(machine: Machine) -> None:
+    machine.open_one(Plan(is_async=False, window=None, body=predict, pulls=1))
+    machine.end(0, "done")
+    machine.befall(0, "a line for the log")
+    machine.befall(0, "a deaf worker")
+    machine.open_one(Plan(is_async=False, window=None, body=predict, pulls=1))
+    machine.give(0, 1, "words")
+    assert [reader.count for reader in machine.readers] == [0, 1]
+
+
+def test_each_descriptor_of_a_worker_is_closed_once_whoever_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event loop leaves in its own thread, while another one closes what led to a process that is over."""
+    far = Far(lambda: "finalises")
+    near = far.near
+    loop = asyncio.new_event_loop()
+    near.registrations[loop] = object()
+    near.is_new = False
+    far.die(0)
+    closed: list[int] = []
+    really_close = os.close
+
+    def close(descriptor: int) -> None:
+        closed.append(descriptor)
+        really_close(descriptor)
+
+    def leave() -> None:
+        if near.registrations.pop(loop, None) is not None:
+            near.unwatched()
+
+    monkeypatch.setattr(os, "close", close)
+    monkeypatch.setattr(Segment, "close", lambda _segment: leave())
+    assert near.close()
+    monkeypatch.undo()
+    loop.close()
+    assert len(closed) == len(set(closed))
+    assert {near.exit_pipe, near.report} <= set(closed)
+    assert near._descriptors == []
