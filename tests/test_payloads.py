@@ -262,9 +262,34 @@ def test_an_array_of_a_class_by_value_still_stands_aside_once() -> None:
         def __init__(self) -> None:
             self.large = np.ones(100_000)
 
-    payload = encode(Local())  # the plain way is tried first, and comes as far as the array or not
-    assert [len(buffer) for buffer in payload.buffers] == [800_000]
-    np.testing.assert_array_equal(unpacked(payload).large, np.ones(100_000))
+    payload = encode([np.zeros(50_000), Local()])  # the plain way, tried first, comes as far as the first array
+    assert [len(buffer) for buffer in payload.buffers] == [400_000, 800_000]
+    first, second = unpacked(payload)
+    np.testing.assert_array_equal(first, np.zeros(50_000))
+    np.testing.assert_array_equal(second.large, np.ones(100_000))
+
+
+class Blob:
+    """Lets its bytes stand aside."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __reduce__(self) -> Any:
+        return Blob, (pickle.PickleBuffer(self.content),)
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("count", [0, 10, 100_000])
+def test_bytes_that_stand_aside_come_back_as_bytes_and_a_bytearray_as_such(count: int) -> None:
+    for content in (b"x" * count, bytearray(b"x" * count)):
+        back = travelled(Blob(content)).content
+        assert (type(back), back) == (type(content), content)
+
+
+def test_a_buffer_that_is_not_in_one_piece_is_refused() -> None:
+    with pytest.raises(PayloadError, match=r"^input 'blob' of type Blob cannot be carried"):
+        encode_inputs((), {"blob": Blob(memoryview(bytearray(100))[::2])})
 
 
 @pytest.mark.fault(30)
@@ -541,10 +566,11 @@ def test_what_was_made_by_hand_or_is_gone_is_not_importable(
     assert not is_importable(made_by_hand("package.by_hand"))
     assert not is_importable(made_by_hand("json"))  # another of that name could be found
     assert not is_importable(importlib.import_module("__main__"))
-    spec = importlib.util.spec_from_file_location("elsewhere", tmp_path / "there.py")
-    assert spec is not None
-    elsewhere = sys.modules["elsewhere"] = importlib.util.module_from_spec(spec)
-    assert not is_importable(elsewhere)
+    for name in ("elsewhere", "shadowed"):  # a file that is found under another name, and one in the place of another
+        spec = importlib.util.spec_from_file_location(name, tmp_path / "there.py")
+        assert spec is not None
+        elsewhere = sys.modules[name] = importlib.util.module_from_spec(spec)
+        assert not is_importable(elsewhere)
 
 
 @pytest.mark.usefixtures("forgotten")
@@ -664,11 +690,12 @@ DEFINITIONS: Final = """
         exec(source, module.__dict__)
         return module
 
+    others = made_by_hand("others_by_hand", "BASE = 200\\ndef add(x): return BASE + x")
     tools = made_by_hand("tools_by_hand", "BASE = 100\\ndef add(x): return BASE + x")
     more = made_by_hand("more_by_hand", "import tools_by_hand\\ndef add(x): return tools_by_hand.add(x) + 1")
 
-    def using_tools(x):
-        return tools.add(x)
+    def using_others(x):
+        return others.add(x)
 
     VALUES = {
         "lambda": lambda x: x + LEVEL,
@@ -689,7 +716,7 @@ DEFINITIONS: Final = """
         "generator function": generating,
         "async function": waiting,
         "of a module by hand": tools.add,
-        "that refers to a module by hand": using_tools,
+        "that refers to a module by hand": using_others,
         "of a module by hand that refers to another": more.add,
         "cached": halved,
         "pair of one class": (Point(1), Point(2)),
@@ -753,7 +780,7 @@ EXPECTED: Final = [
     [0, 2, 4],
     12,
     101,
-    102,
+    202,
     104,
     4,
     3,

@@ -146,7 +146,7 @@ class Consumer:
     def __init__(self, work: Callable[[], Any]) -> None:
         self.result: Any = None
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,))
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
 
     def _run(self, work: Callable[[], Any]) -> None:
@@ -726,6 +726,26 @@ def test_a_thread_may_wait_while_anybody_it_waits_for_goes_on() -> None:
     assert scene.take() is others
     timer.join()
     assert mine.holder is not None
+
+
+@pytest.mark.fault(97)
+def test_a_thread_may_wait_for_one_who_waits_for_one_who_goes_on() -> None:
+    scene = Scene.of(3)
+    theirs = scene.take(OTHER_CLASS)
+
+    def hold_and_wait() -> None:
+        mine = scene.take(CLASS)
+        scene.give(scene.take(OTHER_CLASS))
+        scene.give(mine)
+
+    first = Consumer(hold_and_wait)
+    scene.await_waiting(1)
+
+    second = Consumer(lambda: scene.take(CLASS))
+    scene.await_waiting(2)
+    scene.give(theirs)
+    first.join()
+    assert CLASS.key in second.join().has
 
 
 @pytest.mark.fault(97)
