@@ -1,13 +1,16 @@
 """The cells of the cube by name, for the promises of sections 4 and 5 that need a gate, a clock or a heartbeat.
 
 A *place* is one column of the contract's table: who consumes, and with which runner. Bodies wait at gates that tests
-open; nothing sleeps, and every wait has a bound.
+open; nothing sleeps, and every wait has a bound. `EVERYWHERE` counts workers in, where no test can share memory with a
+body; what a test looks at there has to be among the partials, or in a file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import pickle
 import re
 import sys
 import threading
@@ -26,6 +29,7 @@ from collections.abc import (
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -108,7 +112,9 @@ class Place:
 
 SYNC: Final = [Place("sync", runner) for runner in (None, "inline", "thread")]
 ASYNCIO: Final = [Place("asyncio", runner) for runner in (None, "inline", "thread")]
+PROCESS: Final = [Place("sync", "process"), Place("asyncio", "process")]
 PLACES: Final = [*SYNC, *ASYNCIO]
+EVERYWHERE: Final = [*PLACES, *PROCESS]
 
 
 def cells(kinds: tuple[str, ...], places: list[Place] = PLACES, *, elsewhere: bool = False) -> pytest.MarkDecorator:
@@ -124,7 +130,7 @@ def cells(kinds: tuple[str, ...], places: list[Place] = PLACES, *, elsewhere: bo
 
 
 def is_lock_step(kind: str, place: Place) -> bool:
-    if place.runner == "thread":
+    if place.runner in {"thread", "process"}:
         return False
     return ("async" in kind) == (place.consumer == "asyncio") or place.runner == "inline"
 
@@ -140,12 +146,12 @@ class Reader:
     """One stream, stepped from sync code whichever its face: asyncio steps run on one loop."""
 
     def __init__(self, muna: Engine, loop: asyncio.Runner, place: Place) -> None:
-        self._muna = muna
+        self.muna = muna
         self._loop = loop
         self._place = place
 
     def open(self, tag: Any, inputs: dict[str, Any] | None = None, **options: Any) -> Any:
-        predictions = self._muna.predictions
+        predictions = self.muna.predictions
         options.setdefault("runner", self._place.runner)
         if self._place.consumer == "sync":
             return predictions.stream(tag, inputs, **options)
@@ -189,8 +195,8 @@ class Reader:
     def create(self, tag: Any, inputs: dict[str, Any] | None = None, **options: Any) -> Any:
         options.setdefault("runner", self._place.runner)
         if self._place.consumer == "sync":
-            return self._muna.predictions.create(tag, inputs, **options)
-        return self._run(self._muna.predictions.acreate(tag, inputs, **options))
+            return self.muna.predictions.create(tag, inputs, **options)
+        return self._run(self.muna.predictions.acreate(tag, inputs, **options))
 
     def _run(self, coroutine: Any) -> Any:
         """In the caller's context: a runner of asyncio has one of its own."""
@@ -203,9 +209,25 @@ def loop() -> Iterator[asyncio.Runner]:
         yield runner
 
 
+def pid_and_wait() -> Iterator[int]:
+    yield os.getpid()
+    yield 0
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Engine]:
+    """Give an engine whose two workers outlive the tests that ask for it: each fails that has another one started."""
+    with Engine(discover=False, workers=2, grace=PATIENCE) as muna:
+        streams = [muna.predictions.stream(pid_and_wait, runner="process") for _ in range(2)]
+        assert len({next(stream).value for stream in streams}) == 2
+        for stream in streams:
+            stream.close()
+        yield muna
+
+
 @pytest.fixture
-def reader(muna: Engine, loop: asyncio.Runner, place: Place) -> Reader:
-    return Reader(muna, loop, place)
+def reader(muna: Engine, crew: Engine, loop: asyncio.Runner, place: Place) -> Reader:
+    return Reader(crew if place in PROCESS else muna, loop, place)
 
 
 def giving(kind: str, values: Iterable[Any], step: Callable[[], object] = lambda: None) -> Callable[[], Any]:
@@ -253,10 +275,14 @@ def test_the_rule_of_muna_holds_in_every_cell(kind: str, place: Place, reader: R
 # 4.1, what is followed
 
 
+def kind_of(value: object) -> str:
+    return type(value).__name__
+
+
 @pytest.mark.parametrize(
     "value",
     [[1], (1, 2), "text", b"bytes", {"a": 1}, {1, 2}, range(3), memoryview(b"abc"), iter([1, 2]), map(str, [1]), zip()],
-    ids=lambda value: type(value).__name__,
+    ids=kind_of,
 )
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_a_container_or_an_undeclared_iterator_is_a_result(value: Any, place: Place, reader: Reader) -> None:
@@ -266,6 +292,23 @@ def test_a_container_or_an_undeclared_iterator_is_a_result(value: Any, place: Pl
     [found] = reader.rest(reader.open(returns))
     assert found is value
     assert reader.create(returns).value is value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[1], (1, 2), "text", b"bytes", {"a": 1}, {1, 2}, range(3), iter([1, 2]), map(str, [1]), zip()],
+    ids=kind_of,
+)
+@pytest.mark.parametrize("place", PROCESS, ids=str)
+def test_a_container_or_an_undeclared_iterator_is_a_result_of_a_worker_too(
+    value: Any, place: Place, reader: Reader
+) -> None:
+    def returns() -> Any:
+        return value
+
+    for found in (*reader.rest(reader.open(returns)), reader.create(returns).value):
+        assert type(found) is type(value)
+        assert found == value or list(found) == list(pickle.loads(pickle.dumps(value)))
 
 
 def test_a_file_is_a_result(muna: Engine) -> None:
@@ -318,7 +361,7 @@ ANNOTATIONS: Final = [
 @pytest.mark.parametrize(
     ("annotation", "made"), ANNOTATIONS, ids=lambda each: re.sub(r".*\.", "", str(each)).strip("'>")
 )
-@pytest.mark.parametrize("place", [PLACES[0], PLACES[2], PLACES[3], PLACES[5]], ids=str)
+@pytest.mark.parametrize("place", [PLACES[0], PLACES[2], PLACES[3], PLACES[5], *PROCESS], ids=str)
 def test_an_iterator_is_followed_where_the_return_annotation_says_so(
     annotation: Any, made: Any, place: Place, reader: Reader
 ) -> None:
@@ -330,7 +373,8 @@ def test_an_iterator_is_followed_where_the_return_annotation_says_so(
     assert reader.create(returns, reduce="collect").value == [1, 2, 3]
 
 
-def test_the_declaration_yields_outweighs_the_annotation(muna: Engine) -> None:
+@pytest.mark.parametrize("place", [PLACES[0], *PROCESS], ids=str)
+def test_the_declaration_yields_outweighs_the_annotation(place: Place, reader: Reader) -> None:
     def annotated() -> Iterator[int]:
         return Numbers()
 
@@ -339,16 +383,17 @@ def test_the_declaration_yields_outweighs_the_annotation(muna: Engine) -> None:
 
     as_value = Predictor("@me/value", annotated, yields=False)
     followed = Predictor("@me/followed", silent, yields=True)
-    assert isinstance(muna.predictions.create(as_value).value, Numbers)
-    assert list(muna.predictions.stream(followed).values()) == [1, 2, 3]
+    assert type(reader.create(as_value).value).__name__ == "Numbers"
+    assert reader.rest(reader.open(followed)) == [1, 2, 3]
 
 
-def test_a_generator_is_followed_even_where_yields_is_denied(muna: Engine) -> None:
+@pytest.mark.parametrize("place", [PLACES[0], *PROCESS], ids=str)
+def test_a_generator_is_followed_even_where_yields_is_denied(place: Place, reader: Reader) -> None:
     def yields() -> Iterator[int]:
         yield 1
         yield 2
 
-    assert list(muna.predictions.stream(Predictor("@me/generator", yields, yields=False)).values()) == [1, 2]
+    assert reader.rest(reader.open(Predictor("@me/generator", yields, yields=False))) == [1, 2]
 
 
 def test_an_awaitable_is_awaited_until_something_else_comes_out(muna: Engine) -> None:
@@ -406,7 +451,7 @@ def test_odd_values_are_results_like_any_other(kind: str, place: Place, value: A
 # 4.6, no partials
 
 
-@cells(YIELDING)
+@cells(YIELDING, EVERYWHERE)
 def test_zero_partials_are_an_empty_stream_and_no_result(kind: str, place: Place, reader: Reader) -> None:
     target = giving(kind, [])
     stream = reader.open(target)
@@ -547,13 +592,20 @@ def test_a_lone_partial_is_never_held_back(kind: str, place: Place, reader: Read
     assert reader.rest(stream) == ["second", "third"]
 
 
-@cells(YIELDING)
-def test_partials_before_a_failure_come_first_in_order_and_once(kind: str, place: Place, reader: Reader) -> None:
-    def values() -> Iterator[int]:
-        yield from range(200)
-        raise LookupError("after 200")
+@attrs.frozen
+class Failing:
+    """So many numbers, and then a failure."""
 
-    stream = reader.open(giving(kind, values()))
+    count: int
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.count)
+        raise LookupError(f"after {self.count}")
+
+
+@cells(YIELDING, EVERYWHERE)
+def test_partials_before_a_failure_come_first_in_order_and_once(kind: str, place: Place, reader: Reader) -> None:
+    stream = reader.open(giving(kind, Failing(200)))
     for number in range(200):
         assert reader.next(stream) == number
     with pytest.raises(LookupError, match="after 200"):
@@ -581,10 +633,34 @@ def test_a_failure_ahead_of_the_consumer_is_logged_when_its_stream_is_closed(
     wait_until(lambda: "ahead" in caplog.text)
 
 
+@cells(YIELDING, PROCESS)
+def test_a_failure_in_a_worker_ahead_of_the_consumer_is_logged_when_its_stream_is_closed(
+    kind: str, place: Place, reader: Reader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = tmp_path / "failing"
+
+    def yields() -> Iterator[int]:
+        yield 1
+        failing.touch()
+        raise LookupError("ahead")
+
+    async def yields_later() -> AsyncIterator[int]:
+        yield 1
+        failing.touch()
+        raise LookupError("ahead")
+
+    stream = reader.open(yields if kind == "yield" else yields_later, prefetch=5)
+    assert reader.next(stream) == 1
+    wait_until(failing.exists)
+    reader.close(stream)
+    assert (stream.outcome.state, stream.outcome.exception) == ("closed", None)
+    wait_until(lambda: "ahead" in caplog.text)
+
+
 # 4.8, facts of a prediction
 
 
-@cells(KINDS)
+@cells(KINDS, EVERYWHERE)
 def test_predictions_carry_one_id_per_call_an_index_and_the_moment_of_the_call(
     kind: str, place: Place, reader: Reader
 ) -> None:
@@ -646,18 +722,59 @@ def test_the_latency_of_create_is_the_producers_time(kind: str, place: Place, cl
     assert reader.create(giving(kind, [1, 2, 3], work)).latency == pytest.approx(3_000.0)
 
 
+@attrs.frozen
+class FileClock:
+    """A clock that only moves when told, in whichever process."""
+
+    path: Path
+
+    def __call__(self) -> float:
+        return float(self.path.read_text() or 0)
+
+    def advance(self, seconds: float) -> None:
+        now = self()
+        self.path.write_text(str(now + seconds))
+
+
+def turn_clocks_to(clock: Callable[[], float]) -> None:
+    """In a worker: every clock the engine reads durations off, from the next call on."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("engine.") and hasattr(module, "perf_counter"):
+            vars(module)["perf_counter"] = clock
+
+
+@pytest.mark.parametrize("place", PROCESS, ids=str)
+def test_latency_in_a_worker_is_the_producers_time_without_the_consumers(
+    place: Place, loop: asyncio.Runner, tmp_path: Path
+) -> None:
+    clock = FileClock(tmp_path / "clock")
+    clock.path.write_text("1000")
+    with Engine(discover=False, workers=1) as muna:
+        reader = Reader(muna, loop, place)
+        reader.create(turn_clocks_to, {"clock": clock})
+        for kind in YIELDING:
+            stream = reader.open(giving(kind, [["mutable"] for _ in range(4)], lambda: clock.advance(1.0)), prefetch=0)
+            for number in range(1, 5):
+                assert reader.next_prediction(stream).latency == pytest.approx(number * 1_000.0)
+                clock.advance(100.0)  # the producer waits until it is asked
+            assert reader.rest(stream) == []
+        for kind in KINDS:
+            made = reader.create(giving(kind, [1, 2, 3], lambda: clock.advance(1.0)))
+            assert made.latency == pytest.approx(3_000.0)
+
+
 # 5.1, what happens at the call
 
 
-@pytest.mark.parametrize("place", PLACES, ids=str)
-def test_what_is_wrong_with_a_call_is_told_at_the_call(place: Place, reader: Reader, muna: Engine) -> None:
+@pytest.mark.parametrize("place", EVERYWHERE, ids=str)
+def test_what_is_wrong_with_a_call_is_told_at_the_call(place: Place, reader: Reader) -> None:
     ran: list[str] = []
 
     def shout(text: str) -> str:
         ran.append(text)
         return text.upper()
 
-    muna.predictors.register("@me/shout", shout)
+    reader.muna.predictors.register("@me/shout", shout, replace=True)
     for open_ in (reader.open, reader.create):
         with pytest.raises(PredictorNotFoundError):
             open_("@me/shoot", {"text": "a"})
@@ -773,6 +890,35 @@ def test_a_body_runs_where_the_table_says(kind: str, place: Place, reader: Reade
     assert set(seen) == {WHERE["async" if "async" in kind else "def", str(place)]}
 
 
+def whereabouts() -> tuple[int, bool, bool]:
+    is_main = threading.current_thread() is threading.main_thread()
+    return os.getpid(), is_main, asyncio._get_running_loop() is not None
+
+
+@cells(KINDS, PROCESS)
+def test_a_body_in_a_worker_runs_in_its_main_thread_and_an_async_one_on_its_loop(
+    kind: str, place: Place, reader: Reader
+) -> None:
+    def returns() -> Any:
+        return whereabouts()
+
+    def yields() -> Iterator[Any]:
+        yield whereabouts()
+        yield whereabouts()
+
+    async def returns_later() -> Any:
+        return whereabouts()
+
+    async def yields_later() -> AsyncIterator[Any]:
+        yield whereabouts()
+        yield whereabouts()
+
+    body: Any = {"return": returns, "yield": yields, "async-return": returns_later, "async-yield": yields_later}[kind]
+    [(pid, is_main, is_on_a_loop)] = set(reader.rest(reader.open(body)))
+    assert (is_main, is_on_a_loop) == (True, "async" in kind)
+    assert pid != os.getpid()
+
+
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_what_a_function_returns_is_driven_by_an_owner_of_its_own_colour(place: Place, reader: Reader) -> None:
     seen: list[tuple[str, bool]] = []
@@ -796,13 +942,14 @@ def test_what_a_function_returns_is_driven_by_an_owner_of_its_own_colour(place: 
     assert set(seen) == {("caller", True) if place == Place("asyncio", "inline") else ("engine-owner", False)}
 
 
-def test_an_async_predictor_works_from_sync_code_inside_a_running_loop(muna: Engine) -> None:
+@pytest.mark.parametrize("place", [PLACES[0], PROCESS[0]], ids=str)
+def test_an_async_predictor_works_from_sync_code_inside_a_running_loop(place: Place, reader: Reader) -> None:
     async def predict() -> str:
         await asyncio.sleep(0)
         return "from a notebook"
 
     async def cell() -> Any:
-        return muna.predictions.create(predict).value
+        return reader.create(predict).value
 
     assert asyncio.run(cell()) == "from a notebook"
 
@@ -833,7 +980,7 @@ class Ticker:
         self._gate.open()
 
 
-def waiting_body(shape: str, gate: Gate) -> Any:
+def waiting_body(shape: str, gate: Any) -> Any:
     def returns() -> str:
         gate.wait()
         return "done"
@@ -908,6 +1055,90 @@ def test_the_event_loop_turns_while_the_engine_loads_closes_and_unloads(action: 
         assert ticker.rounds == 20
         gate.open()
         await stream.aclose()
+
+    asyncio.run(main())
+
+
+def waits_for(reached: Path, opened: Path) -> None:
+    """The gate of a body in a worker."""
+    reached.touch()
+    deadline = time.monotonic() + PATIENCE
+    while not opened.exists():
+        assert time.monotonic() < deadline, "nobody opened the gate"
+        time.sleep(0.0005)
+
+
+async def let_the_loop_turn(reached: Path, opened: Path) -> None:
+    await until(reached.exists)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    opened.touch()  # noqa: ASYNC240 - an empty file
+
+
+@pytest.mark.parametrize("shape", ["return", "yield", "setup", "finally"])
+@pytest.mark.parametrize("consume", ["acreate", "astream"])
+def test_the_event_loop_turns_while_a_body_in_a_worker_blocks(
+    consume: str, shape: str, crew: Engine, loop: asyncio.Runner, tmp_path: Path
+) -> None:
+    gate = tmp_path / "reached", tmp_path / "opened"
+
+    class FileGate:
+        def wait(self) -> None:
+            waits_for(*gate)
+
+    target: Any = waiting_body(shape, FileGate())
+
+    async def main() -> None:
+        turning = asyncio.create_task(let_the_loop_turn(*gate))
+        if consume == "acreate":
+            assert (await crew.predictions.acreate(target, runner="process")).value == "done"
+        else:
+            stream = crew.predictions.astream(target, runner="process")
+            assert [each async for each in stream.values()] == ["done"]
+        await turning
+
+    loop.run(main())
+    crew.unload(target, runner="process")
+
+
+@pytest.mark.parametrize("action", ["aload", "aunload", "aclose of a stream", "aclose"])
+def test_the_event_loop_turns_while_a_worker_loads_unloads_and_ends(action: str, tmp_path: Path) -> None:
+    gate = tmp_path / "reached", tmp_path / "opened"
+
+    class Slow:
+        def setup(self) -> None:
+            if action == "aload":
+                waits_for(*gate)
+
+        def predict(self) -> Iterator[str]:
+            try:
+                yield "done"
+            finally:
+                if action == "aclose of a stream":
+                    waits_for(*gate)
+
+        def teardown(self) -> None:
+            if action in {"aunload", "aclose"}:
+                waits_for(*gate)
+
+    async def main() -> None:
+        muna = Engine(discover=False, workers=1, grace=PATIENCE)
+        if action != "aload":
+            await muna.aload(Slow, runner="process")
+        stream = muna.predictions.astream(Slow, runner="process")
+        if action == "aclose of a stream":
+            await anext(stream)
+        actions = {
+            "aload": lambda: muna.aload(Slow, runner="process"),
+            "aunload": lambda: muna.aunload(Slow, runner="process"),
+            "aclose of a stream": stream.aclose,
+            "aclose": muna.aclose,
+        }
+        turning = asyncio.create_task(let_the_loop_turn(*gate))
+        await actions[action]()
+        await turning
+        await stream.aclose()
+        await muna.aclose()
 
     asyncio.run(main())
 
@@ -1001,7 +1232,7 @@ def test_cancel_wakes_an_async_body_in_its_consumers_own_task(muna: Engine) -> N
     asyncio.run(main())
 
 
-@cells(YIELDING)
+@cells(YIELDING, EVERYWHERE)
 def test_cancel_before_the_first_pull_is_told_and_nothing_starts(kind: str, place: Place, reader: Reader) -> None:
     target, made = counting(kind, ["a"])
     stream = reader.open(target)
@@ -1012,7 +1243,7 @@ def test_cancel_before_the_first_pull_is_told_and_nothing_starts(kind: str, plac
     assert (stream.outcome.state, made) == ("cancelled", [0])
 
 
-@cells(YIELDING)
+@cells(YIELDING, EVERYWHERE)
 def test_cancel_after_the_end_changes_nothing(kind: str, place: Place, reader: Reader) -> None:
     stream = reader.open(giving(kind, ["a"]))
     assert reader.rest(stream) == ["a"]
@@ -1065,8 +1296,8 @@ def test_an_error_of_the_clean_up_comes_out_of_close(kind: str, place: Place, re
     reader.close(stream)
 
 
-@pytest.mark.parametrize("runner", [None, "inline", "thread"])
-def test_an_error_of_the_clean_up_keeps_the_one_in_flight_as_its_context(runner: str | None, muna: Engine) -> None:
+@pytest.mark.parametrize("place", [*SYNC, PROCESS[0]], ids=str)
+def test_an_error_of_the_clean_up_keeps_the_one_in_flight_as_its_context(place: Place, reader: Reader) -> None:
     def yields() -> Iterator[list[str]]:
         try:
             yield ["mutable"]
@@ -1074,7 +1305,7 @@ def test_an_error_of_the_clean_up_keeps_the_one_in_flight_as_its_context(runner:
             raise OSError("in clean-up")
 
     with pytest.raises(OSError, match="in clean-up") as caught:  # noqa: PT012, SIM117
-        with muna.predictions.stream(yields, runner=runner) as stream:
+        with reader.open(yields, prefetch=0) as stream:
             next(stream)
             raise LookupError("in flight")
     assert isinstance(caught.value.__context__, LookupError)
@@ -1103,7 +1334,7 @@ def test_a_consumer_that_raises_closes_its_stream_on_the_way_out(kind: str, plac
     assert left == ["finally"]
 
 
-@cells(YIELDING)
+@cells(YIELDING, EVERYWHERE)
 def test_leaving_a_loop_keeps_a_stream_that_is_still_referred_to(kind: str, place: Place, reader: Reader) -> None:
     stream = reader.open(giving(kind, range(5)))
     assert reader.next(stream) == 0
@@ -1113,7 +1344,7 @@ def test_leaving_a_loop_keeps_a_stream_that_is_still_referred_to(kind: str, plac
     assert reader.rest(stream) == [3, 4]
 
 
-@cells(YIELDING)
+@cells(YIELDING, EVERYWHERE)
 def test_two_iterators_of_one_stream_share_its_position(kind: str, place: Place, reader: Reader) -> None:
     stream = reader.open(giving(kind, range(4)))
     assert [reader.next(stream), reader.next_prediction(stream).value] == [0, 1]
@@ -1141,10 +1372,11 @@ def test_a_body_starts_once_per_call_whatever_happens(kind: str, place: Place, r
 # 5.10 and 5.11, slots and set-up
 
 
-@cells(YIELDING)
+@cells(YIELDING, EVERYWHERE)
 def test_a_call_that_would_wait_for_its_own_thread_or_task_is_refused_at_once(
-    kind: str, place: Place, muna: Engine
+    kind: str, place: Place, reader: Reader
 ) -> None:
+    muna = reader.muna
     single = Predictor("@me/single", giving(kind, [["mutable"]] * 3), concurrency=1)
 
     def consume() -> None:
@@ -1211,6 +1443,41 @@ def test_no_more_calls_run_at_a_time_than_the_author_allows(kind: str, place: Pl
             made = list(threads.map(create, range(40)))
     assert [each.value for each in made] == ["done"] * 40
     assert 1 <= census.most <= 2
+
+
+@cells(("return", "async-return"), PROCESS)
+def test_no_more_calls_run_at_a_time_in_all_workers_than_the_author_allows(
+    kind: str, place: Place, crew: Engine, tmp_path: Path
+) -> None:
+    """The file is there as long as somebody runs: a second one could not make it."""
+    inside = tmp_path / "inside"
+
+    def returns() -> int:
+        inside.touch(exist_ok=False)
+        time.sleep(0)
+        inside.unlink()
+        return os.getpid()
+
+    async def returns_later() -> int:
+        inside.touch(exist_ok=False)
+        await asyncio.sleep(0)
+        inside.unlink()
+        return os.getpid()
+
+    single = Predictor("@me/single-file", returns if kind == "return" else returns_later, concurrency=1)
+
+    async def gather() -> list[Any]:
+        return await asyncio.gather(*(crew.predictions.acreate(single, runner="process") for _ in range(40)))
+
+    def create(_number: int) -> Any:
+        return crew.predictions.create(single, runner="process")
+
+    if place.consumer == "asyncio":
+        made = asyncio.run(gather())
+    else:
+        with ThreadPoolExecutor(4) as threads:
+            made = list(threads.map(create, range(40)))
+    assert len(made) == 40
 
 
 CLASSES: Final = ("setup", "async-setup")
@@ -1322,7 +1589,7 @@ def test_concurrent_first_calls_share_one_setup(kind: str, muna: Engine) -> None
 # Callers may ask for anything by any name
 
 
-@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("place", EVERYWHERE, ids=str)
 def test_a_predictor_may_have_parameters_of_any_name(place: Place, reader: Reader) -> None:
     def predict(self: int, tag: int, inputs: int, *, runner: int, reduce: int, check: int, args: int) -> int:
         return self + tag + inputs + runner + reduce + check + args
@@ -1331,7 +1598,7 @@ def test_a_predictor_may_have_parameters_of_any_name(place: Place, reader: Reade
     assert reader.create(predict, dict.fromkeys(names, 1)).value == 7
 
 
-@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("place", EVERYWHERE, ids=str)
 def test_a_plain_function_runs_without_being_registered_under_its_own_name(place: Place, reader: Reader) -> None:
     def predict() -> int:
         return 1
@@ -1341,7 +1608,7 @@ def test_a_plain_function_runs_without_being_registered_under_its_own_name(place
     assert uuid.uuid4().hex not in found.id
 
 
-@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("place", EVERYWHERE, ids=str)
 def test_what_is_no_predictor_at_all_is_refused(place: Place, reader: Reader) -> None:
     for nothing in (None, 5, object(), b"@me/shout"):
         with pytest.raises((EngineError, TypeError)):
