@@ -430,6 +430,7 @@ class Outlet(Channel):
         is_bodys = self.is_bodys and self.refusal is None
         meta = (pack_failure(error), is_bodys, is_cleanup, kept, placed, not self._host.is_terminated)
         self._link.write(pack(FAILED, self.number, pickle.dumps(meta, 5), rest))
+        BaseException.with_traceback(error, None)  # its frames refer to inputs, and to what refers to it
 
 
 def is_light(value: object) -> bool:

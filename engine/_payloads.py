@@ -251,7 +251,10 @@ def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
             None if each is None or depth == _DEEPEST else pack_failure(each, depth + 1) for each in _behind(error)
         ]
     except BaseException as own:  # something in it raises that nothing should
-        return None, type(error).__qualname__, "unrepresentable", traceback_of(own), None, None
+        traceback = ""
+        with contextlib.suppress(BaseException):  # and its own story may include that
+            traceback = traceback_of(own)
+        return None, type(error).__qualname__, "unrepresentable", traceback, None, None
     return whole, type(error).__qualname__, text, traceback, *behind
 
 
@@ -510,7 +513,7 @@ def _by_value(file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any] |
                 if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
                     if id(obj) not in _received:
                         _own[id(obj)] = obj
-                    return (*reduced[:2], (reduced[5], reduced[2]), None, None, _fill_class)
+                    return (*reduced[:2], (reduced[5], reduced[2], obj.__qualname__), None, None, _fill_class)
                 return reduced
 
         _cloud = Cloud
@@ -523,11 +526,11 @@ _own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes m
 _received: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes that came by value
 
 
-def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any]) -> None:
+def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any, str]) -> None:
     """Give a class that came by value what is in it; one that was made here is not changed by its copy's return."""
     if id(cls) not in _own:
         _received[id(cls)] = cls
-        set_state, state = told
+        set_state, state, cls.__qualname__ = told  # its full name is shown by many a `repr`
         set_state(cls, state)
 
 

@@ -310,9 +310,11 @@ class Wire(Channel):
             return
         frames = worker.decoder.frames
         try:
-            worker.decoder.feed(data)
-            while frames and self.worker is worker:
-                self._take_in(frames.popleft(), worker)
+            try:
+                worker.decoder.feed(data)
+            finally:  # what stands before bytes that are no frame has arrived all the same
+                while frames and self.worker is worker:
+                    self._take_in(frames.popleft(), worker)
         except Exception as error:  # what predictors send is rebuilt elsewhere: this is a frame that means nothing
             warn(f"{self.label}: worker {worker.pid} does not speak the engine's protocol", error)
             self.reason = "it did not speak the engine's protocol, and was killed"
