@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pathlib
+import sys
 import threading
+import traceback
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
@@ -13,7 +17,8 @@ import attrs
 import pytest
 
 from engine import Engine, PredictorError
-from tests.faults.workers import number_of_worker
+from tests.faults.conftest import Cell, Consumer, eventually
+from tests.faults.workers import KINDS, PARTIALS, Journal, Trouble, number_of_worker, predictor_with
 
 
 class NeedsMore(Exception):
@@ -309,8 +314,373 @@ def test_what_a_finally_raises_in_a_worker_comes_out_of_close_or_goes_to_the_log
         stream = lasting.predictions.stream(predictor, runner="process")
         next(stream)
         stream.cancel()
-        check_worker_lives(lasting, pid)  # once it is free, what its clean-up raised is in the log
-    assert "error after its stream was left: OSError: in clean-up" in caplog.text
+        check_worker_lives(lasting, pid)
+        story = "error after its stream was left: OSError: in clean-up"
+        eventually(lambda: story in caplog.text, "the log tells of the clean-up")
+
+
+# Bodies with a `finally`, at every place and for every consumer.
+
+
+POINTS: Final = [
+    pytest.param(Cell(kind, consumer, "process"), place, id=f"{kind}-{consumer}-{place}")
+    for kind in KINDS
+    for consumer in ("sync", "asyncio")
+    for place in (PLACES if kind in {"gen", "agen"} else PLACES[:1])
+]
+each_point = pytest.mark.parametrize(("cell", "place"), POINTS)
+
+
+def partials_before(cell: Cell, place: str) -> list[Any]:
+    return list(PARTIALS[: PLACES.index(place)]) if cell.is_yielding else []
+
+
+async def caught(consumer: Consumer, trouble: Trouble) -> tuple[BaseException, BaseException]:
+    """Stream and create a predictor that gets into trouble; check how both end, and give what arrives."""
+    before = partials_before(consumer.cell, trouble.place)
+    predictor = predictor_with(consumer.cell.kind, trouble)
+    reader = consumer.open(predictor)
+    assert [await reader.pull() for _ in before] == before
+    arrived: list[BaseException] = []
+    for pull in (reader.pull, lambda: consumer.create(predictor)):
+        try:
+            await pull()
+        except BaseException as error:
+            arrived.append(error)
+    assert await reader.has_ended("failed")
+    assert trouble.journal.words == ["start", "finally"] * 2
+    streamed, created = arrived
+    assert reader.outcome.exception is streamed
+    return streamed, created
+
+
+def notes_of(error: BaseException) -> tuple[list[str], list[str]]:
+    """The remote traceback and our own note."""
+    notes = getattr(error, "__notes__", [])
+    return [each for each in notes if each.startswith("in worker ")], [
+        each for each in notes if each.startswith("predictor ")
+    ]
+
+
+@pytest.mark.fault(31)
+@each_point
+def test_what_goes_along_with_an_exception_comes_along(
+    cell: Cell, place: str, lasting: Engine, tmp_path: pathlib.Path
+) -> None:
+    def strikes() -> None:
+        try:
+            raise KeyError("voice")
+        except KeyError:
+            error = LookupError("no such voice", 7)
+            error.add_note("a note of the predictor's own")
+            error.hint = "ask for another"  # type: ignore[attr-defined]
+            raise error  # the line that struck  # noqa: B904 - its context is what this is about
+
+    async def scenario(consumer: Consumer) -> None:
+        for error in await caught(consumer, Trouble(Journal(tmp_path / "journal"), strikes, place)):
+            assert (type(error), error.args) == (LookupError, ("no such voice", 7))
+            assert vars(error)["hint"] == "ask for another"
+            assert error.__cause__ is None
+            assert repr(error.__context__) == "KeyError('voice')"
+            assert error.__notes__[0] == "a note of the predictor's own"
+            (remote,), (ours,) = notes_of(error)
+            assert "the line that struck" in remote
+            assert "During handling of the above exception" in remote
+            assert f"after {len(partials_before(cell, place))} partials" in ours
+            assert "".join(traceback.format_exception(error)).count("the line that struck") == 1
+
+    pid = pid_of(lasting)
+    cell.run_on(lasting, scenario)
+    check_worker_lives(lasting, pid)
+
+
+@pytest.mark.fault(39, 40, 62)
+@pytest.mark.parametrize(
+    "kind", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration, StopAsyncIteration]
+)
+@each_point
+def test_what_would_end_more_than_the_call_arrives_as_the_cause_of_its_failure(
+    cell: Cell, place: str, kind: type[BaseException], lasting: Engine, tmp_path: pathlib.Path
+) -> None:
+    def strikes() -> None:
+        raise kind("of the body")
+
+    async def scenario(consumer: Consumer) -> None:
+        expected = RuntimeError if kind in {StopIteration, StopAsyncIteration} else PredictorError
+        for error in await caught(consumer, Trouble(Journal(tmp_path / "journal"), strikes, place)):
+            assert type(error) is expected
+            assert (type(error.__cause__), str(error.__cause__)) == (kind, "of the body")
+            assert kind.__name__ in str(error)
+            assert 'raise kind("of the body")' in "".join(traceback.format_exception(error))
+            assert len(notes_of(error)[1]) == 1
+        returned = await consumer.create(
+            predictor_with(cell.kind, Trouble(Journal(tmp_path / "unread"), strikes, place)), errors="return"
+        )
+        assert type(returned.exception) is expected
+        assert returned.error is not None
+        assert 'raise kind("of the body")' in returned.error
+        assert returned.value == (partials_before(cell, place) or [None])[-1]
+
+    pid = pid_of(lasting)
+    cell.run_on(lasting, scenario)
+    check_worker_lives(lasting, pid)
+
+
+@pytest.mark.fault(45)
+@each_point
+def test_what_a_finally_raises_in_a_worker_at_the_end_of_a_body_is_its_failure(
+    cell: Cell, place: str, lasting: Engine, tmp_path: pathlib.Path
+) -> None:
+    def strikes() -> None:
+        raise ValueError("the body")
+
+    def cleanup() -> None:
+        raise OSError("its clean-up")
+
+    async def scenario(consumer: Consumer) -> None:
+        for error in await caught(consumer, Trouble(Journal(tmp_path / "journal"), strikes, place, cleanup)):
+            assert repr(error) == "OSError('its clean-up')"
+            assert repr(error.__context__) == "ValueError('the body')"
+
+    pid = pid_of(lasting)
+    cell.run_on(lasting, scenario)
+    check_worker_lives(lasting, pid)
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("kind", ["gen", "agen"])
+@each_consumer
+def test_what_a_finally_raises_in_a_worker_has_the_consumers_error_as_its_context(
+    kind: str, consumer: str, lasting: Engine, tmp_path: pathlib.Path
+) -> None:
+    cell = Cell(kind, consumer, "process")
+    journal = Journal(tmp_path / "journal")
+
+    def cleanup() -> None:
+        raise OSError("its clean-up")
+
+    async def scenario(consumer: Consumer) -> None:
+        mine = KeyError("the consumer's")
+        reader = consumer.open(predictor_with(kind, Trouble(journal, cleanup=cleanup)), prefetch=0)
+
+        async def fails() -> None:
+            async with reader.opened():
+                await reader.pull()
+                raise mine
+
+        with pytest.raises(OSError, match="its clean-up") as arrived:
+            await fails()
+        behind = arrived.value.__context__
+        while behind is not mine and behind is not None:
+            behind = behind.__context__
+        assert behind is mine
+        assert await reader.has_ended("closed")
+
+    pid = pid_of(lasting)
+    cell.run_on(lasting, scenario)
+    assert journal.words == ["start", "finally"]
+    check_worker_lives(lasting, pid)
+
+
+# What cannot be shown, or must not be.
+
+
+@pytest.mark.fault(34)
+@pytest.mark.parametrize("raised", [LookupError, SystemExit, KeyboardInterrupt, OfItsOwn])
+@pytest.mark.parametrize("where", ["__str__", "__repr__", "__reduce__", "__cause__", "__notes__"])
+def test_whatever_an_exceptions_own_methods_raise_its_worker_tells_its_type(
+    where: str, raised: type[BaseException], lasting: Engine
+) -> None:
+    def fails() -> None:
+        def hostile(self: Any, *_: Any) -> Any:
+            raise raised("hostile")
+
+        is_method = where in {"__str__", "__repr__", "__reduce__"}
+        raise type("Hostile", (Exception,), {where: hostile if is_method else property(hostile)})("args")
+
+    pid = pid_of(lasting)
+    seen, error = failure_of(lasting, fails, "sync")
+    assert seen == []
+    named = error.type_name if isinstance(error, PredictorError) else type(error).__name__
+    assert named == "Hostile"
+    check_worker_lives(lasting, pid)
+
+
+@pytest.mark.fault(34)
+def test_a_note_that_cannot_be_shown_costs_nothing_else(lasting: Engine) -> None:
+    def fails() -> None:
+        error = ValueError("a note is no text")
+        error.__notes__ = [7, None]  # type: ignore[list-item]
+        raise error
+
+    _, error = failure_of(lasting, fails, "sync")
+    assert (type(error), str(error)) == (ValueError, "a note is no text")
+
+
+@pytest.mark.fault(35)
+def test_of_huge_arguments_only_a_few_are_pictured(lasting: Engine, tmp_path: pathlib.Path) -> None:
+    journal = Journal(tmp_path / "journal")
+
+    class Shown:
+        def __repr__(self) -> str:
+            journal.note("shown")
+            return "shown"
+
+    def fails() -> None:
+        raise ValueError([Shown()] * 1_000_000)
+
+    _, error = failure_of(lasting, fails, "sync")
+    assert type(error) is PredictorError
+    assert "shown" in str(error)
+    assert len(journal.words) < 100
+
+
+# 38: a class that only the worker can have.
+
+
+@pytest.mark.fault(38)
+@pytest.mark.parametrize("is_found", [True, False], ids=["found-there", "found-nowhere"])
+def test_a_class_that_only_the_worker_has_is_told_by_its_name_or_travels_whole(
+    is_found: bool, lasting: Engine, tmp_path: pathlib.Path
+) -> None:
+    name, folder = f"only_there_{is_found}".lower(), str(tmp_path)
+    (tmp_path / f"{name}.py").write_text("class Outer:\n    class Error(Exception): pass\n")
+
+    def fails() -> None:
+        import importlib
+
+        sys.path.insert(0, folder)
+        module = importlib.import_module(name)
+        if not is_found:
+            sys.path.remove(folder)
+        raise module.Outer.Error("from there")
+
+    pid = pid_of(lasting)
+    _, error = failure_of(lasting, fails, "sync")
+    assert name not in sys.modules
+    if is_found:
+        assert isinstance(error, PredictorError)
+        assert error.type_name == "Outer.Error"
+        assert "in fails" in error.traceback
+    else:
+        assert type(error).__qualname__ == "Outer.Error"
+    assert "from there" in str(error)
+    assert "in fails" in notes_of(error)[0][0]
+    check_worker_lives(lasting, pid)
+
+
+# 42, 43, 44.
+
+
+@pytest.mark.fault(42)
+def test_an_exception_that_a_worker_raises_again_and_again_is_told_at_the_same_length(lasting: Engine) -> None:
+    class Fails:
+        def __init__(self) -> None:
+            self.error = KeyError("made once")
+
+        def predict(self) -> None:
+            raise self.error
+
+    lengths = []
+    for _ in range(4):
+        _, error = failure_of(lasting, Fails, "sync")
+        (remote,), (_ours,) = notes_of(error)
+        lengths.append(len(remote))
+        assert len(traceback.extract_tb(error.__traceback__)) < 30
+    assert lengths[0] == lengths[-1]
+
+
+@pytest.mark.fault(43)
+@each_kind
+def test_an_input_is_freed_in_its_worker_with_the_failure_that_held_it(kind: str, lasting: Engine) -> None:
+    def fails(weighty: Any) -> None:
+        import builtins
+        import gc
+
+        gc.disable()  # until somebody looks
+        builtins.seen = weakref.ref(weighty)  # type: ignore[attr-defined]
+        raise ValueError("it holds this frame")
+
+    def yields(weighty: Any) -> Iterator[int]:
+        yield 1
+        fails(weighty)
+
+    async def areturns(weighty: Any) -> None:
+        fails(weighty)
+
+    async def ayields(weighty: Any) -> AsyncIterator[int]:
+        yield 1
+        fails(weighty)
+
+    def is_freed() -> bool:
+        import builtins
+        import gc
+
+        gc.enable()
+        return builtins.seen() is None  # type: ignore[attr-defined]
+
+    predictors: dict[str, Callable[..., Any]] = {"def": fails, "gen": yields, "async": areturns, "agen": ayields}
+    pid = pid_of(lasting)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="it holds this frame"):
+            lasting.predictions.create(predictors[kind], {"weighty": KeywordsOnly}, runner="process")
+        with pytest.raises(ValueError, match="it holds this frame"):
+            lasting.predictions.create(predictors[kind], {"weighty": Weighty()}, runner="process")
+        assert lasting.predictions.create(is_freed, runner="process").value
+    check_worker_lives(lasting, pid)
+
+
+class Weighty:
+    """An input one would not like to keep."""
+
+
+@pytest.mark.fault(44)
+@each_kind
+@each_consumer
+def test_a_limit_of_the_interpreter_that_a_body_meets_in_a_worker_is_an_ordinary_failure(
+    consumer: str, kind: str, lasting: Engine
+) -> None:
+    def dive(depth: int = 0) -> Any:
+        return dive(depth + 1)
+
+    def take_all_memory() -> Any:
+        return bytearray(sys.maxsize)
+
+    pid = pid_of(lasting)
+    place = "middle" if kind in {"gen", "agen"} else "before"
+    for strike, expected in ((dive, RecursionError), (take_all_memory, MemoryError)):
+        seen, error = failure_of(lasting, raising(kind, strike, place), consumer)
+        assert seen == list(PLACES[: PLACES.index(place)])
+        assert type(error) is expected
+        (remote,), _ = notes_of(error)
+        assert strike.__name__ in remote
+        assert len(remote) < 100_000
+    check_worker_lives(lasting, pid)
+
+
+@pytest.mark.fault(41)
+def test_a_group_keeps_its_notes_its_fatal_leaves_and_what_is_inside_a_leaf_that_cannot_travel(
+    lasting: Engine,
+) -> None:
+    def fails() -> None:
+        inner = ExceptionGroup("inner", [ValueError("locked", threading.Lock()), TypeError("b")])
+        group = BaseExceptionGroup("outer", [inner, SystemExit(1), OfItsOwn("now")])
+        group.add_note("of the group")
+        raise group
+
+    pid = pid_of(lasting)
+    _, error = failure_of(lasting, fails, "sync")
+    assert isinstance(error, BaseExceptionGroup)
+    assert error.__notes__[0] == "of the group"
+    ordinary, rest = error.split(Exception)
+    assert ordinary is not None
+    assert rest is not None
+    (inner,) = ordinary.exceptions
+    assert isinstance(inner, ExceptionGroup)
+    assert [type(leaf) for leaf in inner.exceptions] == [PredictorError, TypeError]
+    assert "locked" in str(inner.exceptions[0])
+    assert [type(leaf) for leaf in rest.exceptions] == [SystemExit, OfItsOwn]
+    check_worker_lives(lasting, pid)
 
 
 @pytest.mark.fault(7)

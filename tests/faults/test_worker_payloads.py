@@ -10,8 +10,10 @@ import array
 import asyncio
 import contextvars
 import copy
+import dataclasses
 import datetime as dt
 import decimal
+import enum
 import fractions
 import functools
 import gc
@@ -932,6 +934,23 @@ def test_a_class_of_the_callers_is_not_changed_by_its_copies_return(muna: Engine
     assert type(first) is type(second) is Counted
     assert (Counted.made, Counted.level) == (5, method)
     assert second.level() == 2
+
+
+@pytest.mark.fault(22, 28)
+def test_a_class_inside_another_has_its_full_name_in_a_worker(muna: Engine, worker: int) -> None:
+    class Outer:
+        @dataclasses.dataclass
+        class Inner:
+            x: int
+
+        class Shade(enum.Enum):
+            DARK = 1
+
+    def shows(value: Any) -> str:
+        return repr(value)
+
+    for value in (Outer.Inner(1), Outer.Inner, Outer.Shade.DARK, Outer.Shade):
+        assert values_of(muna, "create", shows, {"value": value}) == [repr(value)]
 
 
 # 28, 123, 125, 126: the table of round trips.
