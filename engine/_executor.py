@@ -178,7 +178,7 @@ class Executor:
             return PredictionStream(*self._opened(tag, inputs, runner, check, prefetch))
         context = copy_context()
         self.check_runner(runner)
-        open_now = partial(self._opened, tag, inputs, runner, check, prefetch)
+        open_now = partial(self._opened, tag, _as_of_now(inputs), runner, check, prefetch)
         return PredictionStream(None, None, partial(context.run, open_now), record.tag)
 
     def _opened(
@@ -279,10 +279,11 @@ class Executor:
             )
             return AsyncPredictionStream(execution, resident.profile.reducer)
         context = copy_context()
+        kept = _as_of_now(inputs)
 
         async def resolve() -> tuple[AsyncExecution, Reducer]:
             found = await self.aresolve(tag, runner)
-            bound = self._bind(found, inputs, check)
+            bound = self._bind(found, kept, check)
             place = self._async_place(found, runner)
             return context.run(self._aopen, found, *bound, place, runner, check, prefetch), found.profile.reducer
 
@@ -695,6 +696,11 @@ def _depth_within(parent: Call) -> int:
             parent.tag,
         )
     return depth
+
+
+def _as_of_now(inputs: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Inputs to be bound later: whoever changes their mapping meanwhile changes nothing."""
+    return dict(inputs) if isinstance(inputs, dict) else inputs
 
 
 def _check_errors(errors: object) -> None:
