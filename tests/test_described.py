@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from engine import Engine, InvalidInputError, NoPartialsError, PluginError, PredictionCancelledError, Predictor
+from engine import (
+    Engine,
+    InvalidInputError,
+    NoPartialsError,
+    PluginError,
+    PredictionCancelledError,
+    Predictor,
+    WorkerLostError,
+)
 
 HOME: Final = """
     from collections.abc import Iterator
     from typing import Annotated, Literal
 
+    import operator
+
     import annotated_types
 
+    from engine import fold
     from heavy_home_types import Image, PALETTE
 
     Size = Literal["small", "large"]
@@ -53,13 +67,35 @@ HOME: Final = """
 
     def lines() -> "Iterator[int]":
         return iter([1, 2])
+
+    def counts(start: int = None, step: float = 1):
+        for number in range(3):
+            yield (start or 0) + number * step
+
+    counts.__predictor__ = {"tag": "@home/counts", "reduce": fold(operator.add, 0), "concurrency": 1}
+
+    class Client:
+        async def setup(self):
+            import asyncio
+            self.lock = asyncio.Lock()
+            self.calls = 0
+
+        async def predict(self, name: str):
+            async with self.lock:
+                self.calls += 1
+                yield name
+                yield self.calls
+
+    def fails(text: str):
+        yield text
+        raise RuntimeError("of the home")
 """
 TYPES: Final = """
     class Image: ...
     class Palette: ...
     PALETTE = Palette()
 """
-TAGS: Final = ("draw", "paint", "image", "fetch", "Model", "pieces", "lines")
+TAGS: Final = ("draw", "paint", "image", "fetch", "Model", "pieces", "lines", "counts", "Client", "fails")
 
 
 @pytest.fixture
@@ -87,6 +123,175 @@ def test_create_and_stream_run_what_this_process_never_imports(home: Engine) -> 
     assert list(predictions.stream("@home/lines").values()) == [1, 2]
     assert predictions.create("@home/pieces", runner="process").value == "ab"
     assert list(predictions.stream("@home/pieces", runner="process").snapshots()) == ["a", "ab"]
+
+
+WAYS: Final = ("create", "stream", "acreate", "astream")
+
+
+def values_of(muna: Engine, way: str, tag: Any, inputs: Any = None, **options: Any) -> list[Any]:
+    """What one call gives, whichever way it is consumed."""
+    predictions = muna.predictions
+
+    async def acreated() -> list[Any]:
+        return [(await predictions.acreate(tag, inputs, **options)).value]
+
+    async def astreamed() -> list[Any]:
+        return [each async for each in predictions.astream(tag, inputs, **options).values()]
+
+    if way == "create":
+        return [predictions.create(tag, inputs, **options).value]
+    if way == "stream":
+        return list(predictions.stream(tag, inputs, **options).values())
+    return asyncio.run(acreated() if way == "acreate" else astreamed())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_first_call_may_be_any_and_what_it_finds_is_kept(home: Engine, way: str) -> None:
+    is_stream = way.endswith("stream")
+    with pytest.raises(InvalidInputError, match="'text' is missing") as first:
+        values_of(home, way, "@home/draw", {"size": "small"})
+    with pytest.raises(InvalidInputError) as second:
+        values_of(home, way, "home/draw", {"size": "small"})
+    assert str(first.value) == str(second.value)
+    assert first.value.valid == ("text", "size", "copies")
+    (worker,) = home._workers()._pool.workers
+    assert worker.calls == 1  # it was asked once what there is, and ran nothing
+    drawn = values_of(home, way, "@home/draw", {"text": "cat", "copies": 2})
+    assert drawn == ["cat (small)"] * (2 if is_stream else 1)
+    assert values_of(home, way, "@home/counts", {"start": None}) == ([0, 1, 2] if is_stream else [3])
+    assert values_of(home, way, "@home/client", {"name": "Ada"}) == (["Ada", 1] if is_stream else [1])
+    assert values_of(home, way, "@home/client", {"name": "Ada"})[-1] == 2  # it was set up once
+    with pytest.raises(InvalidInputError, match=r"'name' must be str, not 5 \(int\)"):
+        values_of(home, way, "@home/client", {"name": 5})
+    with pytest.raises(RuntimeError, match="of the home") as failed:
+        values_of(home, way, "@home/fails", {"text": "cat"})
+    assert 'raise RuntimeError("of the home")' in failed.value.__notes__[0]
+    assert home._workers()._pool.workers == (worker,)
+
+
+def test_a_first_stream_can_be_read_by_its_snapshots_before_anything_is_known(home: Engine) -> None:
+    stream = home.predictions.stream("@home/pieces", runner="process")
+    assert list(stream.snapshots()) == ["a", "ab"]
+    assert stream.outcome.count == 2
+    counts = home.predictions.stream("@home/counts", {"start": 1})
+    assert list(counts.snapshots()) == [1, 3, 6]
+
+
+def test_a_caller_may_reduce_otherwise_than_its_author(home: Engine) -> None:
+    predictions = home.predictions
+    assert predictions.create("@home/pieces", runner="process", reduce="collect").value == ["a", "b"]
+    assert predictions.create("@home/counts", reduce="last").value == 2
+    assert predictions.create("@home/draw", {"text": "cat"}, reduce="returned").value == "drawn"
+    failed = predictions.create("@home/fails", {"text": "cat"}, reduce="collect", errors="return")
+    assert (failed.value, repr(failed.exception)) == (["cat"], "RuntimeError('of the home')")
+
+
+@pytest.mark.parametrize("way", ["stream", "astream"])
+def test_the_inputs_of_a_first_call_are_those_of_the_moment_of_the_call(home: Engine, way: str) -> None:
+    inputs: dict[str, Any] = {"text": "cat", "copies": 2}
+    if way == "stream":
+        stream = home.predictions.stream("@home/draw", inputs)
+        inputs["text"] = 5
+        assert list(stream.values()) == ["cat (small)"] * 2
+        return
+
+    async def main() -> None:
+        stream = home.predictions.astream("@home/draw", inputs)
+        inputs.clear()
+        assert [each async for each in stream.values()] == ["cat (small)"] * 2
+
+    asyncio.run(main())
+
+
+def test_a_loop_turns_while_a_worker_imports(home: Engine, tmp_path: Path) -> None:
+    gate, reached = tmp_path / "gate", tmp_path / "reached"
+    (tmp_path / "slow_home.py").write_text(
+        f"""
+import pathlib, time
+pathlib.Path({str(reached)!r}).touch()
+deadline = time.monotonic() + 10
+while not pathlib.Path({str(gate)!r}).exists() and time.monotonic() < deadline:
+    time.sleep(0.001)
+def go(): return "gone"
+""",
+        encoding="utf-8",
+    )
+    home.predictors.register("@home/slow", "slow_home:go")
+
+    async def main() -> None:
+        call = asyncio.create_task(home.predictions.acreate("@home/slow"))
+        while not reached.exists() and not call.done():
+            await asyncio.sleep(0.001)  # only a loop that turns gets to the next line
+        gate.touch()
+        assert (await call).value == "gone"
+
+    asyncio.run(main())
+    assert "slow_home" not in sys.modules
+
+
+def test_many_first_calls_at_once_all_find_it(home: Engine) -> None:
+    async def main() -> None:
+        calls = [home.predictions.acreate("@home/draw", {"text": f"{number}"}) for number in range(8)]
+        assert [each.value for each in await asyncio.gather(*calls)] == [f"{number} (small)" for number in range(8)]
+
+    asyncio.run(main())
+    with ThreadPoolExecutor(8) as threads:
+        found = threads.map(lambda page: home.predictions.create("@home/fetch", {"page": page}).value, range(8))
+        assert list(found) == [f"page {number}" for number in range(8)]
+
+
+@pytest.mark.parametrize("how", ["call", "record", "given"])
+def test_any_wish_for_a_worker_leaves_it_unimported_and_another_place_imports_it(
+    how: str, home: Engine, tmp_path: Path
+) -> None:
+    name = f"other_home_{how}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    (tmp_path / name / "inner.py").write_text("import os\ndef where(): return os.getpid()\n", encoding="utf-8")
+    record = Predictor("@home/where", f"{name}.inner:where", runner="process" if how == "record" else None)
+    wish = {} if how == "record" else {"runner": "process"}
+    tag: Any = record if how == "given" else "@home/where"
+    importlib.import_module(name)  # the package itself is here, what it holds is not
+    try:
+        with Engine([record], discover=False, workers=1) as muna:
+            for way in WAYS:
+                assert values_of(muna, way, tag, **wish) != [os.getpid()]
+            assert f"{name}.inner" not in sys.modules
+            assert values_of(muna, "create", tag, runner="thread") == [os.getpid()]
+            assert f"{name}.inner" in sys.modules
+            assert values_of(muna, "create", tag, runner="process") != [os.getpid()]
+    finally:
+        for each in (name, f"{name}.inner"):
+            sys.modules.pop(each, None)
+
+
+def test_what_distributions_offer_is_described_too_and_a_failure_names_them(home: Engine, tmp_path: Path) -> None:
+    info = tmp_path / "heavy_home-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: heavy-home\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(
+        "[predictor_engine.predictors]\n@heavy/draw = heavy_home:draw\n@heavy/broken = broken_home:go\n",
+        encoding="utf-8",
+    )
+    importlib.invalidate_caches()
+    with Engine(runner="process", workers=1) as muna:
+        for way in WAYS:
+            assert values_of(muna, way, "@heavy/draw", {"text": "cat"}) == ["cat (small)"]
+            with pytest.raises(PluginError, match="OSError: no accelerator") as caught:
+                values_of(muna, way, "@heavy/broken")
+            assert "heavy-home" in caught.value.distribution
+            assert "raise OSError" in caught.value.traceback
+        assert [each.calls for each in muna._workers()._pool.workers] == [1 + 4 + 4]  # described, run, not imported
+    assert "broken_home" not in sys.modules
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_import_that_ends_its_worker_costs_that_call_alone(home: Engine, tmp_path: Path, way: str) -> None:
+    (tmp_path / "ending_home.py").write_text("import os; os._exit(5)\n", encoding="utf-8")
+    home.predictors.register("@home/ending", "ending_home:go")
+    with pytest.raises(WorkerLostError, match="exit code 5"):
+        values_of(home, way, "@home/ending")
+    assert values_of(home, way, "@home/draw", {"text": "cat"}) == ["cat (small)"]
 
 
 def test_asyncio_runs_it_too_and_awaiting_the_stream_is_enough_to_have_it_checked(home: Engine) -> None:
