@@ -23,6 +23,7 @@ from engine import (
     Predictor,
     WorkerLostError,
 )
+from tests.faults.conftest import aeventually
 
 HOME: Final = """
     from collections.abc import Iterator
@@ -220,8 +221,7 @@ def go(): return "gone"
 
     async def main() -> None:
         call = asyncio.create_task(home.predictions.acreate("@home/slow"))
-        while not reached.exists() and not call.done():
-            await asyncio.sleep(0.001)  # only a loop that turns gets to the next line
+        await aeventually(reached.exists, "the import has begun")  # only a loop that turns gets to the next line
         gate.touch()
         assert (await call).value == "gone"
 
