@@ -1000,7 +1000,8 @@ class Machine(RuleBasedStateMachine):
                 assert served.limit <= reader.count + reader.most_ahead, f"a window was left: {reader}"
             if served is not None and served.is_asked:
                 assert reader.stop or reader.failure is PayloadError, f"asked to stop for nothing: {reader}"
-        assert len(self.alive()) <= WORKERS
+        serving = [far for far in self.alive() if not far.near.is_doomed]  # besides those that are on their way out
+        assert len(serving) <= WORKERS, serving
 
     def teardown(self) -> None:
         try:
