@@ -291,7 +291,8 @@ class _Host:
 
     def _push_all(self) -> None:
         while self.link.unsent and not self.link.is_over:
-            self.link.wait()
+            if self.link.wait():
+                self.link.read()  # a late credit, which `_next` passes over
 
     def _do(self, order: Order, frame: Frame, outlet: Outlet) -> None:
         try:

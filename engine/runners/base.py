@@ -159,7 +159,10 @@ class Execution(ABC):
 
     def shut(self) -> None:
         """End because the engine closes."""
-        self.stop(Stop("closed", EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")))
+        self.stop(self._shut())
+
+    def _shut(self) -> Stop:
+        return Stop("closed", EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran"))
 
     @abstractmethod
     def stop(self, stop: Stop) -> None:

@@ -200,7 +200,8 @@ class Bridged(SyncExecution, AsyncExecution):
 
     def _conclude(self, end: End) -> None:
         """The body ended by itself: of several consumers one notes it, and one is told of its failure."""
-        stop = Stop("done" if end.error is None else "failed")
+        is_shut = end.error is None and self._channel.stop  # by its runner, since nobody of this execution did it
+        stop = self._shut() if is_shut else Stop("done" if end.error is None else "failed")
         if not self._claims(stop):
             return
         if end.error is not None:

@@ -98,6 +98,8 @@ class ProcessRunner:
         return admit, aadmit
 
     def _prepare(self, wire: Wire, body: Body, limit: float) -> Need:
+        if self._is_closing:
+            raise EngineClosedError
         shipment = self.shipment(body.call.tag, body.target, limit)
         wire.body = body
         wire.shipment = shipment

@@ -231,7 +231,10 @@ class Worker:
         self.is_closed = True
         self.inbound.close()
         self.outbound.close()
-        self.stops_pipe = self.wake_writer = -1  # a collector may still write there, see `ask_to_stop`
+        # Somebody may still be about to use one, such as a collector: the number must not lead to a stranger's file.
+        for name in ("stops_pipe", "wake_writer", "wake_reader", "calls_pipe", "answers"):
+            if getattr(self, name) in descriptors:
+                setattr(self, name, -1)
         self._descriptors = [each for each in self._descriptors if each not in descriptors]
         for each in descriptors:
             with contextlib.suppress(OSError):
@@ -290,8 +293,9 @@ class Worker:
 
     def ask_to_stop(self, number: int) -> None:
         """Ask it to stop a call; takes no lock, so that a collector or a signal handler may do it."""
+        frame = pack_stop(number)
         with contextlib.suppress(OSError):  # it is gone, or has a thousand requests to read
-            os.write(self.stops_pipe, pack_stop(number))
+            os.write(self.stops_pipe, frame)
 
     def wake(self) -> None:
         """Wake the thread that waits for its answers; takes no lock."""

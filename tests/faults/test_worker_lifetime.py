@@ -133,6 +133,23 @@ def test_a_closed_engine_starts_no_worker_and_closing_again_does_nothing() -> No
             refused()
 
 
+@pytest.mark.fault(103)
+def test_a_stream_opened_before_its_engine_closed_and_pulled_after_says_so_and_starts_nothing() -> None:
+    import asyncio
+
+    async def main() -> None:
+        muna = Engine(discover=False, workers=1)
+        late = muna.predictions.astream(number_of_worker, runner="process")
+        muna.close()  # on the loop's own thread, where it waits for nothing
+        with pytest.raises(EngineClosedError):
+            await anext(late)
+        assert [each async for each in late] == []
+
+    before = child_processes()
+    asyncio.run(main())
+    assert child_processes() == before
+
+
 # 104, 105, 106: ends that nobody announced.
 
 ENDINGS: Final = {
