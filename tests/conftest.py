@@ -94,9 +94,12 @@ def open_descriptors() -> frozenset[tuple[int, int, int]]:
 def command(pid: int) -> str:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except OSError:
         return "(command unknown)"
-    return " ".join(word.decode(errors="replace") for word in words).strip() or "(ended, not reaped)"
+    if state in "ZX":
+        return "(ended, not reaped)"
+    return " ".join(word.decode(errors="replace") for word in words).strip() or "(about to start)"
 
 
 def target(number: int) -> str:

@@ -45,7 +45,10 @@ def test_descriptor_with_a_number_used_before():
     assert os.open("reopened", os.O_CREAT) == kept[0]
 
 def test_child():
-    kept.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=pipe, stdout=pipe)
+    child.stdout.readline()  # A child that is still being started has no command line that could be shown.
+    kept.append(child)
 
 def test_zombie():
     child = subprocess.Popen([sys.executable, "-c", ""])
