@@ -23,7 +23,7 @@ from engine._predictor import is_name
 from engine._records import Start, current_call
 from engine._registry import Registry
 from engine._residents import Residents
-from engine.runners.base import Stop, is_finalising
+from engine.runners.base import Live, Stop, is_finalising
 from engine.runners.loop import LoopRunner
 from engine.runners.task import finalised
 from engine.runners.thread import ThreadRunner
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from engine._residents import Resident
-    from engine.runners.base import Execution
     from engine.runners.process import ProcessRunner
 
 _LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
@@ -89,7 +88,7 @@ class Engine:
         self._closing = threading.Lock()  # held only to see who closes
         self._closed = Stop("closed")
         self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block)
-        self._live = _Live(self)
+        self._live = Live(self)
         self._threads, self._loop = _owners()
         self._workers = _Workers(_count(workers), self._grace, Start.here())
         number = next(_numbers)
@@ -400,14 +399,6 @@ def _count(workers: object) -> int | None:
     if isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1:
         return workers
     raise ValueError(f"workers must be a whole number from 1, or None, not {quote(workers)}")
-
-
-class _Live(dict[int, "weakref.ref[Execution]"]):
-    """The executions that run just now; through it each of them keeps its engine."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__()
-        self.engine = engine
 
 
 def _owners() -> tuple[ThreadRunner, LoopRunner]:

@@ -31,13 +31,12 @@ from engine._records import Call, Prediction, current, is_worker, traceback_of
 from engine._reducers import COLLECT, CONCAT, LAST, RETURNED, reducer_of
 from engine._slots import awaiting, current_task
 from engine._stream import AsyncPredictionStream, PredictionStream
-from engine.runners.base import Runner
+from engine.runners.base import Live, Runner
 from engine.runners.bridge import Bridged
 from engine.runners.inline import InlineExecution, is_main_thread
 from engine.runners.task import TaskExecution, resumed
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Callable, Mapping
 
     from engine._reducers import Reducer
@@ -71,7 +70,7 @@ class Executor:
         workers: Callable[[], ProcessRunner],
         default: str | None,
         grace: float,
-        live: dict[int, weakref.ref[Execution]],
+        live: Live,
         number: int,
     ) -> None:
         """Join the parts an engine owns; `default` is its runner, `grace` in s, `live` what runs just now."""
@@ -85,7 +84,6 @@ class Executor:
         self._live = live
         self.number = number
         self._routes: dict[Any, Resident] = {}  # tags seen before, straight to their residents
-        self._is_closed = False
 
     # The four consumers.
 
@@ -293,7 +291,7 @@ class Executor:
     # Looking up.
 
     def _record(self, tag: Any) -> Predictor | None:
-        if self._is_closed:
+        if self._live.is_closed:
             raise EngineClosedError
         if isinstance(tag, Predictor):
             return tag
@@ -373,7 +371,7 @@ class Executor:
         context = copy_context()
         context.run(awaiting.set, current_task())
         body = Body(Call(name, "thread", None), function, args, {}, False, context)  # noqa: FBT003
-        execution = Bridged(body, Channel(None, name), self._threads, None, None, self._grace, {})
+        execution = Bridged(body, Channel(None, name), self._threads, None, None, self._grace, Live())
         try:
             found = await execution.pull()
         except BaseException as error:
@@ -477,7 +475,7 @@ class Executor:
         check: bool | None,  # noqa: FBT001
         reduction: Reduction | None = None,
     ) -> Body:
-        if self._is_closed:
+        if self._live.is_closed:
             raise EngineClosedError
         profile = resident.profile
         call = self._call(resident, place)
@@ -543,7 +541,7 @@ class Executor:
     def _bridge(self, body: Body, produced: Any, kind: str) -> Bridged:
         """Go on with what a body produced in the other colour than its own, with an owner of that colour."""
         channel = Channel(None, body.call.tag)
-        bridged = Bridged(body, channel, None, None, None, self._grace, {})
+        bridged = Bridged(body, channel, None, None, None, self._grace, Live())
         bridged.begin()
         try:
             if kind is ITERATOR:
@@ -669,7 +667,7 @@ class Executor:
 
     def close(self) -> None:
         """Refuse new calls and end every live stream."""
-        self._is_closed = True
+        self._live.is_closed = True
         self._routes.clear()
         for execution in self.live:
             execution.shut()

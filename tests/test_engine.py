@@ -818,6 +818,40 @@ def test_at_close_live_streams_end_before_their_class_is_torn_down(diary: Diary,
         next(stream)
 
 
+@pytest.mark.parametrize("runner", [None, "thread", "process"])
+def test_a_stream_that_was_not_pulled_before_its_engine_was_closed_never_starts(runner: str | None) -> None:
+    reached: list[str] = []
+
+    def predict() -> Iterator[str]:
+        reached.append("here")
+        yield "here"
+
+    async def coloured() -> AsyncIterator[str]:
+        reached.append("here")
+        yield "here"
+
+    async def main(predictor: Any) -> None:
+        muna = Engine(discover=False)
+        stream = muna.predictions.astream(predictor, runner=runner)
+        await muna.aclose()
+        with pytest.raises(EngineClosedError, match="make a new Engine"):
+            await anext(stream)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        assert (stream.outcome.state, stream.outcome.count) == ("closed", 0)
+
+    for each in (predict, coloured):
+        muna = Engine(discover=False)
+        stream = muna.predictions.stream(each, runner=runner)
+        muna.close()
+        with pytest.raises(EngineClosedError, match="make a new Engine"):
+            next(stream)
+        assert list(stream) == []
+        assert (stream.outcome.state, stream.outcome.count) == ("closed", 0)
+        asyncio.run(main(each))
+    assert reached == []
+
+
 @BOTH
 def test_aclose_ends_live_streams_before_their_class_is_torn_down(diary: Diary, kind: str) -> None:
     async def main() -> None:

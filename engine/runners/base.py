@@ -18,13 +18,11 @@ from engine._errors import EngineClosedError, PredictionCancelledError, warn
 from engine._records import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping
+    from collections.abc import Iterator
 
     from engine._channel import Channel, Wake
     from engine._partials import Body
     from engine._records import Call, Prediction, State
-
-Live = "MutableMapping[int, weakref.ref[Execution]]"
 
 
 @runtime_checkable
@@ -86,6 +84,21 @@ class Stop:
         return await wait_until_task(self.is_settled, self._waiting, seconds)
 
 
+class Live(dict[int, "weakref.ref[Execution]"]):
+    """The executions that run just now, by their `id`; through it each of them keeps its engine.
+
+    Attributes:
+        engine: what they belong to.
+        is_closed: whether that was closed, so that no more may begin.
+    """
+
+    def __init__(self, engine: object = None) -> None:
+        """Make it for an engine where nothing runs yet."""
+        super().__init__()
+        self.engine = engine
+        self.is_closed = False
+
+
 class Execution(ABC):
     """One run of one predictor: its state, its outcome, and the error its next pull raises.
 
@@ -97,7 +110,7 @@ class Execution(ABC):
 
     __slots__ = ("__weakref__", "_began", "_live", "_pending", "call", "grace", "outcome")
 
-    def __init__(self, call: Call, grace: float, live: MutableMapping[int, weakref.ref[Execution]]) -> None:
+    def __init__(self, call: Call, grace: float, live: Live) -> None:
         """Make a pending execution that is listed in `live` while it runs."""
         self.call = call
         self.grace = grace
@@ -112,7 +125,14 @@ class Execution(ABC):
         """Whether the predictor's code has been reached: what fails before is not the body's failure."""
 
     def begin(self) -> None:
-        """`pending` becomes `running`."""
+        """`pending` becomes `running`.
+
+        Raises:
+            PredictionCancelledError: the engine was closed since the call; the execution is stopped by now.
+        """
+        if self._live.is_closed:
+            self.stop(Stop("closed", EngineClosedError()))
+            raise PredictionCancelledError(self.call.tag, self.call.id)
         self._began = perf_counter()
         self._live[id(self)] = weakref.ref(self)
         if self.outcome.state == "pending":  # no call stands between this and the next line, so no stop does either

@@ -12,18 +12,17 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from engine._channel import End
-from engine._errors import NestingError, PredictionCancelledError, warn
+from engine._errors import EngineClosedError, NestingError, PredictionCancelledError, warn
 from engine._partials import explain, is_foreign_cancel
 from engine._records import Prediction, current_call
 from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising
 
 if TYPE_CHECKING:
-    import weakref
-    from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterator
 
     from engine._channel import Channel
     from engine._partials import Body
-    from engine.runners.base import Execution, Runner
+    from engine.runners.base import Live, Runner
 
     Admit = Callable[[Body], None]
     AsyncAdmit = Callable[[Body], Awaitable[None]]
@@ -54,7 +53,7 @@ class Bridged(SyncExecution, AsyncExecution):
         admit: Admit | None,
         aadmit: AsyncAdmit | None,
         grace: float,
-        live: MutableMapping[int, weakref.ref[Execution]],
+        live: Live,
     ) -> None:
         """Make a pending execution."""
         super().__init__(body.call, grace, live)
@@ -135,8 +134,8 @@ class Bridged(SyncExecution, AsyncExecution):
         runner, self._runner = self._runner, None
         if runner is None:
             return None
-        self.begin()
         try:
+            self.begin()
             if self._admit is not None:
                 self._admit(self._body)
         except PredictionCancelledError:  # stopped while it waited for its slot
@@ -153,16 +152,16 @@ class Bridged(SyncExecution, AsyncExecution):
             if runner is None:
                 await self._channel.wait_task()
                 return
-            self.begin()
-            if self._aadmit is not None:
-                try:
+            try:
+                self.begin()
+                if self._aadmit is not None:
                     await self._aadmit(self._body)
-                except PredictionCancelledError:
-                    self._channel.finish(NOTHING)
-                    return
-                except BaseException as error:
-                    self._never_started(error)
-                    raise
+            except PredictionCancelledError:
+                self._channel.finish(NOTHING)
+                return
+            except BaseException as error:
+                self._never_started(error)
+                raise
             await self._channel.wait_task(self._starter(runner))
         except BaseException as error:
             stop = Stop("cancelled")
@@ -191,10 +190,13 @@ class Bridged(SyncExecution, AsyncExecution):
     def _never_started(self, error: BaseException) -> None:
         self._body.let_go()
         self._channel.finish(NOTHING)
-        is_cancel = is_foreign_cancel(error)
-        if not isinstance(error, NestingError) and not is_cancel:
+        stop = Stop("failed")
+        if is_foreign_cancel(error):
+            stop.state = "cancelled"
+        elif isinstance(error, EngineClosedError) and self._live.is_closed:  # just then
+            stop.state = "closed"
+        elif not isinstance(error, NestingError):
             explain(error, self.call, 0)
-        stop = Stop("cancelled" if is_cancel else "failed")
         if self._claims(stop):
             self._finish(stop, error)
 

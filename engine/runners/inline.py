@@ -27,12 +27,11 @@ from engine._records import Prediction, current, current_call
 from engine.runners.base import Stop, SyncExecution, is_finalising
 
 if TYPE_CHECKING:
-    import weakref
-    from collections.abc import Callable, Iterator, MutableMapping
+    from collections.abc import Callable, Iterator
     from contextvars import Context
 
     from engine._partials import Body
-    from engine.runners.base import Execution
+    from engine.runners.base import Live
     from engine.runners.bridge import Bridged
 
     Admit = Callable[[Body], None]
@@ -66,7 +65,7 @@ class InlineExecution(SyncExecution):
         admit: Admit | None,
         bridge: Bridge,
         grace: float,
-        live: MutableMapping[int, weakref.ref[Execution]],
+        live: Live,
     ) -> None:
         """Make a pending execution."""
         super().__init__(body.call, grace, live)

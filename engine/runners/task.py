@@ -33,11 +33,11 @@ from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, MutableMapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 
     from engine._partials import Body
     from engine._records import Outcome
-    from engine.runners.base import Execution
+    from engine.runners.base import Live
     from engine.runners.bridge import Bridged
 
     AsyncAdmit = Callable[[Body], Awaitable[None]]
@@ -68,7 +68,7 @@ class TaskExecution(AsyncExecution):
         aadmit: AsyncAdmit | None,
         bridge: Bridge | None,
         grace: float,
-        live: MutableMapping[int, weakref.ref[Execution]],
+        live: Live,
         *,
         is_guarded: bool = True,
     ) -> None:

@@ -361,13 +361,14 @@ class Wire(Channel):
 
     def _take_in(self, frame: Frame, worker: Worker) -> None:
         kind = frame.kind
+        if kind == LOG:  # which says nothing about this call: it may have come while the worker was free
+            _log(worker, frame.meta)
+            return
         if self.order is not None:
             self.order = self.payload = None
-        if kind == LOG:
-            _log(worker, frame.meta)
-        elif frame.number != self.number:
+        if frame.number != self.number:
             raise ProtocolError(f"a frame of call {frame.number}, where call {self.number} is served")
-        elif kind == DONE:
+        if kind == DONE:
             self._take_in_end(frame, worker)
         elif kind == ITEMS:
             values, latencies = pickle.loads(frame.meta)  # noqa: S301 - from our own worker

@@ -235,9 +235,9 @@ class Worker:
         for name in ("stops_pipe", "wake_writer", "wake_reader", "calls_pipe", "answers"):
             if getattr(self, name) in descriptors:
                 setattr(self, name, -1)
-        self._descriptors = [each for each in self._descriptors if each not in descriptors]
-        for each in descriptors:
-            with contextlib.suppress(OSError):
+        for each in tuple(descriptors):
+            with contextlib.suppress(ValueError, OSError):
+                self._descriptors.remove(each)  # whoever takes it out closes it
                 os.close(each)
 
     def end_now(self) -> None:
