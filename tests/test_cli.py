@@ -938,6 +938,44 @@ def test_what_a_predictor_prints_is_not_among_its_results(site: Site, engine: Co
     assert engine("create", "@cli/chatty") == Ran(0, "1\n", "imported\nworking\n")
 
 
+def test_what_a_predictor_prints_in_a_worker_is_not_among_its_results(site: Site) -> None:
+    site.predictors(
+        """
+        import os
+        from engine import Engine
+        def speak(text):
+            os.write(1, f"{text}\\n".encode())
+        print("imported")
+        class Chatty:
+            def setup(self): print("set up")
+            def predict(self):
+                yield 1
+                os.write(1, b"working\\n")
+                yield 2
+            def teardown(self): print("torn down")
+        chatty = Chatty
+        def through_an_engine_of_its_own():
+            with Engine(workers=1) as inner:
+                inner.predictions.create(speak, {"text": "from afar"}, runner="process")
+            return 3
+        """,
+        "chatty",
+        "through_an_engine_of_its_own",
+    )
+
+    created = site.run("create", "@cli/chatty", "--json", "--runner", "process")
+    streamed = site.run("stream", "@cli/chatty", "--runner", "process")
+    nested = site.run("create", "@cli/through-an-engine-of-its-own")
+
+    [line] = created.stdout.splitlines()
+    assert json.loads(line)["results"] == [2]
+    assert streamed.stdout == b"1\n2\n"
+    for each in (created, streamed):
+        assert set(each.stderr.split(b"\n")) == {b"imported", b"set up", b"working", b"torn down", b""}
+    assert nested.stdout == b"3\n"
+    assert b"from afar" in nested.stderr
+
+
 def test_each_line_reaches_a_pipe_before_the_next_partial_is_asked_for(site: Site) -> None:
     site.predictors(
         """
