@@ -29,17 +29,30 @@ if TYPE_CHECKING:
     from engine._records import Call
 
 _PATIENCE: Final = 5.0  # seconds after which a wait is logged with its holder
+_QUIET: Final = 60.0  # seconds in which one line logs one wait, while somebody stands in it
+_MOST_NAMED: Final = 3  # holders a log line names
 
 
 class Line(ABC):
     """Calls that wait, in a thread or an asyncio task, for what other calls hold."""
 
-    __slots__ = ()
+    __slots__ = ("_quiet_until",)
+
+    advice = ""  # what the log says to whoever finds the wait too long
+
+    def __init__(self) -> None:
+        """Make a line of nobody."""
+        self._quiet_until = 0.0
 
     @property
     @abstractmethod
     def holders(self) -> tuple[Holder, ...]:
         """Who holds what is waited for."""
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """How many calls wait."""
 
     @property
     @abstractmethod
@@ -56,6 +69,7 @@ class Line(ABC):
         waited = Patience(self.tag, self)
         try:
             body.nudge = ticket.wake
+            self._note_first()
             self._enter(ticket, None)
             while not ticket.is_granted:
                 park_thread(ticket.parked, ticket.has_news, waited.left())
@@ -74,6 +88,7 @@ class Line(ABC):
         waited = Patience(self.tag, self)
         try:
             body.nudge = ticket.wake
+            self._note_first()
             self._enter(ticket, task)
             while not ticket.is_granted:
                 timer = loop.call_later(waited.left(), ticket.wake)
@@ -87,6 +102,19 @@ class Line(ABC):
             raise
         finally:
             body.nudge = None
+
+    def _note_first(self) -> None:
+        """What was logged of those who waited before says nothing of a call that came when they were gone."""
+        if not self.waiting:
+            self._quiet_until = 0.0
+
+    def may_tell(self) -> bool:
+        """Whether a long wait is logged now: one for all who wait, and no other for a while."""
+        now = perf_counter()
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + _QUIET  # no call stands between the test and this line: one thread gets here
+        return True
 
     def _look_again(self, ticket: Ticket, waited: Patience, task: object) -> None:
         refuse_stopped(ticket.call)
@@ -121,6 +149,7 @@ class Slots(Line):
 
     def __init__(self, tag: str, limit: float) -> None:
         """Make slots for `limit` calls at a time; `math.inf` only keeps count."""
+        super().__init__()
         self._tag = tag
         self._tokens: deque[None] | None = None if limit == math.inf else deque([None] * int(limit))
         self._holders: dict[int, Holder] = {}
@@ -131,6 +160,11 @@ class Slots(Line):
     def holders(self) -> tuple[Holder, ...]:
         """Who holds a slot just now."""
         return tuple(self._holders.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for one."""
+        return len(self._queue)
 
     @property
     def tag(self) -> str:
@@ -302,7 +336,7 @@ awaiting: Final[ContextVar[weakref.ref[asyncio.Task[Any]] | None]] = ContextVar(
 
 
 class Patience:
-    """Logs a wait that has become long, once, with who is waited for."""
+    """Logs a wait that has become long, once, with who is waited for; of a whole line it is one wait that is logged."""
 
     __slots__ = ("_due", "_is_reported", "_line", "_tag")
 
@@ -316,7 +350,18 @@ class Patience:
         return _PATIENCE if self._is_reported else max(0.01, self._due - perf_counter())
 
     def report(self) -> None:
-        if not self._is_reported and perf_counter() >= self._due:
+        if self._is_reported or perf_counter() < self._due:
+            return
+        line = self._line
+        if line is None:
             self._is_reported = True
-            holders = ", ".join(map(str, self._line.holders)) if self._line else "its setup in another call"
-            warn(f"{self._tag} has been waited for during {_PATIENCE:.0f} s; held by {holders}")
+            warn(f"{self._tag} has been waited for during {_PATIENCE:.0f} s; held by its setup in another call")
+        elif line.may_tell():
+            self._is_reported = True
+            count, holders = line.waiting, tuple(map(str, line.holders))
+            held = ", ".join(holders[:_MOST_NAMED])
+            held += f" and {len(holders) - _MOST_NAMED} more" if len(holders) > _MOST_NAMED else ""
+            others = f", and {count} calls wait for it" if count > 1 else ""
+            warn(f"{self._tag} has been waited for during {_PATIENCE:.0f} s{others}; held by {held}{line.advice}")
+        else:  # another call's wait is in the log
+            self._due = perf_counter() + _PATIENCE

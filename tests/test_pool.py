@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -19,9 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import engine._slots
 from engine import EngineClosedError, NestingError, PredictionCancelledError
 from engine._partials import Body
 from engine._records import Call
+from engine._slots import Patience, Slots, Ticket
 from engine.runners.pool import Need, Pool
 from engine.runners.workers import MOST_KNOWN, Worker
 
@@ -614,7 +617,7 @@ def test_of_two_threads_that_wait_for_each_others_workers_the_second_is_refused_
     mine = scene.take(call=held[1])
     may_wait.set()
     scene.await_waiting(1)
-    with pytest.raises(NestingError, match="all workers that could serve @me/it wait for this call"):
+    with pytest.raises(NestingError, match="@me/it would wait for ever: every worker that could serve it is held"):
         scene.take()
     scene.give(mine)
     assert first.join() is mine
@@ -856,3 +859,60 @@ def test_starting_a_worker_holds_no_lock_so_others_come_and_go_meanwhile() -> No
     assert elsewhere(lambda: scene.take(Need(1))) is worker
     scene.fakes.gate.set()
     assert starting.join() is not worker
+
+
+# What is logged
+
+
+def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any_more(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: Counter[int] = Counter()
+    refuse = Pool._refuse
+
+    def count_looks(self: Pool, ticket: Any, task: object) -> None:
+        looks[id(ticket)] += 1
+        refuse(self, ticket, task)
+
+    monkeypatch.setattr(engine._slots, "_PATIENCE", 0.0)
+    monkeypatch.setattr(Pool, "_refuse", count_looks)
+    scene = Scene.of(2)
+    for seen in (1, 2):
+        looks.clear()
+        held = [elsewhere(scene.take) for _ in range(2)]
+        waiting = [Consumer(lambda: scene.give(scene.take()))]
+        scene.await_waiting(1)
+        waiting += [Consumer(lambda: scene.give(scene.take())) for _ in range(19)]
+        eventually(lambda: len(looks) == 20 and min(looks.values()) > 2)  # one as it came, one before it was logged
+        for worker in held:
+            scene.give(worker)
+        for each in waiting:
+            each.join()
+        assert len(caplog.records) == seen
+    message = caplog.records[-1].getMessage()
+    assert re.fullmatch(
+        r"one of 2 workers has been waited for during 0 s(, and \d+ calls wait for it)?; held by the open prediction "
+        r"@me/it \S+, the open prediction @me/it \S+; if that is too long, let the engine have more of them: "
+        r"Engine\(workers=\.\.\.\)",
+        message,
+    )
+
+
+def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_holders(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine._slots, "_PATIENCE", 0.0)
+    slots = Slots("@me/it", 5)
+    for _ in range(5):
+        slots.take(body_of(call_of()))
+    slots._queue.extend(Ticket(call_of()) for _ in range(200))
+    for _ in range(200):
+        Patience(slots.tag, slots).report()
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith("@me/it has been waited for during 0 s, and 200 calls wait for it; held by the open")
+    assert message.endswith(" and 2 more")
+    monkeypatch.setattr(engine._slots, "_QUIET", 0.0)
+    slots._quiet_until = 0.0
+    for _ in range(3):
+        Patience(slots.tag, slots).report()  # a while later
+    assert len(caplog.records) == 4

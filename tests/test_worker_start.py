@@ -204,7 +204,8 @@ def test_a_call_that_waits_long_for_a_worker_says_who_has_it(
         logging.getLogger("engine").removeHandler(listener)
     [message] = {record.getMessage() for record in caplog.records}
     assert message == (
-        f"one of 1 workers has been waited for during 0 s; held by the open prediction {stream.tag} {stream.id}"
+        f"the only worker has been waited for during 0 s; held by the open prediction {stream.tag} {stream.id}; if "
+        "that is too long, let the engine have more of them: Engine(workers=...)"
     )
 
 

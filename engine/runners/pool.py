@@ -128,8 +128,11 @@ class Pool(Line):
         spawn: starts one.
     """
 
+    advice = "; if that is too long, let the engine have more of them: Engine(workers=...)"
+
     def __init__(self, most: int, spawn: Callable[[], Worker]) -> None:
         """Make a pool without workers."""
+        super().__init__()
         self.most = most
         self._spawn = spawn
         self._lock = threading.RLock()
@@ -142,7 +145,12 @@ class Pool(Line):
     @property
     def tag(self) -> str:
         """What is waited for, for the log."""
-        return f"one of {self.most} workers"
+        return f"one of {self.most} workers" if self.most > 1 else "the only worker"
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for one."""
+        return len(self._line)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -391,8 +399,9 @@ class Pool(Line):
                 return
             stuck = [each for each in self._acceptable(wish) if each.blocks(wish.call, task)] or self.holders
         raise NestingError(
-            f"all workers that could serve {wish.call.tag} wait for this call, directly or through others, first of "
-            f"them {stuck[0]}: read that stream to its end or close it first, or make the engine with more workers",
+            f"{wish.call.tag} would wait for ever: every worker that could serve it is held by a call that cannot go "
+            f"on before this one is over, such as {stuck[0]}: read that stream to its end or close it before this "
+            "call, or let the engine have more workers: Engine(workers=...)",
             str(stuck[0]),
         )
 
