@@ -395,6 +395,21 @@ def test_a_class_is_torn_down_in_its_worker_by_unload_and_set_up_again_by_the_ne
 
 @pytest.mark.fault(107)
 @each_model
+def test_load_and_unload_follow_the_default_runner_of_the_engine(model: type[Model], tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    with Engine(discover=False, workers=1, runner="process") as muna:
+        muna.predictors.register("@me/model", partial(model, journal))
+        muna.load("@me/model")
+        assert muna.loaded == ("@me/model",)
+        [worker] = muna._workers()._pool.workers
+        assert muna.predictions.create("@me/model").value == worker.pid
+        muna.unload("@me/model")
+        assert list(muna.loaded) == []
+        assert journal.words == [f"setup:{worker.pid}", f"teardown:{worker.pid}"]
+
+
+@pytest.mark.fault(107)
+@each_model
 def test_a_setup_that_fails_in_a_worker_is_reported_and_tried_again_there(model: type[Model], tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     with Engine(discover=False, workers=1) as muna:
