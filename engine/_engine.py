@@ -459,6 +459,8 @@ def _close_all() -> None:
     for engine in tuple(_engines):
         try:
             engine.close_at_exit()
+        except KeyboardInterrupt:  # whoever sends one does not want to wait, and knows where it came from
+            warn("the end of an engine was interrupted: what still runs is left behind")
         except BaseException as error:
             warn("error while an engine was closed at exit", error)
 

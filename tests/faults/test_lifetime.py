@@ -1050,6 +1050,27 @@ def test_ctrl_c_ends_a_script_with_exactly_one_traceback_and_the_predictors_fina
 
 
 @pytest.mark.fault(108)
+def test_ctrl_c_while_an_engine_is_closed_at_exit_says_so_in_one_line() -> None:
+    done = run_script(
+        """
+        from engine import Engine
+
+        class Held:
+            def predict(self):
+                return 1
+
+            def teardown(self):
+                raise KeyboardInterrupt  # as Ctrl-C would while the interpreter ends
+
+        muna = Engine(discover=False)
+        muna.load(Held)
+        """
+    )
+    assert done.returncode == 0
+    assert done.stderr == "the end of an engine was interrupted: what still runs is left behind\n"
+
+
+@pytest.mark.fault(108)
 @pytest.mark.parametrize("runner", ["None", "'thread'"])
 def test_after_a_ctrl_c_that_was_caught_the_engine_works_on(runner: str) -> None:
     code, out, errors = signalled(
