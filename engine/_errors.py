@@ -83,7 +83,7 @@ class PredictorNotFoundError(EngineError, KeyError):
 
 
 class InvalidTagError(EngineError, ValueError):
-    """Raised when a text is not a tag of the form `@owner/name`."""
+    """Raised when something is not a tag of the form `@owner/name`, and no predictor either."""
 
     def __init__(self, tag: object) -> None:
         """Keep the refused `tag`."""
@@ -92,6 +92,11 @@ class InvalidTagError(EngineError, ValueError):
 
     def __str__(self) -> str:
         """Show the text, escaped, and the grammar."""
+        if not isinstance(self.tag, str):
+            return (
+                f"{quote(self.tag)} is no predictor: give a tag such as '@owner/name', a function, a class or object "
+                "with predict(), or a Predictor."
+            )
         return (
             f"{quote(self.tag)} is not a tag: write '@owner/name', each part 1 to 64 of "
             "lower-case letters, digits, '-', '_' and '.'."

@@ -119,7 +119,7 @@ def _commands() -> tuple[_Parser, dict[str, _Parser]]:
     for name, text in (("list", "list the predictors there are"), ("show", "show a predictor's inputs and options")):
         commands[name] = added.add_parser(name, help=text, description=f"{text.capitalize()}.")
         commands[name].add_argument("--json", action="store_true", help="print JSON, one document a line")
-    commands["show"].add_argument("tag", metavar="TAG", help="@owner/name")
+    commands["show"].add_argument("tag", metavar="TAG", help="@owner/name; the @ may be left out")
     for name, text in (
         ("create", "run a predictor and print its result"),
         ("stream", "run a predictor and print every partial as it is produced"),
@@ -132,7 +132,7 @@ def _commands() -> tuple[_Parser, dict[str, _Parser]]:
             epilog=f"{_VALUES}\n{_CLASHES}\n{_EXITS}",
         )
         _add_run_options(commands[name])
-        commands[name].add_argument("tag", metavar="TAG", help="@owner/name")
+        commands[name].add_argument("tag", metavar="TAG", help="@owner/name; the @ may be left out")
         commands[name].add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser, commands
 
