@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from engine._errors import EngineClosedError, NestingError, quote, warn
-from engine._executor import Executor
+from engine._executor import BUILT_IN, Executor, no_runner
 from engine._predictor import is_name
 from engine._records import Start, current_call
 from engine._registry import Registry
@@ -59,6 +59,7 @@ class Engine:
         block: names of plugins, entry points or distributions to leave alone.
         runner: where predictors run whose author has no preference: `"inline"`, `"thread"`, `"process"`, a plugin's
             runner, or `None`: the caller itself where its colour fits, else an owner thread or the engine's own loop.
+            A name that only a plugin could have is looked up at the first call, for plugins are not looked for before.
         workers: worker processes at one time; `None` for as many as there are processors to use. They are started one
             by one, when calls need them, with the working directory and environment of this moment.
         grace: seconds that closing waits for a body's clean-up; in a worker, seconds from one rung to the next: it is
@@ -81,8 +82,11 @@ class Engine:
         grace: float = 1.0,
     ) -> None:
         """Make an engine; nothing is imported, discovered or started yet."""
+        plugins = tuple(plugins)
         if runner is not None and not is_name(runner):
             raise ValueError(f"runner must be a runner's name such as 'thread', or None, not {quote(runner)}")
+        if runner is not None and runner not in BUILT_IN and not (discover or plugins):  # nobody can offer it
+            raise no_runner(runner, BUILT_IN)
         self._is_closed = False
         self._grace = _seconds(grace)
         self._closing = threading.Lock()  # held only to see who closes

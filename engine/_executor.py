@@ -37,7 +37,7 @@ from engine.runners.inline import InlineExecution, is_main_thread
 from engine.runners.task import TaskExecution, resumed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from engine._reducers import Reducer
     from engine._registry import Registry
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     Errors = Literal["raise", "return"]
 
 DEEPEST: Final = 50  # calls of predictors by predictors, one in another
-_BUILT_IN: Final = ("inline", "thread", "process")
+BUILT_IN: Final = ("inline", "thread", "process")
 _KEPT_BY_OWNERS: Final = (LAST, CONCAT, COLLECT, RETURNED)  # no code of the user's: reduced where the body runs
 
 
@@ -407,7 +407,7 @@ class Executor:
         return resident.is_described or self._choice(resident, runner) == "process"
 
     def check_runner(self, runner: str | None) -> None:
-        if runner is None or runner in _BUILT_IN:
+        if runner is None or runner in BUILT_IN:
             return
         self._plugin_runner(runner)
 
@@ -420,8 +420,7 @@ class Executor:
         problem = next((each for each in self._registry.problems if name in each.claims), None)
         if problem is not None:
             raise PluginError(name, problem.distribution, problem.reason, problem.traceback)
-        names = ", ".join(map(repr, (*_BUILT_IN, *offered)))
-        raise ValueError(f"there is no runner {quote(name)}: it is one of {names}, or None for the default")
+        raise no_runner(name, (*BUILT_IN, *offered))
 
     def _sync_place(self, resident: Resident, runner: str | None) -> Runner | None:
         """Who runs the body for a sync caller; `None` is the caller itself, in lock-step."""
@@ -434,7 +433,7 @@ class Executor:
             choice = self._choice(resident, runner)
         if choice == "process" or resident.is_described:
             return self._workers()
-        if choice is not None and choice not in _BUILT_IN:
+        if choice is not None and choice not in BUILT_IN:
             return self._plugin_runner(choice)
         if profile.is_async:
             if runner == "inline":
@@ -453,7 +452,7 @@ class Executor:
         choice = None if plain else self._choice(resident, runner)
         if choice == "process" or resident.is_described:
             return self._workers()
-        if choice is not None and choice not in _BUILT_IN:
+        if choice is not None and choice not in BUILT_IN:
             return self._plugin_runner(choice)
         if profile.is_async:
             return self._loop if choice == "thread" or profile.lives_on_loop else None
@@ -678,6 +677,16 @@ class Executor:
             execution.forget()
         self._live.clear()
         self._threads, self._loop = threads, loop
+
+
+def no_runner(name: object, offered: Sequence[str]) -> ValueError:
+    """The error for a name that is no runner's, with the one it may have meant."""
+    from difflib import get_close_matches  # only a misspelt name needs it
+
+    near = get_close_matches(name, offered, 1) if isinstance(name, str) else ()
+    meant = f"; did you mean {near[0]!r}? The runner" if near else ": it"
+    names = ", ".join(map(repr, offered))
+    return ValueError(f"there is no runner {quote(name)}{meant} is one of {names}; leave it out for the default")
 
 
 def _depth_within(parent: Call) -> int:

@@ -432,6 +432,7 @@ def test_options_of_the_command_may_stand_before_the_tag(site: Site, engine: Com
         (["--inputs", '{"a": "3"}'], "'a' must be int, not '3' (str)"),
         (["-i", "rest=x"], "'rest' must be float"),
         (["--runner", "moon"], "there is no runner 'moon': it is one of"),
+        (["--runner", "proces"], "there is no runner 'proces'; did you mean 'process'?"),
         (["--text", "x", "--\x1b[31m"], r"there is no option '--\x1b[31m'"),
     ],
     ids=command_line,

@@ -18,10 +18,12 @@ from engine import (
     Engine,
     EngineClosedError,
     EngineError,
+    InvalidTagError,
     NestingError,
     PluginError,
     Predictor,
     PredictorNotFoundError,
+    hookimpl,
     predictor,
 )
 
@@ -129,6 +131,35 @@ ANYWHERE = pytest.mark.parametrize("runner", [None, "thread"])
 @pytest.fixture
 def diary() -> Diary:
     return Diary()
+
+
+# What it is made with, and given.
+
+
+def test_a_runner_that_nobody_can_offer_is_refused_when_the_engine_is_made() -> None:
+    with pytest.raises(ValueError, match=r"there is no runner 'proces'; did you mean 'process'\?"):
+        Engine(discover=False, runner="proces")
+
+
+def test_a_runner_that_a_plugin_may_offer_is_looked_up_at_the_first_call() -> None:
+    asked: list[str] = []
+
+    class Plugin:
+        @hookimpl
+        def engine_runners(self) -> list[object]:
+            asked.append("runners")
+            return []
+
+    muna = Engine(discover=False, plugins=iter([Plugin()]), runner="thraed")
+    assert asked == []
+    with pytest.raises(ValueError, match=r"did you mean 'thread'\? The runner is one of 'inline', 'thread'"):
+        muna.predictions.create(print)
+    assert asked == ["runners"]
+
+
+def test_what_cannot_be_a_predictor_is_refused_with_what_can(muna: Engine) -> None:
+    with pytest.raises(InvalidTagError, match=r"42 is no predictor: give a tag such as '@owner/name', a function"):
+        muna.predictions.create(42)
 
 
 # Loading and unloading.
