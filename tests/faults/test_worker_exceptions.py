@@ -16,7 +16,7 @@ from typing import Any, Final
 import attrs
 import pytest
 
-from engine import Engine, PredictorError
+from engine import Engine, PayloadError, Prediction, PredictorError, WorkerLostError
 from tests.faults.conftest import Cell, Consumer, eventually
 from tests.faults.workers import KINDS, PARTIALS, Journal, Trouble, number_of_worker, predictor_with
 
@@ -692,3 +692,46 @@ def test_a_loss_says_what_happened_and_what_to_do(lasting: Engine) -> None:
     seen, error = failure_of(lasting, ends, "sync")
     assert seen == [1]
     assert str(error).endswith("was lost (exit code 9) after 1 partials; call again.")
+
+
+class Unready:
+    def setup(self) -> None:
+        raise LookupError("no model")
+
+    def predict(self) -> None: ...
+
+
+def exits() -> Iterator[int]:
+    yield 1
+    raise SystemExit(3)
+
+
+def dies() -> None:
+    os._exit(3)
+
+
+def gives_what_cannot_travel() -> Iterator[object]:
+    yield 1
+    yield threading.Lock()
+
+
+@pytest.mark.parametrize("consumer", ["create", "acreate"])
+def test_errors_return_gives_back_what_a_predictor_raised_and_never_what_became_of_its_worker_or_its_payloads(
+    consumer: str,
+) -> None:
+    def made(target: Any, inputs: dict[str, Any]) -> Prediction:
+        if consumer == "create":
+            return muna.predictions.create(target, inputs, runner="process", check=False, errors="return")
+        asked = muna.predictions.acreate(target, inputs, runner="process", check=False, errors="return")
+        return asyncio.run(asked)
+
+    with Engine(discover=False, workers=1) as muna:
+        for target, kind in ((Unready, LookupError), (exits, PredictorError), (input, EOFError)):
+            assert type(made(target, {}).exception) is kind
+        for other, inputs, error in (
+            (dies, {}, WorkerLostError),
+            (gives_what_cannot_travel, {}, PayloadError),
+            (len, {"obj": threading.Lock()}, PayloadError),
+        ):
+            with pytest.raises(error):
+                made(other, inputs)
