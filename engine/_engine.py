@@ -464,7 +464,7 @@ def _close_all() -> None:
         try:
             engine.close_at_exit()
         except KeyboardInterrupt:  # whoever sends one does not want to wait, and knows where it came from
-            warn("the end of an engine was interrupted: what still runs is left behind")
+            warn("the end of an engine was interrupted: what still ran was not waited for")
         except BaseException as error:
             warn("error while an engine was closed at exit", error)
 

@@ -1067,7 +1067,7 @@ def test_ctrl_c_while_an_engine_is_closed_at_exit_says_so_in_one_line() -> None:
         """
     )
     assert done.returncode == 0
-    assert done.stderr == "the end of an engine was interrupted: what still runs is left behind\n"
+    assert done.stderr == "the end of an engine was interrupted: what still ran was not waited for\n"
 
 
 @pytest.mark.fault(108)
