@@ -1,0 +1,82 @@
+"""A stream that is left after its first partial."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from benchmarks._case import Calls, Case, Subject
+from benchmarks.peers import langchain_counter
+from benchmarks.predictors import count
+
+case = Case(
+    name="abandoned",
+    title="a stream left after its first partial",
+    about="Open a stream, read one partial, close it: the generator's clean-up has run when that returns.",
+    drive=Calls(),
+    per="stream",
+)
+
+
+@case.contender("bare generator", role="limit")
+def bare(_size: int) -> Iterator[Subject]:
+    def call() -> Any:
+        with closing(count(100)) as partials:  # type: ignore[type-var]  # it is a generator
+            return next(partials)
+
+    yield (call,)
+
+
+@case.contender("predictor-engine", role="engine", package="predictor-engine")
+def engine(_size: int) -> Iterator[Subject]:
+    from engine import Engine
+
+    with Engine(discover=False) as muna:
+        muna.predictors.register("@bench/count", count)
+        inputs = {"to": 100}
+
+        def call() -> Any:
+            with muna.predictions.stream("@bench/count", inputs) as stream:
+                return next(stream.values())
+
+        yield (call,)
+
+
+@case.contender("predictor-engine, a thread", role="engine", package="predictor-engine", note='runner="thread"')
+def engine_thread(_size: int) -> Iterator[Subject]:
+    from engine import Engine
+
+    with Engine(discover=False) as muna:
+        muna.predictors.register("@bench/count", count)
+        inputs = {"to": 100}
+
+        def call() -> Any:
+            with muna.predictions.stream("@bench/count", inputs, runner="thread") as stream:
+                return next(stream.values())
+
+        yield (call,)
+
+
+@case.contender("predictor-engine, a worker", role="engine", package="predictor-engine", note='runner="process"')
+def engine_process(_size: int) -> Iterator[Subject]:
+    from engine import Engine
+
+    with Engine(discover=False, workers=1) as muna:
+        muna.predictors.register("@bench/count", count)
+        inputs = {"to": 100}
+
+        def call() -> Any:
+            with muna.predictions.stream("@bench/count", inputs, runner="process") as stream:
+                return next(stream.values())
+
+        yield (call,)
+
+
+@case.contender("LangChain stream", package="langchain-core")
+def langchain(_size: int) -> Iterator[Subject]:
+    runnable = langchain_counter()
+
+    def call() -> Any:
+        with closing(runnable.stream(100)) as partials:
+            return next(partials)
+
+    yield (call,)

@@ -1,0 +1,114 @@
+"""`astream` on an async generator, read in the task that runs it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextvars import copy_context
+from time import perf_counter
+from typing import Any
+
+from benchmarks._case import AsyncPartials, Case, Subject
+from benchmarks.best import Record, identity
+from benchmarks.peers import langchain_acounter, llm_acounter
+from benchmarks.predictors import acount
+
+case = Case(
+    name="astream",
+    title="astream, async generator, per partial",
+    about="An asyncio task reads every partial of an async generator that does not suspend.",
+    drive=AsyncPartials(),
+    per="partial",
+    axis="partials",
+    sizes=(1, 10, 100, 1_000, 10_000),
+    quick=(1, 100),
+)
+
+
+@case.contender("bare loop", role="limit")
+async def bare(size: int) -> AsyncIterator[Subject]:
+    yield acount, size
+
+
+@case.contender("hand-written records", role="best", note="clock pair and record; no context, no state, no clean-up")
+async def hand_written(size: int) -> AsyncIterator[Subject]:
+    async def records(to: int) -> AsyncIterator[Any]:
+        clock, number, index, spent = perf_counter, identity(), 0, 0.0
+        created = started = clock()
+        async for value in acount(to):
+            spent += clock() - started
+            yield Record(number, "count", value, index, spent * 1000, created)
+            index += 1
+            started = clock()
+
+    yield records, size
+
+
+@case.contender("predictor-engine values", role="engine", package="predictor-engine", note="astream(...).values()")
+async def engine_values(size: int) -> AsyncIterator[Subject]:
+    from engine import Engine
+
+    async with Engine(discover=False) as muna:
+        muna.predictors.register("@bench/count", acount)
+        inputs = {"to": size}
+
+        def values() -> AsyncIterator[Any]:
+            return muna.predictions.astream("@bench/count", inputs).values()
+
+        yield (values,)
+
+
+@case.contender("predictor-engine", role="engine", package="predictor-engine", note="a Prediction for each partial")
+async def engine(size: int) -> AsyncIterator[Subject]:
+    from engine import Engine
+
+    async with Engine(discover=False) as muna:
+        muna.predictors.register("@bench/count", acount)
+        yield muna.predictions.astream, "@bench/count", {"to": size}
+
+
+@case.contender("asyncio.Queue", note="a task that puts, and a consumer that gets: what many write by hand")
+async def queue(size: int) -> AsyncIterator[Subject]:
+    async def values(to: int) -> AsyncIterator[Any]:
+        items: asyncio.Queue[Any] = asyncio.Queue(256)
+
+        async def put() -> None:
+            async for value in acount(to):
+                await items.put((value,))
+            await items.put(None)
+
+        task = asyncio.create_task(put())
+        while (item := await items.get()) is not None:
+            yield item[0]
+        await task
+
+    yield values, size
+
+
+@case.contender("anyio stream", package="anyio", note="a memory object stream between two tasks")
+async def anyio_stream(size: int) -> AsyncIterator[Subject]:
+    import anyio
+
+    async def values(to: int) -> AsyncIterator[Any]:
+        sending, receiving = anyio.create_memory_object_stream[Any](256)
+
+        async def put() -> None:
+            async with sending:
+                async for value in acount(to):
+                    await sending.send(value)
+
+        task = asyncio.create_task(put())
+        async with receiving:
+            async for value in receiving:
+                yield value
+        await task
+
+    yield values, size
+
+
+@case.contender("LangChain astream", package="langchain-core", note="bare chunks; no record a partial")
+async def langchain(size: int) -> AsyncIterator[Subject]:
+    yield langchain_acounter().astream, size
+
+
+@case.contender("llm", package="llm", note="bare chunks, which it also keeps")
+async def simon(size: int) -> AsyncIterator[Subject]:
+    yield llm_acounter().prompt, str(size)

@@ -1,0 +1,104 @@
+"""Memory that an open stream takes."""
+
+import asyncio
+import gc
+import tracemalloc
+from collections.abc import AsyncIterator
+from typing import Any
+
+from benchmarks._case import AsyncSamples, Case, Subject
+from benchmarks.cases.concurrent import slow_count
+
+case = Case(
+    name="memory",
+    title="memory per open stream",
+    about="So many tasks each hold an async stream open after its first partial; what is allocated for all of it, by "
+    "tracemalloc, divided by their number.",
+    drive=AsyncSamples(),
+    per="stream",
+    unit="B",
+    axis="streams",
+    sizes=(100, 1_000, 10_000),
+    quick=(100,),
+    is_once=True,
+)
+
+
+async def holding(size: int, opening: Any, *args: Any) -> tuple[float, list[Any]]:
+    """Bytes a stream, and the first partials."""
+    enough, firsts = asyncio.Event(), []
+
+    async def hold() -> None:
+        is_first = True
+        async for value in opening(*args):
+            if is_first:
+                is_first = False
+                firsts.append(value)
+                await enough.wait()
+
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    tasks = [asyncio.create_task(hold()) for _ in range(size)]
+    while len(firsts) < size:
+        await asyncio.sleep(0)
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    enough.set()
+    await asyncio.gather(*tasks)
+    return taken / size, firsts[:3]
+
+
+@case.contender("bare tasks", role="limit")
+async def bare(size: int) -> AsyncIterator[Subject]:
+    yield holding, size, slow_count, 2
+
+
+@case.contender("predictor-engine values", role="engine", package="predictor-engine", note="astream(...).values()")
+async def engine_values(size: int) -> AsyncIterator[Subject]:
+    from engine import Engine
+
+    async with Engine(discover=False) as muna:
+        muna.predictors.register("@bench/count", slow_count)
+
+        def values() -> AsyncIterator[Any]:
+            return muna.predictions.astream("@bench/count", {"to": 2}).values()
+
+        yield holding, size, values
+
+
+@case.contender("predictor-engine", role="engine", package="predictor-engine", note="a Prediction for each partial")
+async def engine(size: int) -> AsyncIterator[Subject]:
+    from engine import Engine
+
+    async with Engine(discover=False) as muna:
+        muna.predictors.register("@bench/count", slow_count)
+        yield holding, size, muna.predictions.astream, "@bench/count", {"to": 2}
+
+
+@case.contender("LangChain astream", package="langchain-core", note="bare chunks; no record a partial")
+async def langchain(size: int) -> AsyncIterator[Subject]:
+    from langchain_core.runnables import RunnableGenerator
+
+    async def transform(chunks: AsyncIterator[int]) -> AsyncIterator[str]:
+        async for to in chunks:
+            async for word in slow_count(to):
+                yield word
+
+    yield holding, size, RunnableGenerator(transform).astream, 2
+
+
+@case.contender("llm", package="llm", note="bare chunks, which it also keeps")
+async def simon(size: int) -> AsyncIterator[Subject]:
+    import llm
+
+    class Counter(llm.AsyncModel):  # type: ignore[misc]
+        model_id = "counter"
+        can_stream = True
+
+        async def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> AsyncIterator[str]:
+            async for word in slow_count(int(prompt.prompt)):
+                yield word
+
+    yield holding, size, Counter().prompt, "2"
