@@ -146,7 +146,7 @@ class Display:
         if self._is_growing:
             self._output.write(text)
             self._is_open = not text.endswith("\n") if text else self._is_open
-        elif self._is_replaced and text.isprintable() and _width(text) < self._columns:
+        elif self._is_replaced and text.isprintable() and width_of(text) < self._columns:
             self._output.write(f"{_REWRITE if self._is_open else ''}{text}")
             self._is_open = True
         else:
@@ -163,7 +163,7 @@ class Display:
             self._output.write("\n")
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """The columns a terminal needs for `text`: two for the wide characters of East Asia, none for marks on others."""
     if text.isascii():
         return len(text)
