@@ -162,3 +162,20 @@ def test_an_async_predictor_is_what_brings_asyncio() -> None:
     )
     assert "asyncio" in found
     assert "cloudpickle" not in found
+
+
+def test_the_command_line_has_nothing_to_measure_or_draw_with_before_it_is_asked_to() -> None:
+    found = modules_after(
+        """
+        import contextlib, io
+
+        from engine.cli import main
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert main(["--help"]) == 0
+            assert main(["bench", "--help"]) == 0
+        """
+    )
+    assert "engine.cli._arguments" in found
+    assert not found & {"statistics", "html", "importlib.metadata", "traceback"}
+    assert not found & {"engine.cli._charts", "engine.cli._figures", "engine.cli._measure"}

@@ -1,4 +1,4 @@
-"""The command `engine`: lists and shows the predictors that are installed, and runs them.
+"""The command `engine`: lists and shows the predictors that are installed, runs and measures them.
 
 Options of a predictor come from its signature, and text becomes values here alone. Results go to stdout, everything
 else, what a predictor prints included, to stderr. Nothing is discovered or imported before a command needs it, and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager, redirect_stdout
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import Engine, EngineError, InvalidInputError, InvalidTagError, PredictorNotFoundError
@@ -242,7 +243,9 @@ def _prepared(muna: Engine, asked: argparse.Namespace) -> tuple[Resident, dict[s
     inputs, options = _arguments.inputs_of(asked, resident.profile)
     try:
         resident.profile.bind(inputs)
-        _check_runner(muna, resident, getattr(options, "runner", None))
+        runner = getattr(options, "runner", None)
+        for each in runner if isinstance(runner, list) else [runner]:
+            _check_runner(muna, resident, each)
     except (InvalidInputError, ValueError, EngineError) as error:
         raise UsageError(str(error)) from None
     return resident, inputs, options
@@ -296,6 +299,23 @@ def _stream(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
     return DONE
 
 
+def _bench(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
+    from engine.cli import _measure  # here and not above: other commands need no statistics
+
+    len(muna.predictors)  # looking for plugins is no part of an import
+    started = perf_counter()
+    if _found(muna, asked.tag) is None:
+        return FAILED
+    imported = perf_counter() - started
+    prepared = _prepared(muna, asked)
+    if prepared is None:
+        return FAILED
+    resident, inputs, options = prepared
+    plan = _measure.plan_of(options, resident.profile, inputs, imported)
+    status = {"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}
+    return status[_measure.run(muna, plan, output)]
+
+
 def _show_partial(output: Output, display: Display, prediction: Prediction, *, is_json: bool) -> None:
     if is_json:
         output.write(f"{document({'event': 'partial', 'index': prediction.index, **prediction.to_dict()})}\n")
@@ -328,4 +348,4 @@ def _fail(output: Output, error: BaseException, facts: dict[str, Any], *, is_jso
     return FAILED
 
 
-_COMMANDS: Final = {"list": _list, "show": _show, "create": _create, "stream": _stream}
+_COMMANDS: Final = {"list": _list, "show": _show, "create": _create, "stream": _stream, "bench": _bench}

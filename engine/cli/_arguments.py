@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine._profiles import Profile
 
 RESERVED: Final = ("help", "inputs", "json", "runner")  # options of `create` and `stream` themselves
+_RESERVED_BY_BENCH: Final = ("concurrency", "help", "html", "inputs", "json", "n", "runner")
 
 _SHORT: Final = 100  # characters of a default that still fit a line
 
@@ -34,15 +35,41 @@ how text becomes a value:
   the type is str; JSON if it parses, else text, where there is no type. @FILE gives what the file holds: its bytes for
   bytes, its text for str, else its JSON. @@TEXT is the text @TEXT. A later value replaces an earlier one.
 """
-_CLASHES: Final = f"""\
-inputs called {", ".join(RESERVED[:-1])} or {RESERVED[-1]}:
+_CLASHES: Final = """\
+inputs called {names} or {last}:
   These names are taken by options: give such an input as -i NAME=VALUE, which works for every input.
+"""
+_MEASURED: Final = """\
+what is measured:
+  For each runner: the first call, with set-up and whatever had to be started or imported for it; after it, by the
+  clock of whoever reads the partials, the time to the first partial, the gaps between partials, the whole call, and
+  the calls a second. Runners take turns, in nine rounds or as many as there are calls for, and garbage is collected
+  before each. A call that fails has no times; it is counted, and its error ends the command with status 1.
+
+runners:
+  Without --runner: the predictor's default place, thread and process, each once. The default is inline, or the loop of
+  the engine for an async predictor, where thread would be the same place; an author's own choice counts. What cannot
+  be carried to a worker is left out and named. Set-up that runners share is in the first call of the first of them.
+
+files:
+  --json writes one document: its format number, versions, processor and counts; for each runner the spreads (median,
+  quartiles as low and high, count) of first, gap, total and rate, and for each round the numbers themselves, a number
+  a call. Times are in seconds. --html writes a page that needs nothing else. With - for either, there is no table.
 """
 _EXITS: Final = """\
 exit status:
   0 done, 1 the prediction failed, 2 usage (unknown tag, bad input, bad option), 130 interrupted,
   141 nobody reads the output any more. Results go to stdout, everything else to stderr.
 """
+
+
+def _reserved(command: str | None) -> tuple[str, ...]:
+    return _RESERVED_BY_BENCH if command == "bench" else RESERVED
+
+
+def _clashes(command: str | None = None) -> str:
+    *names, last = _reserved(command)
+    return _CLASHES.format(names=", ".join(names), last=last)
 
 
 class UsageError(Exception):
@@ -111,7 +138,7 @@ def _commands() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="engine",
         description="Runs predictors that are installed, and shows what they produce.",
-        epilog=f"{_CLASHES}\n{_EXITS}",
+        epilog=f"{_clashes()}\n{_EXITS}",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     added = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -123,22 +150,23 @@ def _commands() -> tuple[_Parser, dict[str, _Parser]]:
     for name, text in (
         ("create", "run a predictor and print its result"),
         ("stream", "run a predictor and print every partial as it is produced"),
+        ("bench", "measure a predictor, wherever it can run"),
     ):
         commands[name] = added.add_parser(
             name,
             usage=f"engine {name} [options] TAG [--INPUT VALUE ...]",
             help=text,
             description=f"{text.capitalize()}. `engine {name} TAG --help` shows the predictor's own options.",
-            epilog=f"{_VALUES}\n{_CLASHES}\n{_EXITS}",
+            epilog=f"{_MEASURED if name == 'bench' else ''}\n{_VALUES}\n{_clashes(name)}\n{_EXITS}".lstrip(),
         )
-        _add_run_options(commands[name])
+        _add_run_options(commands[name], name)
         commands[name].add_argument("tag", metavar="TAG", help="@owner/name; the @ may be left out")
         commands[name].add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser, commands
 
 
-def _add_run_options(parser: argparse._ActionsContainer) -> None:
-    """The options `create` and `stream` take before and behind the tag; a default would undo what stood before it."""
+def _add_run_options(parser: argparse._ActionsContainer, command: str) -> None:
+    """The options that commands take before and behind the tag; a default would undo what stood before it."""
     absent = argparse.SUPPRESS
     parser.add_argument(
         "-i",
@@ -154,15 +182,33 @@ def _add_run_options(parser: argparse._ActionsContainer) -> None:
         metavar="JSON",
         help="give inputs as one JSON object, as @FILE, or as - for stdin; single inputs go before it",
     )
+    is_bench = command == "bench"
     parser.add_argument(
-        "--runner", default=absent, metavar="NAME", help="where it runs: inline, thread, process, or a plugin's"
+        "--runner",
+        action="append" if is_bench else "store",
+        default=absent,
+        metavar="NAME",
+        help=f"where it runs: inline, thread, process, or a plugin's{'; may be given several times' * is_bench}",
     )
+    if is_bench:
+        _add_bench_options(parser)
+        return
     parser.add_argument(
         "--json",
         action="store_true",
         default=absent,
         help="print a JSON document a line, the last of which has the event done or error",
     )
+
+
+def _add_bench_options(parser: argparse._ActionsContainer) -> None:
+    for name, word, text in (
+        ("--n", "N", "calls for each runner; by default as many as take about two seconds, in nine rounds at least"),
+        ("--concurrency", "C", "calls at one time, each read by a thread of its own; default 1"),
+        ("--json", "FILE", "write all that was measured as one JSON document; - is stdout"),
+        ("--html", "FILE", "write a page with drawings; - is stdout"),
+    ):
+        parser.add_argument(name, default=argparse.SUPPRESS, metavar=word, help=text)
 
 
 class _Given(argparse.Action):
@@ -245,25 +291,25 @@ def _parser_of(command: str, profile: Profile) -> tuple[_Parser, set[str]]:
         prog=f"engine {command} {profile.tag}",
         usage=f"engine {command} {profile.tag} [options]",
         description=_plain(profile.description),
-        epilog=_epilog(profile),
+        epilog=_epilog(profile, _reserved(command)),
         add_help=False,
     )
     group = parser.add_argument_group("inputs")
     options = parser.add_argument_group("options")
     options.add_argument("-h", "--help", action="help", help="show this and exit")
-    _add_run_options(options)
-    valued = {"--inputs", "--runner"}
-    strings = _strings(profile.signature.parameters)
+    _add_run_options(options, command)
+    valued = {f"--{each}" for each in _reserved(command)} - {"--help"} - (set() if command == "bench" else {"--json"})
+    strings = _strings(profile.signature.parameters, _reserved(command))
     for parameter in profile.signature.parameters:
         if strings.get(parameter.name):
             valued |= _add_input(group, parameter, strings[parameter.name])
     return parser, valued
 
 
-def _strings(parameters: Iterable[Parameter]) -> dict[str, list[str]]:
+def _strings(parameters: Iterable[Parameter], reserved: Iterable[str]) -> dict[str, list[str]]:
     """The option strings of each parameter; one that several could have goes to whoever it spells exactly."""
     named = [each for each in parameters if each.kind != "var-keyword"]
-    taken = {f"--{name}" for name in RESERVED}
+    taken = {f"--{name}" for name in reserved}
     strings: dict[str, list[str]] = {each.name: [] for each in named}
 
     def claim(name: str, string: str) -> None:
@@ -317,10 +363,10 @@ def _about(parameter: Parameter) -> str:
     return printable(f"{parameter.description}  [{facts}]" if parameter.description else f"[{facts}]")
 
 
-def _epilog(profile: Profile) -> str:
+def _epilog(profile: Profile, reserved: Iterable[str]) -> str:
     parameters = profile.signature.parameters
     rest = [each.name for each in parameters if each.kind == "var-keyword"]
-    hidden = [each for each in parameters if each.name in RESERVED and each.kind != "var-keyword"]
+    hidden = [each for each in parameters if each.name in reserved and each.kind != "var-keyword"]
     texts = [f"-i {each.name}=VALUE\n  an input whose name is that of an option  {_about(each)}" for each in hidden]
     if rest or not profile.signature.readable:
         texts.append("-i NAME=VALUE\n  any other input")

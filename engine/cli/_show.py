@@ -69,6 +69,14 @@ class Output:
         except (OSError, ValueError):
             return 0
 
+    def can_show(self, text: str) -> bool:
+        """Whether stdout's encoding has all of `text`."""
+        try:
+            text.encode(getattr(self._file, "encoding", None) or "utf-8")
+        except (UnicodeEncodeError, LookupError):
+            return False
+        return True
+
     def write(self, text: str) -> None:
         """Write text at once; what stdout's encoding lacks is escaped.
 
@@ -146,7 +154,7 @@ class Display:
         if self._is_growing:
             self._output.write(text)
             self._is_open = not text.endswith("\n") if text else self._is_open
-        elif self._is_replaced and text.isprintable() and _width(text) < self._columns:
+        elif self._is_replaced and text.isprintable() and width_of(text) < self._columns:
             self._output.write(f"{_REWRITE if self._is_open else ''}{text}")
             self._is_open = True
         else:
@@ -163,7 +171,7 @@ class Display:
             self._output.write("\n")
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """The columns a terminal needs for `text`: two for the wide characters of East Asia, none for marks on others."""
     if text.isascii():
         return len(text)
@@ -249,6 +257,39 @@ def _plain_object(value: Any, depth: int) -> Any:
 
 
 # --- failures ----------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """How far a command is, on stderr: one line that is rewritten where a terminal shows it, else a few that stay."""
+
+    def __init__(self) -> None:
+        """Begin with nothing said."""
+        self._is_shown = self._is_open = False
+        with suppress(ValueError):  # closed
+            is_terminal = sys.stderr is not None and sys.stderr.isatty()
+            self._is_shown = is_terminal and os.environ.get("TERM", "dumb") != "dumb"
+
+    def tell(self, text: str) -> None:
+        """Say what is worth a line that stays, where no line is rewritten."""
+        if not self._is_shown:
+            complain(text)
+
+    def say(self, text: str) -> None:
+        """Show another text in place of the last, on a terminal alone; it should be short."""
+        if self._is_shown:
+            self._is_open = True
+            self._write(f"{_REWRITE}{printable(text)}")
+
+    def end(self) -> None:
+        """Take the line away."""
+        if self._is_open:
+            self._is_open = False
+            self._write(_REWRITE)
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def complain(text: str) -> None:
