@@ -542,7 +542,7 @@ def facts_of(plan: Plan, measured: Sequence[Measured], *, is_interrupted: bool) 
     return {
         "format": FORMAT,
         "tag": plan.tag,
-        **_machine(),
+        **machine(),
         "concurrency": plan.concurrency,
         "n": plan.calls,
         "imported": _rounded(plan.imported),
@@ -551,7 +551,8 @@ def facts_of(plan: Plan, measured: Sequence[Measured], *, is_interrupted: bool) 
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What figures depend on: versions, the system, the processor."""
     import platform
 
     return {
