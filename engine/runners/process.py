@@ -399,9 +399,10 @@ def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Pay
             order.size = len(shipment.data)
     if payload is not None:
         chunks += payload.chunks
+    size = sum(map(len, chunks))
+    worker.inbound.trim(size)  # a call may take long, and need not hold what a giant one before it needed
     if chunks:
         start: int | None = None
-        size = sum(map(len, chunks))
         if size >= WORTH and worker.inbound.grow(size):
             worker.inbound.write(0, chunks)
             chunks, start = [], 0

@@ -41,7 +41,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from engine import Engine, PayloadError, PredictorError, WorkerLostError
+from engine import Engine, PayloadError, PredictorError, WorkerLostError, _segments
 from engine._frames import ITEM, pack
 from engine._outlet import Link
 from engine._segments import WORTH, Segment
@@ -1327,6 +1327,26 @@ def test_large_payloads_do_go_through_shared_memory_where_there_is_room(muna: En
     assert values_of(muna, "stream", gives_back, {"value": bytes(16 * MIB)}) == [bytes(16 * MIB)]
     assert one.inbound.size >= 16 * MIB
     assert one.outbound.size >= 16 * MIB
+
+
+@pytest.mark.fault(90)
+def test_memory_for_a_giant_input_is_given_back_as_soon_as_a_call_does_without_it(
+    muna: Engine, worker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_segments, "LARGEST", 2 * MIB)
+    (one,) = muna._workers()._pool.workers
+
+    def room() -> int:
+        return os.fstat(one.inbound._descriptor).st_size
+
+    for size in (8 * MIB, 5 * MIB):  # giant calls in a row use the same memory
+        assert values_of(muna, "create", gives_back, {"value": bytes(size)}) == [bytes(size)]
+        assert room() == one.inbound.size >= 8 * MIB
+    for value in (None, bytes(MIB)):
+        assert values_of(muna, "create", gives_back, {"value": bytes(5 * MIB)}) == [bytes(5 * MIB)]
+        with muna.predictions.stream(yields_back, {"value": value}, runner="process") as stream:
+            assert next(stream).value == value
+            assert room() == 2 * MIB  # while the call lasts
 
 
 def leave_room(size: int) -> None:
