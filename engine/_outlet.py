@@ -21,7 +21,7 @@ from engine import _pipes
 from engine._channel import MOST, Channel, End, park_task, wake_all
 from engine._frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Decoder, Order, Placed, pack, read_credit
 from engine._partials import Body, trim
-from engine._payloads import SMALL, Payload, encode, is_plain, pack_failure, read_only_bits, refused
+from engine._payloads import SMALL, Payload, encode, is_plain, pack_failure, read_only_bits, refused, tamed
 from engine._segments import WORTH, Ring, Segment
 
 if TYPE_CHECKING:
@@ -366,7 +366,7 @@ class Outlet(Channel):
             return
         self.end = end
         host = self._host
-        error = end.error
+        error = None if end.error is None else tamed(end.error)
         if isinstance(error, Terminated):  # we raised it ourselves
             error = None
         if host.is_terminated and not self.is_asked:

@@ -242,8 +242,22 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
 # Failures
 
 
+def tamed(error: BaseException) -> BaseException:
+    """An exception that can be handled: itself, or a `PredictorError` for one whose attributes cannot be read."""
+    try:
+        for name in ("__class__", "__dict__", "__traceback__", "args"):
+            getattr(error, name)
+        return error
+    except BaseException as own:
+        name = type(error).__qualname__
+        made = PredictorError(f"{name}, whose attributes cannot be read: {type(own).__name__}: {say(own)}", name)
+        made.__traceback__ = _traceback_in(error)
+        return made
+
+
 def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
     """Turn an exception into built-in types: itself encoded where that can be undone, its texts, what is behind it."""
+    error = tamed(error)
     try:
         whole = _rebuildable(error)
         text, traceback = _texts_of(error)
@@ -260,7 +274,14 @@ def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
 
 def _behind(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
     """What an exception was raised from, and what was being handled then, where that is to be shown."""
-    return error.__cause__, None if error.__suppress_context__ else error.__context__
+    cause, context = _cause_in(error), None if _is_suppressed_in(error) else _context_in(error)
+    return None if cause is None else tamed(cause), None if context is None else tamed(context)
+
+
+# What an exception has, whatever its class has under these names.
+_cause_in, _context_in, _is_suppressed_in, _traceback_in = (
+    vars(BaseException)[name].__get__ for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__")
+)
 
 
 def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
@@ -303,7 +324,7 @@ def _rebuildable(error: BaseException) -> bytes | None:
 
 
 def _rebuildable_group(group: BaseExceptionGroup[Any]) -> bytes | None:
-    leaves = [_portable_leaf(each) for each in group.exceptions]
+    leaves = [_portable_leaf(tamed(each)) for each in group.exceptions]
     if all(leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)):
         return None  # it is the group itself that cannot travel
     derived = group.derive(leaves)
@@ -327,7 +348,7 @@ def _texts_of(error: BaseException) -> tuple[str, str]:
     left = [error]
     while left:
         each = left.pop()
-        inner = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        inner = map(tamed, each.exceptions) if isinstance(each, BaseExceptionGroup) else ()
         news = [other for other in (*_behind(each), *inner) if other is not None and id(other) not in going_along]
         going_along.update((id(other), other) for other in news)
         left += news

@@ -507,6 +507,49 @@ def test_whatever_an_exceptions_own_methods_raise_its_worker_tells_its_type(
 
 
 @pytest.mark.fault(34)
+@pytest.mark.parametrize("where", ["__getattribute__", "__class__", "__dict__", "__traceback__"])
+@each_point
+def test_an_exception_of_which_nothing_can_be_read_is_told_by_its_type_and_where_it_was_raised(
+    cell: Cell, place: str, where: str, lasting: Engine, tmp_path: pathlib.Path
+) -> None:
+    raised = OfItsOwn if place == "middle" else LookupError
+
+    def strikes() -> None:
+        def hostile(self: Any, *_: Any) -> Any:
+            raise raised("hostile")
+
+        attribute: Any = hostile if where == "__getattribute__" else property(hostile)
+        raise type("Hostile", (Exception,), {where: attribute})("the line that struck")
+
+    async def scenario(consumer: Consumer) -> None:
+        for error in await caught(consumer, Trouble(Journal(tmp_path / "journal"), strikes, place)):
+            assert isinstance(error, PredictorError)
+            assert error.type_name == "Hostile"
+            assert f"{raised.__name__}: hostile" in str(error)
+            assert "the line that struck" in notes_of(error)[0][0]
+
+    pid = pid_of(lasting)
+    cell.run_on(lasting, scenario)
+    check_worker_lives(lasting, pid)
+
+
+@pytest.mark.fault(31, 34)
+def test_an_exception_keeps_its_type_whatever_it_was_raised_from(lasting: Engine) -> None:
+    def fails() -> None:
+        def hostile(self: Any, *_: Any) -> Any:
+            raise LookupError("hostile")
+
+        raise ValueError("itself") from type("Hostile", (Exception,), {"__getattribute__": hostile})()
+
+    pid = pid_of(lasting)
+    _, error = failure_of(lasting, fails, "sync")
+    assert repr(error) == "ValueError('itself')"
+    assert isinstance(error.__cause__, PredictorError)
+    assert error.__cause__.type_name == "Hostile"
+    check_worker_lives(lasting, pid)
+
+
+@pytest.mark.fault(34)
 def test_a_note_that_cannot_be_shown_costs_nothing_else(lasting: Engine) -> None:
     def fails() -> None:
         error = ValueError("a note is no text")
