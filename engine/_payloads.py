@@ -24,7 +24,7 @@ from engine._errors import PayloadError, PredictorError, quote, say
 from engine._records import cut, traceback_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from engine._frames import Chunk
 
@@ -259,7 +259,8 @@ def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
     """Turn an exception into built-in types: itself encoded where that can be undone, its texts, what is behind it."""
     error = tamed(error)
     try:
-        whole = _rebuildable(error)
+        found = _rebuildable(error, set())
+        whole = None if found is None else found[1]
         text, traceback = _texts_of(error)
         behind = [
             None if each is None or depth == _DEEPEST else pack_failure(each, depth + 1) for each in _behind(error)
@@ -311,35 +312,55 @@ def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
     return error
 
 
-def _rebuildable(error: BaseException) -> bytes | None:
-    """An exception's pickle, if unpickling gives the like; a group keeps the leaves that can travel."""
-    try:
-        data = _pickled(error, None, LARGEST_FAILURE)
-        if type(pickle.loads(data)) is type(error):  # noqa: S301 - our own bytes
-            return data
-    except BaseException:
-        if isinstance(error, BaseExceptionGroup):
-            return _rebuildable_group(error)
-    return None
+def _rebuildable(error: BaseException, apart: set[int]) -> tuple[BaseException, bytes] | None:
+    """An exception and its pickle, if unpickling gives the like; a group keeps the leaves that can travel.
+
+    Unpickling calls its class with its `args`. Where that fails or gives another text, since the constructor takes
+    something else, the exception's `id` is put into `apart`, and it is rebuilt without its constructor.
+    """
+    second: bytes | None = None
+    for is_apart in (False, True):
+        if is_apart:
+            if not _has_own_constructor(type(error)):
+                break
+            apart.add(id(error))
+        try:
+            data = _pickled(error, None, LARGEST_FAILURE, apart)
+            made = pickle.loads(data)  # noqa: S301 - our own bytes
+            if type(made) is type(error):
+                if is_apart or say(made) == say(error):
+                    return error, data
+                second = data
+        except _TooLargeError:
+            break
+        except BaseException:  # noqa: S112 - the other way may do
+            continue
+    apart.discard(id(error))
+    if second is not None:
+        return error, second
+    group = _portable_group(error, apart) if isinstance(error, BaseExceptionGroup) else None
+    return None if group is None else _rebuildable(group, apart)
 
 
-def _rebuildable_group(group: BaseExceptionGroup[Any]) -> bytes | None:
-    leaves = [_portable_leaf(tamed(each)) for each in group.exceptions]
-    if all(leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)):
-        return None  # it is the group itself that cannot travel
+def _portable_group(group: BaseExceptionGroup[Any], apart: set[int]) -> BaseExceptionGroup[Any] | None:
+    """A group whose leaves can travel; `None` if it is the group itself that cannot."""
+    before = len(apart)
+    leaves = [_portable_leaf(tamed(each), apart) for each in group.exceptions]
+    if len(apart) == before and all(leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)):
+        return None
     derived = group.derive(leaves)
     for note in getattr(group, "__notes__", ()):
         derived.add_note(note)
-    return _rebuildable(derived)
+    return derived
 
 
-def _portable_leaf(error: BaseException) -> BaseException:
-    data = _rebuildable(error)
-    if data is None:
-        name = type(error).__qualname__
-        text, traceback = _texts_of(error)
-        return PredictorError(f"{name}: {text}", name, traceback)
-    return pickle.loads(data) if isinstance(error, BaseExceptionGroup) else error  # noqa: S301
+def _portable_leaf(error: BaseException, apart: set[int]) -> BaseException:
+    found = _rebuildable(error, apart)
+    if found is not None:
+        return found[0]
+    name = type(error).__qualname__
+    text, traceback = _texts_of(error)
+    return PredictorError(f"{name}: {text}", name, traceback)
 
 
 def _texts_of(error: BaseException) -> tuple[str, str]:
@@ -440,6 +461,8 @@ class _NotByReferenceError(Exception):
 class _Plain(pickle.Pickler):
     """Plain pickle that stops at whatever would be found by reference, and could not be."""
 
+    apart: Collection[int] = ()
+
     def reducer_override(self, obj: Any) -> Any:
         cls = obj.__class__
         named = obj if cls in _NAMED or isinstance(obj, type) else cls
@@ -447,7 +470,7 @@ class _Plain(pickle.Pickler):
             if not _is_found(named):
                 raise _NotByReferenceError
             _by_reference.add(named)
-        return _reduced(obj) if isinstance(obj, BaseException) else NotImplemented
+        return _reduced(obj, self.apart) if isinstance(obj, BaseException) else NotImplemented
 
 
 _CACHED: Final = type(functools.lru_cache(len))
@@ -455,9 +478,15 @@ _NAMED: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, _CACHE
 _by_reference: Final[set[Any]] = set()  # classes and functions found to be importable: they stay, with their modules
 
 
-def _reduced(error: BaseException) -> Any:
-    """How an exception travels that refuses to have attributes set, as a frozen dataclass does; others in their way."""
+def _reduced(error: BaseException, apart: Collection[int]) -> Any:
+    """How an exception travels that is rebuilt without its constructor, for it is one of those `apart`.
+
+    One that refuses to have attributes set, as a frozen dataclass does, has its own way, too; all others have theirs.
+    """
     kind = type(error)
+    if id(error) in apart:
+        args, *state = _builtin_base(kind).__reduce__(error)[1:]
+        return _made_without_constructor, (kind, args, {**(state[0] if state else {}), **_slots_of(error)})
     if kind.__setattr__ is BaseException.__setattr__ or kind.__setstate__ is not BaseException.__setstate__:
         return NotImplemented
     reduced = error.__reduce__()
@@ -467,14 +496,51 @@ def _reduced(error: BaseException) -> Any:
 _WITH_STATE: Final = 3  # parts of an exception's reduction where it has attributes
 
 
+def _has_own_constructor(kind: type[BaseException]) -> bool:
+    """Whether a constructor is Python code, so that there are arguments which `args` may not tell."""
+    return isinstance(kind.__init__, types.FunctionType) or isinstance(kind.__new__, types.FunctionType)
+
+
+def _builtin_base(kind: type[BaseException]) -> Any:
+    """The exception of the interpreter's own that a class is made from."""
+    while kind.__flags__ & _MADE_AT_RUN_TIME:
+        kind = kind.__base__  # type: ignore[assignment]  # there is always one
+    return kind
+
+
+_MADE_AT_RUN_TIME: Final = 1 << 9  # of a type's flags
+
+
+def _slots_of(error: BaseException) -> dict[str, Any]:
+    """What an exception has in slots of its classes, which its reduction leaves out."""
+    import copyreg
+
+    names = copyreg._slotnames(type(error))  # type: ignore[attr-defined]  # noqa: SLF001 - what `object.__reduce_ex__` uses
+    return {name: value for name in names if (value := getattr(error, name, _slots_of)) is not _slots_of}
+
+
+def _made_without_constructor(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    base = _builtin_base(kind)
+    error = base.__new__(kind, *args)
+    base.__init__(error, *args)
+    for name, value in state.items():
+        try:
+            base.__setattr__(error, name, value)
+        except AttributeError:  # something of the class's is in the way
+            error.__dict__[name] = value
+    return error
+
+
 def _refill(make: Callable[..., Any], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
     error = make(*args)
     error.__dict__.update(state)
     return error
 
 
-def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None) -> bytes:
+def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None, apart: Collection[int] = ()) -> bytes:
     """Pickle a value, its large buffers into `buffers` if there is such a list.
+
+    Exceptions whose `id` is in `apart` will be rebuilt without their constructor.
 
     Raises:
         _TooLargeError: it has more than `most` bytes.
@@ -491,7 +557,9 @@ def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None) -
 
     callback = None if buffers is None else aside
     try:
-        _Plain(file, _PROTOCOL, buffer_callback=callback).dump(value)
+        plain = _Plain(file, _PROTOCOL, buffer_callback=callback)
+        plain.apart = apart
+        plain.dump(value)
     except _TooLargeError:
         raise
     except Exception:  # what is no Exception wants to be out of here
@@ -499,7 +567,9 @@ def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None) -
         file.truncate()
         if buffers is not None:
             buffers.clear()
-        _by_value(file, callback).dump(value)
+        cloud = _by_value(file, callback)
+        cloud.apart = apart
+        cloud.dump(value)
     return file.getvalue()
 
 
@@ -527,7 +597,7 @@ def _by_value(file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any] |
                     if module is not None and is_whole and not is_importable(module):
                         cloudpickle.register_pickle_by_value(module)  # for good: by reference it could never arrive
                 if isinstance(obj, BaseException):
-                    return _reduced(obj)
+                    return _reduced(obj, self.apart)
                 if isinstance(obj, _CACHED) and not _is_found(obj):
                     return _cached, (obj.__wrapped__, obj.cache_parameters())
                 reduced = super().reducer_override(obj)

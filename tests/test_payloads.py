@@ -846,7 +846,7 @@ def test_a_module_that_is_imported_again_is_taken_as_it_is_now(
 
 
 class NeedsMore(Exception):
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: Any) -> None:
         super().__init__(message)
         self.code = code
 
@@ -859,7 +859,7 @@ class NeedsNoMore(Exception):
 
 @attrs.define(kw_only=True)
 class KeywordsOnly(Exception):
-    code: int
+    code: Any
 
 
 @attrs.frozen
@@ -914,6 +914,16 @@ class Holding(Exception):
 
 
 class Hostile(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class Closed(Exception):
+    def __getattribute__(self, _name: str) -> Any:
+        raise LookupError("nothing to see")
+
+
+class WithoutCause(Exception):
     @property
     def __cause__(self) -> Any:  # type: ignore[override]
         raise LookupError("no cause")
@@ -1002,8 +1012,8 @@ def test_an_exception_that_refuses_attributes_arrives_without_cause_and_notes() 
 
 
 def unpackable() -> Iterator[tuple[str, BaseException, str, str]]:
-    yield "needs-more", NeedsMore("text", 5), "NeedsMore", "text"
-    yield "keywords-only", KeywordsOnly(code=5), "KeywordsOnly", ""
+    yield "needs-more", NeedsMore("text", threading.Lock()), "NeedsMore", "text"
+    yield "keywords-only", KeywordsOnly(code=threading.Lock()), "KeywordsOnly", ""
     yield "holds-a-lock", Holding("text"), "Holding", "text"
     yield "holds-a-generator", ValueError("text", (each for each in "ab")), "ValueError", "('text', <generator"
     yield "raises", Stubborn(raising_lookup), "Stubborn", "raising_lookup"
@@ -1038,6 +1048,11 @@ def test_an_exception_that_nothing_can_be_learnt_of_is_still_told_by_its_type() 
     back = told(struck(Hostile("text")))
     assert back.type_name == "Hostile"
     assert "unrepresentable" in str(back)
+    back = told(struck(Closed("text")))
+    assert (back.type_name, str(back)[:6]) == ("Closed", "Closed")
+    assert "LookupError: nothing to see" in str(back)
+    assert "the line that struck" in notes_of(back)[0]
+    assert type(arrived(struck(WithoutCause("text")))) is WithoutCause
 
 
 @pytest.mark.fault(38)
@@ -1225,7 +1240,9 @@ def test_a_group_of_what_is_no_exception_arrives_as_such() -> None:
 @pytest.mark.fault(41, 32, 35)
 @pytest.mark.usefixtures("silence")
 def test_of_a_group_only_the_leaves_that_cannot_travel_are_told_the_others_are_kept() -> None:
-    inner = ExceptionGroup("inner", [NeedsMore("text", 5), OSError("x"), Frozen(3)])
+    inner = ExceptionGroup(
+        "inner", [NeedsMore("text", threading.Lock()), OSError("x"), Frozen(3), NeedsMore("text", 5)]
+    )
     group = ExceptionGroup("all", [KeyError(1), ValueError(threading.Lock()), inner, ValueError("big", huge())])
     group.add_note("a note")
     back = arrived(struck(group))
@@ -1237,6 +1254,7 @@ def test_of_a_group_only_the_leaves_that_cannot_travel_are_told_the_others_are_k
         PredictorError,
         OSError,
         Frozen,
+        NeedsMore,
         PredictorError,
     ]
     names = [leaf.type_name for leaf in leaves_of(back) if isinstance(leaf, PredictorError)]
