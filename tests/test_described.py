@@ -17,6 +17,7 @@ import pytest
 from engine import (
     Engine,
     InvalidInputError,
+    NestingError,
     NoPartialsError,
     PluginError,
     PredictionCancelledError,
@@ -202,6 +203,55 @@ def test_the_inputs_of_a_first_call_are_those_of_the_moment_of_the_call(home: En
         assert [each async for each in stream.values()] == ["cat (small)"] * 2
 
     asyncio.run(main())
+
+
+@pytest.mark.fault(119)
+@pytest.mark.parametrize("runner", ["process", "thread", None])
+@pytest.mark.parametrize("change", ["replaced", "unregistered", "replaced and used"])
+@pytest.mark.parametrize("way", ["stream", "astream"])
+def test_a_first_stream_is_of_what_was_registered_at_the_call(
+    home: Engine, tmp_path: Path, way: str, change: str, runner: str | None
+) -> None:
+    for name, word in (("early_home", "early"), ("late_home", "late")):
+        (tmp_path / f"{name}.py").write_text(f"def say():\n    yield '{word}'\n", encoding="utf-8")
+    home.predictors.register("@home/say", "early_home:say")
+
+    def alter() -> None:
+        if change == "unregistered":
+            home.predictors.unregister("@home/say")
+        else:
+            home.predictors.register("@home/say", "late_home:say", replace=True)
+        if change == "replaced and used":
+            assert home.predictions.create("@home/say", runner=runner).value == "late"
+
+    async def main() -> None:
+        stream = home.predictions.astream("@home/say", runner=runner)
+        await asyncio.to_thread(alter)
+        assert [each async for each in stream.values()] == ["early"]
+
+    try:
+        if way == "stream":
+            stream = home.predictions.stream("@home/say", runner=runner)
+            alter()
+            assert list(stream.values()) == ["early"]
+        else:
+            asyncio.run(main())
+        if change != "unregistered":
+            assert home.predictions.create("@home/say", runner=runner).value == "late"
+        if runner != "thread":
+            assert not {"early_home", "late_home"} & set(sys.modules)
+    finally:
+        for name in ("early_home", "late_home"):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.fault(119)
+def test_a_first_stream_shares_the_slots_of_what_is_still_registered(home: Engine) -> None:
+    first = home.predictions.stream("@home/counts", {"start": 1})
+    assert next(first).value == 1
+    with pytest.raises(NestingError, match="@home/counts"):
+        next(home.predictions.stream("@home/counts", {"start": 1}))
+    assert [each.value for each in first] == [2, 3]
 
 
 def test_a_loop_turns_while_a_worker_imports(home: Engine, tmp_path: Path) -> None:
