@@ -193,13 +193,17 @@ def encode_target(tag: str, target: Any) -> bytes:
         PayloadError: it cannot travel; what it holds that cannot is named.
     """
     try:
-        return _pickled(target, None)
+        return _pickled_target(target)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         name, value = _culprit(target)
         what = f"the predictor {tag}" if name is None else f"{quote(name)}, which the predictor {tag} uses,"
         raise refused(what, target if name is None else value, error) from error
+
+
+def _pickled_target(target: Any) -> bytes:
+    return _pickled(target, None, holds_files=False)
 
 
 def _culprit(target: Any) -> tuple[str | None, object]:
@@ -211,7 +215,7 @@ def _culprit(target: Any) -> tuple[str | None, object]:
             continue
         for name, value in _used_by(function).items():
             try:
-                _pickled(value, None)
+                _pickled_target(value)
             except KeyboardInterrupt:
                 raise
             except BaseException:
@@ -537,10 +541,18 @@ def _refill(make: Callable[..., Any], args: tuple[Any, ...], state: dict[str, An
     return error
 
 
-def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None, apart: Collection[int] = ()) -> bytes:
+def _pickled(
+    value: Any,
+    buffers: list[Chunk] | None,
+    most: int | None = None,
+    apart: Collection[int] = (),
+    *,
+    holds_files: bool = True,
+) -> bytes:
     """Pickle a value, its large buffers into `buffers` if there is such a list.
 
-    Exceptions whose `id` is in `apart` will be rebuilt without their constructor.
+    Exceptions whose `id` is in `apart` will be rebuilt without their constructor. A text file that is open for reading
+    arrives as what is left to read in it, if the value `holds_files`.
 
     Raises:
         _TooLargeError: it has more than `most` bytes.
@@ -568,7 +580,7 @@ def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None, a
         if buffers is not None:
             buffers.clear()
         cloud = _by_value(file, callback)
-        cloud.apart = apart
+        cloud.apart, cloud.holds_files = apart, holds_files
         cloud.dump(value)
     return file.getvalue()
 
@@ -598,6 +610,7 @@ def _by_value(file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any] |
                         cloudpickle.register_pickle_by_value(module)  # for good: by reference it could never arrive
                 if isinstance(obj, BaseException):
                     return _reduced(obj, self.apart)
+                _refuse_copy(obj, holds_files=self.holds_files)
                 if isinstance(obj, _CACHED) and not _is_found(obj):
                     return _cached, (obj.__wrapped__, obj.cache_parameters())
                 reduced = super().reducer_override(obj)
@@ -609,6 +622,16 @@ def _by_value(file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any] |
 
         _cloud = Cloud
     return _cloud(file, protocol=_PROTOCOL, buffer_callback=callback)
+
+
+def _refuse_copy(obj: object, *, holds_files: bool) -> None:
+    """Take no open file for what can be read in it, but where that is all it can be meant for."""
+    if not isinstance(obj, io.TextIOWrapper) or obj is sys.stdout or obj is sys.stderr:
+        return
+    if not holds_files or "+" in getattr(obj, "mode", ""):
+        raise TypeError(
+            "an open file would be a copy of it there: open it inside the predictor, or pass its path as an input"
+        )
 
 
 _cloud: Any = None

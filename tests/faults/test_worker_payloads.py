@@ -826,6 +826,39 @@ def test_a_file_opened_for_writing_is_named(muna: Engine, worker: int, tmp_path:
 
 
 @pytest.mark.fault(25)
+@pytest.mark.parametrize("mode", ["r", "w+", "rb", "r+b"])
+def test_an_open_file_of_a_predictor_is_never_silently_a_copy(
+    muna: Engine, worker: int, tmp_path: pathlib.Path, mode: str
+) -> None:
+    path = tmp_path / "log"
+    path.write_text("a line")
+    with path.open(mode) as log:
+        scope: dict[str, Any] = {"log": log}
+        exec("def reads(): return log.read()\nclass Reads:\n  def predict(self): return log.read()", scope)
+
+        def reads(source: Any = log) -> Any:
+            return source.read()
+
+        for target, name in ((scope["reads"], "log"), (scope["Reads"], "log"), (reads, "source")):
+            with pytest.raises(PayloadError, match=rf"^'{name}', which the predictor .* uses, of type") as caught:
+                muna.predictions.create(target, runner="process")
+            assert ("open it inside the predictor" in str(caught.value)) == ("b" not in mode)
+        if mode == "w+":
+            with pytest.raises(PayloadError, match=r"input 'value' of type TextIOWrapper.*pass its path"):
+                muna.predictions.create(gives_back, {"value": log}, runner="process")
+
+
+@pytest.mark.fault(25, 88)
+def test_what_a_predictor_keeps_of_its_output_is_the_workers_own_there(
+    muna: Engine, worker: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with capsys.disabled():
+        scope: dict[str, Any] = {"out": sys.stdout}
+        exec("import sys\ndef is_its_own(): return out is sys.stdout", scope)
+        assert muna.predictions.create(scope["is_its_own"], runner="process").value
+
+
+@pytest.mark.fault(25)
 def test_an_object_that_cannot_travel_is_named_by_its_tag(muna: Engine, worker: int) -> None:
     keeper = Keeper()
     keeper.kept.append(luggage.lock())
