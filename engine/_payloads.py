@@ -15,6 +15,7 @@ import sys
 import types
 from collections import ChainMap
 from importlib.machinery import BuiltinImporter, FrozenImporter
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -105,14 +106,59 @@ def encode_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        for name, value in (*enumerate(args), *kwargs.items()):
-            try:
-                encode(value)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as own:
-                raise refused(f"input {quote(name)}", value, own) from own
-        raise refused("the inputs", kwargs, error) from error
+        failure = error
+    for name, value in (*enumerate(args), *kwargs.items()):
+        own = _failure_of(value)
+        if own is not None:
+            raise refused(f"input {quote(name)}", value, own, _place_in(value, f"inputs[{quote(name)}]")) from own
+    raise refused("the inputs", kwargs, failure) from failure
+
+
+def _failure_of(value: object) -> BaseException | None:
+    """What keeps a value from being encoded."""
+    try:
+        encode(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return error
+    return None
+
+
+def _place_in(value: object, path: str) -> str:
+    """Where in a value that cannot be encoded the innermost part is that cannot; empty if that is not soon found."""
+    found = ""
+    left = iter(range(_MOST_TRIED))
+    with contextlib.suppress(Exception):  # an object may refuse to be looked into
+        for _ in range(_DEEPEST):
+            parts = ((step, part) for step, part in _parts_of(value) if part.__class__ not in _ATOMS)
+            tried = ((step, part) for _, (step, part) in zip(left, parts, strict=False))
+            step, value = next((each for each in tried if _failure_of(each[1]) is not None), ("", None))
+            if not step:  # nothing in it, so that it is the one itself
+                return found
+            path += step
+            found = f"{path} of type {type(value).__qualname__}"
+    return ""
+
+
+_MOST_TRIED: Final = 256  # parts of an input that are tried
+
+
+def _parts_of(value: object) -> Iterator[tuple[str, object]]:
+    """What a container or an object that is pickled by its attributes holds, and how each is reached."""
+    if isinstance(value, dict):
+        yield from ((f"[{quote(key)}]", part) for key, part in islice(dict.items(value), _MOST_LOOKED_AT))
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"[{index}]", part) for index, part in enumerate(islice(value, _MOST_LOOKED_AT)))
+    kind: Any = type(value)
+    is_attrs = attrs.has(kind)
+    if is_attrs or (kind.__reduce_ex__, kind.__reduce__, kind.__getstate__) == _AS_ANY_OBJECT:
+        names = [each.name for each in attrs.fields(kind)] if is_attrs else getattr(value, "__dict__", ())
+        yield from ((f".{name}", getattr(value, name, None)) for name in tuple(names))
+
+
+_MOST_LOOKED_AT: Final = 10_000  # of one container
+_AS_ANY_OBJECT: Final = (object.__reduce_ex__, object.__reduce__, object.__getstate__)
 
 
 def encode_whole(value: Any) -> bytes:
@@ -175,11 +221,12 @@ def read_only_bits(buffers: Iterable[Chunk]) -> int:
     return sum(1 << number for number, each in enumerate(buffers) if memoryview(each).readonly)
 
 
-def refused(what: str, value: object, error: BaseException) -> PayloadError:
-    """What somebody is told whose value cannot travel."""
+def refused(what: str, value: object, error: BaseException, place: str = "") -> PayloadError:
+    """What somebody is told whose value cannot travel, because of what is at some `place` in it."""
     kind = type(value)
+    because = f" because of {place}" if place else ""
     return PayloadError(
-        f"{what} of type {kind.__qualname__} cannot be carried to or from a worker: {type(error).__name__}: "
+        f"{what} of type {kind.__qualname__} cannot be carried to or from a worker{because}: {type(error).__name__}: "
         f"{say(error).rstrip('.')}. Pass what it is made from instead, or run the predictor with runner='thread'.",
         f"{kind.__module__}.{kind.__qualname__}",
         traceback_of(error),
@@ -197,9 +244,10 @@ def encode_target(tag: str, target: Any) -> bytes:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        name, value = _culprit(target)
-        what = f"the predictor {tag}" if name is None else f"{quote(name)}, which the predictor {tag} uses,"
-        raise refused(what, target if name is None else value, error) from error
+        failure = error
+    name, value = _culprit(target)
+    what = f"the predictor {tag}" if name is None else f"{quote(name)}, which the predictor {tag} uses,"
+    raise refused(what, target if name is None else value, failure) from failure
 
 
 def _pickled_target(target: Any) -> bytes:
@@ -572,6 +620,7 @@ def _pickled(
         plain = _Plain(file, _PROTOCOL, buffer_callback=callback)
         plain.apart = apart
         plain.dump(value)
+        return file.getvalue()
     except _TooLargeError:
         raise
     except Exception:  # what is no Exception wants to be out of here
@@ -579,9 +628,9 @@ def _pickled(
         file.truncate()
         if buffers is not None:
             buffers.clear()
-        cloud = _by_value(file, callback)
-        cloud.apart, cloud.holds_files = apart, holds_files
-        cloud.dump(value)
+    cloud = _by_value(file, callback)  # out here, so that what it raises is told alone
+    cloud.apart, cloud.holds_files = apart, holds_files
+    cloud.dump(value)
     return file.getvalue()
 
 
