@@ -402,20 +402,24 @@ class Outlet(Channel):
             try:
                 payload = encode(value)
             except BaseException as error:
-                self.refuse(refused(self._what_is_sent(is_one=is_one), value, error))
+                self.refuse(refused(self._what_is_sent(end, is_one=is_one), value, error))
+                if reduction is not None and reduction.reducer.name == "last":
+                    reduction.count -= 1  # it is not delivered
                 return
             placed, rest = self._place(self._made, payload)
             value = None
         meta = pickle.dumps((latency, kept, is_one, placed, value, not self._host.is_terminated), 5)
         self._link.write(pack(DONE, self.number, meta, rest))
 
-    def _what_is_sent(self, *, is_one: bool) -> str:
+    def _what_is_sent(self, end: End, *, is_one: bool) -> str:
         """What a value that goes with the end is to its consumer."""
         reduction = None if self.body is None else self.body.reduction
         if reduction is None:
-            return f"partial {self._made - 1}" if is_one else "the return value"
+            return "the result" if is_one else "the return value"
         name = reduction.reducer.name
-        return {"last": f"partial {reduction.count - 1}", "returned": "the return value"}.get(name, "the result")
+        if name == "last" and (reduction.count > 1 or reduction.state is not end.returned):
+            return f"partial {reduction.count - 1}"
+        return "the return value" if name == "returned" else "the result"
 
     def _send_failed(self, error: BaseException, *, is_cleanup: bool) -> None:
         reduction = None if self.body is None else self.body.reduction

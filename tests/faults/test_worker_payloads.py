@@ -228,11 +228,11 @@ def test_a_partial_that_cannot_be_pickled_fails_its_stream_after_those_before_it
     journal = Journal(tmp_path / "journal")
 
     async def scenario(consumer: Consumer) -> None:
-        index = 1 if cell.is_yielding else 0
+        what = "partial 1" if cell.is_yielding else "the result"
         for done, make in enumerate(UNPACKABLE, 1):
             error = await refused(consumer, predictor_giving(cell.kind, journal, make))
             kind = type(make())
-            assert str(error).startswith(f"partial {index} of type {kind.__qualname__} cannot be carried")
+            assert str(error).startswith(f"{what} of type {kind.__qualname__} cannot be carried")
             assert error.type_name == f"{kind.__module__}.{kind.__qualname__}"
             assert "Traceback" in error.traceback
             assert journal.words == ["finally"] * done
@@ -348,6 +348,17 @@ def test_what_cannot_travel_is_called_by_what_it_is(muna: Engine, worker: int) -
             muna.predictions.create(target, runner="process", reduce=reduce)
         return str(caught.value)
 
+    def is_a_lock() -> Any:
+        return luggage.lock()
+
+    async def is_a_lock_later() -> Any:
+        return luggage.lock()
+
+    for target in (is_a_lock, is_a_lock_later):
+        for way in ("create", "stream", "acreate", "astream"):
+            with pytest.raises(PayloadError, match=r"^the result of type lock ") as caught:
+                values_of(muna, way, target)
+            assert caught.value.__notes__[-1].endswith("after 0 partials")
     assert message(returns_a_lock, "returned").startswith("the return value of type lock ")
     assert message(yields_a_lock, "collect").startswith("the result of type list ")
     with pytest.raises(PayloadError, match=r"^the return value of type lock "):
