@@ -45,6 +45,11 @@ def say(error: BaseException) -> str:
     return text if len(text) <= 20 * _LIMIT else f"{text[: 19 * _LIMIT]} ... {text[-_LIMIT:]}"
 
 
+def counted(number: int) -> str:
+    """How many partials, in words."""
+    return "1 partial" if number == 1 else f"{number} partials"
+
+
 diverted: Final[list[Callable[[str], None]]] = []  # in a worker: what sends warnings to its engine's log
 
 
@@ -213,7 +218,8 @@ class WorkerLostError(EngineError):
         """Say which worker was lost, how, and after how many partials."""
         hint = ", as the system does to processes where memory runs out" if self.reason == "SIGKILL" else ""
         text = (
-            f"{self.tag}: worker {self.pid} was lost ({self.reason}{hint}) after {self.delivered} partials; call again."
+            f"{self.tag}: worker {self.pid} was lost ({self.reason}{hint}) after {counted(self.delivered)}; "
+            "call again, which starts a new worker."
         )
         return f"{text}\n\n{self.report}" if self.report else text
 

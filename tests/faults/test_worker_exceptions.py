@@ -808,4 +808,4 @@ def test_a_loss_says_what_happened_and_what_to_do(lasting: Engine) -> None:
 
     seen, error = failure_of(lasting, ends, "sync")
     assert seen == [1]
-    assert str(error).endswith("was lost (exit code 9) after 1 partials; call again.")
+    assert str(error).endswith("was lost (exit code 9) after 1 partial; call again, which starts a new worker.")
