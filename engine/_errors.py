@@ -173,18 +173,22 @@ class PluginError(EngineError):
     """Raised when a predictor or runner is asked for whose plugin could not be used."""
 
     def __init__(self, name: str, distribution: str = "", reason: str = "", traceback: str = "") -> None:
-        """Keep the plugin's or entry point's `name`, its `distribution`, the `reason` and the `traceback` text."""
+        """Keep the plugin's or entry point's `name`, its `distribution`, the `reason` and the `traceback` text.
+
+        The latter is shown below the message, as a note.
+        """
         super().__init__(name, distribution, reason, traceback)
         self.name = name
         self.distribution = distribution
         self.reason = reason
         self.traceback = traceback
+        if traceback:
+            self.add_note(traceback.rstrip())
 
     def __str__(self) -> str:
         """Name the plugin and its distribution, say why it failed, and how to go on without it."""
         source = f" of {self.distribution}" if self.distribution else ""
-        text = f"{quote(self.name)}{source} could not be used: {self.reason}. Fix or reinstall it, or block it by name."
-        return f"{text}\n\n{self.traceback}" if self.traceback else text
+        return f"{quote(self.name)}{source} could not be used: {self.reason}. Fix or reinstall it, or block it by name."
 
 
 class PayloadError(EngineError):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import pickle
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,6 +127,12 @@ def test_create_and_stream_run_what_this_process_never_imports(home: Engine) -> 
     assert list(predictions.stream("@home/lines").values()) == [1, 2]
     assert predictions.create("@home/pieces", runner="process").value == "ab"
     assert list(predictions.stream("@home/pieces", runner="process").snapshots()) == ["a", "ab"]
+
+
+def copied(error: BaseException) -> BaseException:
+    """What travels elsewhere."""
+    made: BaseException = pickle.loads(pickle.dumps(error))
+    return made
 
 
 WAYS: Final = ("create", "stream", "acreate", "astream")
@@ -331,6 +339,9 @@ def test_what_distributions_offer_is_described_too_and_a_failure_names_them(home
                 values_of(muna, way, "@heavy/broken")
             assert "heavy-home" in caught.value.distribution
             assert "raise OSError" in caught.value.traceback
+            assert "Traceback" not in str(caught.value)
+            assert "".join(traceback.format_exception(caught.value)).count("raise OSError") == 1
+            assert "".join(traceback.format_exception(copied(caught.value))).count("raise OSError") == 1
         assert [each.calls for each in muna._workers()._pool.workers] == [1 + 4 + 4]  # described, run, not imported
     assert "broken_home" not in sys.modules
 
