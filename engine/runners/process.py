@@ -211,7 +211,12 @@ class ProcessRunner:
 
     def _spawn(self) -> Worker:
         worker = start_worker(self._start)
-        self._warden.watch(worker)
+        try:
+            self._warden.watch(worker)
+        except BaseException:  # Ctrl-C, or the warden is gone: nobody else knows of it
+            worker.is_new = False
+            worker.end_now()
+            raise
         return worker
 
     def _finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
