@@ -45,6 +45,11 @@ def say(error: BaseException) -> str:
     return text if len(text) <= 20 * _LIMIT else f"{text[: 19 * _LIMIT]} ... {text[-_LIMIT:]}"
 
 
+def counted(number: int) -> str:
+    """How many partials, in words."""
+    return "1 partial" if number == 1 else f"{number} partials"
+
+
 diverted: Final[list[Callable[[str], None]]] = []  # in a worker: what sends warnings to its engine's log
 
 
@@ -173,18 +178,22 @@ class PluginError(EngineError):
     """Raised when a predictor or runner is asked for whose plugin could not be used."""
 
     def __init__(self, name: str, distribution: str = "", reason: str = "", traceback: str = "") -> None:
-        """Keep the plugin's or entry point's `name`, its `distribution`, the `reason` and the `traceback` text."""
+        """Keep the plugin's or entry point's `name`, its `distribution`, the `reason` and the `traceback` text.
+
+        The latter is shown below the message, as a note.
+        """
         super().__init__(name, distribution, reason, traceback)
         self.name = name
         self.distribution = distribution
         self.reason = reason
         self.traceback = traceback
+        if traceback:
+            self.add_note(traceback.rstrip())
 
     def __str__(self) -> str:
         """Name the plugin and its distribution, say why it failed, and how to go on without it."""
         source = f" of {self.distribution}" if self.distribution else ""
-        text = f"{quote(self.name)}{source} could not be used: {self.reason}. Fix or reinstall it, or block it by name."
-        return f"{text}\n\n{self.traceback}" if self.traceback else text
+        return f"{quote(self.name)}{source} could not be used: {self.reason}. Fix or reinstall it, or block it by name."
 
 
 class PayloadError(EngineError):
@@ -218,7 +227,8 @@ class WorkerLostError(EngineError):
         """Say which worker was lost, how, and after how many partials."""
         hint = ", as the system does to processes where memory runs out" if self.reason == "SIGKILL" else ""
         text = (
-            f"{self.tag}: worker {self.pid} was lost ({self.reason}{hint}) after {self.delivered} partials; call again."
+            f"{self.tag}: worker {self.pid} was lost ({self.reason}{hint}) after {counted(self.delivered)}; "
+            "call again, which starts a new worker."
         )
         return f"{text}\n\n{self.report}" if self.report else text
 

@@ -176,7 +176,11 @@ class Executor:
             return PredictionStream(*self._opened(tag, inputs, runner, check, prefetch))
         context = copy_context()
         self.check_runner(runner)
-        open_now = partial(self._opened, tag, _as_of_now(inputs), runner, check, prefetch)
+        kept = _as_of_now(inputs)
+
+        def open_now() -> tuple[SyncExecution, Reducer]:
+            return self._opened(self._as_found(tag, record), kept, runner, check, prefetch)
+
         return PredictionStream(None, None, partial(context.run, open_now), record.tag)
 
     def _opened(
@@ -280,7 +284,7 @@ class Executor:
         kept = _as_of_now(inputs)
 
         async def resolve() -> tuple[AsyncExecution, Reducer]:
-            found = await self.aresolve(tag, runner)
+            found = await self.aresolve(self._as_found(tag, record), runner)
             bound = self._bind(found, kept, check)
             place = self._async_place(found, runner)
             return context.run(self._aopen, found, *bound, place, runner, check, prefetch), found.profile.reducer
@@ -338,6 +342,15 @@ class Executor:
             return None
         record = self._unimported(tag, runner)
         return record if record is not None and self._is_for_workers_alone(record, runner) else None
+
+    def _as_found(self, tag: Any, record: Predictor) -> Any:
+        """What is to be resolved later: the `tag` while it stands for the `record` that was found at the call."""
+        try:
+            return tag if self._record(tag) is record else record
+        except EngineClosedError:
+            raise
+        except EngineError:  # it was unregistered meanwhile
+            return record
 
     def _described(self, record: Predictor, is_registered: bool) -> Resident:  # noqa: FBT001
         try:

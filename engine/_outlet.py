@@ -21,7 +21,7 @@ from engine import _pipes
 from engine._channel import MOST, Channel, End, park_task, wake_all
 from engine._frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Decoder, Order, Placed, pack, read_credit
 from engine._partials import Body, trim
-from engine._payloads import SMALL, Payload, encode, is_plain, pack_failure, read_only_bits, refused
+from engine._payloads import SMALL, Payload, encode, is_plain, pack_failure, read_only_bits, refused, tamed
 from engine._segments import WORTH, Ring, Segment
 
 if TYPE_CHECKING:
@@ -366,7 +366,7 @@ class Outlet(Channel):
             return
         self.end = end
         host = self._host
-        error = end.error
+        error = None if end.error is None else tamed(end.error)
         if isinstance(error, Terminated):  # we raised it ourselves
             error = None
         if host.is_terminated and not self.is_asked:
@@ -402,20 +402,24 @@ class Outlet(Channel):
             try:
                 payload = encode(value)
             except BaseException as error:
-                self.refuse(refused(self._what_is_sent(is_one=is_one), value, error))
+                self.refuse(refused(self._what_is_sent(end, is_one=is_one), value, error))
+                if reduction is not None and reduction.reducer.name == "last":
+                    reduction.count -= 1  # it is not delivered
                 return
             placed, rest = self._place(self._made, payload)
             value = None
         meta = pickle.dumps((latency, kept, is_one, placed, value, not self._host.is_terminated), 5)
         self._link.write(pack(DONE, self.number, meta, rest))
 
-    def _what_is_sent(self, *, is_one: bool) -> str:
+    def _what_is_sent(self, end: End, *, is_one: bool) -> str:
         """What a value that goes with the end is to its consumer."""
         reduction = None if self.body is None else self.body.reduction
         if reduction is None:
-            return f"partial {self._made - 1}" if is_one else "the return value"
+            return "the result" if is_one else "the return value"
         name = reduction.reducer.name
-        return {"last": f"partial {reduction.count - 1}", "returned": "the return value"}.get(name, "the result")
+        if name == "last" and (reduction.count > 1 or reduction.state is not end.returned):
+            return f"partial {reduction.count - 1}"
+        return "the return value" if name == "returned" else "the result"
 
     def _send_failed(self, error: BaseException, *, is_cleanup: bool) -> None:
         reduction = None if self.body is None else self.body.reduction

@@ -15,6 +15,7 @@ import sys
 import types
 from collections import ChainMap
 from importlib.machinery import BuiltinImporter, FrozenImporter
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -24,7 +25,7 @@ from engine._errors import PayloadError, PredictorError, quote, say
 from engine._records import cut, traceback_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from engine._frames import Chunk
 
@@ -105,14 +106,59 @@ def encode_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        for name, value in (*enumerate(args), *kwargs.items()):
-            try:
-                encode(value)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as own:
-                raise refused(f"input {quote(name)}", value, own) from own
-        raise refused("the inputs", kwargs, error) from error
+        failure = error
+    for name, value in (*enumerate(args), *kwargs.items()):
+        own = _failure_of(value)
+        if own is not None:
+            raise refused(f"input {quote(name)}", value, own, _place_in(value, f"inputs[{quote(name)}]")) from own
+    raise refused("the inputs", kwargs, failure) from failure
+
+
+def _failure_of(value: object) -> BaseException | None:
+    """What keeps a value from being encoded."""
+    try:
+        encode(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return error
+    return None
+
+
+def _place_in(value: object, path: str) -> str:
+    """Where in a value that cannot be encoded the innermost part is that cannot; empty if that is not soon found."""
+    found = ""
+    left = iter(range(_MOST_TRIED))
+    with contextlib.suppress(Exception):  # an object may refuse to be looked into
+        for _ in range(_DEEPEST):
+            parts = ((step, part) for step, part in _parts_of(value) if part.__class__ not in _ATOMS)
+            tried = ((step, part) for _, (step, part) in zip(left, parts, strict=False))
+            step, value = next((each for each in tried if _failure_of(each[1]) is not None), ("", None))
+            if not step:  # nothing in it, so that it is the one itself
+                return found
+            path += step
+            found = f"{path} of type {type(value).__qualname__}"
+    return ""
+
+
+_MOST_TRIED: Final = 256  # parts of an input that are tried
+
+
+def _parts_of(value: object) -> Iterator[tuple[str, object]]:
+    """What a container or an object that is pickled by its attributes holds, and how each is reached."""
+    if isinstance(value, dict):
+        yield from ((f"[{quote(key)}]", part) for key, part in islice(dict.items(value), _MOST_LOOKED_AT))
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"[{index}]", part) for index, part in enumerate(islice(value, _MOST_LOOKED_AT)))
+    kind: Any = type(value)
+    is_attrs = attrs.has(kind)
+    if is_attrs or (kind.__reduce_ex__, kind.__reduce__, kind.__getstate__) == _AS_ANY_OBJECT:
+        names = [each.name for each in attrs.fields(kind)] if is_attrs else getattr(value, "__dict__", ())
+        yield from ((f".{name}", getattr(value, name, None)) for name in tuple(names))
+
+
+_MOST_LOOKED_AT: Final = 10_000  # of one container
+_AS_ANY_OBJECT: Final = (object.__reduce_ex__, object.__reduce__, object.__getstate__)
 
 
 def encode_whole(value: Any) -> bytes:
@@ -175,11 +221,12 @@ def read_only_bits(buffers: Iterable[Chunk]) -> int:
     return sum(1 << number for number, each in enumerate(buffers) if memoryview(each).readonly)
 
 
-def refused(what: str, value: object, error: BaseException) -> PayloadError:
-    """What somebody is told whose value cannot travel."""
+def refused(what: str, value: object, error: BaseException, place: str = "") -> PayloadError:
+    """What somebody is told whose value cannot travel, because of what is at some `place` in it."""
     kind = type(value)
+    because = f" because of {place}" if place else ""
     return PayloadError(
-        f"{what} of type {kind.__qualname__} cannot be carried to or from a worker: {type(error).__name__}: "
+        f"{what} of type {kind.__qualname__} cannot be carried to or from a worker{because}: {type(error).__name__}: "
         f"{say(error).rstrip('.')}. Pass what it is made from instead, or run the predictor with runner='thread'.",
         f"{kind.__module__}.{kind.__qualname__}",
         traceback_of(error),
@@ -193,13 +240,18 @@ def encode_target(tag: str, target: Any) -> bytes:
         PayloadError: it cannot travel; what it holds that cannot is named.
     """
     try:
-        return _pickled(target, None)
+        return _pickled_target(target)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        name, value = _culprit(target)
-        what = f"the predictor {tag}" if name is None else f"{quote(name)}, which the predictor {tag} uses,"
-        raise refused(what, target if name is None else value, error) from error
+        failure = error
+    name, value = _culprit(target)
+    what = f"the predictor {tag}" if name is None else f"{quote(name)}, which the predictor {tag} uses,"
+    raise refused(what, target if name is None else value, failure) from failure
+
+
+def _pickled_target(target: Any) -> bytes:
+    return _pickled(target, None, holds_files=False)
 
 
 def _culprit(target: Any) -> tuple[str | None, object]:
@@ -211,7 +263,7 @@ def _culprit(target: Any) -> tuple[str | None, object]:
             continue
         for name, value in _used_by(function).items():
             try:
-                _pickled(value, None)
+                _pickled_target(value)
             except KeyboardInterrupt:
                 raise
             except BaseException:
@@ -242,10 +294,25 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
 # Failures
 
 
+def tamed(error: BaseException) -> BaseException:
+    """An exception that can be handled: itself, or a `PredictorError` for one whose attributes cannot be read."""
+    try:
+        for name in ("__class__", "__dict__", "__traceback__", "args"):
+            getattr(error, name)
+        return error
+    except BaseException as own:
+        name = type(error).__qualname__
+        made = PredictorError(f"{name}, whose attributes cannot be read: {type(own).__name__}: {say(own)}", name)
+        made.__traceback__ = _traceback_in(error)
+        return made
+
+
 def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
     """Turn an exception into built-in types: itself encoded where that can be undone, its texts, what is behind it."""
+    error = tamed(error)
     try:
-        whole = _rebuildable(error)
+        found = _rebuildable(error, set())
+        whole = None if found is None else found[1]
         text, traceback = _texts_of(error)
         behind = [
             None if each is None or depth == _DEEPEST else pack_failure(each, depth + 1) for each in _behind(error)
@@ -260,7 +327,14 @@ def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
 
 def _behind(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
     """What an exception was raised from, and what was being handled then, where that is to be shown."""
-    return error.__cause__, None if error.__suppress_context__ else error.__context__
+    cause, context = _cause_in(error), None if _is_suppressed_in(error) else _context_in(error)
+    return None if cause is None else tamed(cause), None if context is None else tamed(context)
+
+
+# What an exception has, whatever its class has under these names.
+_cause_in, _context_in, _is_suppressed_in, _traceback_in = (
+    vars(BaseException)[name].__get__ for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__")
+)
 
 
 def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
@@ -290,35 +364,55 @@ def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
     return error
 
 
-def _rebuildable(error: BaseException) -> bytes | None:
-    """An exception's pickle, if unpickling gives the like; a group keeps the leaves that can travel."""
-    try:
-        data = _pickled(error, None, LARGEST_FAILURE)
-        if type(pickle.loads(data)) is type(error):  # noqa: S301 - our own bytes
-            return data
-    except BaseException:
-        if isinstance(error, BaseExceptionGroup):
-            return _rebuildable_group(error)
-    return None
+def _rebuildable(error: BaseException, apart: set[int]) -> tuple[BaseException, bytes] | None:
+    """An exception and its pickle, if unpickling gives the like; a group keeps the leaves that can travel.
+
+    Unpickling calls its class with its `args`. Where that fails or gives another text, since the constructor takes
+    something else, the exception's `id` is put into `apart`, and it is rebuilt without its constructor.
+    """
+    second: bytes | None = None
+    for is_apart in (False, True):
+        if is_apart:
+            if not _has_own_constructor(type(error)):
+                break
+            apart.add(id(error))
+        try:
+            data = _pickled(error, None, LARGEST_FAILURE, apart)
+            made = pickle.loads(data)  # noqa: S301 - our own bytes
+            if type(made) is type(error):
+                if is_apart or say(made) == say(error):
+                    return error, data
+                second = data
+        except _TooLargeError:
+            break
+        except BaseException:  # noqa: S112 - the other way may do
+            continue
+    apart.discard(id(error))
+    if second is not None:
+        return error, second
+    group = _portable_group(error, apart) if isinstance(error, BaseExceptionGroup) else None
+    return None if group is None else _rebuildable(group, apart)
 
 
-def _rebuildable_group(group: BaseExceptionGroup[Any]) -> bytes | None:
-    leaves = [_portable_leaf(each) for each in group.exceptions]
-    if all(leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)):
-        return None  # it is the group itself that cannot travel
+def _portable_group(group: BaseExceptionGroup[Any], apart: set[int]) -> BaseExceptionGroup[Any] | None:
+    """A group whose leaves can travel; `None` if it is the group itself that cannot."""
+    before = len(apart)
+    leaves = [_portable_leaf(tamed(each), apart) for each in group.exceptions]
+    if len(apart) == before and all(leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)):
+        return None
     derived = group.derive(leaves)
     for note in getattr(group, "__notes__", ()):
         derived.add_note(note)
-    return _rebuildable(derived)
+    return derived
 
 
-def _portable_leaf(error: BaseException) -> BaseException:
-    data = _rebuildable(error)
-    if data is None:
-        name = type(error).__qualname__
-        text, traceback = _texts_of(error)
-        return PredictorError(f"{name}: {text}", name, traceback)
-    return pickle.loads(data) if isinstance(error, BaseExceptionGroup) else error  # noqa: S301
+def _portable_leaf(error: BaseException, apart: set[int]) -> BaseException:
+    found = _rebuildable(error, apart)
+    if found is not None:
+        return found[0]
+    name = type(error).__qualname__
+    text, traceback = _texts_of(error)
+    return PredictorError(f"{name}: {text}", name, traceback)
 
 
 def _texts_of(error: BaseException) -> tuple[str, str]:
@@ -327,7 +421,7 @@ def _texts_of(error: BaseException) -> tuple[str, str]:
     left = [error]
     while left:
         each = left.pop()
-        inner = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        inner = map(tamed, each.exceptions) if isinstance(each, BaseExceptionGroup) else ()
         news = [other for other in (*_behind(each), *inner) if other is not None and id(other) not in going_along]
         going_along.update((id(other), other) for other in news)
         left += news
@@ -419,6 +513,8 @@ class _NotByReferenceError(Exception):
 class _Plain(pickle.Pickler):
     """Plain pickle that stops at whatever would be found by reference, and could not be."""
 
+    apart: Collection[int] = ()
+
     def reducer_override(self, obj: Any) -> Any:
         cls = obj.__class__
         named = obj if cls in _NAMED or isinstance(obj, type) else cls
@@ -426,7 +522,7 @@ class _Plain(pickle.Pickler):
             if not _is_found(named):
                 raise _NotByReferenceError
             _by_reference.add(named)
-        return _reduced(obj) if isinstance(obj, BaseException) else NotImplemented
+        return _reduced(obj, self.apart) if isinstance(obj, BaseException) else NotImplemented
 
 
 _CACHED: Final = type(functools.lru_cache(len))
@@ -434,9 +530,15 @@ _NAMED: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, _CACHE
 _by_reference: Final[set[Any]] = set()  # classes and functions found to be importable: they stay, with their modules
 
 
-def _reduced(error: BaseException) -> Any:
-    """How an exception travels that refuses to have attributes set, as a frozen dataclass does; others in their way."""
+def _reduced(error: BaseException, apart: Collection[int]) -> Any:
+    """How an exception travels that is rebuilt without its constructor, for it is one of those `apart`.
+
+    One that refuses to have attributes set, as a frozen dataclass does, has its own way, too; all others have theirs.
+    """
     kind = type(error)
+    if id(error) in apart:
+        args, *state = _builtin_base(kind).__reduce__(error)[1:]
+        return _made_without_constructor, (kind, args, {**(state[0] if state else {}), **_slots_of(error)})
     if kind.__setattr__ is BaseException.__setattr__ or kind.__setstate__ is not BaseException.__setstate__:
         return NotImplemented
     reduced = error.__reduce__()
@@ -446,14 +548,59 @@ def _reduced(error: BaseException) -> Any:
 _WITH_STATE: Final = 3  # parts of an exception's reduction where it has attributes
 
 
+def _has_own_constructor(kind: type[BaseException]) -> bool:
+    """Whether a constructor is Python code, so that there are arguments which `args` may not tell."""
+    return isinstance(kind.__init__, types.FunctionType) or isinstance(kind.__new__, types.FunctionType)
+
+
+def _builtin_base(kind: type[BaseException]) -> Any:
+    """The exception of the interpreter's own that a class is made from."""
+    while kind.__flags__ & _MADE_AT_RUN_TIME:
+        kind = kind.__base__  # type: ignore[assignment]  # there is always one
+    return kind
+
+
+_MADE_AT_RUN_TIME: Final = 1 << 9  # of a type's flags
+
+
+def _slots_of(error: BaseException) -> dict[str, Any]:
+    """What an exception has in slots of its classes, which its reduction leaves out."""
+    import copyreg
+
+    names = copyreg._slotnames(type(error))  # type: ignore[attr-defined]  # noqa: SLF001 - what `object.__reduce_ex__` uses
+    return {name: value for name in names if (value := getattr(error, name, _slots_of)) is not _slots_of}
+
+
+def _made_without_constructor(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    base = _builtin_base(kind)
+    error = base.__new__(kind, *args)
+    base.__init__(error, *args)
+    for name, value in state.items():
+        try:
+            base.__setattr__(error, name, value)
+        except AttributeError:  # something of the class's is in the way
+            error.__dict__[name] = value
+    return error
+
+
 def _refill(make: Callable[..., Any], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
     error = make(*args)
     error.__dict__.update(state)
     return error
 
 
-def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None) -> bytes:
+def _pickled(
+    value: Any,
+    buffers: list[Chunk] | None,
+    most: int | None = None,
+    apart: Collection[int] = (),
+    *,
+    holds_files: bool = True,
+) -> bytes:
     """Pickle a value, its large buffers into `buffers` if there is such a list.
+
+    Exceptions whose `id` is in `apart` will be rebuilt without their constructor. A text file that is open for reading
+    arrives as what is left to read in it, if the value `holds_files`.
 
     Raises:
         _TooLargeError: it has more than `most` bytes.
@@ -470,7 +617,10 @@ def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None) -
 
     callback = None if buffers is None else aside
     try:
-        _Plain(file, _PROTOCOL, buffer_callback=callback).dump(value)
+        plain = _Plain(file, _PROTOCOL, buffer_callback=callback)
+        plain.apart = apart
+        plain.dump(value)
+        return file.getvalue()
     except _TooLargeError:
         raise
     except Exception:  # what is no Exception wants to be out of here
@@ -478,7 +628,9 @@ def _pickled(value: Any, buffers: list[Chunk] | None, most: int | None = None) -
         file.truncate()
         if buffers is not None:
             buffers.clear()
-        _by_value(file, callback).dump(value)
+    cloud = _by_value(file, callback)  # out here, so that what it raises is told alone
+    cloud.apart, cloud.holds_files = apart, holds_files
+    cloud.dump(value)
     return file.getvalue()
 
 
@@ -506,7 +658,8 @@ def _by_value(file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any] |
                     if module is not None and is_whole and not is_importable(module):
                         cloudpickle.register_pickle_by_value(module)  # for good: by reference it could never arrive
                 if isinstance(obj, BaseException):
-                    return _reduced(obj)
+                    return _reduced(obj, self.apart)
+                _refuse_copy(obj, holds_files=self.holds_files)
                 if isinstance(obj, _CACHED) and not _is_found(obj):
                     return _cached, (obj.__wrapped__, obj.cache_parameters())
                 reduced = super().reducer_override(obj)
@@ -518,6 +671,16 @@ def _by_value(file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any] |
 
         _cloud = Cloud
     return _cloud(file, protocol=_PROTOCOL, buffer_callback=callback)
+
+
+def _refuse_copy(obj: object, *, holds_files: bool) -> None:
+    """Take no open file for what can be read in it, but where that is all it can be meant for."""
+    if not isinstance(obj, io.TextIOWrapper) or obj is sys.stdout or obj is sys.stderr:
+        return
+    if not holds_files or "+" in getattr(obj, "mode", ""):
+        raise TypeError(
+            "an open file would be a copy of it there: open it inside the predictor, or pass its path as an input"
+        )
 
 
 _cloud: Any = None

@@ -100,12 +100,14 @@ class Segment:
         with memoryview(self._map) as view:  # type: ignore[arg-type]  # mapped by now
             return view[start : start + size]
 
-    def trim(self) -> None:
+    def trim(self, coming: int = 0) -> None:
         """Give memory beyond `LARGEST` back to the system, unless it was wanted since this was last called.
+
+        It is kept for the `coming` bytes, too, if these need it.
 
         Only the side that writes may do so, and only while there is nothing to read.
         """
-        if self._wanted <= LARGEST < self.size:
+        if max(self._wanted, coming) <= LARGEST < self.size:
             self.close()
             os.ftruncate(self._descriptor, LARGEST)
         self._wanted = 0

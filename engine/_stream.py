@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from engine._errors import PredictionCancelledError
+from engine._errors import PredictionCancelledError, counted
 from engine._partials import is_foreign_cancel
 from engine._records import Outcome
 from engine._reducers import RETURNED
@@ -165,7 +165,7 @@ class PredictionStream:
 
     def __repr__(self) -> str:
         """Tag, state and count."""
-        return f"<PredictionStream {self.tag} {self.outcome.state} after {self.outcome.count} partials>"
+        return f"<PredictionStream {self.tag} {self.outcome.state} after {counted(self.outcome.count)}>"
 
     def __reduce__(self) -> Any:
         """Refuse to travel."""
@@ -336,7 +336,7 @@ class AsyncPredictionStream:
 
     def __repr__(self) -> str:
         """Tag, state and count."""
-        return f"<AsyncPredictionStream {self.tag} {self.outcome.state} after {self.outcome.count} partials>"
+        return f"<AsyncPredictionStream {self.tag} {self.outcome.state} after {counted(self.outcome.count)}>"
 
     def __reduce__(self) -> Any:
         """Refuse to travel."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import pickle
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 from engine import (
     Engine,
     InvalidInputError,
+    NestingError,
     NoPartialsError,
     PluginError,
     PredictionCancelledError,
@@ -126,6 +129,12 @@ def test_create_and_stream_run_what_this_process_never_imports(home: Engine) -> 
     assert list(predictions.stream("@home/pieces", runner="process").snapshots()) == ["a", "ab"]
 
 
+def copied(error: BaseException) -> BaseException:
+    """What travels elsewhere."""
+    made: BaseException = pickle.loads(pickle.dumps(error))
+    return made
+
+
 WAYS: Final = ("create", "stream", "acreate", "astream")
 
 
@@ -202,6 +211,55 @@ def test_the_inputs_of_a_first_call_are_those_of_the_moment_of_the_call(home: En
         assert [each async for each in stream.values()] == ["cat (small)"] * 2
 
     asyncio.run(main())
+
+
+@pytest.mark.fault(119)
+@pytest.mark.parametrize("runner", ["process", "thread", None])
+@pytest.mark.parametrize("change", ["replaced", "unregistered", "replaced and used"])
+@pytest.mark.parametrize("way", ["stream", "astream"])
+def test_a_first_stream_is_of_what_was_registered_at_the_call(
+    home: Engine, tmp_path: Path, way: str, change: str, runner: str | None
+) -> None:
+    for name, word in (("early_home", "early"), ("late_home", "late")):
+        (tmp_path / f"{name}.py").write_text(f"def say():\n    yield '{word}'\n", encoding="utf-8")
+    home.predictors.register("@home/say", "early_home:say")
+
+    def alter() -> None:
+        if change == "unregistered":
+            home.predictors.unregister("@home/say")
+        else:
+            home.predictors.register("@home/say", "late_home:say", replace=True)
+        if change == "replaced and used":
+            assert home.predictions.create("@home/say", runner=runner).value == "late"
+
+    async def main() -> None:
+        stream = home.predictions.astream("@home/say", runner=runner)
+        await asyncio.to_thread(alter)
+        assert [each async for each in stream.values()] == ["early"]
+
+    try:
+        if way == "stream":
+            stream = home.predictions.stream("@home/say", runner=runner)
+            alter()
+            assert list(stream.values()) == ["early"]
+        else:
+            asyncio.run(main())
+        if change != "unregistered":
+            assert home.predictions.create("@home/say", runner=runner).value == "late"
+        if runner != "thread":
+            assert not {"early_home", "late_home"} & set(sys.modules)
+    finally:
+        for name in ("early_home", "late_home"):
+            sys.modules.pop(name, None)
+
+
+@pytest.mark.fault(119)
+def test_a_first_stream_shares_the_slots_of_what_is_still_registered(home: Engine) -> None:
+    first = home.predictions.stream("@home/counts", {"start": 1})
+    assert next(first).value == 1
+    with pytest.raises(NestingError, match="@home/counts"):
+        next(home.predictions.stream("@home/counts", {"start": 1}))
+    assert [each.value for each in first] == [2, 3]
 
 
 def test_a_loop_turns_while_a_worker_imports(home: Engine, tmp_path: Path) -> None:
@@ -281,6 +339,9 @@ def test_what_distributions_offer_is_described_too_and_a_failure_names_them(home
                 values_of(muna, way, "@heavy/broken")
             assert "heavy-home" in caught.value.distribution
             assert "raise OSError" in caught.value.traceback
+            assert "Traceback" not in str(caught.value)
+            assert "".join(traceback.format_exception(caught.value)).count("raise OSError") == 1
+            assert "".join(traceback.format_exception(copied(caught.value))).count("raise OSError") == 1
         assert [each.calls for each in muna._workers()._pool.workers] == [1 + 4 + 4]  # described, run, not imported
     assert "broken_home" not in sys.modules
 

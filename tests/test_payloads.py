@@ -374,9 +374,9 @@ def raising_interrupt() -> Any:
     raise KeyboardInterrupt
 
 
-def deep() -> list[Any]:
-    found: list[Any] = []
-    for _ in range(100_000):
+def deep(levels: int = 100_000, inmost: Any = ()) -> list[Any]:
+    found: list[Any] = [inmost]
+    for _ in range(levels):
         found = [found]
     return found
 
@@ -459,6 +459,70 @@ def test_what_is_no_exception_ends_packing_at_once_instead_of_trying_another_way
     with pytest.raises(Terminated):
         encode(Raising(terminate, pack=True))
     assert len(attempts) == 1
+
+
+@attrs.define
+class Box:
+    inside: Any
+
+
+class Shelf:
+    def __init__(self, *boxes: Any) -> None:
+        self.number = 3
+        self.boxes = boxes
+
+
+class Discreet(Shelf):
+    def __getstate__(self) -> Any:
+        return {"number": self.number}
+
+    def __reduce__(self) -> Any:
+        raise LookupError("it keeps to itself")
+
+
+class Veiled(Shelf):
+    def __getattr__(self, name: str) -> Any:
+        raise OSError(f"no {name}")
+
+    __dict__ = property(lambda self: self.nothing)
+
+
+LOCK: Final = threading.Lock()
+PLACES: Final[dict[str, tuple[Any, str]]] = {
+    "itself": (LOCK, ""),
+    "nested": ({"a": [{"b": LOCK}]}, "inputs['x']['a'][0]['b'] of type lock"),
+    "behind-others": ([1, "two", {3: b"four"}, (LOCK, LOCK)], "inputs['x'][3][0] of type lock"),
+    "attributes": (Shelf(Box(1), Box(LOCK)), "inputs['x'].boxes[1].inside of type lock"),
+    "local-class": ([Box(lambda: LOCK)], "inputs['x'][0].inside of type function"),
+    "its-own-way": ([Discreet(LOCK)], "inputs['x'][0] of type Discreet"),
+    "odd-key": ({(1, "\n"): LOCK}, r"inputs['x'][(1, '\n')] of type lock"),
+    "too-many": ([[Box(1)] * 100_000, [*[Box(number) for number in range(300)], LOCK]], "inputs['x'][1] of type list"),
+    "too-deep": (deep(50, LOCK), ""),
+    "veiled": ([Veiled(LOCK)], ""),
+}
+
+
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("case", PLACES)
+def test_an_input_that_cannot_travel_names_the_place_in_it_that_keeps_it(case: str) -> None:
+    value, place = PLACES[case]
+    with pytest.raises(PayloadError) as caught:
+        encode_inputs((), {"harmless": [1], "x": value})
+    because = f" because of {place}" if place else ""
+    start = f"input 'x' of type {type(value).__name__} cannot be carried to or from a worker{because}: "
+    assert str(caught.value).startswith(start)
+
+
+@pytest.mark.fault(17, 25)
+def test_what_cannot_travel_is_told_with_the_one_failure_that_says_so() -> None:
+    for pack in (lambda value: encode_inputs((), {"x": value}), functools.partial(encode_target, "@me/it")):
+        with pytest.raises(PayloadError) as caught:
+            pack({"a": threading.Lock()})
+        cause = caught.value.__cause__
+        assert isinstance(cause, TypeError)
+        assert cause.__context__ is cause.__cause__ is None
+        assert caught.value.__context__ in {cause, None}
+        assert "ByReference" not in caught.value.traceback
 
 
 def culprits() -> Iterator[tuple[str, Any, str]]:
@@ -846,7 +910,7 @@ def test_a_module_that_is_imported_again_is_taken_as_it_is_now(
 
 
 class NeedsMore(Exception):
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: Any) -> None:
         super().__init__(message)
         self.code = code
 
@@ -859,7 +923,7 @@ class NeedsNoMore(Exception):
 
 @attrs.define(kw_only=True)
 class KeywordsOnly(Exception):
-    code: int
+    code: Any
 
 
 @attrs.frozen
@@ -914,6 +978,16 @@ class Holding(Exception):
 
 
 class Hostile(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class Closed(Exception):
+    def __getattribute__(self, _name: str) -> Any:
+        raise LookupError("nothing to see")
+
+
+class WithoutCause(Exception):
     @property
     def __cause__(self) -> Any:  # type: ignore[override]
         raise LookupError("no cause")
@@ -1002,8 +1076,8 @@ def test_an_exception_that_refuses_attributes_arrives_without_cause_and_notes() 
 
 
 def unpackable() -> Iterator[tuple[str, BaseException, str, str]]:
-    yield "needs-more", NeedsMore("text", 5), "NeedsMore", "text"
-    yield "keywords-only", KeywordsOnly(code=5), "KeywordsOnly", ""
+    yield "needs-more", NeedsMore("text", threading.Lock()), "NeedsMore", "text"
+    yield "keywords-only", KeywordsOnly(code=threading.Lock()), "KeywordsOnly", ""
     yield "holds-a-lock", Holding("text"), "Holding", "text"
     yield "holds-a-generator", ValueError("text", (each for each in "ab")), "ValueError", "('text', <generator"
     yield "raises", Stubborn(raising_lookup), "Stubborn", "raising_lookup"
@@ -1038,6 +1112,11 @@ def test_an_exception_that_nothing_can_be_learnt_of_is_still_told_by_its_type() 
     back = told(struck(Hostile("text")))
     assert back.type_name == "Hostile"
     assert "unrepresentable" in str(back)
+    back = told(struck(Closed("text")))
+    assert (back.type_name, str(back)[:6]) == ("Closed", "Closed")
+    assert "LookupError: nothing to see" in str(back)
+    assert "the line that struck" in notes_of(back)[0]
+    assert type(arrived(struck(WithoutCause("text")))) is WithoutCause
 
 
 @pytest.mark.fault(38)
@@ -1225,7 +1304,9 @@ def test_a_group_of_what_is_no_exception_arrives_as_such() -> None:
 @pytest.mark.fault(41, 32, 35)
 @pytest.mark.usefixtures("silence")
 def test_of_a_group_only_the_leaves_that_cannot_travel_are_told_the_others_are_kept() -> None:
-    inner = ExceptionGroup("inner", [NeedsMore("text", 5), OSError("x"), Frozen(3)])
+    inner = ExceptionGroup(
+        "inner", [NeedsMore("text", threading.Lock()), OSError("x"), Frozen(3), NeedsMore("text", 5)]
+    )
     group = ExceptionGroup("all", [KeyError(1), ValueError(threading.Lock()), inner, ValueError("big", huge())])
     group.add_note("a note")
     back = arrived(struck(group))
@@ -1237,6 +1318,7 @@ def test_of_a_group_only_the_leaves_that_cannot_travel_are_told_the_others_are_k
         PredictorError,
         OSError,
         Frozen,
+        NeedsMore,
         PredictorError,
     ]
     names = [leaf.type_name for leaf in leaves_of(back) if isinstance(leaf, PredictorError)]

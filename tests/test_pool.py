@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import math
 import re
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -328,6 +329,51 @@ def test_a_call_that_was_interrupted_while_its_worker_started_leaves_its_place()
         scene.take(call=call)
     scene.pool.forsake(call)
     assert scene.take().name == "worker 0"
+
+
+@contextlib.contextmanager
+def interrupted_at(code: Any, step: int) -> Iterator[list[int]]:
+    """Have Ctrl-C come just before the line that a function runs as its `step`-th; give the lines it got to."""
+    lines: list[int] = []
+
+    def trace(frame: Any, what: str, _argument: object) -> Any:
+        if frame.f_code is not code:
+            return None
+        if what == "line":
+            lines.append(frame.f_lineno)
+            if len(lines) == step:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
+
+
+@pytest.mark.parametrize("need", [Need(), Need(key=7, limit=1)], ids=["function", "class"])
+@pytest.mark.parametrize("way", ["take", "replace"])
+def test_wherever_ctrl_c_interrupts_the_start_of_a_worker_it_is_the_pools_and_free(way: str, need: Need) -> None:
+    interrupted = 0
+    while True:
+        scene, call = Scene.of(1), call_of()
+        gone = scene.take(need, call) if way == "replace" else None
+        try:
+            # The first line is one that nobody is interrupted before.
+            with interrupted_at(Pool._start.__code__, interrupted + 2):
+                scene.replace(gone) if gone is not None else scene.take(need, call)
+            break
+        except KeyboardInterrupt:
+            interrupted += 1
+        scene.pool.forsake(call)
+        assert scene.pool.holders == ()
+        assert scene.workers == [each for each in scene.fakes.made if each is not gone]
+        assert not any(each.is_new or each.set_up for each in scene.workers)
+        assert scene.take(Need(key=8, limit=1)) in scene.workers
+        assert len(scene.workers) == 1
+    assert interrupted > 5
 
 
 # Order

@@ -124,7 +124,7 @@ def test_a_stream_shows_what_it_is_and_how_far_it_got(muna: Engine) -> None:
     stream = muna.predictions.stream(yields)
     assert repr(stream) == f"<PredictionStream {stream.tag} pending after 0 partials>"
     next(stream)
-    assert repr(stream) == f"<PredictionStream {stream.tag} running after 1 partials>"
+    assert repr(stream) == f"<PredictionStream {stream.tag} running after 1 partial>"
     list(stream)
     assert repr(stream) == f"<PredictionStream {stream.tag} done after 2 partials>"
 
@@ -540,7 +540,11 @@ ERRORS: Final[list[tuple[type[EngineError], tuple[Any, ...], str]]] = [
     (PredictorError, ("the predictor raised SystemExit", "SystemExit", "Traceback"), "raised SystemExit"),
     (PluginError, ("ray", "engine-ray", "no ray", "Traceback"), "engine-ray could not be used.*block it by name"),
     (PayloadError, ("a lock cannot be carried: keep it in setup()", "lock", "Traceback"), r"keep it in setup\(\)"),
-    (WorkerLostError, ("@me/shout", 47, "signal 9", 3, "its report"), "signal 9.*after 3 partials; call again.*its re"),
+    (
+        WorkerLostError,
+        ("@me/shout", 47, "signal 9", 3, "its report"),
+        "signal 9.*after 3 partials; call again, which.*its re",
+    ),
     (PredictionTimeoutError, ("@me/shout", 2.5), "within 2.5 s: give it longer"),
     (PredictionCancelledError, ("@me/shout", "1-2"), "1-2 was cancelled; call again"),
     (EngineClosedError, ("this engine is closed; make a new Engine()",), "make a new Engine"),

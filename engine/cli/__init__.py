@@ -221,14 +221,17 @@ def _found(muna: Engine, tag: str) -> Resident | None:
     try:
         return muna.predictions.resolve(tag)
     except (PredictorNotFoundError, InvalidTagError) as error:
-        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-        raise UsageError(f"{error}{notes}") from None
+        raise UsageError(_with_notes(error)) from None
     except EngineError as error:
         if error.__cause__ is None:
-            complain(f"engine: {error}")
+            complain(f"engine: {_with_notes(error)}")
         else:  # what importing the predictor raised, SystemExit included
             complain(f"engine: {tag} cannot be imported\n{failure_text(error.__cause__)}")
     return None
+
+
+def _with_notes(error: BaseException) -> str:
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def _prepared(muna: Engine, asked: argparse.Namespace) -> tuple[Resident, dict[str, Any], argparse.Namespace] | None:

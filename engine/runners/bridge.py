@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from engine._channel import End
-from engine._errors import EngineClosedError, NestingError, PredictionCancelledError, warn
+from engine._errors import EngineClosedError, NestingError, PredictionCancelledError, counted, warn
 from engine._partials import explain, is_foreign_cancel
 from engine._records import Prediction, current_call
 from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising
@@ -394,7 +394,7 @@ class Bridged(SyncExecution, AsyncExecution):
         self.end("closed")
         self._leave()
         warnings.warn(
-            f"a stream of {self.call.tag} was abandoned after {self.outcome.count} partials; close it, or use `with`",
+            f"a stream of {self.call.tag} was abandoned after {counted(self.outcome.count)}; close it, or use `with`",
             ResourceWarning,
             stacklevel=2,
             source=self,

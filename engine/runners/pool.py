@@ -290,22 +290,30 @@ class Pool(Line):
 
     def _start(self, holder: _Tenant) -> Worker:
         """Start a worker in the place `holder` has; never under the lock."""
+        worker: Worker | None = None
         try:
             self._refuse_closed()
             worker = self._spawn()
+            with self._lock:
+                worker.holder = holder
+                worker.is_new = False
+                self._bind(worker, holder.need)
+                self._workers.append(worker)
+                if holder in self._starting:
+                    self._starting.remove(holder)
+            return worker
         except BaseException:
             with self._lock:
-                self._starting.remove(holder)
+                if holder in self._starting:
+                    self._starting.remove(holder)
+                if worker is not None:  # Ctrl-C, just after it was started: it is there for others
+                    worker.is_new = False
+                    worker.set_up.clear()
+                    if worker not in self._workers:
+                        self._workers.append(worker)
+                    self.give(worker)
                 self._serve()
             raise
-        with self._lock:
-            worker.holder = holder
-            worker.is_new = False
-            self._bind(worker, holder.need)
-            self._workers.append(worker)
-            if holder in self._starting:
-                self._starting.remove(holder)
-        return worker
 
     def _refuse_closed(self) -> None:
         if self._is_closed:

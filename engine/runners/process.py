@@ -211,7 +211,12 @@ class ProcessRunner:
 
     def _spawn(self) -> Worker:
         worker = start_worker(self._start)
-        self._warden.watch(worker)
+        try:
+            self._warden.watch(worker)
+        except BaseException:  # Ctrl-C, or the warden is gone: nobody else knows of it
+            worker.is_new = False
+            worker.end_now()
+            raise
         return worker
 
     def _finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
@@ -399,9 +404,10 @@ def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Pay
             order.size = len(shipment.data)
     if payload is not None:
         chunks += payload.chunks
+    size = sum(map(len, chunks))
+    worker.inbound.trim(size)  # a call may take long, and need not hold what a giant one before it needed
     if chunks:
         start: int | None = None
-        size = sum(map(len, chunks))
         if size >= WORTH and worker.inbound.grow(size):
             worker.inbound.write(0, chunks)
             chunks, start = [], 0

@@ -16,7 +16,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._errors import PredictionCancelledError, warn
+from engine._errors import PredictionCancelledError, counted, warn
 from engine._partials import (
     ITERATOR,
     ONE,
@@ -625,7 +625,7 @@ async def _clean_up(drive: Drive, execution: TaskExecution | None, outcome: Outc
     finally:
         drive.body.let_go()
     warnings.warn(
-        f"a stream of {call.tag} was abandoned after {outcome.count} partials; close it, or use `async with`",
+        f"a stream of {call.tag} was abandoned after {counted(outcome.count)}; close it, or use `async with`",
         ResourceWarning,
         stacklevel=2,
     )

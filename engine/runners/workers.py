@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from engine._slots import Holder
 
 MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
-_REPORT: Final = 8_192  # bytes of a crash report
+_REPORT: Final = 8_192  # characters of a crash report
 _KILLED: Final = 5.0  # seconds a killed process has to be gone
 
 # The first thing a worker does: it takes the engine's `sys.path`, for the engine itself may only be found there.
@@ -199,10 +199,10 @@ class Worker:
     def crash_report(self) -> str:
         """What the interpreter wrote when the process crashed, if it did."""
         try:
-            text = os.pread(self.report, _REPORT, 0)
+            text = os.pread(self.report, 4 * _REPORT, 0)
         except OSError:
             return ""
-        return text.decode(errors="replace").strip()
+        return _arranged(text.decode(errors="replace").strip())[:_REPORT].rstrip()
 
     def close(self) -> bool:
         """Close what led to a process that is over; tell whether that could be done, or a call is about to be sent.
@@ -327,6 +327,14 @@ class Worker:
         """It does not have a predictor after all, or need not keep it."""
         self.known.pop(key, None)
         self.set_up.discard(key)
+
+
+def _arranged(report: str) -> str:
+    """A crash report with the thread that crashed first, and without the one that hears requests to stop."""
+    headline, *rest = report.split("\n\n")
+    rest = [each for each in rest if not (each.startswith("Thread ") and " in hear_stops\n" in each)]
+    rest.sort(key=lambda each: not each.startswith("Current thread "))  # the others keep their order
+    return "\n\n".join([headline, *rest])
 
 
 def start_worker(start: Start) -> Worker:

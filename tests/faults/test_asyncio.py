@@ -241,7 +241,7 @@ def test_an_abandoned_sync_generator_is_finalised_too(muna: Engine, runner: str 
             break
         await until(finished.is_set, "the clean-up")
 
-    with pytest.warns(ResourceWarning, match="abandoned after 1 partials"):
+    with pytest.warns(ResourceWarning, match="abandoned after 1 partial;"):
         asyncio.run(main())
 
 

@@ -11,7 +11,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import attrs
 import pytest
@@ -44,6 +44,35 @@ class Slotted(Exception):
         raise AttributeError("no notes")
 
 
+class MadeOf(LookupError):
+    """Whose text is made of what its constructor takes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no such voice: {name}")
+        self.name = name
+
+
+class NotFound(FileNotFoundError):
+    """One that the interpreter keeps more of than arguments."""
+
+    __slots__ = ("hint",)
+
+    def __init__(self, *, name: str, hint: str) -> None:
+        super().__init__(2, "no such voice", name)
+        self.hint = hint
+
+
+class Refused(ExceptionGroup[Exception]):
+    """A group with a constructor of its own."""
+
+    def __new__(cls, name: str, code: int) -> Self:
+        made = super().__new__(cls, name, [NeedsMore(name, code), MadeOf(name)])
+        made.code = code
+        return made
+
+    code: int
+
+
 class NoReduce(Exception):
     def __reduce__(self) -> Any:
         raise LookupError("it cannot be taken apart")
@@ -73,6 +102,8 @@ ITSELF: Final[dict[str, Callable[[], BaseException]]] = {
     "an ordinary one": lambda: KeyError("missing"),
     "two arguments": lambda: OSError(2, "no such thing", "name"),
     "frozen": lambda: Frozen(3),
+    "needs more": lambda: NeedsMore("text", 5),
+    "keywords only": lambda: KeywordsOnly(code=5),
     "no notes": lambda: Slotted("refuses notes"),
     "no text": lambda: NoText(1),
     "of the author's own": lambda: OfItsOwn("not an Exception"),
@@ -81,8 +112,6 @@ ITSELF: Final[dict[str, Callable[[], BaseException]]] = {
     "a timeout": lambda: TimeoutError("late"),
 }
 TOLD: Final[dict[str, tuple[Callable[[], BaseException], str, str]]] = {
-    "needs more": (lambda: NeedsMore("text", 5), "NeedsMore", "text"),
-    "keywords only": (lambda: KeywordsOnly(code=5), "KeywordsOnly", "5"),
     "no reduce": (lambda: NoReduce("text"), "NoReduce", "text"),
     "a lock": (holding_a_lock, "ValueError", "it holds a lock"),
     "huge": (lambda: ValueError("head" + "x" * 3_000_000 + "tail"), "ValueError", "head"),
@@ -154,7 +183,7 @@ each_kind = pytest.mark.parametrize("kind", ["def", "gen", "async", "agen"])
 each_consumer = pytest.mark.parametrize("consumer", ["sync", "asyncio"])
 
 
-@pytest.mark.fault(31, 36, 41, 44)
+@pytest.mark.fault(31, 32, 33, 36, 41, 44)
 @each_kind
 @each_consumer
 def test_an_exception_from_a_worker_is_itself_after_its_partials_with_the_remote_traceback(
@@ -182,7 +211,7 @@ def test_an_exception_from_a_worker_is_itself_after_its_partials_with_the_remote
     check_worker_lives(lasting, pid)
 
 
-@pytest.mark.fault(32, 33, 34, 35, 37)
+@pytest.mark.fault(34, 35, 37)
 @each_kind
 @each_consumer
 def test_an_exception_that_cannot_be_rebuilt_arrives_as_its_type_text_and_traceback(
@@ -199,6 +228,53 @@ def test_an_exception_that_cannot_be_rebuilt_arrives_as_its_type_text_and_traceb
         assert len(str(error)) < 100_000
         assert "raise make()" in error.traceback
         assert len(error.traceback) < 100_000
+    check_worker_lives(lasting, pid)
+
+
+OTHER_CONSTRUCTORS: Final[dict[str, tuple[type[Exception], Callable[..., Exception]]]] = {
+    "two arguments": (NeedsMore, lambda kind: kind("text", 5)),
+    "keywords": (KeywordsOnly, lambda kind: kind(code=5)),
+    "a text made of it": (MadeOf, lambda kind: kind("Ada")),
+    "keywords and slots": (NotFound, lambda kind: kind(name="Ada", hint="ask for another")),
+    "a group": (Refused, lambda kind: kind("Ada", 5)),
+}
+
+
+@pytest.mark.fault(32, 33)
+@pytest.mark.parametrize("home", ["importable", "local"])
+@pytest.mark.parametrize("name", OTHER_CONSTRUCTORS)
+def test_an_exception_whose_constructor_takes_something_else_arrives_as_it_was(
+    name: str, home: str, lasting: Engine
+) -> None:
+    kind, make = OTHER_CONSTRUCTORS[name]
+    if home == "local":
+
+        class Local(kind):  # type: ignore[misc, valid-type]
+            pass
+
+        kind = Local
+
+    def fails() -> None:
+        raise make(kind)
+
+    def fails_in_a_group() -> None:
+        raise ExceptionGroup("outer", [ExceptionGroup("inner", [make(kind), ValueError(threading.Lock())]), KeyError()])
+
+    pid = pid_of(lasting)
+    expected = make(kind)
+    _, alone = failure_of(lasting, fails, "sync")
+    _, group = failure_of(lasting, fails_in_a_group, "sync")
+    assert isinstance(group, ExceptionGroup)
+    inner = group.exceptions[0]
+    assert isinstance(inner, ExceptionGroup)
+    assert type(inner.exceptions[1]) is PredictorError
+    for error in (alone, inner.exceptions[0]):
+        assert type(error) is kind
+        assert str(error) == str(expected)
+        for attribute in ("code", "name", "hint", "errno", "filename"):
+            assert getattr(error, attribute, None) == getattr(expected, attribute, None)
+        if isinstance(error, ExceptionGroup):
+            assert list(map(repr, error.exceptions)) == ["NeedsMore('Ada')", "MadeOf('no such voice: Ada')"]
     check_worker_lives(lasting, pid)
 
 
@@ -266,9 +342,7 @@ def test_a_failure_in_a_worker_can_be_returned_with_what_was_reduced_before_it(k
         assert made.error is not None
         assert "raise make()" in made.error
         assert made.value == (value if place == "after" else None)
-    made = lasting.predictions.create(
-        raising(kind, lambda: NeedsMore("a", 1), place), runner="process", errors="return"
-    )
+    made = lasting.predictions.create(raising(kind, holding_a_lock, place), runner="process", errors="return")
     assert isinstance(made.exception, PredictorError)
 
 
@@ -507,6 +581,49 @@ def test_whatever_an_exceptions_own_methods_raise_its_worker_tells_its_type(
 
 
 @pytest.mark.fault(34)
+@pytest.mark.parametrize("where", ["__getattribute__", "__class__", "__dict__", "__traceback__"])
+@each_point
+def test_an_exception_of_which_nothing_can_be_read_is_told_by_its_type_and_where_it_was_raised(
+    cell: Cell, place: str, where: str, lasting: Engine, tmp_path: pathlib.Path
+) -> None:
+    raised = OfItsOwn if place == "middle" else LookupError
+
+    def strikes() -> None:
+        def hostile(self: Any, *_: Any) -> Any:
+            raise raised("hostile")
+
+        attribute: Any = hostile if where == "__getattribute__" else property(hostile)
+        raise type("Hostile", (Exception,), {where: attribute})("the line that struck")
+
+    async def scenario(consumer: Consumer) -> None:
+        for error in await caught(consumer, Trouble(Journal(tmp_path / "journal"), strikes, place)):
+            assert isinstance(error, PredictorError)
+            assert error.type_name == "Hostile"
+            assert f"{raised.__name__}: hostile" in str(error)
+            assert "the line that struck" in notes_of(error)[0][0]
+
+    pid = pid_of(lasting)
+    cell.run_on(lasting, scenario)
+    check_worker_lives(lasting, pid)
+
+
+@pytest.mark.fault(31, 34)
+def test_an_exception_keeps_its_type_whatever_it_was_raised_from(lasting: Engine) -> None:
+    def fails() -> None:
+        def hostile(self: Any, *_: Any) -> Any:
+            raise LookupError("hostile")
+
+        raise ValueError("itself") from type("Hostile", (Exception,), {"__getattribute__": hostile})()
+
+    pid = pid_of(lasting)
+    _, error = failure_of(lasting, fails, "sync")
+    assert repr(error) == "ValueError('itself')"
+    assert isinstance(error.__cause__, PredictorError)
+    assert error.__cause__.type_name == "Hostile"
+    check_worker_lives(lasting, pid)
+
+
+@pytest.mark.fault(34)
 def test_a_note_that_cannot_be_shown_costs_nothing_else(lasting: Engine) -> None:
     def fails() -> None:
         error = ValueError("a note is no text")
@@ -691,7 +808,7 @@ def test_a_loss_says_what_happened_and_what_to_do(lasting: Engine) -> None:
 
     seen, error = failure_of(lasting, ends, "sync")
     assert seen == [1]
-    assert str(error).endswith("was lost (exit code 9) after 1 partials; call again.")
+    assert str(error).endswith("was lost (exit code 9) after 1 partial; call again, which starts a new worker.")
 
 
 class Unready:

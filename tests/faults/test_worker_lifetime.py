@@ -21,6 +21,8 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError, EngineError
+from engine.runners.warden import Warden
+from engine.runners.workers import Worker
 from tests.conftest import child_processes
 from tests.faults.conftest import eventually
 from tests.faults.workers import FileGate, Journal, number_of_worker
@@ -88,6 +90,31 @@ def worker_of(tmp_path: Path) -> int:
 
 
 # 102, 103: closing.
+
+
+@pytest.mark.fault(102)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_worker_whose_start_ctrl_c_interrupts_is_gone_and_keeps_nobody_from_closing(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Warden.watch
+
+    def interrupted(warden: Warden, worker: Worker) -> None:
+        if when == "after":
+            watch(warden, worker)
+        monkeypatch.setattr(Warden, "watch", watch)
+        raise KeyboardInterrupt
+
+    before = child_processes()
+    with Engine(discover=False, workers=1, grace=GRACE) as muna:
+        monkeypatch.setattr(Warden, "watch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            muna.predictions.create(number_of_worker, runner="process")
+        assert child_processes() == before
+        assert muna.predictions.create(number_of_worker, runner="process").value in child_processes() - before
+        started = time.monotonic()
+    assert time.monotonic() - started < 10 * GRACE
+    assert child_processes() == before
 
 
 @pytest.mark.fault(102)

@@ -41,7 +41,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from engine import Engine, PayloadError, PredictorError, WorkerLostError
+from engine import Engine, PayloadError, PredictorError, WorkerLostError, _segments
 from engine._frames import ITEM, pack
 from engine._outlet import Link
 from engine._segments import WORTH, Segment
@@ -228,11 +228,11 @@ def test_a_partial_that_cannot_be_pickled_fails_its_stream_after_those_before_it
     journal = Journal(tmp_path / "journal")
 
     async def scenario(consumer: Consumer) -> None:
-        index = 1 if cell.is_yielding else 0
+        what = "partial 1" if cell.is_yielding else "the result"
         for done, make in enumerate(UNPACKABLE, 1):
             error = await refused(consumer, predictor_giving(cell.kind, journal, make))
             kind = type(make())
-            assert str(error).startswith(f"partial {index} of type {kind.__qualname__} cannot be carried")
+            assert str(error).startswith(f"{what} of type {kind.__qualname__} cannot be carried")
             assert error.type_name == f"{kind.__module__}.{kind.__qualname__}"
             assert "Traceback" in error.traceback
             assert journal.words == ["finally"] * done
@@ -348,6 +348,17 @@ def test_what_cannot_travel_is_called_by_what_it_is(muna: Engine, worker: int) -
             muna.predictions.create(target, runner="process", reduce=reduce)
         return str(caught.value)
 
+    def is_a_lock() -> Any:
+        return luggage.lock()
+
+    async def is_a_lock_later() -> Any:
+        return luggage.lock()
+
+    for target in (is_a_lock, is_a_lock_later):
+        for way in ("create", "stream", "acreate", "astream"):
+            with pytest.raises(PayloadError, match=r"^the result of type lock ") as caught:
+                values_of(muna, way, target)
+            assert caught.value.__notes__[-1].endswith("after 0 partials")
     assert message(returns_a_lock, "returned").startswith("the return value of type lock ")
     assert message(yields_a_lock, "collect").startswith("the result of type list ")
     with pytest.raises(PayloadError, match=r"^the return value of type lock "):
@@ -823,6 +834,39 @@ def test_a_file_opened_for_writing_is_named(muna: Engine, worker: int, tmp_path:
 
         with pytest.raises(PayloadError, match=r"^'log', which the predictor .*writes uses, of type TextIOWrapper"):
             muna.predictions.create(writes, runner="process")
+
+
+@pytest.mark.fault(25)
+@pytest.mark.parametrize("mode", ["r", "w+", "rb", "r+b"])
+def test_an_open_file_of_a_predictor_is_never_silently_a_copy(
+    muna: Engine, worker: int, tmp_path: pathlib.Path, mode: str
+) -> None:
+    path = tmp_path / "log"
+    path.write_text("a line")
+    with path.open(mode) as log:
+        scope: dict[str, Any] = {"log": log}
+        exec("def reads(): return log.read()\nclass Reads:\n  def predict(self): return log.read()", scope)
+
+        def reads(source: Any = log) -> Any:
+            return source.read()
+
+        for target, name in ((scope["reads"], "log"), (scope["Reads"], "log"), (reads, "source")):
+            with pytest.raises(PayloadError, match=rf"^'{name}', which the predictor .* uses, of type") as caught:
+                muna.predictions.create(target, runner="process")
+            assert ("open it inside the predictor" in str(caught.value)) == ("b" not in mode)
+        if mode == "w+":
+            with pytest.raises(PayloadError, match=r"input 'value' of type TextIOWrapper.*pass its path"):
+                muna.predictions.create(gives_back, {"value": log}, runner="process")
+
+
+@pytest.mark.fault(25, 88)
+def test_what_a_predictor_keeps_of_its_output_is_the_workers_own_there(
+    muna: Engine, worker: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with capsys.disabled():
+        scope: dict[str, Any] = {"out": sys.stdout}
+        exec("import sys\ndef is_its_own(): return out is sys.stdout", scope)
+        assert muna.predictions.create(scope["is_its_own"], runner="process").value
 
 
 @pytest.mark.fault(25)
@@ -1327,6 +1371,26 @@ def test_large_payloads_do_go_through_shared_memory_where_there_is_room(muna: En
     assert values_of(muna, "stream", gives_back, {"value": bytes(16 * MIB)}) == [bytes(16 * MIB)]
     assert one.inbound.size >= 16 * MIB
     assert one.outbound.size >= 16 * MIB
+
+
+@pytest.mark.fault(90)
+def test_memory_for_a_giant_input_is_given_back_as_soon_as_a_call_does_without_it(
+    muna: Engine, worker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_segments, "LARGEST", 2 * MIB)
+    (one,) = muna._workers()._pool.workers
+
+    def room() -> int:
+        return os.fstat(one.inbound._descriptor).st_size
+
+    for size in (8 * MIB, 5 * MIB):  # giant calls in a row use the same memory
+        assert values_of(muna, "create", gives_back, {"value": bytes(size)}) == [bytes(size)]
+        assert room() == one.inbound.size >= 8 * MIB
+    for value in (None, bytes(MIB)):
+        assert values_of(muna, "create", gives_back, {"value": bytes(5 * MIB)}) == [bytes(5 * MIB)]
+        with muna.predictions.stream(yields_back, {"value": value}, runner="process") as stream:
+            assert next(stream).value == value
+            assert room() == 2 * MIB  # while the call lasts
 
 
 def leave_room(size: int) -> None:

@@ -192,7 +192,7 @@ def stop_by_dropping(muna: Engine, predictor: Callable[[], Any], stuck: FileGate
     stuck.wait()
     outcome = stream.outcome
     moment = time.monotonic()
-    with pytest.warns(ResourceWarning, match="was abandoned after 1 partials"):
+    with pytest.warns(ResourceWarning, match="was abandoned after 1 partial;"):
         del stream
     assert outcome.state == "closed"
     return outcome, moment

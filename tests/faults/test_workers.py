@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
@@ -401,7 +402,7 @@ def test_a_body_that_ends_its_process_is_a_loss_whatever_its_exit_code() -> None
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         stream = muna.predictions.stream(yields, {"code": 0}, runner="process")
         assert next(stream).value == "first"
-        with pytest.raises(WorkerLostError, match=r"exit code 0.*after 1 partials"):
+        with pytest.raises(WorkerLostError, match=r"exit code 0.*after 1 partial;"):
             next(stream)
         with pytest.raises(WorkerLostError, match=r"exit code 7.*after 0 partials"):
             muna.predictions.create(returns, {"code": 7}, runner="process")
@@ -415,11 +416,18 @@ def test_a_crash_in_c_is_a_loss_that_names_its_signal_and_shows_where_it_was() -
 
         faulthandler._stack_overflow()  # type: ignore[attr-defined]  # what the interpreter tests itself with
 
+    def crashes_beside_others() -> None:
+        others = [threading.Thread(target=time.sleep, args=(workers.AGES,), daemon=True) for _ in range(60)]
+        for each in others:
+            each.start()
+        workers.crashes()
+
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         for body, name, reason in (
             (workers.crashes, "crashes", "SIGSEGV"),
             (os.abort, "", "SIGABRT"),
             (overflows, "overflows", "SIGSEGV"),
+            (crashes_beside_others, "crashes_beside_others", "SIGSEGV"),
         ):
             with pytest.raises(WorkerLostError) as raised:
                 muna.predictions.create(body, runner="process")
@@ -427,6 +435,11 @@ def test_a_crash_in_c_is_a_loss_that_names_its_signal_and_shows_where_it_was() -
             assert error.reason == reason
             assert "Fatal Python error" in error.report
             assert f"in {name}" in error.report
+            headline, crashed, *others = error.report.split("\n\n")
+            assert headline.startswith("Fatal Python error")
+            assert crashed.startswith("Current thread")
+            assert not any("hear_stops" in each for each in others)
+            assert len(error.report) < 10_000
             assert error.report in str(error)
         assert process_of(muna) in child_processes()
 
