@@ -76,7 +76,7 @@ def _command(words: Sequence[str], output: Output) -> int:
     try:
         asked = _arguments.parse(words)
         # A predictor that prints must not be mistaken for its results.
-        with redirect_stdout(sys.stderr), _told_on_stderr(), Engine() as muna:
+        with output.apart(), redirect_stdout(sys.stderr), _told_on_stderr(), Engine() as muna:
             return _COMMANDS[asked.command](muna, asked, output)
     except Finished as finished:
         output.write(str(finished))
