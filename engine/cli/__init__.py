@@ -76,8 +76,8 @@ def _run(words: Sequence[str], output: Output) -> int:
 def _command(words: Sequence[str], output: Output) -> int:
     try:
         asked = _arguments.parse(words)
-        # What a predictor prints, here or in a worker, must not be mistaken for its results.
-        with redirect_stdout(sys.stderr), workers_print_to(STDERR), _told_on_stderr(), Engine() as muna:
+        # A predictor that prints must not be mistaken for its results.
+        with output.apart(), redirect_stdout(sys.stderr), _told_on_stderr(), Engine() as muna:
             return _COMMANDS[asked.command](muna, asked, output)
     except Finished as finished:
         output.write(str(finished))
