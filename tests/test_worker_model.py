@@ -1089,6 +1089,34 @@ def test_what_an_idle_worker_logs_is_no_answer_to_its_next_call(machine: Machine
     assert [reader.count for reader in machine.readers] == [0, 1]
 
 
+def test_a_worker_granted_to_a_call_that_gives_up_while_the_engine_closes_ends_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warden, "_BOUND", 10 * LIMIT)  # or it would be found after a while
+    machine.open_one(Plan(is_async=False, window=None, body=predict, pulls=1))
+    machine.end(0, "done")
+    [far] = machine.fars
+    runner: Any = machine.muna._workers._runner
+    looked = threading.Semaphore(0)
+    taken: list[Any] = []
+
+    def gives_up(self: pool.Pool, body: Any, need: pool.Need) -> workers.Worker:
+        taken.append(really_take(self, body, need))
+        runner.close_soon()
+        for _ in range(2):  # it has looked with all there was to see once it does the second
+            runner._warden.post(lambda _: looked.release(), None)
+            assert looked.acquire(timeout=LIMIT)
+        raise InterruptedError
+
+    really_take = pool.Pool.take
+    monkeypatch.setattr(pool.Pool, "take", gives_up)
+    stream = machine.muna.predictions.stream(predict, runner="process")
+    kind, found = pull(stream.values())
+    assert (kind, type(found)) == ("raised", InterruptedError)
+    assert taken == [far.near]
+    machine.until(lambda: not far.is_alive, lambda: "the worker was let go")
+
+
 def test_each_descriptor_of_a_worker_is_closed_once_whoever_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """An event loop leaves in its own thread, while another one closes what led to a process that is over."""
     far = Far(lambda: "finalises")
