@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -1024,14 +1024,23 @@ class Machine(RuleBasedStateMachine):
             self.patch.undo()
 
 
-def test_no_order_of_events_breaks_a_promise() -> None:
+PARTS: Final = max(4, settings().max_examples // 25)
+"""Tests that the examples are spread over, so that each is short under any profile and several processes share them."""
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_order_of_events_breaks_a_promise(part: int) -> None:
     # Shrinking would take minutes, for what was promised and does not come is waited for each time; and threads make
     # it uncertain whether a shorter story fails for the same reason.
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     unlikely = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    many = 2 * settings().max_examples
+    many = settings().max_examples // PARTS
+
+    class Part(Machine):
+        """The same, for examples of its own."""
+
     run_state_machine_as_test(
-        Machine,
+        seed(part)(Part) if settings().derandomize else Part,  # or every part would get the same few
         settings=settings(
             settings(), max_examples=many, stateful_step_count=40, phases=phases, suppress_health_check=unlikely
         ),
