@@ -36,14 +36,14 @@ TASKS = Path("/proc/self/task")
 DESCRIPTORS = "/proc/self/fd" if TASKS.exists() else "/dev/fd"
 
 
-def pytest_collection_finish() -> None:
-    """Leave what pytest itself holds for the whole run, thousands of tests, out of every later garbage collection.
+@pytest.fixture(autouse=True, scope="module")
+def keep_collections_short() -> None:
+    """Leave what pytest and others hold by now, of thousands of tests, out of every later garbage collection.
 
     Many tests collect on purpose, and each time that would be looked through; what a test makes is not affected.
     """
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()
+    gc.collect()
+    gc.freeze()
 
 
 @attrs.frozen
