@@ -36,6 +36,16 @@ TASKS = Path("/proc/self/task")
 DESCRIPTORS = "/proc/self/fd" if TASKS.exists() else "/dev/fd"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def keep_collections_short() -> None:
+    """Leave what pytest and others hold by now, of thousands of tests, out of every later garbage collection.
+
+    Many tests collect on purpose, and each time that would be looked through; what a test makes is not affected.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @attrs.frozen
 class Census:
     """What this process holds at one moment that outlives a function call.

@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -1024,14 +1024,23 @@ class Machine(RuleBasedStateMachine):
             self.patch.undo()
 
 
-def test_no_order_of_events_breaks_a_promise() -> None:
+PARTS: Final = max(4, settings().max_examples // 25)
+"""Tests that the examples are spread over, so that each is short under any profile and several processes share them."""
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_order_of_events_breaks_a_promise(part: int) -> None:
     # Shrinking would take minutes, for what was promised and does not come is waited for each time; and threads make
     # it uncertain whether a shorter story fails for the same reason.
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     unlikely = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    many = 2 * settings().max_examples
+    many = settings().max_examples // PARTS
+
+    class Part(Machine):
+        """The same, for examples of its own."""
+
     run_state_machine_as_test(
-        Machine,
+        seed(part)(Part) if settings().derandomize else Part,  # or every part would get the same few
         settings=settings(
             settings(), max_examples=many, stateful_step_count=40, phases=phases, suppress_health_check=unlikely
         ),
@@ -1087,6 +1096,34 @@ def test_what_an_idle_worker_logs_is_no_answer_to_its_next_call(machine: Machine
     machine.open_one(Plan(is_async=False, window=None, body=predict, pulls=1))
     machine.give(0, 1, "words")
     assert [reader.count for reader in machine.readers] == [0, 1]
+
+
+def test_a_worker_granted_to_a_call_that_gives_up_while_the_engine_closes_ends_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warden, "_BOUND", 10 * LIMIT)  # or it would be found after a while
+    machine.open_one(Plan(is_async=False, window=None, body=predict, pulls=1))
+    machine.end(0, "done")
+    [far] = machine.fars
+    runner: Any = machine.muna._workers._runner
+    looked = threading.Semaphore(0)
+    taken: list[Any] = []
+
+    def gives_up(self: pool.Pool, body: Any, need: pool.Need) -> workers.Worker:
+        taken.append(really_take(self, body, need))
+        runner.close_soon()
+        for _ in range(2):  # it has looked with all there was to see once it does the second
+            runner._warden.post(lambda _: looked.release(), None)
+            assert looked.acquire(timeout=LIMIT)
+        raise InterruptedError
+
+    really_take = pool.Pool.take
+    monkeypatch.setattr(pool.Pool, "take", gives_up)
+    stream = machine.muna.predictions.stream(predict, runner="process")
+    kind, found = pull(stream.values())
+    assert (kind, type(found)) == ("raised", InterruptedError)
+    assert taken == [far.near]
+    machine.until(lambda: not far.is_alive, lambda: "the worker was let go")
 
 
 def test_each_descriptor_of_a_worker_is_closed_once_whoever_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:

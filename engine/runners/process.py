@@ -82,7 +82,7 @@ class ProcessRunner:
             try:
                 self._join(wire, self._pool.take(body, need))
             except BaseException:
-                self._pool.forsake(body.call)
+                self._forsake(body.call)
                 raise
 
         async def aadmit(body: Body) -> None:
@@ -92,7 +92,7 @@ class ProcessRunner:
             try:
                 self._join(wire, await self._pool.atake(body, need))
             except BaseException:
-                self._pool.forsake(body.call)
+                self._forsake(body.call)
                 raise
 
         return admit, aadmit
@@ -219,6 +219,12 @@ class ProcessRunner:
             raise
         return worker
 
+    def _forsake(self, call: Call) -> None:
+        """A call gave up: the worker that may have been granted to it is free, or has to end if the engine closes."""
+        self._pool.forsake(call)
+        if self._is_closing:
+            self._warden.close()
+
     def _finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
         shipment = wire.shipment
         if shipment is not None and not shipment.is_kept:
@@ -312,7 +318,7 @@ class ProcessRunner:
                     wire.wait_end(self._grace)
         except BaseException:
             wire.finish(End())
-            self._pool.forsake(body.call)
+            self._forsake(body.call)
             raise
         if wire.stop:
             raise EngineClosedError

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,14 +34,64 @@ class TestInline(RunnerConformance):
     kinds: ClassVar = {name: kind for name, kind in KINDS.items() if not (kind.is_async or kind.is_driven_async)}
 
 
+class Lent(Engine):
+    """An engine that many tests use, with workers that are at work already: the end of a `with` leaves it open."""
+
+    def __exit__(self, *_: object) -> None:
+        deadline = time.monotonic() + 5.0
+        while live := self.predictions.live:  # what was dropped is finalised in its worker, which tells a little later
+            assert time.monotonic() < deadline, live
+            time.sleep(0.001)
+
+    def warm_up(self) -> None:
+        """Have both workers serve at the same time, so that neither is to be started after this, nor idle for long.
+
+        The input is a large one: that is when memory is shared with a worker for inputs, and it stays.
+        """
+        streams = [self.predictions.stream(count, {"large": bytes(200_000)}, runner="process") for _ in range(2)]
+        pids = {next(stream).value for stream in streams}
+        for stream in streams:
+            stream.close()
+        assert len(pids) == 2
+
+
+def count(large: bytes) -> Iterator[int]:
+    """The number of the process, then more without end."""
+    yield os.getpid()
+    yield from itertools.count()
+
+
+@pytest.fixture(scope="class")
+def lent() -> Iterator[Lent]:
+    with contextlib.closing(Lent(discover=False, workers=2, grace=30.0)) as lent:
+        yield lent
+
+
 class TestProcess(RunnerConformance):
-    """Bodies in workers keep their journals in files."""
+    """Bodies in workers keep their journals in files. None may cost its worker, for another would be left behind."""
 
     runner = "process"
 
+    @pytest.fixture
+    def warm(self, lent: Lent) -> Lent:
+        lent.warm_up()
+        return lent
+
     @pytest.fixture(autouse=True)
-    def keep_journals_in(self, tmp_path: Path) -> None:
+    def leaves_nothing_behind(self, warm: Lent, leaves_nothing_behind: None) -> None:
+        """Count from where the workers are there."""
+
+    @pytest.fixture(autouse=True)
+    def use(self, warm: Lent, tmp_path: Path) -> None:
+        self.given: Engine | None = warm
         self.folder = tmp_path
+
+    def engine(self) -> Engine:
+        return self.given or Engine(discover=False)
+
+    def test_closing_the_engine_ends_its_streams(self, yielding: Kind) -> None:
+        self.given = None
+        super().test_closing_the_engine_ends_its_streams(yielding)
 
 
 class TestDefaultOfTheEngine(RunnerConformance):

@@ -25,7 +25,7 @@ from engine.runners.warden import Warden
 from engine.runners.workers import Worker
 from tests.conftest import child_processes
 from tests.faults.conftest import eventually
-from tests.faults.workers import FileGate, Journal, number_of_worker
+from tests.faults.workers import AsyncModel, FileGate, Journal, Model, number_of_worker
 
 LIMIT: Final = 30.0  # seconds a script may take
 GRACE: Final = 0.5
@@ -341,40 +341,6 @@ def test_a_predictor_may_set_signal_handlers_and_the_next_call_finds_those_there
 
 
 # 107: classes set up in workers.
-
-
-class Model:
-    """Notes what becomes of it."""
-
-    def __init__(self, journal: Journal, trouble: str = "") -> None:
-        self.journal = journal
-        self.trouble = trouble
-
-    def setup(self) -> None:
-        if self.trouble == "setup" and "setup" not in self.journal.words:
-            self.journal.note("setup")
-            raise LookupError("no model yet")
-        self.journal.note(f"setup:{os.getpid()}")
-
-    def predict(self, wait: float = 0.0) -> int:
-        time.sleep(wait)
-        return os.getpid()
-
-    def teardown(self) -> None:
-        self.journal.note(f"teardown:{os.getpid()}")
-        if self.trouble == "teardown":
-            raise LookupError("it does not let go")
-
-
-class AsyncModel(Model):
-    async def setup(self) -> None:  # type: ignore[override]
-        Model.setup(self)
-
-    async def predict(self, wait: float = 0.0) -> int:  # type: ignore[override]
-        return Model.predict(self, wait)
-
-    async def teardown(self) -> None:  # type: ignore[override]
-        Model.teardown(self)
 
 
 each_model = pytest.mark.parametrize("model", [Model, AsyncModel], ids=["sync", "async"])

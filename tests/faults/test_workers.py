@@ -62,7 +62,9 @@ def state_of(pid: int) -> str | None:
     """The letter the system has for what a process does; `None` for one that is over, reaped or not."""
     told = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
-        letter = told.read_text().rpartition(")")[2].strip()[:1] if told.exists() else ""
+        letter = ""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may go while it is read
+            letter = told.read_text().rpartition(")")[2].strip()[:1]
     else:
         ps = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
         letter = ps.stdout.strip()[:1]

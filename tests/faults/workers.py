@@ -185,6 +185,45 @@ async def anumbers_after_worker() -> AsyncIterator[int]:
         yield number
 
 
+# Classes, which are imported where they are set up.
+
+
+class Model:
+    """Notes what becomes of it."""
+
+    def __init__(self, journal: Journal, trouble: str = "") -> None:
+        self.journal = journal
+        self.trouble = trouble
+
+    def setup(self) -> None:
+        if self.trouble == "setup" and "setup" not in self.journal.words:
+            self.journal.note("setup")
+            raise LookupError("no model yet")
+        self.journal.note(f"setup:{os.getpid()}")
+
+    def predict(self, wait: float = 0.0) -> int:
+        time.sleep(wait)
+        return os.getpid()
+
+    def teardown(self) -> None:
+        self.journal.note(f"teardown:{os.getpid()}")
+        if self.trouble == "teardown":
+            raise LookupError("it does not let go")
+
+
+class AsyncModel(Model):
+    """The same for the loop of a worker."""
+
+    async def setup(self) -> None:  # type: ignore[override]
+        Model.setup(self)
+
+    async def predict(self, wait: float = 0.0) -> int:  # type: ignore[override]
+        return Model.predict(self, wait)
+
+    async def teardown(self) -> None:  # type: ignore[override]
+        Model.teardown(self)
+
+
 # Ways to be stuck.
 
 
