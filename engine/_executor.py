@@ -31,7 +31,7 @@ from engine._records import Call, Prediction, current, is_worker, traceback_of
 from engine._reducers import COLLECT, CONCAT, LAST, RETURNED, reducer_of
 from engine._slots import awaiting, current_task
 from engine._stream import AsyncPredictionStream, PredictionStream
-from engine.runners.base import Live, Runner
+from engine.runners.base import Live, Runner, primed
 from engine.runners.bridge import Bridged
 from engine.runners.inline import InlineExecution, is_main_thread
 from engine.runners.task import TaskExecution, resumed
@@ -806,12 +806,10 @@ def _drain(execution: SyncExecution, reduction: Reduction | None) -> None:
 
 async def _adrain(execution: AsyncExecution, reduction: Reduction | None) -> None:
     try:
-        while True:
-            try:
-                value = await execution.pull()
-            except StopAsyncIteration:
-                return
-            if reduction is not None:
+        if reduction is None:  # its owner keeps it: nothing is handed over but the end
+            await _exhaust(execution)
+        else:
+            async for value in primed(execution.apartials(records=False)):
                 reduction.add(value)
     finally:
         if not execution.outcome.ended:

@@ -14,10 +14,11 @@ from engine._errors import PredictionCancelledError, counted
 from engine._partials import is_foreign_cancel
 from engine._records import Outcome
 from engine._reducers import RETURNED
+from engine.runners.base import primed
 
 if TYPE_CHECKING:
     from asyncio import Event
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
     from types import TracebackType
 
     from engine._records import Prediction
@@ -253,9 +254,10 @@ class AsyncPredictionStream:
                 self._execution, self._reducer, self._outcome = execution, reducer, execution.outcome
         return self._execution
 
-    def __aiter__(self) -> AsyncPredictionStream:
-        """The stream itself."""
-        return self
+    def __aiter__(self) -> AsyncIterator[Prediction]:
+        """A `Prediction` for each partial from the shared position on."""
+        execution = self._execution
+        return primed(self._late(records=True) if execution is None else execution.apartials(records=True))
 
     def __anext__(self) -> Awaitable[Prediction]:
         """The next prediction.
@@ -288,7 +290,14 @@ class AsyncPredictionStream:
     def values(self) -> AsyncIterator[Any]:
         """The raw partials from the shared position on: the cheap way, no record is made."""
         execution = self._execution
-        return _Values(self._pull if execution is None else execution.pull)
+        return primed(self._late(records=False) if execution is None else execution.apartials(records=False))
+
+    async def _late(self, *, records: bool) -> AsyncGenerator[Any, None]:
+        yield None
+        execution = await self._resolved()
+        if execution is not None:
+            async for partial in primed(execution.apartials(records=records)):
+                yield partial
 
     def snapshots(self) -> AsyncIterator[Any]:
         """The running reduction after each partial from here on: the text so far, out of deltas.
@@ -355,21 +364,6 @@ def _cancelled(tag: str) -> Callable[[], Awaitable[tuple[AsyncExecution, Reducer
         raise PredictionCancelledError(tag, "")
 
     return refuse
-
-
-class _Values:
-    """The raw partials of one async stream."""
-
-    __slots__ = ("_pull",)
-
-    def __init__(self, pull: Callable[[], Awaitable[Any]]) -> None:
-        self._pull = pull
-
-    def __aiter__(self) -> _Values:
-        return self
-
-    def __anext__(self) -> Awaitable[Any]:
-        return self._pull()
 
 
 class _Snapshots:

@@ -18,7 +18,7 @@ from engine._errors import EngineClosedError, PredictionCancelledError, warn
 from engine._records import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from engine._channel import Channel, Wake
     from engine._partials import Body
@@ -231,12 +231,32 @@ class AsyncExecution(Execution):
         """The next partial."""
 
     @abstractmethod
+    def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
+        """Either in a loop, which costs less: `None` first, see `primed`, then each partial or record from here on."""
+
+    @abstractmethod
     async def pull_prediction(self) -> Prediction:
         """The next partial with its record."""
 
     @abstractmethod
     async def aclose(self) -> None:
         """End as `closed` and wait, at most the grace, until the body is finalised."""
+
+
+def primed(partials: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """Take the first item out, so that no event loop adopts the generator: it has nothing to finalise.
+
+    A loop would make a task to close one that is left early. The execution behind it is closed in its own way.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        partials.__anext__().__await__().send(None)  # one step, by hand
+    except StopIteration:
+        pass
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    return partials
 
 
 def is_finalising() -> bool:

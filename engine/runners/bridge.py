@@ -18,7 +18,7 @@ from engine._records import Prediction, current_call
 from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
     from engine._channel import Channel
     from engine._partials import Body
@@ -279,6 +279,29 @@ class Bridged(SyncExecution, AsyncExecution):
                 yield Prediction(call, item[0], index, item[1])
         failure = self.take_pending()
         del self, get, item, call, channel, outcome, items, take
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+
+    async def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
+        """`values` or `predictions` for asyncio."""
+        yield None
+        call, channel, outcome = self.call, self._channel, self.outcome
+        items, take = channel.items, channel.take
+        while (item := await self.aget()) is not None:
+            yield Prediction(call, item[0], outcome.count - 1, item[1]) if records else item[0]
+            while items and self._stop is None:  # the fast path: it is there already
+                try:
+                    item = take()
+                except IndexError:
+                    break
+                index = outcome.count
+                outcome.count = index + 1
+                yield Prediction(call, item[0], index, item[1]) if records else item[0]
+        failure = self.take_pending()
+        del self, item, call, channel, outcome, items, take
         if failure is not None:
             try:
                 raise failure
