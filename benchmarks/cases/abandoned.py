@@ -71,7 +71,7 @@ def engine_process(_size: int) -> Iterator[Subject]:
         yield (call,)
 
 
-@case.contender("LangChain stream", package="langchain-core")
+@case.contender("LangChain stream", package="langchain-core", note="a bare chunk; no state, no record")
 def langchain(_size: int) -> Iterator[Subject]:
     runnable = langchain_counter()
 
