@@ -96,7 +96,7 @@ async def anyio_stream(size: int) -> AsyncIterator[Subject]:
     yield values, size
 
 
-@case.contender("LangChain astream", package="langchain-core", note="bare chunks; no record a partial")
+@case.contender("LangChain astream", package="langchain-core", note="bare chunks, which it also joins for tracing")
 async def langchain(size: int) -> AsyncIterator[Subject]:
     yield langchain_acounter().astream, size
 

@@ -80,7 +80,7 @@ async def engine(size: int) -> AsyncIterator[Subject]:
         yield together, size, muna.predictions.astream, "@bench/count", {"to": PARTIALS}
 
 
-@case.contender("LangChain astream", package="langchain-core", note="bare chunks; no record a partial")
+@case.contender("LangChain astream", package="langchain-core", note="bare chunks, which it also joins for tracing")
 async def langchain(size: int) -> AsyncIterator[Subject]:
     yield together, size, langchain_acounter(slow_count).astream, PARTIALS
 

@@ -88,7 +88,7 @@ async def engine(size: int) -> AsyncIterator[Subject]:
         yield holding, size, muna.predictions.astream, "@bench/count", {"to": 2}
 
 
-@case.contender("LangChain astream", package="langchain-core", note="bare chunks; no record a partial")
+@case.contender("LangChain astream", package="langchain-core", note="bare chunks, which it also joins for tracing")
 async def langchain(size: int) -> AsyncIterator[Subject]:
     yield holding, size, langchain_acounter(slow_count).astream, 2
 

@@ -81,7 +81,7 @@ def engine(size: int) -> Iterator[Subject]:
         yield muna.predictions.stream, "@bench/count", {"to": size}
 
 
-@case.contender("LangChain stream", package="langchain-core", note="bare chunks; no record a partial")
+@case.contender("LangChain stream", package="langchain-core", note="bare chunks, which it also joins for tracing")
 def langchain(size: int) -> Iterator[Subject]:
     yield langchain_counter().stream, size
 
