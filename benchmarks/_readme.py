@@ -93,6 +93,7 @@ def _line(case: dict[str, Any], rows: list[Row], words: str) -> str:
     peers = [row for row in rows if row["role"] == "peer" and row["rounds"]]
     if engine is None:
         return ""
+    peers = [row for row in peers if "to_engine" in row]
     peers.sort(key=lambda row: row["to_engine"]["median"])
     shown = [f"{row['contender']} ({in_words(row['to_engine']['median'], 'x')})" for row in peers[:_NEAREST]]
     more = len(peers) - len(shown)

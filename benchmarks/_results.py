@@ -102,12 +102,13 @@ def limit_of(rows: Sequence[Row]) -> Row | None:
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:
-    """The hand-written best that does as much as the engine: the last one that is named so."""
-    return next((row for row in reversed(rows) if row["role"] == "best" and row["rounds"]), None)
+    """The hand-written best beside `engine_of`: of bare values too where there is one, or the last."""
+    found = [row for row in rows if row["role"] == "best" and row["rounds"]]
+    return next((row for row in found if row["contender"].endswith("values")), found[-1] if found else None)
 
 
 def engine_of(rows: Sequence[Row]) -> Row | None:
-    """The engine's row that peers are compared with: its quickest that does the whole job."""
+    """The engine's row that peers are compared with: bare values, as they give them, or its first."""
     found = [row for row in rows if row["role"] == "engine" and row["rounds"]]
     return next((row for row in found if row["contender"].endswith("values")), found[0] if found else None)
 

@@ -60,6 +60,12 @@ class Registry:
         return Record(identity(), tag, value, 0, (ended - started) * 1000, started)
 
 
+async def avalues(partials: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Read an async generator through another one, which is where whatever is done for each partial would be done."""
+    async for value in partials:
+        yield value
+
+
 async def arecords(partials: AsyncIterator[Any]) -> AsyncIterator[Record]:
     """Read an async generator with a clock pair and a record for each partial."""
     clock, number, index, spent = perf_counter, identity(), 0, 0.0

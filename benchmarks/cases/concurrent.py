@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from benchmarks._case import AsyncCalls, Case, Subject, plain
-from benchmarks.best import arecords
+from benchmarks.best import arecords, avalues
 from benchmarks.peers import langchain_acounter, llm_acounter
 from benchmarks.predictors import WORDS
 
@@ -49,8 +49,18 @@ async def bare(size: int) -> AsyncIterator[Subject]:
     yield together, size, slow_count, PARTIALS
 
 
-@case.contender("hand-written records", role="best", note="clock pair and record; no context, no state, no clean-up")
+@case.contender(
+    "hand-written values", role="best", note="a wrapper that does nothing yet; no context, no state, no clean-up"
+)
 async def hand_written(size: int) -> AsyncIterator[Subject]:
+    def values(to: int) -> AsyncIterator[Any]:
+        return avalues(slow_count(to))
+
+    yield together, size, values, PARTIALS
+
+
+@case.contender("hand-written records", role="best", note="clock pair and record; no context, no state, no clean-up")
+async def hand_written_records(size: int) -> AsyncIterator[Subject]:
     def records(to: int) -> AsyncIterator[Any]:
         return arecords(slow_count(to))
 

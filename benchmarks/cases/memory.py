@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from benchmarks._case import AsyncSamples, Case, Subject
-from benchmarks.best import arecords
+from benchmarks.best import arecords, avalues
 from benchmarks.cases.concurrent import slow_count
 from benchmarks.peers import langchain_acounter, llm_acounter
 
@@ -58,8 +58,18 @@ async def bare(size: int) -> AsyncIterator[Subject]:
     yield holding, size, slow_count, 2
 
 
-@case.contender("hand-written records", role="best", note="clock pair and record; no context, no state, no clean-up")
+@case.contender(
+    "hand-written values", role="best", note="a wrapper that does nothing yet; no context, no state, no clean-up"
+)
 async def hand_written(size: int) -> AsyncIterator[Subject]:
+    def values(to: int) -> AsyncIterator[Any]:
+        return avalues(slow_count(to))
+
+    yield holding, size, values, 2
+
+
+@case.contender("hand-written records", role="best", note="clock pair and record; no context, no state, no clean-up")
+async def hand_written_records(size: int) -> AsyncIterator[Subject]:
     def records(to: int) -> AsyncIterator[Any]:
         return arecords(slow_count(to))
 
