@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MOST: Final = 256  # partials in the largest default window
 BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
 _HAND_OVER: Final = 0.0005  # seconds since the last wake-up after which a producer lets the woken consumer run first
+_COURTESY: Final = 0.0005  # seconds it does: a consumer that is not there by then is busy with something else
 
 # A producer runs on past these: they cannot change under a consumer that still holds them.
 _FIXED: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
@@ -135,7 +136,7 @@ class Channel:
             self._last_wake = now
             wake_one(self.consumers)
         if self._is_adaptive:
-            if not is_fixed(value):
+            if value.__class__ not in _FIXED and not is_fixed(value):
                 self._demand = True
                 return True
         elif not self._window:
@@ -153,7 +154,7 @@ class Channel:
             self._yielding = False
             # The woken thread needs the GIL this one holds: without this it comes a switch interval later.
             if not self.stop and self.items:
-                park_thread(self.producers, self._is_taken, sys.getswitchinterval())
+                park_thread(self.producers, self._is_taken, _COURTESY)
         while not self._may_go():
             park_thread(self.producers, self._may_go, BOUND)
         self._demand = False

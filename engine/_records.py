@@ -7,7 +7,6 @@ They are made on the hot path, so they are slotted, mutable and built from posit
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
 from time import time_ns  # the one use of the wall clock: `created` is a date; every duration is monotonic
@@ -18,15 +17,12 @@ import attrs
 from engine._errors import PredictorError, quote, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from datetime import datetime
     from types import TracebackType
 
 State = Literal["pending", "running", "done", "failed", "cancelled", "closed"]
 Rung = Literal["asked", "terminated", "killed"]
 
-STDOUT: Final = 1
-STDERR: Final = 2
 _LONGEST: Final = 65_536  # characters of a failure's text
 numbers: Final = count(1)  # one number a call; `next` on it is atomic
 _origin: list[str] = []  # this process's part of every id
@@ -46,12 +42,10 @@ class Start(NamedTuple):
     Attributes:
         folder: the working directory; `None` where there was none any more.
         environment: the environment variables.
-        stdout: the descriptor of this process that is their standard output.
     """
 
     folder: str | None
     environment: dict[str, str]
-    stdout: int = STDOUT
 
     @classmethod
     def here(cls) -> Start:
@@ -60,20 +54,7 @@ class Start(NamedTuple):
             folder: str | None = os.getcwd()  # noqa: PTH109 - a path object is made for nobody here
         except OSError:  # it was deleted
             folder = None
-        return cls(folder, dict(os.environ), _stdouts[-1] if _stdouts else STDOUT)
-
-
-_stdouts: list[int] = []  # what workers print to instead of this process's own standard output, while it is set
-
-
-@contextmanager
-def workers_print_to(descriptor: int) -> Iterator[None]:
-    """Have the workers of engines that are made meanwhile print to a descriptor of this process."""
-    _stdouts.append(descriptor)
-    try:
-        yield
-    finally:
-        _stdouts.remove(descriptor)
+        return cls(folder, dict(os.environ))
 
 
 _workers: list[bool] = []  # filled in a process that is a worker of some engine

@@ -93,6 +93,10 @@ PREDICTORS = """
         while number >= 6:  # until it is cancelled
             yield 2
 
+    def takes_the_place_of_its_file():
+        os.makedirs("found.json", exist_ok=True)
+        yield 1
+
     def ends_nowhere():
         calls.append(None)
         yield "a"
@@ -264,6 +268,20 @@ def test_what_a_predictor_prints_and_how_far_it_is_goes_to_stderr(bench: Bench) 
         assert re.search(rf"^{runner}: first call .+, then 2 calls in 2 rounds$", ran.err, re.MULTILINE)
 
 
+def test_a_terminal_sees_one_line_that_is_rewritten_and_goes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+
+    assert bench("greets", "--n", "2", "--runner", "inline").status == 0
+    said = [f"inline: {what}" for what in ("first call", "round 1 of 2", "round 2 of 2")]
+    assert terminal.getvalue().split("\r\x1b[K") == ["", *said, ""]
+
+
 def test_bars_are_ascii_where_stdout_has_no_more(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
@@ -361,6 +379,14 @@ def test_what_cannot_be_carried_to_a_worker_is_left_out_unless_it_was_asked_for(
     asked = bench("keeps-a-lock", "--n", "2", "--runner", "process")
     assert (asked.status, asked.out) == (1, "")
     assert "lock" in asked.err
+
+
+def test_a_file_that_cannot_be_written_in_the_end_costs_no_table(bench: Bench) -> None:
+    ran = bench("takes-the-place-of-its-file", "--n", "2", "--runner", "inline", "--json", "found.json")
+
+    assert ran.status == 1
+    assert rows(ran.out)["calls"] == ["2"]
+    assert "engine: 'found.json' cannot be written: Is a directory" in ran.err
 
 
 @pytest.mark.usefixtures("ctrl_c")

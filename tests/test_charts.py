@@ -243,6 +243,13 @@ def test_a_drawing_of_bars_has_labels_figures_ratios_whiskers_notes_and_named_ti
     assert [each.get("class") for each in root.iter("rect")] == ["track", "limit", "track", "engine", "missing"]
 
 
+def test_bars_of_which_none_was_measured_have_no_scale() -> None:
+    root = drawn(bars_as_svg([Bar("absent", None, "s", "missing", note="not installed")], title="t"))
+
+    assert list(root.iter("line")) == []
+    assert "not installed" in all_text(root)
+
+
 @pytest.mark.parametrize(
     "draw",
     [

@@ -977,6 +977,48 @@ def test_what_a_predictor_prints_in_a_worker_is_not_among_its_results(site: Site
     assert b"from afar" in nested.stderr
 
 
+def test_what_a_predictor_prints_is_not_among_its_results_wherever_it_prints_it(site: Site) -> None:
+    site.predictors(
+        """
+        import os
+        def chatty():
+            print("printed", flush=True)
+            os.write(1, b"written\\n")
+            return 1
+        """,
+        "chatty",
+    )
+
+    for runner in ("inline", "thread", "process"):
+        ran = site.run("create", "@cli/chatty", "--runner", runner)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"1\n", b"printed\nwritten\n")
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_a_predictor_that_prints_in_a_worker_needs_nobody_to_listen(site: Site, closed: str) -> None:
+    site.predictors(
+        """
+        def chatty():
+            print("printed", flush=True)
+            return 1
+        """,
+        "chatty",
+    )
+
+    command = f'"$0" -m engine create @cli/chatty --runner process {closed}'
+    ran = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable],
+        capture_output=True,
+        env=site.environment(),
+        cwd=site.folder,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert ran.returncode == 0
+    assert ran.stdout == (b"" if "1>" in closed else b"1\n")
+
+
 def test_each_line_reaches_a_pipe_before_the_next_partial_is_asked_for(site: Site) -> None:
     site.predictors(
         """

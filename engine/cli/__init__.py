@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine import Engine, EngineError, InvalidInputError, InvalidTagError, PredictorNotFoundError
 from engine._kinds import MISSING
-from engine._records import STDERR, workers_print_to
 from engine.cli import _arguments
 from engine.cli._arguments import Finished, UsageError
 from engine.cli._show import (
@@ -77,7 +76,7 @@ def _command(words: Sequence[str], output: Output) -> int:
     try:
         asked = _arguments.parse(words)
         # What a predictor prints, here or in a worker, must not be mistaken for its results.
-        with redirect_stdout(sys.stderr), workers_print_to(STDERR), _told_on_stderr(), Engine() as muna:
+        with output.apart(), redirect_stdout(sys.stderr), _told_on_stderr(), Engine() as muna:
             return _COMMANDS[asked.command](muna, asked, output)
     except Finished as finished:
         output.write(str(finished))

@@ -44,12 +44,15 @@ what is measured:
   For each runner: the first call, with set-up and whatever had to be started or imported for it; after it, by the
   clock of whoever reads the partials, the time to the first partial, the gaps between partials, the whole call, and
   the calls a second. Runners take turns, in nine rounds or as many as there are calls for, and garbage is collected
-  before each. A call that fails has no times; it is counted, and its error ends the command with status 1.
+  before each. Without --n it is two seconds of calls, 20,000 at most and nine at least. What fails at first ends the
+  command; a later call that fails has no times, but is counted, and its error is told with status 1 in the end.
+  Ctrl-C ends it early, and shows what was measured so far.
 
 runners:
   Without --runner: the predictor's default place, thread and process, each once. The default is inline, or the loop of
   the engine for an async predictor, where thread would be the same place; an author's own choice counts. What cannot
   be carried to a worker is left out and named. Set-up that runners share is in the first call of the first of them.
+  There are as many workers as processors: with more calls at one time, the others wait, which is measured as well.
 
 files:
   --json writes one document: its format number, versions, processor and counts; for each runner the spreads (median,
@@ -203,7 +206,7 @@ def _add_run_options(parser: argparse._ActionsContainer, command: str) -> None:
 
 def _add_bench_options(parser: argparse._ActionsContainer) -> None:
     for name, word, text in (
-        ("--n", "N", "calls for each runner; by default as many as take about two seconds, in nine rounds at least"),
+        ("--n", "N", "calls for each runner; by default as many as take about two seconds"),
         ("--concurrency", "C", "calls at one time, each read by a thread of its own; default 1"),
         ("--json", "FILE", "write all that was measured as one JSON document; - is stdout"),
         ("--html", "FILE", "write a page with drawings; - is stdout"),

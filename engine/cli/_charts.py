@@ -304,7 +304,8 @@ def bars_as_svg(bars: Sequence[Bar], *, title: str, standalone: bool = False) ->
     for bar in bars:
         tops.append(tops[-1] + _ROW + (_NOTE if bar.note else 0))
     bottom = tops[-1]
-    drawn = [_tick(scale, tick, unit, bottom) for tick in scale.ticks()] if unit or bottom else []
+    is_measured = any(bar.spread is not None for bar in bars)
+    drawn = [_tick(scale, tick, unit, bottom) for tick in scale.ticks()] if is_measured else []
     for top, bar in zip(tops, bars, strict=False):
         drawn += _drawn_bar(bar, top, scale)
     legend = "medians and quartiles" + (", on a logarithmic scale" if scale.is_logarithmic else "")

@@ -640,7 +640,7 @@ _ABOUT: Final = {
 
 
 def _page(plan: Plan, measured: Sequence[Measured], *, is_interrupted: bool) -> str:
-    here = machine()
+    found = machine()
     rounds = max(len(each.rounds) for each in measured)
     sections = [
         Section(title.capitalize(), _ABOUT[title], (bars_as_svg(bars, title=f"{plan.tag}: {title}"),))
@@ -657,10 +657,10 @@ def _page(plan: Plan, measured: Sequence[Measured], *, is_interrupted: bool) -> 
         f"in {rounds} rounds."
     )
     facts = {
-        "processor": here["processor"],
-        "processors": str(here["processors"]),
-        "system": here["system"],
-        "Python": f"{here['implementation']} {here['python']}",
-        "engine": here["engine"] or "not installed",
+        "processor": found["processor"],
+        "processors": str(found["processors"]),
+        "system": found["system"],
+        "Python": f"{found['implementation']} {found['python']}",
+        "engine": found["engine"] or "not installed",
     }
     return page(plan.tag, lead, sections, facts)

@@ -7,12 +7,13 @@ with characters it would obey.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import re
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Any, Final
 from engine._errors import EngineError, quote, say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from traceback import TracebackException
 
     from engine._reducers import Reducer
 
+_STDOUT, _STDERR = 1, 2  # what every process calls them
 _DEPTH: Final = 100  # levels of a value that are shown; deeper ones as their repr
 _ENGINE: Final = f"{Path(__file__).parent.parent}{os.sep}"
 _OURS: Final = (f"{_ENGINE}_", f"{_ENGINE}runners{os.sep}", f"{_ENGINE}cli{os.sep}", "<engine binder>")
@@ -50,6 +53,28 @@ class Output:
     def __init__(self) -> None:
         """Take stdout; there is nowhere to write where the process was started without one."""
         self._file: Any = sys.stdout
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Keep stdout for results: whoever else has its descriptor, such as a worker, writes to stderr meanwhile."""
+        original = self._file
+        try:
+            is_shared = original.fileno() == _STDOUT
+        except (AttributeError, OSError, ValueError):  # there is none, it is closed, or no file
+            is_shared = False
+        if not is_shared:
+            yield
+            return
+        original.flush()
+        kept = fcntl.fcntl(_STDOUT, fcntl.F_DUPFD_CLOEXEC, _STDERR + 1)  # never the number of a stderr that is closed
+        with os.fdopen(kept, "w", encoding=original.encoding, errors=original.errors) as results:
+            self._file = results
+            _point_at_stderr(_STDOUT)
+            try:
+                yield
+            finally:
+                os.dup2(kept, _STDOUT)
+                self._file = original
 
     @property
     def is_terminal(self) -> bool:
@@ -126,6 +151,15 @@ class Output:
         return (
             ReaderGoneError() if isinstance(error, BrokenPipeError) else UnwritableError(error.strerror or str(error))
         )
+
+
+def _point_at_stderr(descriptor: int) -> None:
+    try:
+        os.dup2(_STDERR, descriptor)
+    except OSError:  # the process has none
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 class Display:

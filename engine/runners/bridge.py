@@ -113,6 +113,17 @@ class Bridged(SyncExecution, AsyncExecution):
                 self._conclude(end)
         return self._stop is not None
 
+    def _at_once(self) -> tuple[Any, float] | None:
+        """The fast path of asyncio consumers: a partial that is there already, after the first."""
+        if self._stop is not None or not self._channel.items or not self.outcome.count:
+            return None
+        try:
+            item = self._channel.take()
+        except IndexError:  # another reader was faster
+            return None
+        self.outcome.count += 1
+        return item
+
     def _next(self) -> tuple[Any, float] | None:
         if not self._channel.items:
             return None
@@ -254,11 +265,20 @@ class Bridged(SyncExecution, AsyncExecution):
 
     def predictions(self) -> Iterator[Prediction]:
         """A record for each partial from the shared position on."""
-        get, call, outcome = self.get, self.call, self.outcome
+        get, call, channel, outcome = self.get, self.call, self._channel, self.outcome
+        items, take = channel.items, channel.take
         while (item := get()) is not None:
             yield Prediction(call, item[0], outcome.count - 1, item[1])
+            while items and self._stop is None:  # the fast path, as in `values`
+                try:
+                    item = take()
+                except IndexError:
+                    break
+                index = outcome.count
+                outcome.count = index + 1
+                yield Prediction(call, item[0], index, item[1])
         failure = self.take_pending()
-        del self, get, item, call, outcome
+        del self, get, item, call, channel, outcome, items, take
         if failure is not None:
             try:
                 raise failure
@@ -267,7 +287,7 @@ class Bridged(SyncExecution, AsyncExecution):
 
     async def pull(self) -> Any:
         """The next partial."""
-        item = await self.aget()
+        item = self._at_once() or await self.aget()
         if item is not None:
             return item[0]
         failure = self.take_pending() or StopAsyncIteration()
@@ -279,7 +299,7 @@ class Bridged(SyncExecution, AsyncExecution):
 
     async def pull_prediction(self) -> Prediction:
         """The next partial with its record."""
-        item = await self.aget()
+        item = self._at_once() or await self.aget()
         if item is not None:
             return Prediction(self.call, item[0], self.outcome.count - 1, item[1])
         failure = self.take_pending() or StopAsyncIteration()

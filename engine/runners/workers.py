@@ -26,7 +26,6 @@ import attrs
 from engine import _pipes
 from engine._errors import EngineError
 from engine._frames import Decoder, pack_stop
-from engine._records import STDERR
 from engine._segments import Segment, make_segment
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     from engine._slots import Holder
 
 MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
+_STDOUT: Final = 1
+_STDERR: Final = 2
 _REPORT: Final = 8_192  # characters of a crash report
 _KILLED: Final = 5.0  # seconds a killed process has to be gone
 
@@ -380,7 +381,7 @@ def _standard_ones_taken() -> Iterator[frozenset[int]]:
     """Let nothing opened meanwhile be descriptor 0, 1 or 2, which a worker has a use for; give those closed."""
     taken: list[int] = []
     try:
-        while not taken or taken[-1] <= STDERR:
+        while not taken or taken[-1] <= _STDERR:
             taken.append(os.open(os.devnull, os.O_RDWR))
         os.close(taken.pop())
         yield frozenset(taken)
@@ -416,7 +417,7 @@ def _start(
     """Start the process with Ctrl-C held back until it has its own handler for it."""
     import subprocess
 
-    stdout, stderr = (subprocess.DEVNULL if each in missing else each for each in (start.stdout, STDERR))
+    stdout, stderr = (subprocess.DEVNULL if each in missing else None for each in (_STDOUT, _STDERR))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and program
