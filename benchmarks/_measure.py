@@ -230,7 +230,7 @@ class _Sizes:
                 if contender.is_apart:
                     with contextlib.ExitStack() as one:
                         each = self._opened(contender, one)
-                        figures = self._rounds([*beside, each]) if each.error is None else {}
+                        figures = self._rounds([*beside, each], f"{contender.name}, ") if each.error is None else {}
                         self._keep([each, *(other for other in beside if other.error is not None)], figures)
                         beside = [other for other in beside if other.error is None]
         return [self._rows[each.name] for each in asked]
@@ -253,11 +253,11 @@ class _Sizes:
         if was_well and each.error is not None:
             self._keep([each], {})
 
-    def _rounds(self, opened: Sequence[Opened]) -> dict[str, list[float]]:
+    def _rounds(self, opened: Sequence[Opened], whose: str = "") -> dict[str, list[float]]:
         """Figures by name. Who fails in a round is out of those that follow."""
         figures: dict[str, list[float]] = {each.contender.name: [] for each in opened}
         for number in range(self._pace.rounds):
-            self._tell(f"{self._words}: round {number + 1}")
+            self._tell(f"{self._words}: {whose}round {number + 1}")
             turn = number % len(opened) if opened else 0
             for each in (*opened[turn:], *opened[:turn]):
                 if each.error is None:
