@@ -11,12 +11,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from benchmarks import _readme, _report, _results
 from benchmarks._case import load, names
+from benchmarks._measure import Row
 
 _BOUND = 1800.0  # seconds one case may take before it is given up
 _ROOT = Path(__file__).parent.parent
@@ -29,42 +33,67 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names():
             print(f"{name:<18}  {load(name).about}")
         return 0
+    if asked.source is not None:
+        _show(asked.source, asked)
+        return 0
+    rows: list[dict[str, Any]] = []
     status = 0
-    if asked.source:
-        document = json.loads(Path(asked.source).read_text(encoding="utf-8"))
-    else:
-        rows: list[dict[str, Any]] = []
-        try:
-            _measure(asked.cases or names(), rows, quick=asked.quick)
-        except KeyboardInterrupt:
-            status = 130
-        document = _results.document(rows, quick=asked.quick)
-        failed = [row for row in rows if row["role"] == "failed"]
-        for row in failed:
+    try:
+        _measure(asked.cases or names(), rows, asked.pace)
+    except KeyboardInterrupt:
+        status = 130
+    _tell("")
+    for row in rows:
+        if row["role"] == "failed":
             print(f"failed: {row['case']}: {row['contender']}: {row['note']}", file=sys.stderr)
-        status = status or bool(failed)
-    _show(document, asked)
+            status = status or 1
+    _show(_results.document(rows, quick=asked.pace != "full"), asked)
     return status
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=_report.LEAD)
-    parser.add_argument("cases", nargs="*", metavar="case", help="what to measure; see --list; everything if left out")
-    parser.add_argument("--list", action="store_true", help="tell which cases there are")
-    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: rough figures in a minute or two")
-    parser.add_argument("--from", dest="source", metavar="FILE", help="show an earlier run's JSON instead of measuring")
-    parser.add_argument("--json", metavar="FILE", help="write every round of every contender there")
-    parser.add_argument("--html", metavar="FILE", help="write a page with bars and curves there")
-    parser.add_argument("--compare", metavar="FILE", help="tell what changed since an earlier run's JSON")
-    parser.add_argument("--readme", action="store_true", help="put the headline figures into README.md, and its picture")
+    add = parser.add_argument
+    add("cases", nargs="*", metavar="case", help="what to measure; see --list; everything if left out")
+    add("--list", action="store_true", help="tell which cases there are")
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument(
+        "--quick", dest="pace", action="store_const", const="quick", default="full", help="small sizes and few rounds"
+    )
+    pace.add_argument(
+        "--brief", dest="pace", action="store_const", const="brief", help="each once: proves that all works, no more"
+    )
+    add("--from", dest="source", metavar="FILE", help="show an earlier run's JSON instead of measuring")
+    add("--json", metavar="FILE", help="write every round of every contender there")
+    add("--html", metavar="FILE", help="write a page with bars and curves there")
+    add("--compare", metavar="FILE", help="tell what changed since an earlier run's JSON")
+    add("--readme", action="store_true", help="put the headline figures into README.md, and its picture")
     asked = parser.parse_args(argv)
+    try:
+        _check(asked)
+    except ValueError as error:
+        parser.error(str(error))
+    return asked
+
+
+def _check(asked: argparse.Namespace) -> None:
+    """Refuse before anything is measured what cannot be done after it; read the files that are named.
+
+    Raises:
+        ValueError: something cannot be done; the message says what.
+    """
     unknown = [each for each in asked.cases if each not in names()]
     if unknown:
-        parser.error(f"there is no case {unknown[0]!r}; the cases are: {', '.join(names())}")
-    for name in filter(None, (asked.source, asked.compare)):
-        if not Path(name).is_file():
-            parser.error(f"there is no file {name}")
-    return asked
+        raise ValueError(f"there is no case {unknown[0]!r}; the cases are: {', '.join(names())}")
+    for file in filter(None, (asked.json, asked.html)):
+        if Path(file).is_dir() or not Path(file).absolute().parent.is_dir():
+            raise ValueError(f"{file} cannot be written: its folder does not exist, or it is one")
+    asked.source = asked.source and _results.read(asked.source)
+    asked.compare = asked.compare and _results.read(asked.compare)
+    if asked.readme:
+        if asked.cases or asked.pace != "full" or (asked.source and asked.source["quick"]):
+            raise ValueError("--readme shows all cases of a full run")
+        _readme.parts(_ROOT)
 
 
 def _show(document: dict[str, Any], asked: argparse.Namespace) -> None:
@@ -73,9 +102,8 @@ def _show(document: dict[str, Any], asked: argparse.Namespace) -> None:
     for line in _report.as_text(document, width, ascii_only="utf" not in encoding):
         print(line)
     if asked.compare:
-        old = json.loads(Path(asked.compare).read_text(encoding="utf-8"))
-        print(f"== the engine since {old['made']}, as ratios to the limit in the same run")
-        for line in _report.compared(document, old):
+        print(f"== the engine since {asked.compare['made']}, as ratios to the limit in the same run")
+        for line in _report.compared(document, asked.compare):
             print(line)
     if asked.json:
         Path(asked.json).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -88,19 +116,19 @@ def _show(document: dict[str, Any], asked: argparse.Namespace) -> None:
 # --- measuring ---------------------------------------------------------------------------------------------------
 
 
-def _measure(cases: Sequence[str], rows: list[dict[str, Any]], *, quick: bool) -> None:
+def _measure(cases: Sequence[str], rows: list[dict[str, Any]], pace: str) -> None:
     for number, name in enumerate(cases, 1):
-        for kind, found in _run(name, quick=quick):
-            if kind == "row":
-                rows.append(found)
-            else:
-                _tell(f"[{number}/{len(cases)}] {found}")
-    _tell("")
+        with closing(_run(name, pace)) as told:
+            for kind, found in told:
+                if kind == "row":
+                    rows.append(found)
+                else:
+                    _tell(f"[{number}/{len(cases)}] {found}")
 
 
-def _run(name: str, *, quick: bool) -> Iterator[tuple[str, Any]]:
+def _run(name: str, pace: str) -> Generator[tuple[str, Any]]:
     """What a process of its own says of a case; it is ended, with all it started, when nobody listens any more."""
-    command = [sys.executable, "-m", "benchmarks._run", name, *(["--quick"] if quick else [])]
+    command = [sys.executable, "-m", "benchmarks._run", name, pace]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(
             command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True
@@ -122,8 +150,7 @@ def _run(name: str, *, quick: bool) -> Iterator[tuple[str, Any]]:
         if status:
             said.seek(0)
             print(said.read()[-4000:], file=sys.stderr)
-            note = f"its process ended with {status}"
-            yield "row", _nothing(name, note)
+            yield "row", _nothing(name, f"it ended with {status}, see above")
 
 
 def _understood(line: str) -> tuple[str, Any] | None:
@@ -136,16 +163,13 @@ def _understood(line: str) -> tuple[str, Any] | None:
 
 
 def _nothing(name: str, note: str) -> dict[str, Any]:
-    facts = {"case": name, "contender": "(all)", "role": "failed", "size": 1, "pinned": False, "rounds": ()}
-    return {**facts, "repetitions": 0, "package": "", "version": "", "note": note}
+    return attrs.asdict(Row(name, "(its process)", "failed", 1, False, (), note=note))
 
 
 def _end(process: subprocess.Popen[str]) -> None:
     """Kill a process and whatever it started in its session."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -154,9 +178,10 @@ def _tell(words: str) -> None:
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns - 1
         print(f"\r{words[:width]:<{width}}", end="" if words else "\r", file=sys.stderr, flush=True)
-    elif words.endswith("round 1"):
+    elif words.endswith(": round 1"):
         print(words.partition(":")[0], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends what it started, too
     sys.exit(main())

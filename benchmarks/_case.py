@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import repeat
 from time import perf_counter
 from typing import Any, Literal
@@ -35,6 +35,7 @@ class Contender:
         package: the distribution it comes from; its version is recorded.
         note: what it does less or more than the engine in this case.
         largest: the largest size it is asked for; `None` for every.
+        is_apart: whether what it keeps running disturbs others, so that it has rounds of its own; see `_measure`.
     """
 
     name: str
@@ -43,10 +44,16 @@ class Contender:
     package: str = ""
     note: str = ""
     largest: int | None = None
+    is_apart: bool = False
 
 
 class CannotError(Exception):
     """A contender cannot do the job at all, for the reason given: that is said of it, too."""
+
+
+def cannot(why: str) -> Any:
+    """Say so; put it where a subject would be yielded."""
+    raise CannotError(why)
 
 
 class Drive:
@@ -207,7 +214,7 @@ class Case:
         quick: those of a quick one.
         is_hand_off: whether threads or processes hand over, so that it is also measured pinned to one processor.
         is_once: whether one repetition a round is enough, however short.
-        target: what the engine is to reach, as a ratio to another contender: `("best", 2.0)`.
+        contenders: who takes part, in the order they are shown.
     """
 
     name: str
@@ -224,12 +231,19 @@ class Case:
     contenders: list[Contender] = attrs.field(factory=list)
 
     def contender(
-        self, name: str, *, role: Role = "peer", package: str = "", note: str = "", largest: int | None = None
+        self,
+        name: str,
+        *,
+        role: Role = "peer",
+        package: str = "",
+        note: str = "",
+        largest: int | None = None,
+        is_apart: bool = False,
     ) -> Callable[[Make], Make]:
         """Add a contender; see `Contender`."""
 
         def add(make: Make) -> Make:
-            self.contenders.append(Contender(name, role, make, package, note, largest))
+            self.contenders.append(Contender(name, role, make, package, note, largest, is_apart))
             return make
 
         return add

@@ -2,6 +2,9 @@
 
 Each round measures every contender once, beginning with another one each time, after a garbage collection. A ratio is
 only ever taken within a round; what is reported is the median over rounds, with the quartiles.
+
+A contender that is apart starts when the others have been measured, and has rounds of its own with the limit, the
+hand-written best and the engine. What these took there is kept beside its figures, and its ratios are taken to that.
 """
 
 from __future__ import annotations
@@ -12,20 +15,48 @@ import gc
 import inspect
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from typing import Any
+from time import perf_counter
+from typing import Any, Final
 
 import attrs
 
 from benchmarks._case import CannotError, Case, Contender, Subject
 
-ROUNDS = 9
-QUICK_ROUNDS = 3
-_ENOUGH = 0.05  # seconds a contender is driven for in a round
-_QUICK = 0.001
-_MOST = 1 << 20  # repetitions in a round
+_MOST: Final = 1 << 20  # repetitions in a round
+
+
+@attrs.frozen
+class Pace:
+    """How thoroughly a case is measured.
+
+    Attributes:
+        rounds: how many there are.
+        enough: seconds a contender is driven for in a round; 0 for one repetition.
+        is_quick: whether the quick sizes do.
+        is_brief: whether the first of them does, on all processors: what tests want, whose figures mean nothing.
+        patience: seconds a contender may take for one step, before it has failed.
+    """
+
+    rounds: int
+    enough: float
+    is_quick: bool = False
+    is_brief: bool = False
+    patience: float = 120.0
+
+    def sizes(self, case: Case) -> tuple[int, ...]:
+        """The sizes of a case that are measured."""
+        sizes = case.quick if self.is_quick else case.sizes
+        return sizes[:1] if self.is_brief else sizes
+
+
+PACES: Final = {
+    "full": Pace(9, 0.05),
+    "quick": Pace(3, 0.001, is_quick=True),
+    "brief": Pace(1, 0.0, is_quick=True, is_brief=True, patience=30.0),
+}
 
 
 @attrs.frozen
@@ -44,6 +75,7 @@ class Row:
         package: its distribution.
         version: of that.
         note: what it does less or more; for a missing one, how to install it; else what happened.
+        beside: of a contender that is apart, what the others took in its rounds, by name.
     """
 
     case: str
@@ -56,6 +88,7 @@ class Row:
     package: str = ""
     version: str = ""
     note: str = ""
+    beside: dict[str, tuple[float, ...]] = attrs.field(factory=dict)
 
 
 Told = Callable[[str], None]
@@ -68,16 +101,28 @@ class Opened:
         case: what it takes part in.
         contender: who.
         size: the size it is made for.
+        patience: seconds it may take for a step.
     """
 
-    def __init__(self, case: Case, contender: Contender, size: int) -> None:
+    def __init__(self, case: Case, contender: Contender, size: int, patience: float) -> None:
         self.contender = contender
         self.times = 1
+        self.error: Exception | None = None  # the first: it is out then
         self._case = case
         self._size = size
+        self._patience = patience
         self._subject: Subject = ()
         self._runner: asyncio.Runner | None = None
         self._made: Any = None
+
+    @contextlib.contextmanager
+    def trying(self) -> Iterator[None]:
+        """Keep what is raised, which ends the part of this contender and of no other."""
+        try:
+            with _bounded(self._patience):
+                yield
+        except Exception as error:
+            self.error = self.error or error
 
     def open(self) -> None:
         """Have it make what it needs."""
@@ -93,11 +138,25 @@ class Opened:
 
     def time(self) -> float:
         """The figure of one round."""
-        return self._drive("time", self.times)
+        figure: float = self._drive("time", self.times)
+        return figure
 
-    def prove(self) -> list[Any]:
-        """What comes out of it."""
-        return self._drive("prove")
+    def prove(self, expected: list[Any] | None) -> list[Any]:
+        """What comes out of it, which must be as expected."""
+        found: list[Any] = self._drive("prove")
+        if expected is not None and found != expected:
+            raise AssertionError(f"it gave {_short(found)} where the first gave {_short(expected)}")
+        return found
+
+    def settle(self, enough: float) -> None:
+        """Warm it up, and find how often it does the job in a round."""
+        while True:
+            started = perf_counter()
+            self.time()
+            elapsed = perf_counter() - started
+            if elapsed >= enough or self.times >= _MOST:
+                return
+            self.times *= 2 if elapsed * 4 > enough else 4
 
     def _drive(self, what: str, *more: Any) -> Any:
         found = getattr(self._case.drive, what)(self._subject, self._size, *more)
@@ -122,81 +181,119 @@ async def _anext(made: Any) -> Any:
     return await anext(made)
 
 
-def measure(case: Case, *, quick: bool, tell: Told, prove: bool = True) -> list[Row]:
+def measure(case: Case, pace: Pace, tell: Told) -> Iterator[Row]:
     """Measure a case at all its sizes; cases that hand over between threads or processes also on one processor.
 
     Args:
         case: the case.
-        quick: whether figures may be rough.
+        pace: how thoroughly.
         tell: called with a few words whenever there is progress.
-        prove: whether what contenders give is compared first.
     """
-    rows: list[Row] = []
-    for pinned in (False, True) if case.is_hand_off and hasattr(os, "sched_setaffinity") else (False,):
-        with _pinned() if pinned else contextlib.nullcontext():
-            for size in case.quick if quick else case.sizes:
-                rows += _measure(case, size, pinned=pinned, quick=quick, tell=tell, prove=prove)
-    return rows
+    pins = (False, True) if case.is_hand_off and hasattr(os, "sched_setaffinity") and not pace.is_brief else (False,)
+    for is_pinned in pins:
+        for size in pace.sizes(case):
+            with _pinned() if is_pinned else contextlib.nullcontext():
+                found = _Sizes(case, size, is_pinned, pace, tell).rows()
+            yield from found
 
 
-def _measure(case: Case, size: int, *, pinned: bool, quick: bool, tell: Told, prove: bool) -> list[Row]:
-    words = " ".join([case.name, *([f"{size:,} {case.axis}"] if case.axis else []), *(["pinned"] if pinned else [])])
-    rows: list[Row] = []
-    with ExitStack() as stack:
-        opened: list[Opened] = []
-        expected: list[Any] | None = None
-        for contender in case.contenders:
-            if contender.largest is not None and size > contender.largest:
-                continue
-            each = Opened(case, contender, size)
-            tell(f"{words}: {contender.name}")
-            try:
-                stack.callback(each.close)
-                each.open()
-                if prove:
-                    found = each.prove()
-                    expected = found if expected is None else expected
-                    if found != expected:
-                        raise AssertionError(f"it gave {_short(found)} where the first gave {_short(expected)}")
-                _settle(each, _QUICK if quick else _ENOUGH, once=case.is_once)
-            except Exception as error:
-                rows.append(_without(case, contender, size, pinned, error))
-            else:
-                opened.append(each)
-        rounds: dict[Opened, list[float]] = {each: [] for each in opened}
-        for number in range(QUICK_ROUNDS if quick else ROUNDS):
-            tell(f"{words}: round {number + 1}")
+class _Sizes:
+    """One size of a case.
+
+    Args:
+        case: the case.
+        size: the size.
+        is_pinned: whether everything runs on one processor; that has been seen to.
+        pace: how thoroughly.
+        tell: see `measure`.
+    """
+
+    def __init__(self, case: Case, size: int, is_pinned: bool, pace: Pace, tell: Told) -> None:
+        words = [case.name, *([f"{size:,} {case.axis}"] if case.axis else []), *(["pinned"] if is_pinned else [])]
+        self._words = " ".join(words)
+        self._case = case
+        self._size = size
+        self._is_pinned = is_pinned
+        self._pace = pace
+        self._tell = tell
+        self._expected: list[Any] | None = None
+        self._rows: dict[str, Row] = {}
+
+    def rows(self) -> list[Row]:
+        """A row for each contender."""
+        asked = [each for each in self._case.contenders if each.largest is None or self._size <= each.largest]
+        with contextlib.ExitStack() as stack:
+            together = [self._opened(each, stack) for each in asked if not each.is_apart]
+            self._keep(together, self._rounds([each for each in together if each.error is None]))
+            beside = [each for each in together if each.error is None and each.contender.role != "peer"]
+            for contender in asked:
+                if contender.is_apart:
+                    with contextlib.ExitStack() as one:
+                        each = self._opened(contender, one)
+                        figures = self._rounds([*beside, each], f"{contender.name}, ") if each.error is None else {}
+                        self._keep([each, *(other for other in beside if other.error is not None)], figures)
+                        beside = [other for other in beside if other.error is None]
+        return [self._rows[each.name] for each in asked]
+
+    def _opened(self, contender: Contender, stack: contextlib.ExitStack) -> Opened:
+        each = Opened(self._case, contender, self._size, self._pace.patience)
+        self._tell(f"{self._words}: {contender.name}")
+        stack.callback(self._close, each)
+        with each.trying():
+            each.open()
+            self._expected = each.prove(self._expected)
+            if not self._case.is_once and self._pace.enough:
+                each.settle(self._pace.enough)
+        return each
+
+    def _close(self, each: Opened) -> None:
+        was_well = each.error is None
+        with each.trying():
+            each.close()
+        if was_well and each.error is not None:
+            self._keep([each], {})
+
+    def _rounds(self, opened: Sequence[Opened], whose: str = "") -> dict[str, list[float]]:
+        """Figures by name. Who fails in a round is out of those that follow."""
+        figures: dict[str, list[float]] = {each.contender.name: [] for each in opened}
+        for number in range(self._pace.rounds):
+            self._tell(f"{self._words}: {whose}round {number + 1}")
             turn = number % len(opened) if opened else 0
             for each in (*opened[turn:], *opened[:turn]):
-                gc.collect()
-                rounds[each].append(each.time())
-        rows += [_row(case, each, size, pinned, rounds[each]) for each in opened]
-    order = [each.name for each in case.contenders]
-    return sorted(rows, key=lambda row: order.index(row.contender))
+                if each.error is None:
+                    gc.collect()
+                    with each.trying():
+                        figures[each.contender.name].append(each.time())
+        return figures
 
-
-def _settle(each: Opened, enough: float, *, once: bool) -> None:
-    """Warm it up, and find how often it does the job in a round."""
-    from time import perf_counter
-
-    while not once:
-        started = perf_counter()
-        each.time()
-        elapsed = perf_counter() - started
-        if elapsed >= enough or each.times >= _MOST:
-            return
-        each.times *= 2 if elapsed * 4 > enough else 4
+    def _keep(self, opened: Sequence[Opened], figures: dict[str, list[float]]) -> None:
+        for each in opened:
+            who, beside = each.contender, {}
+            if who.is_apart:
+                whole = {name: tuple(rounds) for name, rounds in figures.items() if len(rounds) == self._pace.rounds}
+                beside = {name: rounds for name, rounds in whole.items() if name != who.name}
+            role: str = who.role
+            note, rounds = who.note, tuple(figures.get(who.name, ()))
+            if each.error is not None:
+                (role, note), rounds, beside = _what_of(who, each.error), (), {}
+            self._rows[who.name] = Row(
+                self._case.name,
+                who.name,
+                role,
+                self._size,
+                self._is_pinned,
+                rounds,
+                each.times if rounds else 0,
+                who.package,
+                _version(who),
+                note,
+                beside,
+            )
 
 
 def _short(found: list[Any]) -> str:
     text = repr(found)
     return text if len(text) <= 200 else f"{text[:200]}… ({len(found)} items)"
-
-
-def _row(case: Case, each: Opened, size: int, pinned: bool, rounds: list[float]) -> Row:
-    who = each.contender
-    version = _version(who)
-    return Row(case.name, who.name, who.role, size, pinned, tuple(rounds), each.times, who.package, version, who.note)
 
 
 def _version(who: Contender) -> str:
@@ -206,14 +303,32 @@ def _version(who: Contender) -> str:
         return ""
 
 
-def _without(case: Case, who: Contender, size: int, pinned: bool, error: Exception) -> Row:
+def _what_of(who: Contender, error: Exception) -> tuple[str, str]:
+    """The role and the note of a contender that has no figures."""
     if isinstance(error, ImportError) and who.package and not _version(who):
-        role, note = "missing", f"not installed: pip install {who.package}"
-    elif isinstance(error, CannotError):
-        role, note = "cannot", str(error)
-    else:
-        role, note = "failed", f"{type(error).__name__}: {error}"
-    return Row(case.name, who.name, role, size, pinned, (), package=who.package, note=note)
+        return "missing", f"not installed: pip install {who.package}"
+    if isinstance(error, CannotError):
+        return "cannot", str(error)
+    return "failed", f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """Raise in the main thread when its body takes longer. A body that never gives up the interpreter is not ended."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: Any) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager

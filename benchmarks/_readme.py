@@ -38,15 +38,27 @@ _NEAREST: Final = 3  # peers a row
 
 def rewrite(document: dict[str, Any], root: Path) -> None:
     """Put the figures into README.md, and the picture beside it."""
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"README.md needs the lines {BEGIN.strip()} and {END.strip()}")
-    table = "\n".join(lines(document))
-    readme.write_text(f"{before}{BEGIN}{table}\n{END}{after}", encoding="utf-8")
+    before, _, after = parts(root)
+    (root / "README.md").write_text(f"{before}{BEGIN}{table(document)}{END}{after}", encoding="utf-8")
     (root / PICTURE).write_text(picture(document), encoding="utf-8")
+
+
+def parts(root: Path) -> tuple[str, str, str]:
+    """README.md before the figures, the figures, and what comes after.
+
+    Raises:
+        ValueError: it has no place for them.
+    """
+    before, _, rest = (root / "README.md").read_text(encoding="utf-8").partition(BEGIN)
+    figures, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"README.md needs the lines {BEGIN.strip()} and {END.strip()}")
+    return before, figures, after
+
+
+def table(document: dict[str, Any]) -> str:
+    """What stands in README.md."""
+    return "\n".join(lines(document)) + "\n"
 
 
 def rows_of(document: dict[str, Any], name: str, size: int) -> tuple[dict[str, Any], list[Row]] | None:
@@ -69,8 +81,9 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
             yield _line(found[0], found[1], words)
     yield ""
     yield (
-        f"{document['python']} on {machine['processor']} with {machine['processors']} processors, {document['made'][:10]}; "
-        "medians of rounds in which all take turns. In brackets: how many times the engine's figure, within a round."
+        f"{document['python']} on {machine['processor']} with {machine['processors']} processors, "
+        f"{document['made'][:10]}; medians of rounds in which all take turns. In brackets: how many times the engine's "
+        "figure, within a round."
     )
     yield ""
 
@@ -80,6 +93,7 @@ def _line(case: dict[str, Any], rows: list[Row], words: str) -> str:
     peers = [row for row in rows if row["role"] == "peer" and row["rounds"]]
     if engine is None:
         return ""
+    peers = [row for row in peers if "to_engine" in row]
     peers.sort(key=lambda row: row["to_engine"]["median"])
     shown = [f"{row['contender']} ({in_words(row['to_engine']['median'], 'x')})" for row in peers[:_NEAREST]]
     more = len(peers) - len(shown)

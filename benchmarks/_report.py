@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks._results import Row, engine_of, spread, views
 from engine.cli._charts import Bar, Curve, Section, bars_as_svg, bars_as_text, curves_as_svg, page
-from engine.cli._figures import in_words
+from engine.cli._figures import Spread, in_words
 
 _UNLIKE = 3  # sizes that make a curve
 
@@ -152,19 +152,22 @@ def compared(new: dict[str, Any], old: dict[str, Any]) -> Iterator[str]:
 
     A change is one where the quartiles of both do not meet.
     """
-    before = {
-        (case["name"], row["contender"], row["size"], row["pinned"]): row for case in old["cases"] for row in case["rows"]
-    }
+    before = {(case["name"], *_key(row)): row for case in old["cases"] for row in case["rows"]}
     for case in new["cases"]:
         for row in case["rows"]:
-            earlier = before.get((case["name"], row["contender"], row["size"], row["pinned"]))
+            earlier = before.get((case["name"], *_key(row)))
             now, then = spread(row, "to_limit"), spread(earlier, "to_limit") if earlier else None
             if row["role"] == "engine" and now is not None and then is not None:
                 name = f"{name_of(case, row['size'], pinned=row['pinned'])}: {row['contender']}"
-                yield f"{_verdict(now, then):>8}  {in_words(then.median, 'x'):>8} → {in_words(now.median, 'x'):>8}  {name}"
+                change = f"{in_words(then.median, 'x'):>8} → {in_words(now.median, 'x'):>8}"
+                yield f"{_verdict(now, then):>8}  {change}  {name}"
 
 
-def _verdict(now: Any, then: Any) -> str:
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["contender"], row["size"], row["pinned"]
+
+
+def _verdict(now: Spread, then: Spread) -> str:
     if now.low <= then.high and then.low <= now.high:
         return "the same"
     return f"{(now.median / then.median - 1) * 100:+.0f} %"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from benchmarks._case import load
@@ -39,6 +41,23 @@ def document(rows: Sequence[Row], *, quick: bool) -> dict[str, Any]:
     }
 
 
+def read(file: str) -> dict[str, Any]:
+    """The document of an earlier run.
+
+    Raises:
+        ValueError: the file cannot be read, or is something else.
+    """
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{file} is not a run of these benchmarks in format {FORMAT}")
+    return found
+
+
 def _case(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     case = load(name)
     mine = [row for row in rows if row["case"] == name]
@@ -58,9 +77,11 @@ def _row(row: Row, rows: Sequence[Row]) -> Row:
     found = {name: value for name, value in row.items() if name != "case"}
     if row["rounds"]:
         found["spread"] = _facts(spread_of(row["rounds"]))
-        for name, other in (("to_limit", limit_of(beside)), ("to_best", best_of(beside)), ("to_engine", engine_of(beside))):
-            if other is not None:
-                found[name] = _facts(ratio(row, other))
+        others = {"to_limit": limit_of(beside), "to_best": best_of(beside), "to_engine": engine_of(beside)}
+        for name, other in others.items():
+            compared = None if other is None else ratio(row, other)
+            if compared is not None:
+                found[name] = _facts(compared)
     return found
 
 
@@ -68,9 +89,11 @@ def _facts(spread: Spread) -> dict[str, float]:
     return {"median": spread.median, "low": spread.low, "high": spread.high}
 
 
-def ratio(row: Row, other: Row) -> Spread:
-    """How many times the other's figure this one is, round by round."""
-    return spread_of([mine / theirs for mine, theirs in zip(row["rounds"], other["rounds"], strict=True) if theirs])
+def ratio(row: Row, other: Row) -> Spread | None:
+    """How many times the other's figure this one is, round by round, in the rounds that both took part in."""
+    rounds = row["beside"].get(other["contender"], other["rounds"])
+    ratios = [mine / theirs for mine, theirs in zip(row["rounds"], rounds, strict=True) if theirs]
+    return spread_of(ratios) if ratios else None
 
 
 def limit_of(rows: Sequence[Row]) -> Row | None:
@@ -79,12 +102,13 @@ def limit_of(rows: Sequence[Row]) -> Row | None:
 
 
 def best_of(rows: Sequence[Row]) -> Row | None:
-    """The hand-written best that does as much as the engine: the last one that is named so."""
-    return next((row for row in reversed(rows) if row["role"] == "best" and row["rounds"]), None)
+    """The hand-written best beside `engine_of`: of bare values too where there is one, or the last."""
+    found = [row for row in rows if row["role"] == "best" and row["rounds"]]
+    return next((row for row in found if row["contender"].endswith("values")), found[-1] if found else None)
 
 
 def engine_of(rows: Sequence[Row]) -> Row | None:
-    """The engine's row that peers are compared with: its quickest that does the whole job."""
+    """The engine's row that peers are compared with: bare values, as they give them, or its first."""
     found = [row for row in rows if row["role"] == "engine" and row["rounds"]]
     return next((row for row in found if row["contender"].endswith("values")), found[0] if found else None)
 

@@ -1,7 +1,5 @@
 """What peers need to do the job of more than one case."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -19,12 +17,12 @@ def llm_counter() -> Any:
         can_stream = True
 
         def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> Iterator[str]:
-            yield from count(int(prompt.prompt))
+            return count(int(prompt.prompt))
 
     return Counter()
 
 
-def llm_acounter() -> Any:
+def llm_acounter(opening: Any = acount) -> Any:
     """The same for asyncio."""
     import llm
 
@@ -32,9 +30,8 @@ def llm_acounter() -> Any:
         model_id = "counter"
         can_stream = True
 
-        async def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> AsyncIterator[str]:
-            async for word in acount(int(prompt.prompt)):
-                yield word
+        def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> AsyncIterator[str]:
+            return opening(int(prompt.prompt))
 
     return Counter()
 
@@ -50,13 +47,13 @@ def langchain_counter() -> Any:
     return RunnableGenerator(transform)
 
 
-def langchain_acounter() -> Any:
+def langchain_acounter(opening: Any = acount) -> Any:
     """The same for asyncio."""
     from langchain_core.runnables import RunnableGenerator
 
     async def transform(chunks: AsyncIterator[int]) -> AsyncIterator[str]:
         async for to in chunks:
-            async for word in acount(to):
+            async for word in opening(to):
                 yield word
 
     return RunnableGenerator(transform)

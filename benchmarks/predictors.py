@@ -1,7 +1,5 @@
 """What contenders run: the same few functions for all of them."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Iterator
 
 

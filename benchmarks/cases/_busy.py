@@ -11,6 +11,7 @@ from benchmarks._case import Case, Subject
 from benchmarks.best import pumped
 
 Read = Callable[[Callable[[], AsyncIterator[float]]], Any]
+Reader = Callable[[int], Read]
 
 
 def work(seconds: float) -> None:
@@ -30,7 +31,7 @@ def stamped(partials: int, seconds: float) -> Iterator[float]:
 _END = object()
 
 
-def add(case: Case, reader: Callable[[int], Read], partials: int, seconds: float) -> None:
+def add(case: Case, reader: Reader, partials: int, seconds: float) -> None:
     """Add the contenders to a case that reads `stamped` its own way.
 
     Args:
@@ -40,7 +41,11 @@ def add(case: Case, reader: Callable[[int], Read], partials: int, seconds: float
         partials: how many there are.
         seconds: busy time before each.
     """
+    for some in (_add_by_hand, _add_engine, _add_janus, _add_queue, _add_executor, _add_libraries):
+        some(case, reader, partials, seconds)
 
+
+def _add_by_hand(case: Case, reader: Reader, partials: int, seconds: float) -> None:
     @case.contender("on the loop itself", role="limit", note="blocks the loop: for comparison only")
     async def bare(size: int) -> AsyncIterator[Subject]:
         async def values() -> AsyncIterator[float]:
@@ -50,13 +55,15 @@ def add(case: Case, reader: Callable[[int], Read], partials: int, seconds: float
 
         yield reader(size), values
 
-    @case.contender("hand-written", role="best", note="a thread and a bounded deque, woken once a batch; no clean-up")
+    @case.contender("hand-written", role="best", note="a thread and a bounded deque, woken once a batch; no context")
     async def hand_written(size: int) -> AsyncIterator[Subject]:
         def values() -> AsyncIterator[float]:
             return pumped(stamped(partials, seconds))
 
         yield reader(size), values
 
+
+def _add_engine(case: Case, reader: Reader, partials: int, seconds: float) -> None:
     @asynccontextmanager
     async def opened(runner: str | None) -> AsyncIterator[Any]:
         from engine import Engine
@@ -80,6 +87,8 @@ def add(case: Case, reader: Callable[[int], Read], partials: int, seconds: float
         async with opened("process") as values:
             yield reader(size), values
 
+
+def _add_janus(case: Case, reader: Reader, partials: int, seconds: float) -> None:
     @case.contender("janus", package="janus", note="a queue with a sync and an async end")
     async def janus_queue(size: int) -> AsyncIterator[Subject]:
         import janus
@@ -101,6 +110,8 @@ def add(case: Case, reader: Callable[[int], Read], partials: int, seconds: float
 
         yield reader(size), values
 
+
+def _add_queue(case: Case, reader: Reader, partials: int, seconds: float) -> None:
     @case.contender("asyncio.Queue, threadsafe", note="call_soon_threadsafe(queue.put_nowait) a partial; unbounded")
     async def queue(size: int) -> AsyncIterator[Subject]:
         async def values() -> AsyncIterator[float]:
@@ -120,6 +131,8 @@ def add(case: Case, reader: Callable[[int], Read], partials: int, seconds: float
 
         yield reader(size), values
 
+
+def _add_executor(case: Case, reader: Reader, partials: int, seconds: float) -> None:
     @case.contender("run_in_executor a partial", note="one hop to a thread for each next()")
     async def executor(size: int) -> AsyncIterator[Subject]:
         async def values() -> AsyncIterator[float]:
@@ -132,6 +145,8 @@ def add(case: Case, reader: Callable[[int], Read], partials: int, seconds: float
 
         yield reader(size), values
 
+
+def _add_libraries(case: Case, reader: Reader, partials: int, seconds: float) -> None:
     @case.contender("Starlette", package="starlette", note="iterate_in_threadpool: one hop for each next()")
     async def starlette(size: int) -> AsyncIterator[Subject]:
         from starlette.concurrency import iterate_in_threadpool

@@ -47,7 +47,7 @@ async def langchain(_size: int) -> AsyncIterator[Subject]:
 async def simon(_size: int) -> AsyncIterator[Subject]:
     import llm
 
-    class Shouter(llm.AsyncModel):  # type: ignore[misc]
+    class Shouter(llm.AsyncModel):
         model_id = "shouter"
 
         async def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> AsyncIterator[str]:

@@ -1,8 +1,10 @@
 """`acreate` on an eager sync function, which must not block the event loop."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 from benchmarks._case import AsyncCalls, Case, Subject
@@ -27,11 +29,26 @@ async def bare(_size: int) -> AsyncIterator[Subject]:
     yield call, TEXT
 
 
-@case.contender("run_in_executor", role="best", note="one pool thread; no context, no record")
-async def executor(_size: int) -> AsyncIterator[Subject]:
+@case.contender("hand-written", role="best", note="a thread of its own; one caller at a time, no context, no record")
+async def hand_written(_size: int) -> AsyncIterator[Subject]:
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1) as threads:
-        yield loop.run_in_executor, threads, shout, TEXT
+    texts: SimpleQueue[tuple[str, asyncio.Future[str]] | None] = SimpleQueue()
+
+    def serve() -> None:
+        while (asked := texts.get()) is not None:
+            text, future = asked
+            loop.call_soon_threadsafe(future.set_result, shout(text))
+
+    def call(text: str) -> asyncio.Future[str]:
+        future: asyncio.Future[str] = loop.create_future()
+        texts.put((text, future))
+        return future
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield call, TEXT
+    texts.put(None)
+    thread.join()
 
 
 @case.contender("predictor-engine", role="engine", package="predictor-engine")
@@ -41,6 +58,13 @@ async def engine(_size: int) -> AsyncIterator[Subject]:
     async with Engine(discover=False) as muna:
         muna.predictors.register("@bench/shout", shout)
         yield muna.predictions.acreate, "@bench/shout", {"text": TEXT}
+
+
+@case.contender("run_in_executor", note="a pool of one thread; no context, no record")
+async def executor(_size: int) -> AsyncIterator[Subject]:
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as threads:
+        yield loop.run_in_executor, threads, shout, TEXT
 
 
 @case.contender("asyncio.to_thread", note="the context copied; no record")

@@ -32,11 +32,10 @@ async def bare(size: int) -> AsyncIterator[Subject]:
     yield values, size
 
 
-@case.contender("hand-written", role="best", note="a thread and a bounded deque, woken once a batch; no clean-up")
+@case.contender("hand-written", role="best", note="a thread and a bounded deque, woken once a batch; no context")
 async def hand_written(size: int) -> AsyncIterator[Subject]:
-    async def values(to: int) -> AsyncIterator[Any]:
-        async for value in pumped(count(to)):
-            yield value
+    def values(to: int) -> AsyncIterator[Any]:
+        return pumped(count(to))
 
     yield values, size
 
@@ -109,7 +108,7 @@ async def queue(size: int) -> AsyncIterator[Subject]:
 _END = object()
 
 
-@case.contender("run_in_executor a partial", note="one hop to a thread for each next(); loses contextvars", largest=1_000)
+@case.contender("run_in_executor a partial", note="one hop to a thread for each next(); no context", largest=1_000)
 async def executor(size: int) -> AsyncIterator[Subject]:
     async def values(to: int) -> AsyncIterator[Any]:
         loop, partials = asyncio.get_running_loop(), count(to)

@@ -8,13 +8,13 @@ from typing import Any
 from benchmarks._case import AsyncSamples, Case
 from benchmarks.cases import _busy
 
-PARTIALS = 50
+PARTIALS = 20
 
 case = Case(
     name="busy_loop",
     title="asyncio beside a busy loop, per partial",
-    about="A sync generator of short work is read by a task whose event loop runs callbacks of so many microseconds one "
-    "after the other: a producer in a thread must get its turn of the interpreter.",
+    about="A sync generator of short work is read by a task whose event loop runs callbacks of so many microseconds "
+    "one after the other: a producer in a thread must get its turn of the interpreter.",
     drive=AsyncSamples(),
     per="partial",
     axis="µs a callback",

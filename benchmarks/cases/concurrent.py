@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from benchmarks._case import AsyncCalls, Case, Subject
+from benchmarks._case import AsyncCalls, Case, Subject, plain
+from benchmarks.best import arecords, avalues
 from benchmarks.peers import langchain_acounter, llm_acounter
 from benchmarks.predictors import WORDS
 
@@ -12,9 +13,9 @@ PARTIALS = 16
 
 case = Case(
     name="concurrent",
-    title="concurrent streams on one event loop, per partial",
-    about=f"So many tasks each read an async generator of {PARTIALS} partials that suspends before each of them, so that "
-    "all streams are open at the same time.",
+    title="concurrent streams on one event loop",
+    about=f"So many tasks each read an async generator of {PARTIALS} partials that suspends before each of them, so "
+    "that all streams are open at the same time.",
     drive=AsyncCalls(per_size=True),
     per=f"stream of {PARTIALS} partials",
     axis="streams",
@@ -30,15 +31,15 @@ async def slow_count(to: int) -> AsyncIterator[str]:
         yield WORDS[number & 63]
 
 
-async def read(opening: Any, *args: Any) -> int:
-    """Read one stream to its end."""
-    seen = 0
-    async for _ in opening(*args):
+async def read(opening: Any, *args: Any) -> tuple[int, Any]:
+    """Read one stream to its end; how many partials there were, and the last."""
+    seen, last = 0, None
+    async for last in opening(*args):  # noqa: B007  # the last one is wanted
         seen += 1
-    return seen
+    return seen, plain(last)
 
 
-async def together(size: int, opening: Any, *args: Any) -> list[int]:
+async def together(size: int, opening: Any, *args: Any) -> list[tuple[int, Any]]:
     """Read so many at a time."""
     return await asyncio.gather(*(read(opening, *args) for _ in range(size)))
 
@@ -46,6 +47,24 @@ async def together(size: int, opening: Any, *args: Any) -> list[int]:
 @case.contender("bare tasks", role="limit")
 async def bare(size: int) -> AsyncIterator[Subject]:
     yield together, size, slow_count, PARTIALS
+
+
+@case.contender(
+    "hand-written values", role="best", note="a wrapper that does nothing yet; no context, no state, no clean-up"
+)
+async def hand_written(size: int) -> AsyncIterator[Subject]:
+    def values(to: int) -> AsyncIterator[Any]:
+        return avalues(slow_count(to))
+
+    yield together, size, values, PARTIALS
+
+
+@case.contender("hand-written records", role="best", note="clock pair and record; no context, no state, no clean-up")
+async def hand_written_records(size: int) -> AsyncIterator[Subject]:
+    def records(to: int) -> AsyncIterator[Any]:
+        return arecords(slow_count(to))
+
+    yield together, size, records, PARTIALS
 
 
 @case.contender("predictor-engine values", role="engine", package="predictor-engine", note="astream(...).values()")
@@ -71,28 +90,11 @@ async def engine(size: int) -> AsyncIterator[Subject]:
         yield together, size, muna.predictions.astream, "@bench/count", {"to": PARTIALS}
 
 
-@case.contender("LangChain astream", package="langchain-core", note="bare chunks; no record a partial")
+@case.contender("LangChain astream", package="langchain-core", note="bare chunks, which it also joins for tracing")
 async def langchain(size: int) -> AsyncIterator[Subject]:
-    from langchain_core.runnables import RunnableGenerator
-
-    async def transform(chunks: AsyncIterator[int]) -> AsyncIterator[str]:
-        async for to in chunks:
-            async for word in slow_count(to):
-                yield word
-
-    yield together, size, RunnableGenerator(transform).astream, PARTIALS
+    yield together, size, langchain_acounter(slow_count).astream, PARTIALS
 
 
 @case.contender("llm", package="llm", note="bare chunks, which it also keeps")
 async def simon(size: int) -> AsyncIterator[Subject]:
-    import llm
-
-    class Counter(llm.AsyncModel):  # type: ignore[misc]
-        model_id = "counter"
-        can_stream = True
-
-        async def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> AsyncIterator[str]:
-            async for word in slow_count(int(prompt.prompt)):
-                yield word
-
-    yield together, size, Counter().prompt, str(PARTIALS)
+    yield together, size, llm_acounter(slow_count).prompt, str(PARTIALS)

@@ -1,6 +1,7 @@
 """`create` on an eager function."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks._case import Calls, Case, Subject
@@ -47,14 +48,9 @@ def pluggy_hook(_size: int) -> Iterator[Subject]:
         def shout(self, text: str) -> str:  # type: ignore[empty-body]
             """Give the text in capitals."""
 
-    class Plugin:
-        @impl
-        def shout(self, text: str) -> str:
-            return shout(text)
-
     manager = pluggy.PluginManager("bench")
     manager.add_hookspecs(Specs)
-    manager.register(Plugin())
+    manager.register(SimpleNamespace(shout=impl(shout)))
 
     def call(inputs: dict[str, Any]) -> Any:
         return manager.hook.shout(**inputs)
@@ -73,7 +69,7 @@ def langchain(_size: int) -> Iterator[Subject]:
 def simon(_size: int) -> Iterator[Subject]:
     import llm
 
-    class Shouter(llm.Model):  # type: ignore[misc]
+    class Shouter(llm.Model):
         model_id = "shouter"
 
         def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> Iterator[str]:

@@ -32,7 +32,7 @@ def bare(size: int) -> Iterator[Subject]:
 def hand_written(size: int) -> Iterator[Subject]:
     def call(to: int) -> Any:
         value = None
-        for value in count(to):
+        for value in count(to):  # noqa: B007  # the last one is wanted
             pass
         return value
 

@@ -24,9 +24,7 @@ case = Case(
 
 async def read(opening: Callable[[], AsyncIterator[float]]) -> tuple[float, list[Any]]:
     """Seconds that a partial was on its way."""
-    delays = []
-    async for stamp in opening():
-        delays.append(perf_counter() - stamp)
+    delays = [perf_counter() - stamp async for stamp in opening()]
     return median(delays), [len(delays)]
 
 

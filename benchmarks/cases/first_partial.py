@@ -38,7 +38,7 @@ async def bare(_size: int) -> AsyncIterator[Subject]:
     yield first, values
 
 
-@case.contender("hand-written", role="best", note="a thread and a bounded deque, woken once a batch; no clean-up")
+@case.contender("hand-written", role="best", note="a thread and a bounded deque, woken once a batch; no context")
 async def hand_written(_size: int) -> AsyncIterator[Subject]:
     def values() -> AsyncIterator[Any]:
         return pumped(count(10))
@@ -99,5 +99,17 @@ async def starlette(_size: int) -> AsyncIterator[Subject]:
 
     def values() -> AsyncIterator[Any]:
         return iterate_in_threadpool(count(10))
+
+    yield first, values
+
+
+@case.contender("anyio a partial", package="anyio", note="to_thread.run_sync for each next()")
+async def anyio_thread(_size: int) -> AsyncIterator[Subject]:
+    from anyio import to_thread
+
+    async def values() -> AsyncIterator[Any]:
+        partials = count(10)
+        while (value := await to_thread.run_sync(next, partials, _END)) is not _END:
+            yield value
 
     yield first, values

@@ -1,6 +1,7 @@
 """A call by tag among many registered predictors."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks._case import Calls, Case, Subject
@@ -51,19 +52,15 @@ def pluggy_hooks(size: int) -> Iterator[Subject]:
 
     spec, impl = pluggy.HookspecMarker("bench"), pluggy.HookimplMarker("bench")
     specs: Any = type("Specs", (), {})
-    plugin: Any = type("Plugin", (), {})()
+    plugin, implementation = SimpleNamespace(), impl(shout)
     for each in range(size):
         name = f"p{each}"
-
-        def hook(text: str) -> Any:
-            """Give the text in capitals."""
-            return shout(text)
 
         def specification(self: Any, text: str) -> Any:
             """Give the text in capitals."""
 
         setattr(specs, name, spec(firstresult=True)(specification))
-        setattr(plugin, name, impl(hook))
+        setattr(plugin, name, implementation)
     manager = pluggy.PluginManager("bench")
     manager.add_hookspecs(specs)
     manager.register(plugin)

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from benchmarks._case import AsyncSamples, Case, Subject
+from benchmarks.best import arecords, avalues
 from benchmarks.cases.concurrent import slow_count
+from benchmarks.peers import langchain_acounter, llm_acounter
 
 case = Case(
     name="memory",
@@ -26,7 +28,7 @@ case = Case(
 
 async def holding(size: int, opening: Any, *args: Any) -> tuple[float, list[Any]]:
     """Bytes a stream, and the first partials."""
-    enough, firsts = asyncio.Event(), []
+    complete, enough, firsts = asyncio.Event(), asyncio.Event(), []
 
     async def hold() -> None:
         is_first = True
@@ -34,14 +36,15 @@ async def holding(size: int, opening: Any, *args: Any) -> tuple[float, list[Any]
             if is_first:
                 is_first = False
                 firsts.append(value)
+                if len(firsts) == size:
+                    complete.set()
                 await enough.wait()
 
     gc.collect()
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     tasks = [asyncio.create_task(hold()) for _ in range(size)]
-    while len(firsts) < size:
-        await asyncio.sleep(0)
+    await complete.wait()
     gc.collect()
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
@@ -53,6 +56,24 @@ async def holding(size: int, opening: Any, *args: Any) -> tuple[float, list[Any]
 @case.contender("bare tasks", role="limit")
 async def bare(size: int) -> AsyncIterator[Subject]:
     yield holding, size, slow_count, 2
+
+
+@case.contender(
+    "hand-written values", role="best", note="a wrapper that does nothing yet; no context, no state, no clean-up"
+)
+async def hand_written(size: int) -> AsyncIterator[Subject]:
+    def values(to: int) -> AsyncIterator[Any]:
+        return avalues(slow_count(to))
+
+    yield holding, size, values, 2
+
+
+@case.contender("hand-written records", role="best", note="clock pair and record; no context, no state, no clean-up")
+async def hand_written_records(size: int) -> AsyncIterator[Subject]:
+    def records(to: int) -> AsyncIterator[Any]:
+        return arecords(slow_count(to))
+
+    yield holding, size, records, 2
 
 
 @case.contender("predictor-engine values", role="engine", package="predictor-engine", note="astream(...).values()")
@@ -77,28 +98,11 @@ async def engine(size: int) -> AsyncIterator[Subject]:
         yield holding, size, muna.predictions.astream, "@bench/count", {"to": 2}
 
 
-@case.contender("LangChain astream", package="langchain-core", note="bare chunks; no record a partial")
+@case.contender("LangChain astream", package="langchain-core", note="bare chunks, which it also joins for tracing")
 async def langchain(size: int) -> AsyncIterator[Subject]:
-    from langchain_core.runnables import RunnableGenerator
-
-    async def transform(chunks: AsyncIterator[int]) -> AsyncIterator[str]:
-        async for to in chunks:
-            async for word in slow_count(to):
-                yield word
-
-    yield holding, size, RunnableGenerator(transform).astream, 2
+    yield holding, size, langchain_acounter(slow_count).astream, 2
 
 
 @case.contender("llm", package="llm", note="bare chunks, which it also keeps")
 async def simon(size: int) -> AsyncIterator[Subject]:
-    import llm
-
-    class Counter(llm.AsyncModel):  # type: ignore[misc]
-        model_id = "counter"
-        can_stream = True
-
-        async def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> AsyncIterator[str]:
-            async for word in slow_count(int(prompt.prompt)):
-                yield word
-
-    yield holding, size, Counter().prompt, "2"
+    yield holding, size, llm_acounter(slow_count).prompt, str(2)

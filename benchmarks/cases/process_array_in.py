@@ -3,9 +3,11 @@
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from benchmarks._case import Calls, Case, Subject
+from benchmarks.best import forked
 
 MIB = 1 << 17  # numbers of eight bytes
 
@@ -47,15 +49,33 @@ def copy(size: int) -> Iterator[Subject]:
     yield (call,)
 
 
-def serve_segment(name: str, length: int, connection: Any) -> None:
+@contextmanager
+def segments(count: int, size: int) -> Iterator[tuple[list[Any], list[str]]]:
+    """So many shared segments of so many MiB: an array in each, and their names."""
+    from multiprocessing.shared_memory import SharedMemory
+
+    import numpy as np
+
+    opened = [SharedMemory(create=True, size=size << 20) for _ in range(count)]
+    places: list[Any] = [np.ndarray((size * MIB,), np.float64, each.buf) for each in opened]
+    try:
+        yield places, [each.name for each in opened]
+    finally:
+        places.clear()
+        for each in opened:
+            each.unlink()
+            each.close()
+
+
+def serve_segment(name: str, size: int, connection: Any) -> None:
     """Look into a shared segment whenever told to."""
     from multiprocessing.shared_memory import SharedMemory
 
     import numpy as np
 
     segment = SharedMemory(name)
-    array = np.ndarray((length,), np.float64, segment.buf)
-    while connection.recv():
+    array: Any = np.ndarray((size * MIB,), np.float64, segment.buf)
+    while connection.recv() is not None:
         connection.send(last(array))
     del array
     segment.close()
@@ -63,29 +83,17 @@ def serve_segment(name: str, length: int, connection: Any) -> None:
 
 @case.contender("one shared segment, reused", role="best", note="for one array of one size; no lease, no other type")
 def segment(size: int) -> Iterator[Subject]:
-    from multiprocessing.shared_memory import SharedMemory
-
     import numpy as np
 
     array = made(size)
-    opened = SharedMemory(create=True, size=array.nbytes)
-    there: Any = np.ndarray(array.shape, array.dtype, opened.buf)
-    ours, theirs = multiprocessing.Pipe()
-    context = multiprocessing.get_context("fork")
-    process = context.Process(target=serve_segment, args=(opened.name, len(array), theirs))
-    process.start()
+    with segments(1, size) as (places, names), forked(serve_segment, names[0], size) as ours:
 
-    def call() -> Any:
-        np.copyto(there, array)
-        ours.send(True)
-        return ours.recv()
+        def call() -> Any:
+            np.copyto(places[0], array)
+            ours.send(0)
+            return ours.recv()
 
-    yield (call,)
-    ours.send(False)
-    process.join()
-    del there
-    opened.close()
-    opened.unlink()
+        yield (call,)
 
 
 @case.contender("predictor-engine", role="engine", package="predictor-engine")
@@ -112,15 +120,15 @@ def futures(size: int) -> Iterator[Subject]:
 
 @case.contender("loky", package="loky", note="pickled through a pipe")
 def loky(size: int) -> Iterator[Subject]:
-    from loky import get_reusable_executor
+    from loky import ProcessPoolExecutor as Pool
 
-    array, opened = made(size), get_reusable_executor(max_workers=1)
+    array = made(size)
+    with Pool(1) as opened:
 
-    def call() -> Any:
-        return opened.submit(last, array).result()
+        def call() -> Any:
+            return opened.submit(last, array).result()
 
-    yield (call,)
-    opened.shutdown(wait=True)
+        yield (call,)
 
 
 @case.contender("pebble", package="pebble", note="pickled through a pipe")
@@ -136,18 +144,17 @@ def pebble(size: int) -> Iterator[Subject]:
         yield (call,)
 
 
-@case.contender("Ray actor", package="ray", note="copied into its object store; other machines too")
+@case.contender("Ray actor", package="ray", note="copied into its object store; other machines too", is_apart=True)
 def ray_actor(size: int) -> Iterator[Subject]:
     from benchmarks.peers import ray_started
 
     with ray_started() as ray:
 
-        @ray.remote
         class Taker:
             def last(self, array: Any) -> float:
                 return last(array)
 
-        actor, array = Taker.remote(), made(size)
+        actor, array = ray.remote(Taker).remote(), made(size)
 
         def call() -> Any:
             return ray.get(actor.last.remote(array))

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks._case import Case, Partials, Subject
-from benchmarks.cases.process_array_in import MIB
+from benchmarks.best import forked
+from benchmarks.cases.process_array_in import MIB, segments
 
 PARTIALS = 8
 
@@ -46,45 +47,30 @@ def fill_segments(names: list[str], size: int, connection: Any) -> None:
 
     import numpy as np
 
-    segments = [SharedMemory(name) for name in names]
-    places: list[Any] = [np.ndarray((size * MIB,), np.float64, each.buf) for each in segments]
-    while connection.recv():
+    opened = [SharedMemory(name) for name in names]
+    places: list[Any] = [np.ndarray((size * MIB,), np.float64, each.buf) for each in opened]
+    while connection.recv() is not None:
         for each, array in enumerate(arrays(size)):
             np.copyto(places[each % len(places)], array)
             connection.send(each % len(places))
             connection.recv()
     places.clear()
-    for each in segments:
-        each.close()
+    for segment in opened:
+        segment.close()
 
 
 @case.contender("two shared segments, reused", role="best", note="for arrays of one size; copied out; no other type")
-def segments(size: int) -> Iterator[Subject]:
-    from multiprocessing.shared_memory import SharedMemory
+def two_segments(size: int) -> Iterator[Subject]:
+    with segments(2, size) as (places, names), forked(fill_segments, names, size) as ours:
 
-    import numpy as np
+        def values() -> Iterator[Any]:
+            ours.send(0)
+            for _ in range(PARTIALS):
+                place = ours.recv()
+                ours.send(0)
+                yield places[place].copy()
 
-    opened = [SharedMemory(create=True, size=size << 20) for _ in range(2)]
-    places: list[Any] = [np.ndarray((size * MIB,), np.float64, each.buf) for each in opened]
-    ours, theirs = multiprocessing.Pipe()
-    names = [each.name for each in opened]
-    process = multiprocessing.get_context("fork").Process(target=fill_segments, args=(names, size, theirs))
-    process.start()
-
-    def values() -> Iterator[Any]:
-        ours.send(True)
-        for _ in range(PARTIALS):
-            place = ours.recv()
-            ours.send(True)
-            yield places[place].copy()
-
-    yield (values,)
-    ours.send(False)
-    process.join()
-    places.clear()
-    for each in opened:
-        each.close()
-        each.unlink()
+        yield (values,)
 
 
 @case.contender("predictor-engine values", role="engine", package="predictor-engine", note="stream(...).values()")
@@ -103,25 +89,21 @@ def engine(size: int) -> Iterator[Subject]:
 
 def send(connection: Any) -> None:
     """Send each array, as often as asked."""
-    while size := connection.recv():
+    while (size := connection.recv()) is not None:
         for array in arrays(size):
             connection.send(array)
 
 
 @case.contender("Connection", note="multiprocessing.Pipe: pickled through a socket")
 def pipe(size: int) -> Iterator[Subject]:
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=send, args=(theirs,))
-    process.start()
+    with forked(send) as ours:
 
-    def values() -> Iterator[Any]:
-        ours.send(size)
-        for _ in range(PARTIALS):
-            yield ours.recv()
+        def values() -> Iterator[Any]:
+            ours.send(size)
+            for _ in range(PARTIALS):
+                yield ours.recv()
 
-    yield (values,)
-    ours.send(0)
-    process.join()
+        yield (values,)
 
 
 def put(orders: Any, answers: Any) -> None:
@@ -146,20 +128,22 @@ def queue(size: int) -> Iterator[Subject]:
     yield (values,)
     orders.put(0)
     process.join()
+    for each in (orders, answers):
+        each.close()
+        each.join_thread()
 
 
-@case.contender("Ray generator", package="ray", note="into its object store; a reader sees it there without a copy")
+@case.contender("Ray generator", package="ray", note="into its object store, read there without a copy", is_apart=True)
 def ray_generator(size: int) -> Iterator[Subject]:
     from benchmarks.peers import ray_started
 
     with ray_started() as ray:
 
-        @ray.remote
         class Maker:
             def arrays(self, size: int) -> Any:
                 yield from arrays(size)
 
-        actor = Maker.remote()
+        actor = ray.remote(Maker).remote()
 
         def values() -> Iterator[Any]:
             for reference in actor.arrays.options(num_returns="streaming").remote(size):

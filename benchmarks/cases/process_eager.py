@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from benchmarks._case import Calls, Case, Subject
+from benchmarks.best import forked, forked_on_pipes
 from benchmarks.predictors import shout
 
 TEXT = "hello from Muna"
@@ -22,24 +23,17 @@ case = Case(
 
 @case.contender("raw pipes", role="limit", note="os.pipe with a forked child: bytes, no pickle, no failure but EOF")
 def raw(_size: int) -> Iterator[Subject]:
-    going, coming = os.pipe(), os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.close(going[1])
-        while text := os.read(going[0], 4096):
-            os.write(coming[1], shout(text.decode()).encode())
-        os._exit(0)
-    os.close(going[0])
-    os.close(coming[1])
+    def answer(asked: int, answers: int) -> None:
+        while text := os.read(asked, 4096):
+            os.write(answers, shout(text.decode()).encode())
 
-    def call(text: str) -> Any:
-        os.write(going[1], text.encode())
-        return os.read(coming[0], 4096).decode()
+    with forked_on_pipes(answer) as (coming, going):
 
-    yield call, TEXT
-    os.close(going[1])
-    os.waitpid(pid, 0)
-    os.close(coming[0])
+        def call(text: str) -> Any:
+            os.write(going, text.encode())
+            return os.read(coming, 4096).decode()
+
+        yield call, TEXT
 
 
 def serve(connection: Any) -> None:
@@ -50,17 +44,13 @@ def serve(connection: Any) -> None:
 
 @case.contender("Connection", role="best", note="multiprocessing.Pipe with pickle; no errors, no stop, no record")
 def connection(_size: int) -> Iterator[Subject]:
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=serve, args=(theirs,))
-    process.start()
+    with forked(serve) as ours:
 
-    def call(text: str) -> Any:
-        ours.send(text)
-        return ours.recv()
+        def call(text: str) -> Any:
+            ours.send(text)
+            return ours.recv()
 
-    yield call, TEXT
-    ours.send(None)
-    process.join()
+        yield call, TEXT
 
 
 @case.contender("predictor-engine", role="engine", package="predictor-engine")
@@ -88,19 +78,20 @@ def futures(_size: int) -> Iterator[Subject]:
 def pool(_size: int) -> Iterator[Subject]:
     with multiprocessing.get_context("spawn").Pool(1) as opened:
         yield opened.apply, shout, (TEXT,)
+        opened.close()
+        opened.join()
 
 
-@case.contender("loky", package="loky", note="a pool that is replaced when it breaks; cannot stream")
+@case.contender("loky", package="loky", note="cloudpickle; cannot stream")
 def loky(_size: int) -> Iterator[Subject]:
-    from loky import get_reusable_executor
+    from loky import ProcessPoolExecutor as Pool
 
-    opened = get_reusable_executor(max_workers=1)
+    with Pool(1) as opened:
 
-    def call(text: str) -> Any:
-        return opened.submit(shout, text).result()
+        def call(text: str) -> Any:
+            return opened.submit(shout, text).result()
 
-    yield call, TEXT
-    opened.shutdown(wait=True)
+        yield call, TEXT
 
 
 @case.contender("pebble", package="pebble", note="can stop a task; cannot stream")
@@ -115,18 +106,19 @@ def pebble(_size: int) -> Iterator[Subject]:
         yield call, TEXT
 
 
-@case.contender("Ray actor", package="ray", note="an object store and a scheduler of several processes; other machines too")
+@case.contender(
+    "Ray actor", package="ray", note="an object store, a scheduler and several processes; other machines", is_apart=True
+)
 def ray_actor(_size: int) -> Iterator[Subject]:
     from benchmarks.peers import ray_started
 
     with ray_started() as ray:
 
-        @ray.remote
         class Shouter:
             def shout(self, text: str) -> str:
                 return shout(text)
 
-        actor = Shouter.remote()
+        actor = ray.remote(Shouter).remote()
 
         def call(text: str) -> Any:
             return ray.get(actor.shout.remote(text))

@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import struct
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Any
 
 from benchmarks._case import Case, Partials, Subject
+from benchmarks.best import forked, forked_on_pipes
 from benchmarks.predictors import count
 
 case = Case(
@@ -24,57 +26,53 @@ case = Case(
 
 @case.contender("raw pipes", role="limit", note="os.pipe with a forked child: lines, whatever is there in one read")
 def raw(size: int) -> Iterator[Subject]:
-    going, coming = os.pipe(), os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.close(going[1])
-        while asked := os.read(going[0], 8):
-            lines = [f"{value}\n".encode() for value in count(struct.unpack("q", asked)[0])]
+    def answer(asked: int, answers: int) -> None:
+        while to := os.read(asked, 8):
+            lines = [f"{value}\n".encode() for value in count(struct.unpack("q", to)[0])]
             for start in range(0, len(lines), 256):
                 data = b"".join(lines[start : start + 256])
                 while data:
-                    data = data[os.write(coming[1], data) :]
-        os._exit(0)
-    os.close(going[0])
-    os.close(coming[1])
+                    data = data[os.write(answers, data) :]
 
-    def values(to: int) -> Iterator[Any]:
-        os.write(going[1], struct.pack("q", to))
-        left, rest = to, b""
-        while left:
-            *lines, rest = (rest + os.read(coming[0], 65_536)).split(b"\n")
-            left -= len(lines)
-            for line in lines:
-                yield line.decode()
+    with forked_on_pipes(answer) as (coming, going):
 
-    yield values, size
-    os.close(going[1])
-    os.waitpid(pid, 0)
-    os.close(coming[0])
+        def values(to: int) -> Iterator[Any]:
+            os.write(going, struct.pack("q", to))
+            left, rest = to, b""
+            while left:
+                *lines, rest = (rest + os.read(coming, 65_536)).split(b"\n")
+                left -= len(lines)
+                for line in lines:
+                    yield line.decode()
+
+        yield values, size
 
 
-def serve(connection: Any) -> None:
-    """Send partial by partial, as often as asked."""
+def serve_batches(connection: Any) -> None:
+    """Send lists of partials, as often as asked: 256, or what came within half a millisecond."""
     while (to := connection.recv()) is not None:
+        batch, sent = [], 0.0
         for value in count(to):
-            connection.send((value,))
+            batch.append(value)
+            if len(batch) == 256 or perf_counter() - sent > 0.0005:
+                connection.send(batch)
+                batch, sent = [], perf_counter()
+        connection.send(batch)
         connection.send(None)
 
 
-@case.contender("Connection", role="best", note="multiprocessing.Pipe with pickle, a message a partial; unbounded")
-def connection(size: int) -> Iterator[Subject]:
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=serve, args=(theirs,))
-    process.start()
+@case.contender(
+    "hand-written", role="best", note="lists over a Connection; one that pauses keeps what it has, no errors"
+)
+def hand_written(size: int) -> Iterator[Subject]:
+    with forked(serve_batches) as ours:
 
-    def values(to: int) -> Iterator[Any]:
-        ours.send(to)
-        while (item := ours.recv()) is not None:
-            yield item[0]
+        def values(to: int) -> Iterator[Any]:
+            ours.send(to)
+            while (batch := ours.recv()) is not None:
+                yield from batch
 
-    yield values, size
-    ours.send(None)
-    process.join()
+        yield values, size
 
 
 @case.contender("predictor-engine values", role="engine", package="predictor-engine", note="stream(...).values()")
@@ -100,6 +98,26 @@ def engine(size: int) -> Iterator[Subject]:
     with Engine(discover=False, workers=1) as muna:
         muna.predictors.register("@bench/count", count)
         yield partial(muna.predictions.stream, runner="process"), "@bench/count", {"to": size}
+
+
+def serve(connection: Any) -> None:
+    """Send partial by partial, as often as asked."""
+    while (to := connection.recv()) is not None:
+        for value in count(to):
+            connection.send((value,))
+        connection.send(None)
+
+
+@case.contender("Connection", note="multiprocessing.Pipe with pickle, a message a partial; bounded by the pipe alone")
+def connection(size: int) -> Iterator[Subject]:
+    with forked(serve) as ours:
+
+        def values(to: int) -> Iterator[Any]:
+            ours.send(to)
+            while (item := ours.recv()) is not None:
+                yield item[0]
+
+        yield values, size
 
 
 def fill(orders: Any, answers: Any) -> None:
@@ -128,7 +146,11 @@ def through(orders: Any, answers: Any, context: Any, size: int) -> Iterator[Subj
 @case.contender("multiprocessing.Queue", note="a feeder thread pickles; the queue is bounded to 256 items")
 def queue(size: int) -> Iterator[Subject]:
     context = multiprocessing.get_context("fork")
-    yield from through(context.Queue(), context.Queue(256), context, size)
+    orders, answers = context.Queue(), context.Queue(256)
+    yield from through(orders, answers, context, size)
+    for each in (orders, answers):
+        each.close()
+        each.join_thread()
 
 
 @case.contender("Manager().Queue", note="a third process keeps the queue, for pools that take no other", largest=1_000)
@@ -138,18 +160,23 @@ def manager(size: int) -> Iterator[Subject]:
         yield from through(opened.Queue(), opened.Queue(256), context, size)
 
 
-@case.contender("Ray generator", package="ray", note="a streaming actor method; each item goes to the object store", largest=1_000)
+@case.contender(
+    "Ray generator",
+    package="ray",
+    note="a streaming actor method; each item goes to the object store",
+    largest=1_000,
+    is_apart=True,
+)
 def ray_generator(size: int) -> Iterator[Subject]:
     from benchmarks.peers import ray_started
 
     with ray_started() as ray:
 
-        @ray.remote
         class Counter:
             def count(self, to: int) -> Any:
                 yield from count(to)
 
-        actor = Counter.remote()
+        actor = ray.remote(Counter).remote()
 
         def values(to: int) -> Iterator[Any]:
             for reference in actor.count.options(num_returns="streaming").remote(to):

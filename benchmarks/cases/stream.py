@@ -43,8 +43,8 @@ def hand_written(size: int) -> Iterator[Subject]:
 @case.contender("hand-written records", role="best", note="context, clock pair and record; no state, no clean-up")
 def hand_written_records(size: int) -> Iterator[Subject]:
     def records(to: int) -> Iterator[Any]:
-        run, step, clock, number, index, spent = copy_context().run, count(to).__next__, perf_counter, identity(), 0, 0.0
-        created = clock()
+        run, step, clock = copy_context().run, count(to).__next__, perf_counter
+        number, index, spent, created = identity(), 0, 0.0, clock()
         try:
             while True:
                 started = clock()
@@ -55,10 +55,7 @@ def hand_written_records(size: int) -> Iterator[Subject]:
         except StopIteration:
             return
 
-    def values(to: int) -> Iterator[Any]:
-        return records(to)
-
-    yield values, size
+    yield records, size
 
 
 @case.contender("predictor-engine values", role="engine", package="predictor-engine", note="stream(...).values()")
@@ -84,7 +81,7 @@ def engine(size: int) -> Iterator[Subject]:
         yield muna.predictions.stream, "@bench/count", {"to": size}
 
 
-@case.contender("LangChain stream", package="langchain-core", note="bare chunks; no record a partial")
+@case.contender("LangChain stream", package="langchain-core", note="bare chunks, which it also joins for tracing")
 def langchain(size: int) -> Iterator[Subject]:
     yield langchain_counter().stream, size
 

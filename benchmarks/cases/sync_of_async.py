@@ -5,7 +5,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks._case import CannotError, Case, Partials, Subject
+from benchmarks._case import Case, Partials, Subject, cannot
+from benchmarks.best import stepped_ahead
 from benchmarks.predictors import acount
 
 case = Case(
@@ -50,6 +51,19 @@ def stepped(size: int) -> Iterator[Subject]:
     yield values, size
 
 
+@case.contender(
+    "hand-written", role="best", note="a task that runs ahead, on a loop of this thread: one reader at a time"
+)
+def hand_written(size: int) -> Iterator[Subject]:
+    loop = asyncio.new_event_loop()
+
+    def values(to: int) -> Iterator[Any]:
+        return stepped_ahead(loop, acount(to))
+
+    yield values, size
+    loop.close()
+
+
 @case.contender("predictor-engine values", role="engine", package="predictor-engine", note="stream(...).values()")
 def engine_values(size: int) -> Iterator[Subject]:
     from engine import Engine
@@ -81,7 +95,7 @@ def until(size: int) -> Iterator[Subject]:
         partials = acount(to)
         while True:
             try:
-                yield loop.run_until_complete(anext(partials))  # type: ignore[arg-type]  # any awaitable will do
+                yield loop.run_until_complete(anext(partials))
             except StopAsyncIteration:
                 return
 
@@ -134,5 +148,4 @@ def asgiref(_size: int) -> Iterator[Subject]:
     from asgiref.sync import async_to_sync
 
     assert async_to_sync
-    raise CannotError("async_to_sync ends its loop, and with it the generator, after each step")
-    yield
+    yield cannot("async_to_sync ends its loop, and with it the generator, after each step")

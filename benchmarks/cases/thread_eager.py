@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 from benchmarks._case import Calls, Case, Subject
@@ -51,14 +52,24 @@ def locks(_size: int) -> Iterator[Subject]:
     thread.join()
 
 
-@case.contender("submit and result", role="best", note="ThreadPoolExecutor: a future; no context, no record")
-def pool(_size: int) -> Iterator[Subject]:
-    with ThreadPoolExecutor(1) as threads:
+@case.contender("hand-written", role="best", note="two SimpleQueues; one caller at a time, no context, no record")
+def hand_written(_size: int) -> Iterator[Subject]:
+    texts: SimpleQueue[str | None] = SimpleQueue()
+    found: SimpleQueue[str] = SimpleQueue()
 
-        def call(text: str) -> Any:
-            return threads.submit(shout, text).result()
+    def serve() -> None:
+        while (text := texts.get()) is not None:
+            found.put(shout(text))
 
-        yield call, TEXT
+    def call(text: str) -> Any:
+        texts.put(text)
+        return found.get()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield call, TEXT
+    texts.put(None)
+    thread.join()
 
 
 @case.contender("predictor-engine", role="engine", package="predictor-engine")
@@ -70,6 +81,16 @@ def engine(_size: int) -> Iterator[Subject]:
     with Engine(discover=False) as muna:
         muna.predictors.register("@bench/shout", shout)
         yield partial(muna.predictions.create, runner="thread"), "@bench/shout", {"text": TEXT}
+
+
+@case.contender("ThreadPoolExecutor", note="submit(...).result(): a future; no context, no record")
+def pool(_size: int) -> Iterator[Subject]:
+    with ThreadPoolExecutor(1) as threads:
+
+        def call(text: str) -> Any:
+            return threads.submit(shout, text).result()
+
+        yield call, TEXT
 
 
 @case.contender("a new thread", note="started and joined for each call")
