@@ -316,6 +316,8 @@ def wake_all(parked: deque[Wake]) -> None:
 
 
 def _withdraw(parked: deque[Wake], wake: Wake) -> None:
+    if not parked:  # as almost always: whoever woke us took it out
+        return
     with suppress(
         ValueError, RuntimeError
     ):  # taken already, or the deque changed meanwhile: a stale wake-up is harmless

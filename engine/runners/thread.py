@@ -58,7 +58,7 @@ class ThreadRunner:
             EngineClosedError: the engine is closed.
             EngineError: too many threads are abandoned or running already.
         """
-        self.run(channel, lambda: own(body, channel, self.adopt))
+        self.run(channel, partial(body.context.run, _own, body, channel, self.adopt))
 
     def take_over(self, body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
         """Go on, on an owner thread, with a sync iterator that an async body produced after `elapsed` seconds."""
@@ -217,6 +217,15 @@ def _own(body: Body, channel: Channel, adopt: Adopt) -> None:
         kind = look(produced, body.follows)
     except BaseException as error:
         _finish(body, channel, End(error))
+        return
+    if kind is ONE and body.reduction is not None:  # the fast path of `create`: there is nothing to hand over
+        end = End(returned=produced)
+        try:
+            body.reduction.add(produced)
+            body.reduction.elapsed = clock() - started
+        except BaseException as error:
+            end = End(error)
+        _finish(body, channel, end)
         return
     if kind is ONE:
         produced, kind = one(produced), ITERATOR
