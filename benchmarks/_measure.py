@@ -53,7 +53,7 @@ class Pace:
 
 
 PACES: Final = {
-    "full": Pace(9, 0.05),
+    "full": Pace(9, 0.03),
     "quick": Pace(3, 0.001, is_quick=True),
     "brief": Pace(1, 0.0, is_quick=True, is_brief=True, patience=30.0),
 }

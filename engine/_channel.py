@@ -36,6 +36,7 @@ MOST: Final = 256  # partials in the largest default window
 BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
 _HAND_OVER: Final = 0.0005  # seconds since the last wake-up after which a producer lets the woken consumer run first
 _COURTESY: Final = 0.0005  # seconds it does: a consumer that is not there by then is busy with something else
+_RESTRAINT: Final = 3  # times as long as that took, the wait for the GIL included, it runs on without doing so again
 
 # A producer runs on past these: they cannot change under a consumer that still holds them.
 _FIXED: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
@@ -81,6 +82,7 @@ class Channel:
         "_is_adaptive",
         "_is_slept_by_thread",
         "_last_wake",
+        "_polite_from",
         "_window",
         "_yielding",
         "before_end",
@@ -115,6 +117,7 @@ class Channel:
         self._handed = 0  # 1 while a woken consumer has not taken its partial: that one does not count as waiting
         self._yielding = False
         self._last_wake = 0.0
+        self._polite_from = 0.0
 
     # The producer's end.
 
@@ -132,7 +135,7 @@ class Channel:
         self.items.append((value, latency))
         if self.consumers:
             self._handed = 1
-            self._yielding = now - self._last_wake > _HAND_OVER
+            self._yielding = now - self._last_wake > _HAND_OVER and now >= self._polite_from
             self._last_wake = now
             wake_one(self.consumers)
         if self._is_adaptive:
@@ -153,8 +156,12 @@ class Channel:
         if self._yielding:
             self._yielding = False
             # The woken thread needs the GIL this one holds: without this it comes a switch interval later.
+            # Beside a busy loop it gets the GIL back a switch interval later, and would spend its life on that.
             if not self.stop and self.items:
+                started = perf_counter()
                 park_thread(self.producers, self._is_taken, _COURTESY)
+                ended = perf_counter()
+                self._polite_from = ended + _RESTRAINT * (ended - started)
         while not self._may_go():
             park_thread(self.producers, self._may_go, BOUND)
         self._demand = False

@@ -1,5 +1,6 @@
 """Start-up: a fresh interpreter that imports and is ready to call."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,12 +19,13 @@ case = Case(
 
 def importing(package: str, line: str) -> Iterator[Subject]:
     """A process that imports."""
-    __import__(package)  # a missing one is named, and bytecode is compiled
+    __import__(package)  # a missing one is named
+    # The first one compiles what is not compiled yet.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def call() -> Any:
-        program = f"{line}\nprint('ready')"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
-        return done.stdout
+        command = [sys.executable, "-c", f"{line}\nprint('ready')"]
+        return subprocess.run(command, env=environment, capture_output=True, check=True, text=True).stdout
 
     yield (call,)
 

@@ -337,14 +337,15 @@ class _Owner:
     async def _pump(self, iterator: AsyncIterator[Any], elapsed: float) -> bool:
         """Put each partial into the channel (or the reduction); tell whether the iterator ended by itself.
 
-        The hot loop of every bridge from an async body: one step, one clock pair, one hand-over.
+        The hot loop of every bridge from an async body: one step, one look at the clock, one hand-over, as in
+        `thread.pump`.
         """
         channel, reduction = self._channel, self._body.reduction
         clock, step, offer = perf_counter, iterator.__anext__, channel.offer
         breath = _BREATH
         awaitable = first_step(iterator)
+        started = clock()
         while True:
-            started = clock()
             self._is_stepping = True
             try:
                 value = await awaitable
@@ -354,16 +355,19 @@ class _Owner:
                 self._is_stepping = False
             now = clock()
             elapsed += now - started
+            started = now
             if reduction is not None:
                 reduction.add(value)
                 reduction.elapsed = elapsed
             elif offer(value, elapsed * 1000.0, now):
                 await channel.apause()
                 breath = _BREATH
+                started = clock()
             breath -= 1
             if not breath:
                 breath = _BREATH
                 await _breathe()
+                started = clock()
             if channel.stop:
                 return False
             awaitable = step()
