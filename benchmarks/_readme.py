@@ -86,15 +86,34 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
         "figure, within a round."
     )
     yield ""
+    yield "What is behind the words, and what each of them does less or more than the engine in that row:"
+    yield ""
+    for name, size, words in HEADLINES:
+        found = rows_of(document, name, size)
+        if found is not None and found[1]:
+            yield f"- {words}: {'; '.join(_notes(found[1]))}"
+    yield ""
+
+
+def _notes(rows: list[Row]) -> Iterator[str]:
+    """Of whom the table shows figures, what they do less or more."""
+    shown = [limit_of(rows), best_of(rows), *_nearest(rows)[:_NEAREST]]
+    titles = {"limit": "limit: ", "best": "by hand: "}
+    for row in filter(None, shown):
+        name = titles.get(row["role"], "") + row["contender"]
+        yield f"{name} ({row['note']})" if row["note"] else name
+
+
+def _nearest(rows: list[Row]) -> list[Row]:
+    """The peers, from the quickest."""
+    peers = [row for row in rows if row["role"] == "peer" and row["rounds"] and "to_engine" in row]
+    return sorted(peers, key=lambda row: row["to_engine"]["median"])
 
 
 def _line(case: dict[str, Any], rows: list[Row], words: str) -> str:
-    engine = engine_of(rows)
-    peers = [row for row in rows if row["role"] == "peer" and row["rounds"]]
+    engine, peers = engine_of(rows), _nearest(rows)
     if engine is None:
         return ""
-    peers = [row for row in peers if "to_engine" in row]
-    peers.sort(key=lambda row: row["to_engine"]["median"])
     shown = [f"{row['contender']} ({in_words(row['to_engine']['median'], 'x')})" for row in peers[:_NEAREST]]
     more = len(peers) - len(shown)
     named = ", ".join(shown) + (f" and {more} more" if more > 0 else "")

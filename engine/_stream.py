@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from engine._errors import PredictionCancelledError, counted
+from engine._errors import EngineClosedError, PredictionCancelledError, counted
 from engine._partials import is_foreign_cancel
 from engine._records import Outcome
 from engine._reducers import RETURNED
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
     from types import TracebackType
 
-    from engine._records import Prediction
+    from engine._records import Prediction, State
     from engine._reducers import Reducer
     from engine.runners.base import AsyncExecution, SyncExecution
 
@@ -109,7 +109,7 @@ class PredictionStream:
                     execution, reducer = resolve()
                 except BaseException as error:
                     if not self._outcome.ended:  # else it was cancelled before
-                        self._outcome.state = "failed"
+                        self._outcome.state = _state_after(error)
                     self._outcome.exception = error
                     raise
                 if not self._outcome.ended:  # else it was stopped meanwhile, and a cancellation is still to be told
@@ -245,7 +245,7 @@ class AsyncPredictionStream:
                 execution, reducer = await resolve()
             except BaseException as error:
                 if not self._outcome.ended:  # else it was cancelled before
-                    self._outcome.state = "cancelled" if is_foreign_cancel(error) else "failed"
+                    self._outcome.state = _state_after(error)
                 self._outcome.exception = error
                 raise
             finally:
@@ -350,6 +350,13 @@ class AsyncPredictionStream:
     def __reduce__(self) -> Any:
         """Refuse to travel."""
         raise TypeError("a stream is one live execution and cannot be pickled: send its values")
+
+
+def _state_after(error: BaseException) -> State:
+    """The end of a stream that did not begin, for its predictor could not be found."""
+    if is_foreign_cancel(error):
+        return "cancelled"
+    return "closed" if isinstance(error, EngineClosedError) else "failed"
 
 
 def _refused(tag: str) -> Callable[[], tuple[SyncExecution, Reducer]]:

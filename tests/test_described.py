@@ -18,6 +18,7 @@ import pytest
 
 from engine import (
     Engine,
+    EngineClosedError,
     InvalidInputError,
     NestingError,
     NoPartialsError,
@@ -464,3 +465,20 @@ def test_a_replaced_registration_is_described_anew(home: Engine) -> None:
     home.predictors.register("@home/none", "heavy_home:lines", yields=False, reduce="concat")
     with pytest.raises((NoPartialsError, TypeError)):
         home.predictions.create("@home/none")
+
+
+def test_a_stream_that_was_not_pulled_before_its_engine_was_closed_ends_as_closed(home: Engine) -> None:
+    stream = home.predictions.stream("@home/draw", {"text": "cat"})
+
+    async def main() -> None:
+        astream = home.predictions.astream("@home/draw", {"text": "cat"})
+        await home.aclose()
+        with pytest.raises(EngineClosedError):
+            await anext(astream)
+        assert astream.outcome.state == "closed"
+
+    asyncio.run(main())
+    with pytest.raises(EngineClosedError):
+        next(stream)
+    assert list(stream) == []
+    assert stream.outcome.state == "closed"
