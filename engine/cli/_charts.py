@@ -486,16 +486,18 @@ def spaced(wanted: Sequence[float], apart: float, within: tuple[float, float]) -
 
     They stay within two bounds as long as there is room for all.
     """
-    order = sorted(range(len(wanted)), key=lambda each: wanted[each])
+    low, high = within
+
+    def start_of(members: Sequence[int]) -> float:
+        start = sum(wanted[one] - apart * place for place, one in enumerate(members)) / len(members)
+        return max(low, min(start, high - apart * (len(members) - 1)))
+
     groups: list[tuple[float, list[int]]] = []  # the place of a group's first, and its members
-    for each in order:
-        start, members = wanted[each], [each]
-        while groups and groups[-1][0] + apart * len(groups[-1][1]) > start:
+    for each in sorted(range(len(wanted)), key=lambda each: wanted[each]):
+        members = [each]
+        while groups and groups[-1][0] + apart * len(groups[-1][1]) > start_of(members):
             members = groups.pop()[1] + members
-            start = sum(wanted[one] - apart * place for place, one in enumerate(members)) / len(members)
-        low, high = within
-        start = max(low, min(start, high - apart * (len(members) - 1)))
-        groups.append((start, members))
+        groups.append((start_of(members), members))
     places = [0.0] * len(wanted)
     for start, members in groups:
         for place, one in enumerate(members):
