@@ -49,7 +49,7 @@ OPENING: Final = """
             yield each
             time.sleep(60)
 
-    muna = Engine(discover=False, workers=1, grace=0.5)
+    muna = Engine(discover=False, workers=1, grace=2.0)
 """
 
 
