@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import repeat
 from time import perf_counter
@@ -56,7 +57,7 @@ def cannot(why: str) -> Any:
     raise CannotError(why)
 
 
-class Drive:
+class Drive(ABC):
     """Drives subjects in sync code.
 
     Subclasses say what one repetition is. `time` gives seconds a unit, `prove` what came out.
@@ -64,27 +65,27 @@ class Drive:
 
     is_async = False
 
+    @abstractmethod
     def time(self, subject: Subject, size: int, times: int) -> float:
         """Seconds a unit of work takes, over so many repetitions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prove(self, subject: Subject, size: int) -> list[Any]:
         """What comes out of one repetition."""
-        raise NotImplementedError
 
 
-class AsyncDrive:
+class AsyncDrive(ABC):
     """Drives subjects on an event loop."""
 
     is_async = True
 
+    @abstractmethod
     async def time(self, subject: Subject, size: int, times: int) -> float:
         """Seconds a unit of work takes, over so many repetitions."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def prove(self, subject: Subject, size: int) -> list[Any]:
         """What comes out of one repetition."""
-        raise NotImplementedError
 
 
 def plain(found: Any) -> Any:

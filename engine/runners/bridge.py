@@ -113,17 +113,6 @@ class Bridged(SyncExecution, AsyncExecution):
                 self._conclude(end)
         return self._stop is not None
 
-    def _at_once(self) -> tuple[Any, float] | None:
-        """The fast path of asyncio consumers: a partial that is there already, after the first."""
-        if self._stop is not None or not self._channel.items or not self.outcome.count:
-            return None
-        try:
-            item = self._channel.take()
-        except IndexError:  # another reader was faster
-            return None
-        self.outcome.count += 1
-        return item
-
     def _next(self) -> tuple[Any, float] | None:
         if not self._channel.items:
             return None
@@ -310,7 +299,7 @@ class Bridged(SyncExecution, AsyncExecution):
 
     async def pull(self) -> Any:
         """The next partial."""
-        item = self._at_once() or await self.aget()
+        item = await self.aget()
         if item is not None:
             return item[0]
         failure = self.take_pending() or StopAsyncIteration()
@@ -322,7 +311,7 @@ class Bridged(SyncExecution, AsyncExecution):
 
     async def pull_prediction(self) -> Prediction:
         """The next partial with its record."""
-        item = self._at_once() or await self.aget()
+        item = await self.aget()
         if item is not None:
             return Prediction(self.call, item[0], self.outcome.count - 1, item[1])
         failure = self.take_pending() or StopAsyncIteration()
