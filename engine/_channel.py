@@ -63,7 +63,95 @@ class End:
     is_cleanup: bool = False
 
 
-class Channel:
+class Ending:
+    """What every hand-off has: requests to stop, which go one way, and the end, which comes back.
+
+    Alone it serves a body whose owner keeps the reduction: nothing else is handed over, to one consumer.
+
+    Attributes:
+        end: how the body ended, once it is over and finalised.
+        stop: whether the owner was asked to finalise the body.
+        deserted: when the consumer left, by `perf_counter`, if it did.
+        label: names it in the log.
+        consumers: wake-ups of those who wait for news.
+        closers: wake-ups of those who wait for the end.
+        on_stop: has a request to stop reach an owner that does not look.
+    """
+
+    __slots__ = ("__weakref__", "closers", "consumers", "deserted", "end", "label", "on_stop", "stop")
+
+    def __init__(self, label: str = "") -> None:
+        """Make it for a body that is still to be run."""
+        self.consumers: deque[Wake] = deque()
+        self.closers = self.consumers
+        self.end: End | None = None
+        self.stop = False
+        self.on_stop: Callable[[], None] | None = None
+        self.deserted: float | None = None
+        self.label = label
+
+    def finish(self, end: End) -> None:
+        """Say that the body is over and finalised; the last thing an owner does with a channel."""
+        self.end = end
+        parked = self.consumers
+        while parked:  # `wake_all`, without its calls
+            try:
+                wake = parked.popleft()
+            except IndexError:
+                break
+            wake()
+        if self.closers:
+            wake_all(self.closers)
+        if self.deserted is not None and end.error is not None:
+            warn(f"{self.label}: error after its stream was left", end.error)
+
+    def wait(self) -> None:
+        """Sleep, in a thread, until the end or a request to stop may be there."""
+        park_thread(self.consumers, self._is_news, BOUND)
+
+    async def wait_task(self) -> None:
+        """The same for an asyncio task, which shares the GIL with a busy owner while it waits."""
+        from asyncio import get_running_loop
+
+        loop = get_running_loop()
+        sharing = _sharing_of(loop)
+        sharing.enter(loop)
+        try:
+            await park_task(self.consumers, self._is_news, None, self.request_stop)
+        finally:
+            sharing.leave()
+
+    def _is_news(self) -> bool:
+        return self.end is not None or self.stop
+
+    def request_stop(self) -> None:
+        """Ask the owner to finalise the body.
+
+        No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
+        """
+        self.stop = True
+        wake_all(self.consumers)
+        if self.on_stop is not None:
+            self.on_stop()
+
+    def desert(self) -> None:
+        """Note that the consumer has left: what the body still raises goes to the log."""
+        if self.deserted is None:
+            self.deserted = perf_counter()
+
+    def wait_end(self, seconds: float) -> bool:
+        """Wait, in a thread, at most `seconds` for the body to be finalised; tell whether it is."""
+        return wait_until(self._has_ended, self.closers, seconds)
+
+    async def wait_end_task(self, seconds: float) -> bool:
+        """The same for an asyncio task."""
+        return await wait_until_task(self._has_ended, self.closers, seconds)
+
+    def _has_ended(self) -> bool:
+        return self.end is not None
+
+
+class Channel(Ending):
     """A bounded buffer of `(partial, latency in ms)` between one owner and the consumers of one stream.
 
     Args:
@@ -75,7 +163,6 @@ class Channel:
     ladder: Ladder | None = None  # how the owner was made to stop, where it can be made to
 
     __slots__ = (
-        "__weakref__",
         "_demand",
         "_floor",
         "_handed",
@@ -85,30 +172,16 @@ class Channel:
         "_polite_from",
         "_window",
         "_yielding",
-        "before_end",
-        "closers",
-        "consumers",
-        "deserted",
-        "end",
         "items",
-        "label",
-        "on_stop",
         "producers",
-        "stop",
     )
 
     def __init__(self, prefetch: int | None = None, label: str = "") -> None:
         """Make an empty channel; `label` names it in the log."""
+        super().__init__(label)
         self.items: deque[tuple[Any, float]] = deque()
-        self.consumers: deque[Wake] = deque()
         self.producers: deque[Wake] = deque()
         self.closers: deque[Wake] = deque()
-        self.end: End | None = None
-        self.stop = False
-        self.before_end: Callable[[], None] | None = None  # frees the owner's place before anybody hears of the end
-        self.on_stop: Callable[[], None] | None = None
-        self.deserted: float | None = None
-        self.label = label
         self._is_adaptive = prefetch is None
         self._is_slept_by_thread = False
         self._window = 1 if prefetch is None else prefetch
@@ -177,18 +250,6 @@ class Channel:
             await park_task(self.producers, self._may_go)
         self._demand = False
         return self.stop
-
-    def finish(self, end: End) -> None:
-        """Say that the body is over and finalised; the last thing an owner does with a channel."""
-        if self.before_end is not None:
-            self.before_end()
-        self.end = end
-        if self.consumers:
-            wake_all(self.consumers)
-        if self.closers:
-            wake_all(self.closers)
-        if self.deserted is not None and end.error is not None:
-            warn(f"{self.label}: error after its stream was left", end.error)
 
     def _is_taken(self) -> bool:
         return not self.items or self.stop
@@ -262,22 +323,6 @@ class Channel:
         wake_all(self.consumers)
         if self.on_stop is not None:
             self.on_stop()
-
-    def desert(self) -> None:
-        """Note that the consumer has left: what the body still raises goes to the log."""
-        if self.deserted is None:
-            self.deserted = perf_counter()
-
-    def wait_end(self, seconds: float) -> bool:
-        """Wait, in a thread, at most `seconds` for the body to be finalised; tell whether it is."""
-        return wait_until(self._has_ended, self.closers, seconds)
-
-    async def wait_end_task(self, seconds: float) -> bool:
-        """The same for an asyncio task."""
-        return await wait_until_task(self._has_ended, self.closers, seconds)
-
-    def _has_ended(self) -> bool:
-        return self.end is not None
 
 
 def wait_until(is_news: Callable[[], bool], parked: deque[Wake], seconds: float) -> bool:

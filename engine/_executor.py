@@ -28,11 +28,12 @@ from engine._errors import (
 from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look, trim
 from engine._predictor import Predictor, tag_of
 from engine._records import Call, Prediction, current, is_worker, traceback_of
-from engine._reducers import COLLECT, CONCAT, LAST, RETURNED, reducer_of
+from engine._reducers import COLLECT, CONCAT, EMPTY, LAST, RETURNED, reducer_of
 from engine._slots import awaiting, current_task
 from engine._stream import AsyncPredictionStream, PredictionStream
 from engine.runners.base import Live, Runner, primed
 from engine.runners.bridge import Bridged
+from engine.runners.errand import Errand
 from engine.runners.inline import InlineExecution, is_main_thread
 from engine.runners.task import TaskExecution, resumed
 
@@ -125,7 +126,10 @@ class Executor:
         reducer = profile.reducer if reduce is None else reducer_of(reduce)
         if errors != "raise":
             _check_errors(errors)
-        place = self._sync_place(resident, runner)
+        try:
+            place = resident.places[runner]
+        except (KeyError, TypeError):
+            place = self._sync_place(resident, runner)
         if place is not None or resident.slots is not None:
             return self._create(resident, args, kwargs, place, runner, check, reducer, errors)
         # The fast path: a plain function in the caller's thread. One context, one clock pair, one record; no iterator
@@ -236,12 +240,13 @@ class Executor:
         place = self._async_place(resident, runner)
         if place is None and resident.slots is None and profile.is_async:
             return await self._acreate_here(resident, args, kwargs, runner, reducer, errors)
+        if place is not None and reducer in _KEPT_BY_OWNERS:
+            return await self._akept(resident, args, kwargs, place, check, reducer, errors)
         reduction = Reduction(reducer, reducer.start())
-        keeper = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
-        execution = self._aopen(resident, args, kwargs, place, runner, check, None, keeper, is_guarded=False)
+        execution = self._aopen(resident, args, kwargs, place, runner, check, None, is_guarded=False)
         started = perf_counter()
         try:
-            await _adrain(execution, None if keeper is not None else reduction)
+            await _adrain(execution, reduction)
         except BaseException as error:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
@@ -436,14 +441,12 @@ class Executor:
         raise no_runner(name, (*BUILT_IN, *offered))
 
     def _sync_place(self, resident: Resident, runner: str | None) -> Runner | None:
-        """Who runs the body for a sync caller; `None` is the caller itself, in lock-step."""
+        """Who runs the body for a sync caller; `None` is the caller itself, in lock-step.
+
+        What depends on nothing but the predictor is kept in its resident's `places`.
+        """
         profile = resident.profile
-        if runner is None and profile.runner is None and self._default is None and not resident.is_described:
-            if not profile.is_async:
-                return None
-            choice = None
-        else:
-            choice = self._choice(resident, runner)
+        choice = self._choice(resident, runner)
         if choice == "process" or resident.is_described:
             return self._workers()
         if choice is not None and choice not in BUILT_IN:
@@ -456,7 +459,9 @@ class Executor:
                 )
             self._loop.refuse_to_wait(profile.tag)
             return self._loop
-        return self._threads if choice == "thread" else None
+        place = self._threads if choice == "thread" else None
+        resident.places[runner] = place
+        return place
 
     def _async_place(self, resident: Resident, runner: str | None) -> Runner | None:
         """Who runs the body for an asyncio caller; `None` is the caller's task, in lock-step."""
@@ -492,7 +497,8 @@ class Executor:
         profile = resident.profile
         call = self._call(resident, place)
         function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
-        body = Body(call, function, args, kwargs, profile.follows, copy_context(), None, reduction)
+        body = Body(call, function, args, kwargs, profile.follows, copy_context())
+        body.reduction = reduction
         if place is not None and place is not self._threads and place is not self._loop:
             body.target = resident.target
         if resident.is_described:
@@ -510,9 +516,8 @@ class Executor:
         runner: str | None,
         check: bool | None,  # noqa: FBT001
         prefetch: int | None,
-        reduction: Reduction | None = None,
     ) -> SyncExecution:
-        body = self._body(resident, args, kwargs, place, check, reduction)
+        body = self._body(resident, args, kwargs, place, check)
         admit = None if resident.slots is None else resident.slots.take
         if place is None:
             bridge = _refuse_inline if runner == "inline" else self._bridge
@@ -528,11 +533,10 @@ class Executor:
         runner: str | None,
         check: bool | None,  # noqa: FBT001
         prefetch: int | None,
-        reduction: Reduction | None = None,
         *,
         is_guarded: bool = True,
     ) -> AsyncExecution:
-        body = self._body(resident, args, kwargs, place, check, reduction)
+        body = self._body(resident, args, kwargs, place, check)
         if place is None:
             aadmit = None if resident.slots is None else resident.slots.atake
             is_inline = self._choice(resident, runner) == "inline"
@@ -622,15 +626,79 @@ class Executor:
         errors: Errors,
     ) -> Prediction:
         """`create` wherever the fast path does not apply: with slots, set-up, or an owner elsewhere."""
+        is_kept = place is not None and reducer in _KEPT_BY_OWNERS
+        keeper: Any = place
+        if is_kept and (keeper is self._threads or keeper is self._loop):
+            errand = self._errand(resident, args, kwargs, keeper, reducer)
+            slots = resident.slots
+            started = perf_counter()
+            try:
+                errand.run(keeper, None if slots is None else slots.take)
+            except BaseException as error:
+                return _excused(error, errand, started, errors)
+            return _fetched(errand)
         reduction = Reduction(reducer, reducer.start())
-        keeper = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
-        execution = self._open(resident, args, kwargs, place, runner, check, None, keeper)
         started = perf_counter()
+        if is_kept:
+            body = self._body(resident, args, kwargs, place, check, reduction)
+            execution: Any = self._bridged(body, keeper, None, resident)
+        else:
+            execution = self._open(resident, args, kwargs, place, runner, check, None)
         try:
-            _drain(execution, None if keeper is not None else reduction)
+            if is_kept:
+                execution.run()
+            else:
+                _drain(execution, reduction)
         except BaseException as error:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
+
+    async def _akept(  # noqa: PLR0917
+        self,
+        resident: Resident,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        place: Any,
+        check: bool | None,  # noqa: FBT001
+        reducer: Reducer,
+        errors: Errors,
+    ) -> Prediction:
+        """`acreate` where the owner of the body, which is elsewhere, keeps the reduction."""
+        if place is self._threads or place is self._loop:
+            errand = self._errand(resident, args, kwargs, place, reducer)
+            slots = resident.slots
+            started = perf_counter()
+            try:
+                await errand.arun(place, None if slots is None else slots.atake)
+            except BaseException as error:
+                return _excused(error, errand, started, errors)
+            return _fetched(errand)
+        reduction = Reduction(reducer, reducer.start())
+        execution = self._bridged(self._body(resident, args, kwargs, place, check, reduction), place, None, resident)
+        started = perf_counter()
+        try:
+            await execution.arun()
+        except BaseException as error:
+            return _reported(error, execution, reduction, started, errors)
+        return _reduced(execution, reduction, started)
+
+    def _errand(
+        self,
+        resident: Resident,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        place: Runner,
+        reducer: Reducer,
+    ) -> Errand:
+        profile = resident.profile
+        parent = current.get()
+        depth = 0 if parent is None else _depth_within(parent)
+        call = Call(profile.tag, place.name, parent, self.number, depth)
+        function = None if profile.is_class else resident.function
+        errand = Errand(call, function, args, kwargs, profile.follows, copy_context(), reducer, self._live, self._grace)
+        if profile.is_class:
+            errand.prepare, errand.aprepare = resident.prepare, resident.aprepare
+        return errand
 
     def _drain(  # noqa: PLR0917
         self,
@@ -672,8 +740,8 @@ class Executor:
         raise TypeError("an engine's predictions cannot be pickled: make an engine where it is needed")
 
     @property
-    def live(self) -> tuple[Execution, ...]:
-        """The executions that run just now."""
+    def live(self) -> tuple[Any, ...]:
+        """The executions and errands that run just now."""
         found = (reference() for reference in tuple(self._live.values()))
         return tuple(execution for execution in found if execution is not None)
 
@@ -681,13 +749,13 @@ class Executor:
         """Refuse new calls and end every live stream."""
         self._live.is_closed = True
         self._routes.clear()
-        for execution in self.live:
-            execution.shut()
+        for each in self.live:
+            each.shut()
 
     def forget_parents(self, threads: ThreadRunner, loop: LoopRunner) -> None:
         """In a forked child: streams belong to the parent, owners are started anew."""
-        for execution in self.live:
-            execution.forget()
+        for each in self.live:
+            each.forget()
         self._live.clear()
         self._threads, self._loop = threads, loop
 
@@ -791,26 +859,20 @@ def _returned_of(iterator: Any, reduction: Reduction) -> Any:
         _close_open(iterator)
 
 
-def _drain(execution: SyncExecution, reduction: Reduction | None) -> None:
-    """Pull an execution to its end, reducing its partials here unless their owner does."""
+def _drain(execution: SyncExecution, reduction: Reduction) -> None:
+    """Pull an execution to its end, reducing its partials."""
     try:
-        if reduction is None:
-            execution.run()  # type: ignore[attr-defined]  # only owners elsewhere keep a reduction
-        else:
-            for value in execution.values():
-                reduction.add(value)
+        for value in execution.values():
+            reduction.add(value)
     finally:
         if not execution.outcome.ended:  # the reducer failed, or an interrupt came between two pulls
             execution.close()
 
 
-async def _adrain(execution: AsyncExecution, reduction: Reduction | None) -> None:
+async def _adrain(execution: AsyncExecution, reduction: Reduction) -> None:
     try:
-        if reduction is None:  # its owner keeps it: nothing is handed over but the end
-            await _exhaust(execution)
-        else:
-            async for value in primed(execution.apartials(records=False)):
-                reduction.add(value)
+        async for value in primed(execution.apartials(records=False)):
+            reduction.add(value)
     finally:
         if not execution.outcome.ended:
             await execution.aclose()
@@ -823,7 +885,9 @@ async def _exhaust(execution: AsyncExecution) -> None:
         return
 
 
-def _finish(reduction: Reduction, call: Call) -> Any:
+def _finish(reduction: Reduction | Errand, call: Call) -> Any:
+    if reduction.reducer is LAST and reduction.state is not EMPTY:
+        return reduction.state
     try:
         return reduction.reducer.finish(reduction.state)
     except NoPartialsError as error:
@@ -854,6 +918,21 @@ def _reported(
         del error, execution
 
 
+def _fetched(errand: Errand) -> Prediction:
+    call, count = errand.call, errand.count
+    return Prediction(call, _finish(errand, call), count and count - 1, errand.elapsed * 1000.0)
+
+
+def _excused(error: BaseException, errand: Errand, started: float, errors: Errors) -> Prediction:
+    """The same for an errand."""
+    try:
+        if errors == "raise" or not errand.is_bodys:
+            raise error
+        return _carrying(error, errand.call, errand, started)
+    finally:
+        del error, errand
+
+
 def _failed(
     error: BaseException, call: Call, reduction: Reduction | None, started: float, errors: Errors
 ) -> Prediction:
@@ -869,7 +948,7 @@ def _failed(
         del error, failure
 
 
-def _carrying(error: BaseException, call: Call, reduction: Reduction | None, started: float) -> Prediction:
+def _carrying(error: BaseException, call: Call, reduction: Reduction | Errand | None, started: float) -> Prediction:
     value, index = None, 0
     trim(error)  # it passed through frames of ours on its way here, which say nothing to whoever reads its text
     if reduction is not None and reduction.count:

@@ -33,9 +33,10 @@ _ASYNC_CODE: Final = 0x80 | 0x100 | 0x200  # coroutine, iterable coroutine, asyn
 _NOTE: Final = "predictor "  # how our one note on a predictor's exception begins
 
 
-@attrs.define(eq=False)
 class Body:
     """A predictor's function ready to be started once: what a runner is given.
+
+    It is made on the hot path: what few calls have is a default of the class.
 
     Attributes:
         call: the identity of the call, for messages.
@@ -57,12 +58,6 @@ class Body:
             `None` where they are bound already.
     """
 
-    call: Call
-    function: Callable[..., Any] | None
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    follows: bool
-    context: Context
     release: Callable[[], None] | None = None
     reduction: Reduction | None = None
     nudge: Callable[[], None] | None = None
@@ -72,16 +67,36 @@ class Body:
     target: Any = None
     bind: bool | None = None
 
+    def __init__(  # noqa: PLR0917 - as attrs would make it
+        self,
+        call: Call,
+        function: Callable[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        follows: bool,  # noqa: FBT001
+        context: Context,
+    ) -> None:
+        """Note what is to be run, and as what."""
+        self.call = call
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.follows = follows
+        self.context = context
+
     def start(self) -> Any:
         """Call the function, once; its inputs are let go, so that they live no longer than the body wants them."""
         self.is_started = True
         function, args, kwargs = self.function, self.args, self.kwargs
         self.function, self.args, self.kwargs = None, (), {}
-        if function is None and self.prepare is not None:
-            function = self.prepare()
         if function is None:
-            raise AssertionError("a body is started once")
-        return invoke(function, args, kwargs)
+            if self.prepare is None:
+                raise AssertionError("a body is started once")
+            function = self.prepare()
+        try:
+            return function(*args, **kwargs)
+        except (StopIteration, StopAsyncIteration) as error:  # as in `invoke`
+            raise stopped(error) from error
 
     async def astart(self) -> Any:
         """The same on the engine's loop, where a class that lives there is set up."""

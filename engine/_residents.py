@@ -55,6 +55,7 @@ class Resident:
         slots: bounds its calls; `None` where nothing is to be bounded or counted.
         worker_slots: the same for its calls in workers, which are a place of their own.
         is_described: it is known from a worker's description alone, and runs in workers only.
+        places: where sync callers' `runner=` leads, once that is known; kept by the executor.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Resident:
         "_text",
         "function",
         "is_described",
+        "places",
         "profile",
         "slots",
         "worker_slots",
@@ -97,6 +99,7 @@ class Resident:
         self._engine = engine
         self._is_closed = False
         self.profile = profile
+        self.places: dict[str | None, Any] = {}
         self._target = target
         self._loop = loop
         self._instance: Any = None
@@ -259,6 +262,7 @@ class Resident:
     def renew(self, loop: LoopRunner) -> None:
         """In a forked child: the parent's threads hold no slot and no lock here, and its loop does not exist."""
         self._loop = loop
+        self.places.clear()
         self._lock = threading.Lock()
         self._flight = None
         self.slots, self.worker_slots = _slots_of(self.profile)

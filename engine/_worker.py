@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from engine import _errors
-from engine._channel import Channel, End
+from engine._channel import End
 from engine._errors import NestingError, PayloadError, PluginError, say
 from engine._frames import LOG, ORDER, Decoder, pack, read_order
 from engine._outlet import Link, Outlet, Tail, Terminated
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from contextvars import Context
 
+    from engine._channel import Ending
     from engine._frames import Frame, Order
 
 _READ: Final = 1 << 16  # bytes one read takes at most
@@ -334,7 +335,8 @@ class _Host:
         reducer = None if order.reducer is None else reducer_of(order.reducer)
         reduction = None if reducer is None else Reduction(reducer, reducer.start())
         function = None if resident.profile.is_class else resident.function
-        body = Body(call, function, args, kwargs, order.follows, context, None, reduction)
+        body = Body(call, function, args, kwargs, order.follows, context)
+        body.reduction = reduction
         if resident.profile.is_class:
             body.prepare, body.aprepare = resident.prepare, resident.aprepare
         outlet.body = body
@@ -437,7 +439,7 @@ class _Host:
         if handed is not None:
             handed()
 
-    def take_over(self, body: Body, channel: Channel, iterator: Any, elapsed: float) -> None:
+    def take_over(self, body: Body, channel: Ending, iterator: Any, elapsed: float) -> None:
         """Go on, once the loop has stopped, with a sync iterator that an async body gave."""
         self._handed = partial(body.context.run, go_on, body, channel, iterator, elapsed)
         self.loop.stop_turning()

@@ -84,8 +84,8 @@ class Stop:
         return await wait_until_task(self.is_settled, self._waiting, seconds)
 
 
-class Live(dict[int, "weakref.ref[Execution]"]):
-    """The executions that run just now, by their `id`; through it each of them keeps its engine.
+class Live(dict[int, "weakref.ref[Any]"]):
+    """What runs just now, executions and errands, by `id`; through it each of them keeps its engine.
 
     Attributes:
         engine: what they belong to.
@@ -262,3 +262,11 @@ def primed(partials: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
 def is_finalising() -> bool:
     """Whether the interpreter is going away, so that nothing should be started or reported."""
     return sys.is_finalizing()
+
+
+def tell_of_abandoned(call: Call, grace: float) -> None:
+    """Log that a body did not stop within the grace, in s."""
+    warn(
+        f"{call.tag}: the body did not stop within {grace} s of being closed; it is abandoned, and keeps its slot "
+        "until it ends"
+    )

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import warnings
 from _thread import get_ident
+from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import End
 from engine._errors import EngineClosedError, NestingError, PredictionCancelledError, counted, warn
 from engine._partials import explain, is_foreign_cancel
 from engine._records import Prediction, current_call
-from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising
+from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising, tell_of_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     Admit = Callable[[Body], None]
     AsyncAdmit = Callable[[Body], Awaitable[None]]
 
-NOTHING = End()  # the end of a body that never ran
+NOTHING: Final = End()  # the end of a body that never ran
+_DONE: Final = Stop("done")  # how a body ends that nobody stopped and that raised nothing
 
 
 class Bridged(SyncExecution, AsyncExecution):
@@ -91,9 +93,8 @@ class Bridged(SyncExecution, AsyncExecution):
         try:
             self._channel.wait(self._start())
         except BaseException as error:
-            if not self._is_begun and not self.outcome.ended:  # Ctrl-C before the owner was started, or just then
-                self._channel.request_stop()
-                self._never_started(error)
+            if not self._is_begun:  # Ctrl-C before the owner was started, or just then
+                self._interrupted(error)
             raise
 
     async def aget(self) -> tuple[Any, float] | None:
@@ -132,19 +133,21 @@ class Bridged(SyncExecution, AsyncExecution):
     def _start(self) -> Callable[[], None] | None:
         """Admit the call; give what starts its owner once the consumer is parked."""
         runner, self._runner = self._runner, None
-        if runner is None:
-            return None
+        return partial(self._go, runner) if runner is not None and self._is_admitted() else None
+
+    def _is_admitted(self) -> bool:
+        """Begin, and have the call admitted; tell whether it was, or was stopped while it waited for its slot."""
         try:
             self.begin()
             if self._admit is not None:
                 self._admit(self._body)
-        except PredictionCancelledError:  # stopped while it waited for its slot
+        except PredictionCancelledError:
             self._channel.finish(NOTHING)
-            return None
+            return False
         except BaseException as error:
             self._never_started(error)
             raise
-        return self._starter(runner)
+        return True
 
     async def _wait_task(self) -> None:
         runner, self._runner = self._runner, None
@@ -162,7 +165,7 @@ class Bridged(SyncExecution, AsyncExecution):
             except BaseException as error:
                 self._never_started(error)
                 raise
-            await self._channel.wait_task(self._starter(runner))
+            await self._channel.wait_task(partial(self._go, runner))
         except BaseException as error:
             stop = Stop("cancelled")
             if is_foreign_cancel(error) and self._claims(stop):  # this consumer's own task was cancelled
@@ -170,22 +173,18 @@ class Bridged(SyncExecution, AsyncExecution):
                 self._leave()
             raise
 
-    def _starter(self, runner: Runner) -> Callable[[], None]:
-        body, channel = self._body, self._channel
-
-        def start() -> None:
-            if self._claim is not None:  # stopped while it waited for its slot: the body never runs
-                body.let_go()
-                channel.finish(NOTHING)
-                return
-            try:
-                runner.start(body, channel)
-                self._is_begun = True
-            except BaseException as error:
-                self._never_started(error)
-                raise
-
-        return start
+    def _go(self, runner: Runner) -> None:
+        """Start the owner."""
+        if self._claim is not None:  # stopped while it waited for its slot: the body never runs
+            self._body.let_go()
+            self._channel.finish(NOTHING)
+            return
+        try:
+            runner.start(self._body, self._channel)
+            self._is_begun = True
+        except BaseException as error:
+            self._never_started(error)
+            raise
 
     def _never_started(self, error: BaseException) -> None:
         self._body.let_go()
@@ -202,6 +201,12 @@ class Bridged(SyncExecution, AsyncExecution):
 
     def _conclude(self, end: End) -> None:
         """The body ended by itself: of several consumers one notes it, and one is told of its failure."""
+        if end.error is None and not self._channel.stop:
+            if self._claim is None:  # as in `_claims`
+                self._claim = _DONE
+                self.end("done", None, end.returned)
+                self._stop = _DONE
+            return
         is_shut = end.error is None and self._channel.stop  # by its runner, since nobody of this execution did it
         stop = self._shut() if is_shut else Stop("done" if end.error is None else "failed")
         if not self._claims(stop):
@@ -214,15 +219,46 @@ class Bridged(SyncExecution, AsyncExecution):
         self._finish(stop, returned=end.returned)
 
     def run(self) -> None:
-        """Wait for the end where the owner keeps the reduction, so that there is nothing to take on the way.
+        """Have the body run to its end, where its owner keeps the reduction: the quick way of `create`.
 
-        The quick way of `create`. Raises what the stream ended with.
+        Raises what it ended with.
         """
-        get = self.get
-        while get() is not None:
-            pass
+        channel = self._channel
+        runner, self._runner = self._runner, None
+        self.call.blocked = get_ident()
+        try:
+            if runner is not None and self._is_admitted():
+                self._go(runner)
+            while self._stop is None:
+                if channel.end is None:
+                    channel.wait()
+                else:
+                    self._conclude(channel.end)
+        except BaseException as error:
+            self._interrupted(error)
+            raise
         failure = self.take_pending()
-        del self, get
+        del self, channel
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+
+    def _interrupted(self, error: BaseException) -> None:
+        """Something was raised, such as Ctrl-C, while this thread waited for the end."""
+        if not self._is_begun and not self.outcome.ended:
+            self._channel.request_stop()
+            self._never_started(error)
+        else:
+            self.close()
+
+    async def arun(self) -> None:
+        """The same for an asyncio consumer."""
+        while not self._is_over():
+            await self._wait_task()
+        failure = self.take_pending()
+        del self
         if failure is not None:
             try:
                 raise failure
@@ -410,10 +446,7 @@ class Bridged(SyncExecution, AsyncExecution):
             raise explain(error, self.call, self.outcome.count)
         self._log_unseen(end)
         if not is_final:
-            warn(
-                f"{self.call.tag}: the body did not stop within {self.grace} s of being closed; it is abandoned, "
-                "and keeps its slot until it ends"
-            )
+            tell_of_abandoned(self.call, self.grace)
 
     def _log_unseen(self, end: End | None) -> None:
         if end is not None and end.error is not None and self._stop is not None and self._stop.state != "failed":

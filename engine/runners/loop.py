@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from engine._channel import End
 from engine._errors import EngineClosedError, NestingError
-from engine._partials import ASYNC, ONE, aclose_iterator, dispose, first_step, is_foreign_cancel, settle
+from engine._partials import (
+    ASYNC,
+    ONE,
+    PLAIN,
+    aclose_iterator,
+    dispose,
+    first_step,
+    is_foreign_cancel,
+    settle,
+    stopped,
+)
 from engine._records import current, current_call
 
 if TYPE_CHECKING:
@@ -23,10 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
     from contextvars import Context
 
-    from engine._channel import Channel
+    from engine._channel import Ending
     from engine._partials import Body
 
-    TakeOver = Callable[[Body, Channel, Iterator[Any], float], None]
+    TakeOver = Callable[[Body, Ending, Iterator[Any], float], None]
 
 _BOUND = 5.0  # seconds any wait sleeps before it looks again
 _BREATH = 64  # partials after which a body that never suspends lets the loop's other tasks run
@@ -87,33 +97,35 @@ class LoopRunner:
                 holder,
             )
 
-    def start(self, body: Body, channel: Channel) -> None:
+    def start(self, body: Body, channel: Ending) -> None:
         """Run `body` as a task of the loop."""
-        self._own(_Owner(self, body, channel), None, 0.0)
+        self._own(body, channel, None, 0.0)
 
-    def take_over(self, body: Body, channel: Channel, produced: Any, elapsed: float) -> None:
+    def take_over(self, body: Body, channel: Ending, produced: Any, elapsed: float) -> None:
         """Go on, as a task of the loop, with something async that a sync body produced after `elapsed` seconds."""
         body.context = copy_context()  # the body's own one is entered, and stays so, where this is called
         try:
-            self._own(_Owner(self, body, channel), produced, elapsed)
+            self._own(body, channel, produced, elapsed)
         except BaseException as error:
             dispose(produced)
             body.let_go()
             channel.finish(End(error))
 
-    def _own(self, owner: _Owner, produced: Any, elapsed: float) -> None:
+    def _own(self, body: Body, channel: Ending, produced: Any, elapsed: float) -> None:
+        owner = _Owner(self, body, channel, self._loop or self.loop())
         self.post(owner.spawn, produced, elapsed)
         owner.listen()
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
         """Have the loop call `function`; what is posted before the engine closes is called before the loop ends."""
-        self.loop()
+        if self._loop is None:
+            self.loop()
         with self._lock:
             if self._loop is None or self._is_closed:
                 raise EngineClosedError
             self._loop.call_soon_threadsafe(function, *args)
 
-    def hand_over(self, body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
+    def hand_over(self, body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) -> None:
         """Give a sync iterator that an async body produced to an owner thread."""
         body.context = copy_context()
         self._adopt(body, channel, iterator, elapsed)
@@ -167,7 +179,7 @@ class LoopRunner:
 _parents_own: list[object] = []  # what a forked child was given a copy of
 
 
-def adopt_here(take: TakeOver, body: Body, channel: Channel, produced: Any, elapsed: float) -> None:
+def adopt_here(take: TakeOver, body: Body, channel: Ending, produced: Any, elapsed: float) -> None:
     """Run something async on a loop of its own, and wait in this thread until it is over.
 
     Args:
@@ -225,11 +237,11 @@ class _Owner:
 
     __slots__ = ("_body", "_channel", "_is_cancelled", "_is_handed_over", "_is_stepping", "_loop", "_runner", "_task")
 
-    def __init__(self, runner: LoopRunner, body: Body, channel: Channel) -> None:
+    def __init__(self, runner: LoopRunner, body: Body, channel: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._runner = runner
         self._body = body
         self._channel = channel
-        self._loop = runner.loop()
+        self._loop = loop
         self._task: asyncio.Task[None] | None = None
         self._is_stepping = False
         self._is_cancelled = False
@@ -300,14 +312,23 @@ class _Owner:
         started = clock()
         self._is_stepping = True
         try:
-            kind, produced = await settle(await body.astart() if produced is None else produced, body.follows)
+            if produced is None:
+                produced = await body.astart() if body.function is None else body.start()
+            if produced.__class__ is types.CoroutineType:  # what most bodies here give, without the calls of `settle`
+                try:
+                    produced = await produced
+                except (StopIteration, StopAsyncIteration) as error:
+                    raise stopped(error) from error
+            kind = ONE
+            if produced.__class__ not in PLAIN:
+                kind, produced = await settle(produced, body.follows)
         finally:
             self._is_stepping = False
         now = clock()
         elapsed += now - started
         if kind is ONE:
             end.returned = produced
-            await self._deliver_one(produced, elapsed, now)
+            self._deliver_one(produced, elapsed, now)
         elif kind is ASYNC:
             await self._deliver_all(produced, elapsed, end)
         else:
@@ -315,7 +336,7 @@ class _Owner:
             self._channel.on_stop = None
             self._runner.hand_over(body, self._channel, produced, elapsed)
 
-    async def _deliver_one(self, value: Any, elapsed: float, now: float) -> None:
+    def _deliver_one(self, value: Any, elapsed: float, now: float) -> None:
         reduction = self._body.reduction
         if reduction is not None:
             reduction.add(value)
@@ -341,7 +362,8 @@ class _Owner:
         `thread.pump`.
         """
         channel, reduction = self._channel, self._body.reduction
-        clock, step, offer = perf_counter, iterator.__anext__, channel.offer
+        clock, step = perf_counter, iterator.__anext__
+        offer: Any = None if reduction is not None else channel.offer
         breath = _BREATH
         awaitable = first_step(iterator)
         started = clock()

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import End
 from engine._errors import EngineClosedError, EngineError
-from engine._partials import ITERATOR, ONE, close_iterator, dispose, look, one
+from engine._partials import ITERATOR, ONE, PLAIN, close_iterator, dispose, look, one
 from engine._records import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engine._channel import Channel
+    from engine._channel import Ending
     from engine._partials import Body, Reduction
 
-    Adopt = Callable[[Body, Channel, Any, float], None]
+    Adopt = Callable[[Body, Ending, Any, float], None]
 
 MOST_ABANDONED: Final = 64  # threads whose consumers have left; beyond, new calls are refused
 MOST_THREADS: Final = 4096  # owner threads of one engine at one time
@@ -41,17 +41,21 @@ class ThreadRunner:
     def __init__(self) -> None:
         """Make a runner without threads."""
         self.adopt: Adopt = _unjoined
-        self._idle: deque[_Owner] = deque()
-        self._owners: set[_Owner] = set()
-        self._busy: set[Channel] = set()
-        self._is_closed = False
+        self.idle: deque[_Owner] = deque()
+        self.owners: set[_Owner] = set()
+        self.is_closed = False
 
     @property
     def abandoned(self) -> int:
         """Owner threads still running a body whose consumer has left."""
-        return sum(channel.deserted is not None for channel in tuple(self._busy))
+        return sum(channel.deserted is not None for channel in self._served())
 
-    def start(self, body: Body, channel: Channel) -> None:
+    def _served(self) -> list[Ending]:
+        """What owners run just now. One that has told its end runs no more: who hears of that may call again."""
+        channels = (owner.channel for owner in tuple(self.owners))
+        return [channel for channel in channels if channel is not None and channel.end is None]
+
+    def start(self, body: Body, channel: Ending) -> None:
         """Run `body` on an owner thread.
 
         Raises:
@@ -60,144 +64,131 @@ class ThreadRunner:
         """
         self.run(channel, partial(body.context.run, _own, body, channel, self.adopt))
 
-    def take_over(self, body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
+    def take_over(self, body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) -> None:
         """Go on, on an owner thread, with a sync iterator that an async body produced after `elapsed` seconds."""
         body.context = copy_context()  # the body's own one is entered, and stays so, where this is called
         self.run(channel, lambda: body.context.run(go_on, body, channel, iterator, elapsed))
 
-    def run(self, channel: Channel, work: Callable[[], None]) -> None:
+    def run(self, channel: Ending, work: Callable[[], None]) -> None:
         """Run `work`, which ends by finishing `channel`, on an idle thread or a new one."""
-        self._refuse()
-        self._busy.add(channel)
-        channel.before_end = partial(self._busy.discard, channel)
+        running = len(self.owners) - len(self.idle)  # or a few more, which just ended
+        if self.is_closed or running >= MOST_ABANDONED or running >= MOST_THREADS:
+            self._refuse()
         try:
-            owner = self._idle.pop()
+            owner = self.idle.pop()
         except IndexError:
             owner = _Owner(self)
+            owner.channel, owner.work = channel, work
+            self.owners.add(owner)
             try:
-                owner.start(channel, work)
+                owner.thread.start()
             except BaseException:
-                self._busy.discard(channel)
+                self.owners.discard(owner)
                 raise
         else:
-            owner.give(channel, work)
+            owner.channel, owner.work = channel, work
+            owner.lock.release()
 
     def _refuse(self) -> None:
-        if self._is_closed:
+        if self.is_closed:
             raise EngineClosedError
-        running = len(self._busy)
-        if running >= MOST_THREADS:
+        served = self._served()
+        if len(served) >= MOST_THREADS:
             raise EngineError(
-                f"{running} predictor bodies run in threads, the most one engine allows: read or close some first"
+                f"{len(served)} predictor bodies run in threads, the most one engine allows: read or close some first"
             )
-        if running >= MOST_ABANDONED and self.abandoned >= MOST_ABANDONED:
+        abandoned = sum(channel.deserted is not None for channel in served)
+        if abandoned >= MOST_ABANDONED:
             raise EngineError(
-                f"{self.abandoned} abandoned threads still run predictors that were cancelled or closed and did not "
+                f"{abandoned} abandoned threads still run predictors that were cancelled or closed and did not "
                 "stop: let them look at current_call().stopping, or yield more often"
             )
-
-    def finished(self, channel: Channel) -> None:
-        """An owner is done with a channel."""
-        self._busy.discard(channel)
 
     @property
     def is_started(self) -> bool:
         """Whether there are threads to let go."""
-        return bool(self._owners)
+        return bool(self.owners)
 
     def close(self, grace: float) -> None:
         """Refuse new bodies, let idle threads go, and wait at most `grace` seconds for those that are about to end."""
-        self._is_closed = True
-        while self._idle:
+        self.is_closed = True
+        while self.idle:
             try:
-                self._idle.pop().give(None, None)
+                self.idle.pop().lock.release()  # nothing to do is the sign to end
             except IndexError:
                 break
         deadline = perf_counter() + grace
-        for owner in tuple(self._owners):
+        for owner in tuple(self.owners):
             if owner.thread is not threading.current_thread():
                 owner.thread.join(max(0.0, min(deadline, owner.patience(grace)) - perf_counter()))
 
     def retire(self, owner: _Owner) -> bool:
         """Whether an idle `owner` may end; not if a body has just been given to it."""
         try:
-            self._idle.remove(owner)
+            self.idle.remove(owner)
         except ValueError:
             return False
         return True
 
-    def rest(self, owner: _Owner) -> bool:
-        """Keep `owner` for the next body; tell it to end instead if the engine is closed."""
-        self._idle.append(owner)
-        return not (self._is_closed and self.retire(owner))
 
-
-def _unjoined(_body: Body, _channel: Channel, produced: Any, _elapsed: float) -> None:
+def _unjoined(_body: Body, _channel: Ending, produced: Any, _elapsed: float) -> None:
     dispose(produced)
     raise AssertionError("a thread runner is joined with a loop before it is used")
 
 
 class _Owner:
-    """One thread that owns one body at a time."""
+    """One thread that owns one body at a time; the other half of `ThreadRunner`.
 
-    __slots__ = ("_channel", "_lock", "_runner", "_work", "thread")
+    Attributes:
+        lock: released once there is something to do, or nothing any more.
+        channel: where what it does now ends.
+        work: what it is to do next.
+    """
+
+    __slots__ = ("_runner", "channel", "lock", "thread", "work")
 
     def __init__(self, runner: ThreadRunner) -> None:
         self._runner = runner
-        self._lock = allocate_lock()
-        self._lock.acquire()
-        self._channel: Channel | None = None
-        self._work: Callable[[], None] | None = None
+        self.lock = allocate_lock()
+        self.lock.acquire()
+        self.channel: Ending | None = None
+        self.work: Callable[[], None] | None = None
         self.thread = threading.Thread(target=self._main, name="engine-owner", daemon=True)
 
     def patience(self, grace: float) -> float:
         """Until when to wait for this owner: one whose consumer has left gets no second grace."""
-        channel = self._channel
+        channel = self.channel
         return perf_counter() + grace if channel is None or channel.deserted is None else channel.deserted + grace
-
-    def start(self, channel: Channel, work: Callable[[], None]) -> None:
-        self._channel, self._work = channel, work
-        self._runner._owners.add(self)  # noqa: SLF001 - one class in two halves
-        try:
-            self.thread.start()
-        except BaseException:
-            self._runner._owners.discard(self)  # noqa: SLF001
-            raise
-
-    def give(self, channel: Channel | None, work: Callable[[], None] | None) -> None:
-        self._channel, self._work = channel, work
-        self._lock.release()
 
     def _main(self) -> None:
         runner = self._runner
         try:
-            while self._work is not None:
-                self._do(self._work)
-                if not runner.rest(self) or not self._is_given_more():
+            while self._does():
+                runner.idle.append(self)
+                if runner.is_closed and runner.retire(self):
                     break
+                while not self.lock.acquire(timeout=_IDLE):
+                    if runner.retire(self):
+                        return
         finally:
-            runner._owners.discard(self)  # noqa: SLF001
+            runner.owners.discard(self)
 
-    def _do(self, work: Callable[[], None]) -> None:
-        channel = self._channel
-        self._work = None
+    def _does(self) -> bool:
+        """Do what there is to do, and refer to nothing of it any more; tell whether there was anything."""
+        work, channel = self.work, self.channel
+        if work is None or channel is None:
+            return False
+        self.work = None
         try:
             work()
         except BaseException as error:  # a defect of a runner: its consumer must hear of it, and not wait for ever
-            if channel is not None and channel.end is None:
+            if channel.end is None:
                 channel.finish(End(error))
-        self._channel = None
-        if channel is not None:
-            self._runner.finished(channel)
-
-    def _is_given_more(self) -> bool:
-        while not self._lock.acquire(timeout=_IDLE):
-            if self._runner.retire(self):
-                return False
+        self.channel = None
         return True
 
 
-def own(body: Body, channel: Channel, adopt: Adopt) -> None:
+def own(body: Body, channel: Ending, adopt: Adopt) -> None:
     """Be the owner of a sync body, in the calling thread, from its call to its finalisation.
 
     Args:
@@ -208,24 +199,27 @@ def own(body: Body, channel: Channel, adopt: Adopt) -> None:
     body.context.run(_own, body, channel, adopt)
 
 
-def _own(body: Body, channel: Channel, adopt: Adopt) -> None:
+def _own(body: Body, channel: Ending, adopt: Adopt) -> None:
     current.set(body.call)
     clock = perf_counter
     started = clock()
     try:
         produced = body.start()
-        kind = look(produced, body.follows)
+        kind = ONE if produced.__class__ in PLAIN else look(produced, body.follows)
     except BaseException as error:
         _finish(body, channel, End(error))
         return
-    if kind is ONE and body.reduction is not None:  # the fast path of `create`: there is nothing to hand over
-        end = End(returned=produced)
+    reduction = body.reduction
+    if kind is ONE and reduction is not None:  # the fast path of `create`: there is nothing to hand over
+        end = End(None, produced)
         try:
-            body.reduction.add(produced)
-            body.reduction.elapsed = clock() - started
+            reduction.elapsed = clock() - started
+            reduction.add(produced)
         except BaseException as error:
             end = End(error)
-        _finish(body, channel, end)
+        if body.release is not None:
+            body.let_go()
+        channel.finish(end)
         return
     if kind is ONE:
         produced, kind = one(produced), ITERATOR
@@ -235,7 +229,7 @@ def _own(body: Body, channel: Channel, adopt: Adopt) -> None:
         adopt(body, channel, produced, clock() - started)
 
 
-def go_on(body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float) -> None:
+def go_on(body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) -> None:
     """Go on, in the calling thread, with a sync iterator a body produced after `elapsed` seconds."""
     end = End()
     try:
@@ -256,12 +250,12 @@ def go_on(body: Body, channel: Channel, iterator: Iterator[Any], elapsed: float)
     _finish(body, channel, end)
 
 
-def _finish(body: Body, channel: Channel, end: End) -> None:
+def _finish(body: Body, channel: Ending, end: End) -> None:
     body.let_go()  # first the slot, then the news: whoever reads the end may call again at once
     channel.finish(end)
 
 
-def pump(iterator: Iterator[Any], channel: Channel, elapsed: float, end: End) -> bool:
+def pump(iterator: Iterator[Any], channel: Any, elapsed: float, end: End) -> bool:
     """Put each partial into the channel; tell whether the iterator ended by itself.
 
     The hot loop of every bridge from a sync body: one step, one look at the clock, one hand-over. Where there is no
@@ -286,7 +280,7 @@ def pump(iterator: Iterator[Any], channel: Channel, elapsed: float, end: End) ->
     return False
 
 
-def reduce(iterator: Iterator[Any], channel: Channel, elapsed: float, end: End, reduction: Reduction) -> bool:
+def reduce(iterator: Iterator[Any], channel: Ending, elapsed: float, end: End, reduction: Reduction) -> bool:
     """Keep the running reduction in the owner and hand over nothing but the end."""
     started = perf_counter()
     step, add = iterator.__next__, reduction.add
