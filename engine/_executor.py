@@ -33,7 +33,7 @@ from engine._slots import awaiting, current_task
 from engine._stream import AsyncPredictionStream, PredictionStream
 from engine.runners.base import Live, Runner, primed
 from engine.runners.bridge import Bridged
-from engine.runners.errand import Errand
+from engine.runners.errand import Errand, Parcel
 from engine.runners.inline import InlineExecution, is_main_thread
 from engine.runners.task import TaskExecution, resumed
 
@@ -240,13 +240,15 @@ class Executor:
         place = self._async_place(resident, runner)
         if place is None and resident.slots is None and profile.is_async:
             return await self._acreate_here(resident, args, kwargs, runner, reducer, errors)
-        if place is not None and reducer in _KEPT_BY_OWNERS:
+        is_kept = place is not None and reducer in _KEPT_BY_OWNERS
+        if is_kept and self._takes_errands(place):
             return await self._akept(resident, args, kwargs, place, check, reducer, errors)
         reduction = Reduction(reducer, reducer.start())
-        execution = self._aopen(resident, args, kwargs, place, runner, check, None, is_guarded=False)
+        keeper = reduction if is_kept else None
+        execution = self._aopen(resident, args, kwargs, place, runner, check, None, keeper, is_guarded=False)
         started = perf_counter()
         try:
-            await _adrain(execution, reduction)
+            await _adrain(execution, None if is_kept else reduction)
         except BaseException as error:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
@@ -448,7 +450,10 @@ class Executor:
         profile = resident.profile
         choice = self._choice(resident, runner)
         if choice == "process" or resident.is_described:
-            return self._workers()
+            workers = self._workers()
+            if not resident.is_described:
+                resident.places[runner] = workers
+            return workers
         if choice is not None and choice not in BUILT_IN:
             return self._plugin_runner(choice)
         if profile.is_async:
@@ -459,7 +464,7 @@ class Executor:
                 )
             self._loop.refuse_to_wait(profile.tag)
             return self._loop
-        place = self._threads if choice == "thread" else None
+        place: Runner | None = self._threads if choice == "thread" else None
         resident.places[runner] = place
         return place
 
@@ -516,8 +521,9 @@ class Executor:
         runner: str | None,
         check: bool | None,  # noqa: FBT001
         prefetch: int | None,
+        reduction: Reduction | None = None,
     ) -> SyncExecution:
-        body = self._body(resident, args, kwargs, place, check)
+        body = self._body(resident, args, kwargs, place, check, reduction)
         admit = None if resident.slots is None else resident.slots.take
         if place is None:
             bridge = _refuse_inline if runner == "inline" else self._bridge
@@ -533,10 +539,11 @@ class Executor:
         runner: str | None,
         check: bool | None,  # noqa: FBT001
         prefetch: int | None,
+        reduction: Reduction | None = None,
         *,
         is_guarded: bool = True,
     ) -> AsyncExecution:
-        body = self._body(resident, args, kwargs, place, check)
+        body = self._body(resident, args, kwargs, place, check, reduction)
         if place is None:
             aadmit = None if resident.slots is None else resident.slots.atake
             is_inline = self._choice(resident, runner) == "inline"
@@ -548,7 +555,8 @@ class Executor:
         if place.name == "process":
             workers: Any = place
             wire = workers.wire(prefetch, body.call.tag)
-            admit_there, aadmit_there = workers.admissions(wire, resident.worker_slots, resident.profile.set_up_limit)
+            bounds = wire, resident.worker_slots, resident.profile.set_up_limit
+            admit_there, aadmit_there = partial(workers.admit, *bounds), partial(workers.aadmit, *bounds)
             return Bridged(body, wire, place, admit_there, aadmit_there, self._grace, self._live)
         slots = resident.slots
         admit, aadmit = (None, None) if slots is None else (slots.take, slots.atake)
@@ -619,7 +627,7 @@ class Executor:
         resident: Resident,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        place: Runner | None,
+        place: Any,
         runner: str | None,
         check: bool | None,  # noqa: FBT001
         reducer: Reducer,
@@ -627,28 +635,19 @@ class Executor:
     ) -> Prediction:
         """`create` wherever the fast path does not apply: with slots, set-up, or an owner elsewhere."""
         is_kept = place is not None and reducer in _KEPT_BY_OWNERS
-        keeper: Any = place
-        if is_kept and (keeper is self._threads or keeper is self._loop):
-            errand = self._errand(resident, args, kwargs, keeper, reducer)
-            slots = resident.slots
+        if is_kept and self._takes_errands(place):
+            errand, admit = self._errand(resident, args, kwargs, place, check, reducer, is_task=False)
             started = perf_counter()
             try:
-                errand.run(keeper, None if slots is None else slots.take)
+                errand.run(place, admit)
             except BaseException as error:
                 return _excused(error, errand, started, errors)
             return _fetched(errand)
         reduction = Reduction(reducer, reducer.start())
+        execution = self._open(resident, args, kwargs, place, runner, check, None, reduction if is_kept else None)
         started = perf_counter()
-        if is_kept:
-            body = self._body(resident, args, kwargs, place, check, reduction)
-            execution: Any = self._bridged(body, keeper, None, resident)
-        else:
-            execution = self._open(resident, args, kwargs, place, runner, check, None)
         try:
-            if is_kept:
-                execution.run()
-            else:
-                _drain(execution, reduction)
+            _drain(execution, None if is_kept else reduction)
         except BaseException as error:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
@@ -664,41 +663,49 @@ class Executor:
         errors: Errors,
     ) -> Prediction:
         """`acreate` where the owner of the body, which is elsewhere, keeps the reduction."""
-        if place is self._threads or place is self._loop:
-            errand = self._errand(resident, args, kwargs, place, reducer)
-            slots = resident.slots
-            started = perf_counter()
-            try:
-                await errand.arun(place, None if slots is None else slots.atake)
-            except BaseException as error:
-                return _excused(error, errand, started, errors)
-            return _fetched(errand)
-        reduction = Reduction(reducer, reducer.start())
-        execution = self._bridged(self._body(resident, args, kwargs, place, check, reduction), place, None, resident)
+        errand, admit = self._errand(resident, args, kwargs, place, check, reducer, is_task=True)
         started = perf_counter()
         try:
-            await execution.arun()
+            await errand.arun(place, admit)
         except BaseException as error:
-            return _reported(error, execution, reduction, started, errors)
-        return _reduced(execution, reduction, started)
+            return _excused(error, errand, started, errors)
+        return _fetched(errand)
 
-    def _errand(
+    def _takes_errands(self, place: Any) -> bool:
+        """Whether it is a runner of our own; one that a plugin offers is given a channel for everything."""
+        return place is self._threads or place is self._loop or place.name == "process"
+
+    def _errand(  # noqa: PLR0917
         self,
         resident: Resident,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        place: Runner,
+        place: Any,
+        check: bool | None,  # noqa: FBT001
         reducer: Reducer,
-    ) -> Errand:
+        *,
+        is_task: bool,
+    ) -> tuple[Errand, Any]:
+        """What `create` sends elsewhere, and what its consumer, a thread or a task, calls before it starts."""
         profile = resident.profile
         parent = current.get()
         depth = 0 if parent is None else _depth_within(parent)
         call = Call(profile.tag, place.name, parent, self.number, depth)
-        function = None if profile.is_class else resident.function
-        errand = Errand(call, function, args, kwargs, profile.follows, copy_context(), reducer, self._live, self._grace)
-        if profile.is_class:
-            errand.prepare, errand.aprepare = resident.prepare, resident.aprepare
-        return errand
+        function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
+        facts = call, function, args, kwargs, profile.follows, copy_context(), reducer, self._live, self._grace
+        if place.name != "process":
+            errand = Errand(*facts)
+            if profile.is_class:
+                errand.prepare, errand.aprepare = resident.prepare, resident.aprepare
+            slots = resident.slots
+            return errand, slots and (slots.atake if is_task else slots.take)
+        parcel = Parcel(*facts)
+        parcel.target = resident.target
+        if resident.is_described:
+            parcel.bind = profile.is_opaque and (profile.is_checked if check is None else check)
+        parcel.wire = wire = place.wire(None, profile.tag)
+        admit = place.aadmit if is_task else place.admit
+        return parcel, partial(admit, wire, resident.worker_slots, profile.set_up_limit)
 
     def _drain(  # noqa: PLR0917
         self,
@@ -859,20 +866,22 @@ def _returned_of(iterator: Any, reduction: Reduction) -> Any:
         _close_open(iterator)
 
 
-def _drain(execution: SyncExecution, reduction: Reduction) -> None:
-    """Pull an execution to its end, reducing its partials."""
+def _drain(execution: SyncExecution, reduction: Reduction | None) -> None:
+    """Pull an execution to its end, reducing its partials here unless their owner does."""
     try:
         for value in execution.values():
-            reduction.add(value)
+            if reduction is not None:
+                reduction.add(value)
     finally:
         if not execution.outcome.ended:  # the reducer failed, or an interrupt came between two pulls
             execution.close()
 
 
-async def _adrain(execution: AsyncExecution, reduction: Reduction) -> None:
+async def _adrain(execution: AsyncExecution, reduction: Reduction | None) -> None:
     try:
         async for value in primed(execution.apartials(records=False)):
-            reduction.add(value)
+            if reduction is not None:
+                reduction.add(value)
     finally:
         if not execution.outcome.ended:
             await execution.aclose()

@@ -143,6 +143,10 @@ class Host(Protocol):
         """Let no signal cut what the main thread does here in two."""
         ...
 
+    def catch_up(self) -> None:
+        """Do what a signal wanted meanwhile."""
+        ...
+
     def stop_turning(self) -> None:
         """The call is over."""
         ...
@@ -157,34 +161,16 @@ class Outlet(Channel):
         number: the number its frames carry.
     """
 
-    __slots__ = (
-        "_batch",
-        "_due",
-        "_heavy",
-        "_held",
-        "_host",
-        "_is_bounded",
-        "_latency",
-        "_limit",
-        "_link",
-        "_made",
-        "_only",
-        "_ring",
-        "_tail",
-        "body",
-        "is_asked",
-        "is_bodys",
-        "number",
-        "refusal",
-    )
+    body: Body | None = None
+    is_asked = False
+    is_bodys = False
+    refusal: PayloadError | None = None
+    _heavy = 0  # bytes the consumer has not taken yet
+    _only: tuple[Any, float] | None = None
 
     def __init__(self, host: Host, order: Order, number: int) -> None:
         super().__init__(None, order.tag)
         self.number = number
-        self.body: Body | None = None
-        self.is_asked = False
-        self.is_bodys = False
-        self.refusal: PayloadError | None = None
         self._host = host
         self._link = host.link
         self._ring = host.ring
@@ -196,9 +182,7 @@ class Outlet(Channel):
         self._due = 0.0  # when the next partial is sent at once, however fast they come
         self._latency = 0.0  # of the partial before
         self._tail = host.tail
-        self._heavy = 0  # bytes the consumer has not taken yet
         self._held: deque[tuple[int, int]] = deque()  # index of a partial, and the bytes up to it
-        self._only: tuple[Any, float] | None = None
 
     # The producer's end
 
@@ -375,7 +359,9 @@ class Outlet(Channel):
         if self.refusal is not None:
             error = _joined(self.refusal, error)
         flush_streams()
-        with host.uninterrupted():
+        link = self._link
+        was_busy, link.is_busy = link.is_busy, True  # `host.uninterrupted()`, without its calls: this ends every call
+        try:
             if self._batch:
                 self.flush_from_anywhere()
             if error is None:
@@ -384,6 +370,10 @@ class Outlet(Channel):
                 error = self.refusal
             if error is not None:
                 self._send_failed(error, is_cleanup=(end.is_cleanup or host.is_terminated) and self.refusal is None)
+        finally:
+            if not was_busy:
+                link.is_busy = False
+                host.catch_up()
         host.stop_turning()
 
     def _send_done(self, end: End) -> None:

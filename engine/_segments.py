@@ -44,13 +44,14 @@ class Segment:
         descriptor: what `make_segment` gave; it stays open when the view is closed.
     """
 
-    __slots__ = ("_descriptor", "_map", "_wanted")
+    __slots__ = ("_descriptor", "_map", "_wanted", "is_giant")
 
     def __init__(self, descriptor: int) -> None:
         """See nothing yet; memory is mapped when it is first used."""
         self._descriptor = descriptor
         self._map: mmap.mmap | None = None
         self._wanted = 0
+        self.is_giant = False  # more than `LARGEST` was wanted, so that there may be something to `trim`
 
     @property
     def size(self) -> int:
@@ -60,6 +61,7 @@ class Segment:
     def grow(self, size: int) -> bool:
         """Make room for `size` bytes; tell whether there is."""
         self._wanted = max(self._wanted, size)
+        self.is_giant = self.is_giant or size > LARGEST
         if size <= self.size:
             return True
         rounded = -(-size // _STEP) * _STEP
@@ -107,9 +109,11 @@ class Segment:
 
         Only the side that writes may do so, and only while there is nothing to read.
         """
-        if max(self._wanted, coming) <= LARGEST < self.size:
-            self.close()
-            os.ftruncate(self._descriptor, LARGEST)
+        if max(self._wanted, coming) <= LARGEST:
+            if self.size > LARGEST:
+                self.close()
+                os.ftruncate(self._descriptor, LARGEST)
+            self.is_giant = False
         self._wanted = 0
 
     def close(self) -> None:
@@ -142,7 +146,8 @@ class Ring:
     def clear(self) -> None:
         """Nothing is held any more."""
         self._held.clear()
-        self._segment.trim()
+        if self._segment.is_giant:
+            self._segment.trim()
 
     def find(self, index: int, size: int) -> int | None:
         """Find room for the partial `index`; `None` if there is none."""

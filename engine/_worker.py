@@ -29,7 +29,7 @@ from engine._channel import End
 from engine._errors import NestingError, PayloadError, PluginError, say
 from engine._frames import LOG, ORDER, Decoder, pack, read_order
 from engine._outlet import Link, Outlet, Tail, Terminated
-from engine._partials import ITERATOR, ONE, Body, Reduction, look, trim
+from engine._partials import ITERATOR, ONE, PLAIN, Body, Reduction, look, trim
 from engine._payloads import decode
 from engine._predictor import import_name, import_target
 from engine._profiles import describe, profile_of
@@ -270,7 +270,8 @@ class _Host:
             if self.is_terminated or order.what == "leave":
                 self._push_all()
                 return
-            self._push_all()
+            if self.link.unsent:
+                self._push_all()
             self._restore_signals()
 
     def _next(self) -> Frame | None:
@@ -297,35 +298,47 @@ class _Host:
 
     def _do(self, order: Order, frame: Frame, outlet: Outlet) -> None:
         try:
-            work = self._ready(order, frame, outlet)
+            for key in order.forget:
+                self._forget(key)
+            if order.what != "run":
+                outlet.finish(End(returned=self._seen_to(order, frame)))
+                return
+            body, is_async = self._ready(order, frame, outlet)
         except Terminated:
             outlet.finish(End(None))
+            return
         except BaseException as error:
             outlet.finish(End(error))
+            return
+        if outlet.stop:
+            outlet.finish(End())
+            return
+        outlet.is_bodys = True
+        if is_async:
+            self._turn(partial(self.loop.start, body, outlet), outlet)
         else:
-            work()
+            body.context.run(self._run_sync, body, outlet)
 
-    def _ready(self, order: Order, frame: Frame, outlet: Outlet) -> Callable[[], None]:
-        """Everything that precedes the body; what goes wrong here is not the body's failure."""
-        for key in order.forget:
-            self._forget(key)
+    def _seen_to(self, order: Order, frame: Frame) -> Any:
+        """Do what is no call; give what its answer says."""
         if order.what == "describe":
-            outlet.finish(End(returned=describe(_imported(order))))
-            return _nothing
+            return describe(_imported(order))
         if order.what == "leave":
             self._tear_all_down()
-            outlet.finish(End())
-            return _nothing
-        if order.what == "unload":
+        elif order.what == "unload":
             self._forget(order.key)
-            outlet.finish(End())
-            return _nothing
-        target, (args, kwargs) = self._brought(order, frame)
-        resident = self._resident(order, target)
-        if order.what == "load":
-            self._set_up(resident)
-            outlet.finish(End())
-            return _nothing
+        else:
+            target, _ = self._brought(order, frame)
+            self._set_up(self._resident(order, target))
+        return None
+
+    def _ready(self, order: Order, frame: Frame, outlet: Outlet) -> tuple[Body, bool]:
+        """Everything that precedes the body; what goes wrong here is not the body's failure."""
+        target = None
+        args, kwargs = order.inputs or ((), {})
+        if order.placed is not None:
+            target, (args, kwargs) = self._brought(order, frame)
+        resident = self.residents.get(order.key) or self._resident(order, target)
         if order.bind is not None:
             args, kwargs = self._binder(order, resident)(kwargs)
         context = copy_context()
@@ -341,7 +354,7 @@ class _Host:
             body.prepare, body.aprepare = resident.prepare, resident.aprepare
         outlet.body = body
         call.stopping = outlet.stop
-        return partial(self._run, body, outlet, is_async=resident.profile.is_async)
+        return body, resident.profile.is_async
 
     def _brought(self, order: Order, frame: Frame) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
         """Rebuild the predictor and the inputs that came with an order; `None` for one that is here already."""
@@ -396,23 +409,13 @@ class _Host:
 
     # Running
 
-    def _run(self, body: Body, outlet: Outlet, *, is_async: bool) -> None:
-        if outlet.stop:
-            outlet.finish(End())
-            return
-        outlet.is_bodys = True
-        if is_async:
-            self._turn(partial(self.loop.start, body, outlet), outlet)
-        else:
-            body.context.run(self._run_sync, body, outlet)
-
     def _run_sync(self, body: Body, outlet: Outlet) -> None:
         current.set(body.call)
         clock = perf_counter
         started = clock()
         try:
             produced = body.start()
-            kind = look(produced, body.follows)
+            kind = ONE if produced.__class__ in PLAIN else look(produced, body.follows)
         except BaseException as error:
             outlet.finish(End(error))
             return
@@ -446,7 +449,8 @@ class _Host:
 
     def stop_turning(self) -> None:
         """The call is over, or nothing of it is left to the loop."""
-        self.loop.stop_turning()
+        if self.loop.is_turning:
+            self.loop.stop_turning()
 
     # What other threads do
 
@@ -475,10 +479,6 @@ class _Host:
 
 def _leave_to_the_engine(_number: int, _frame: Any) -> None:
     """Ctrl-C at a terminal reaches every process there; what it means is the engine's to decide."""
-
-
-def _nothing() -> None:
-    """There is no body to run."""
 
 
 def _imported(order: Order) -> Any:

@@ -201,6 +201,7 @@ class Room:
     def __init__(self, most: int) -> None:
         self.most = most
         self.size = 0
+        self.is_giant = False
 
     def grow(self, size: int) -> bool:
         if size <= self.most:

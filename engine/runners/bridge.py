@@ -93,8 +93,9 @@ class Bridged(SyncExecution, AsyncExecution):
         try:
             self._channel.wait(self._start())
         except BaseException as error:
-            if not self._is_begun:  # Ctrl-C before the owner was started, or just then
-                self._interrupted(error)
+            if not self._is_begun and not self.outcome.ended:  # Ctrl-C before the owner was started, or just then
+                self._channel.request_stop()
+                self._never_started(error)
             raise
 
     async def aget(self) -> tuple[Any, float] | None:
@@ -217,53 +218,6 @@ class Bridged(SyncExecution, AsyncExecution):
             error, end.error = end.error, None  # or the channel, which its frames refer to, keeps it alive
             stop.failure = explain(error, self.call, count)
         self._finish(stop, returned=end.returned)
-
-    def run(self) -> None:
-        """Have the body run to its end, where its owner keeps the reduction: the quick way of `create`.
-
-        Raises what it ended with.
-        """
-        channel = self._channel
-        runner, self._runner = self._runner, None
-        self.call.blocked = get_ident()
-        try:
-            if runner is not None and self._is_admitted():
-                self._go(runner)
-            while self._stop is None:
-                if channel.end is None:
-                    channel.wait()
-                else:
-                    self._conclude(channel.end)
-        except BaseException as error:
-            self._interrupted(error)
-            raise
-        failure = self.take_pending()
-        del self, channel
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure
-
-    def _interrupted(self, error: BaseException) -> None:
-        """Something was raised, such as Ctrl-C, while this thread waited for the end."""
-        if not self._is_begun and not self.outcome.ended:
-            self._channel.request_stop()
-            self._never_started(error)
-        else:
-            self.close()
-
-    async def arun(self) -> None:
-        """The same for an asyncio consumer."""
-        while not self._is_over():
-            await self._wait_task()
-        failure = self.take_pending()
-        del self
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure
 
     # The faces' iterators. Each raises in a frame that refers to nothing, or the exception would keep it all alive.
 

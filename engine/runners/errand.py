@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
-from engine._channel import BOUND, Ending
+from engine._channel import BOUND, End, Ending
 from engine._errors import EngineClosedError, NestingError, PredictionCancelledError, warn
 from engine._partials import Body, explain, is_foreign_cancel
 from engine._reducers import EMPTY, LAST, RETURNED
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from engine._channel import End, Wake
+    from engine._channel import Wake
     from engine._records import Call
     from engine._reducers import Reducer
     from engine.runners.base import Live
@@ -83,7 +83,7 @@ class Errand(Body, Ending):
         self.label = call.tag
         self.reducer = reducer
         self.state = EMPTY if reducer is LAST else reducer.start()
-        self._live = live
+        self._live: Live | None = live
         self._grace = grace
 
     # What its owner sees.
@@ -126,15 +126,10 @@ class Errand(Body, Ending):
                 while self.end is None and self._shut is None:
                     self.wait()
         except BaseException as error:
-            if not self._is_given:
-                self._never_started(error)
-            else:  # Ctrl-C
-                self._leave()
-                if not self.wait_end(self._grace):
-                    tell_of_abandoned(self.call, self._grace)
+            self._interrupted(error)
             if not isinstance(error, PredictionCancelledError):  # else it was shut while it waited for its slot
                 raise
-        self._conclude()
+        self._conclude(self.end)
 
     async def arun(self, runner: Keeper, admit: AsyncAdmit | None) -> None:
         """The same for an asyncio task; one that is cancelled does not wait for the body to stop."""
@@ -152,43 +147,63 @@ class Errand(Body, Ending):
                 self._never_started(error)
             else:
                 self._leave()
-            if not isinstance(error, PredictionCancelledError):  # else it was shut while it waited for its slot
+            if not isinstance(error, PredictionCancelledError):
                 raise
-        self._conclude()
+        self._conclude(self.end)
 
     def _enlist(self) -> None:
-        live = self._live
+        live: Any = self._live
         live[id(self)] = ref(self)
         if live.is_closed:  # looked at after that, so that whoever closes it either finds this or is seen here
             raise EngineClosedError
 
+    @property
+    def channel(self) -> Any:
+        """Where requests to stop go, and the end comes from."""
+        return self
+
+    def _interrupted(self, error: BaseException) -> None:
+        if not self._is_given:
+            self._never_started(error)
+            return
+        self._leave()  # Ctrl-C
+        if not self.channel.wait_end(self._grace):
+            tell_of_abandoned(self.call, self._grace)
+
+    def _delist(self) -> None:
+        """Be none of what runs any more; its owner may keep it a moment longer, but not the engine with it."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.pop(id(self), None)
+
     def _never_started(self, error: BaseException) -> None:
-        self._live.pop(id(self), None)
+        self._delist()
         self.let_go()
-        self.request_stop()  # an interrupt may have come just after all
+        self._drop()
         self.call.parent = None
         is_ours = isinstance(error, (NestingError, EngineClosedError)) or is_foreign_cancel(error)
         if not is_ours:
             explain(error, self.call, 0)
 
+    def _drop(self) -> None:
+        self.request_stop()  # an interrupt may have come just after it was started after all
+
     def _leave(self) -> None:
         """Ask the owner to finalise the body; from here on its errors go to the log."""
-        self._live.pop(id(self), None)
+        channel = self.channel
+        self._delist()
         self.call.parent = None
-        self.desert()
+        channel.desert()
         self.call.stopping = True
-        self.request_stop()
-        self._log_unseen()
-
-    def _log_unseen(self) -> None:
-        end = self.end
+        channel.request_stop()
+        end = channel.end
         if end is not None and end.error is not None:
             error, end.error = end.error, None
             warn(f"{self.call.tag}: error nobody waited for", error)
 
-    def _conclude(self) -> None:
-        self._live.pop(id(self), None)
-        call, end = self.call, self.end
+    def _conclude(self, end: End | None) -> None:
+        self._delist()
+        call = self.call
         call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
         failure: Any = self._shut
         if failure is None and end is not None:
@@ -209,11 +224,76 @@ class Errand(Body, Ending):
 
     def shut(self) -> None:
         """End because the engine closes: the consumer hears of it, and the owner finalises the body."""
-        if self.end is None and self._shut is None:
-            self._shut = EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")
+        if self.channel.end is None and self._shut is None:
+            self._shut = self._closed()
             self._leave()
             if self.nudge is not None:  # it waits for a slot: let it look again
                 self.nudge()
 
+    def _closed(self) -> EngineClosedError:
+        return EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")
+
     def forget(self) -> None:
         """In a forked child: its consumer is the parent's."""
+
+
+class Parcel(Errand):
+    """An errand that a worker runs: between it and its owner is a wire.
+
+    Attributes:
+        wire: a `Wire`, where requests to stop go, and the end comes from.
+    """
+
+    wire: Any = None
+
+    @property
+    def channel(self) -> Any:
+        """The wire."""
+        return self.wire
+
+    def _drop(self) -> None:
+        self.wire.finish(End())
+
+    def run(self, runner: Keeper, admit: Admit | None) -> None:
+        """As for an errand; this thread reads what the worker says."""
+        wire = self.wire
+        self.call.blocked = get_ident()
+        try:
+            self._enlist()
+            if admit is not None:
+                admit(self)
+            if self._shut is None:
+                runner.start(self, wire)
+                self._is_given = True
+                while wire.end is None and self._shut is None:
+                    wire.wait_for_end()
+        except BaseException as error:
+            self._interrupted(error)
+            if not isinstance(error, PredictionCancelledError):
+                raise
+        if self._shut is None and wire.stop:  # by its runner, which closes
+            self._shut = self._closed()
+        self._conclude(wire.end)
+
+    async def arun(self, runner: Keeper, admit: AsyncAdmit | None) -> None:
+        """The same for an asyncio task, whose loop reads."""
+        wire = self.wire
+        try:
+            self._enlist()
+            if admit is not None:
+                await admit(self)
+            if self._shut is None:
+                runner.start(self, wire)
+                self._is_given = True
+                while wire.end is None and self._shut is None:
+                    await wire.wait_task_for_end()
+        except BaseException as error:
+            if not self._is_given:
+                self._never_started(error)
+            else:
+                self._leave()
+            if not isinstance(error, PredictionCancelledError):
+                raise
+        if self._shut is None and wire.stop:
+            self._shut = self._closed()
+        self._conclude(wire.end)

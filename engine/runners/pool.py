@@ -49,9 +49,7 @@ class _Tenant(Holder):
 
     __slots__ = ("need",)
 
-    def __init__(self, call: Call, need: Need) -> None:
-        super().__init__(call)
-        self.need = need
+    need: Need
 
 
 class _Wish(Ticket):
@@ -63,7 +61,8 @@ class _Wish(Ticket):
         super().__init__(call)
         self.need = need
         self.worker: Worker | None = None  # granted without one, it is a place to start a new one in
-        self.holder = _Tenant(call, need)
+        self.holder = _Tenant(call)
+        self.holder.need = need
         self.thread = threading.current_thread()
         self.task = task
 
@@ -78,27 +77,27 @@ class _Wish(Ticket):
 class _Row:
     """Those who wait, in the order they came; it can tell at once of most holders that nobody in it keeps them."""
 
-    __slots__ = ("_calls", "_tasks", "_threads", "_wishes")
+    __slots__ = ("_calls", "_tasks", "_threads", "wishes")
 
     def __init__(self) -> None:
-        self._wishes: dict[_Wish, None] = {}
+        self.wishes: dict[_Wish, None] = {}
         self._calls: Counter[int] = Counter()
         self._tasks: Counter[weakref.ref[Any]] = Counter()
         self._threads: Counter[tuple[threading.Thread, bool]] = Counter()  # and whether a task waits there
 
     def __len__(self) -> int:
-        return len(self._wishes)
+        return len(self.wishes)
 
     def __iter__(self) -> Iterator[_Wish]:
-        return iter(tuple(self._wishes))
+        return iter(tuple(self.wishes))
 
     def append(self, wish: _Wish) -> None:
-        self._wishes[wish] = None
+        self.wishes[wish] = None
         self._count(wish, 1)
 
     def discard(self, wish: _Wish) -> None:
-        if wish in self._wishes:
-            del self._wishes[wish]
+        if wish in self.wishes:
+            del self.wishes[wish]
             self._count(wish, -1)
 
     def _count(self, wish: _Wish, step: int) -> None:
@@ -196,9 +195,10 @@ class Pool(Line):
             return None
         if need.key not in worker.set_up and (worker.set_up or need.limit != math.inf):
             return None
-        holder = _Tenant(call, need)
+        holder = _Tenant(call)
+        holder.need = need
         with self._lock:
-            if self._line or worker.holder is not None or worker is not self._last or call.stopping:
+            if self._line.wishes or worker.holder is not None or worker is not self._last or call.stopping:
                 return None
             worker.holder = holder
         return worker
@@ -212,7 +212,7 @@ class Pool(Line):
                 self._remove(worker)
             else:
                 self._last = None if self._is_closed else worker
-            if self._line:
+            if self._line.wishes:
                 self._serve()
 
     def forsake(self, call: Call) -> None:

@@ -28,7 +28,7 @@ from engine.runners.wire import Wire
 from engine.runners.workers import Shipment, Worker, start_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from engine._frames import Chunk
     from engine._records import Start
@@ -64,38 +64,35 @@ class ProcessRunner:
         """Make the channel of one call."""
         return Wire(prefetch, label, self._warden.see_to, self._finished, self._restart)
 
-    def admissions(
-        self, wire: Wire, slots: Slots | None, limit: float
-    ) -> tuple[Callable[[Body], None], Callable[[Body], Awaitable[None]]]:
-        """What a consumer calls before its body starts: encodes the call, takes a slot and a worker.
+    def admit(self, wire: Wire, slots: Slots | None, limit: float, body: Body) -> None:
+        """Encode a call, and take a slot and a worker for it, before its body starts; waits in a thread.
 
         Args:
-            wire: the channel.
+            wire: its channel.
             slots: bound the predictor's calls in workers; `None` for any number.
             limit: workers that may have it set up.
+            body: what is to be run.
         """
+        need = self._prepare(wire, body, limit)
+        if slots is not None:
+            slots.take(body)
+        try:
+            wire.worker = worker = self._pool.take(body, need)
+            worker.wire = wire
+        except BaseException:
+            self._forsake(body.call)
+            raise
 
-        def admit(body: Body) -> None:
-            need = self._prepare(wire, body, limit)
-            if slots is not None:
-                slots.take(body)
-            try:
-                self._join(wire, self._pool.take(body, need))
-            except BaseException:
-                self._forsake(body.call)
-                raise
-
-        async def aadmit(body: Body) -> None:
-            need = self._prepare(wire, body, limit)
-            if slots is not None:
-                await slots.atake(body)
-            try:
-                self._join(wire, await self._pool.atake(body, need))
-            except BaseException:
-                self._forsake(body.call)
-                raise
-
-        return admit, aadmit
+    async def aadmit(self, wire: Wire, slots: Slots | None, limit: float, body: Body) -> None:
+        """The same for an asyncio task."""
+        need = self._prepare(wire, body, limit)
+        if slots is not None:
+            await slots.atake(body)
+        try:
+            self._join(wire, await self._pool.atake(body, need))
+        except BaseException:
+            self._forsake(body.call)
+            raise
 
     def _prepare(self, wire: Wire, body: Body, limit: float) -> Need:
         if self._is_closing:
@@ -108,7 +105,8 @@ class ProcessRunner:
         else:
             wire.payload = encode_inputs(body.args, body.kwargs)
         body.function, body.target, body.args, body.kwargs = None, None, (), {}
-        return Need(shipment.key, shipment.limit)
+        need: Need = shipment.need
+        return need
 
     @staticmethod
     def _join(wire: Wire, worker: Worker) -> None:
@@ -125,7 +123,7 @@ class ProcessRunner:
             name: Any = (tag, target)
             found = self._shipments.get(name)
             if found is None:
-                found = self._shipments.setdefault(name, (None, Shipment(next(_keys), tag, target, limit)))
+                found = self._shipments.setdefault(name, (None, _shipment(tag, target, limit)))
             return found[1]
         is_method = isinstance(target, types.MethodType)
         owner = target.__self__ if is_method else target
@@ -134,7 +132,7 @@ class ProcessRunner:
         found = self._shipments.get(name)
         if found is not None and found[0] is not None and found[0]() is owner:
             return found[1]
-        made = Shipment(next(_keys), tag, None, limit, data=encode_target(tag, target), function=function)
+        made = _shipment(tag, None, limit, encode_target(tag, target), function)
         try:
             reference = weakref.ref(owner, lambda _gone: self._forget(name, made.key))
         except TypeError:  # it cannot be referred to weakly: sent again with every call
@@ -158,25 +156,25 @@ class ProcessRunner:
             EngineError, OSError: the worker was gone, and no other can be started.
         """
         wire: Any = channel
-        call, shipment = body.call, wire.shipment
-        reducer = None if body.reduction is None else body.reduction.reducer.name
-        order = Order(
+        call, shipment, reduction = body.call, wire.shipment, body.reduction
+        wire.order = Order(
             "run",
             shipment.key,
             call.tag,
             shipment.text,
-            identity=call.id,
-            created_ns=call.created_ns,
-            depth=call.depth,
-            follows=body.follows,
-            bind=body.bind,
-            reducer=reducer,
-            limit=wire.first_limit(),
-            is_adaptive=wire.is_adaptive,
-            variables=_carried(body) if _names else (),
-            inputs=wire.inputs,
+            0,
+            (),
+            call.id,
+            call.created_ns,
+            call.depth,
+            body.follows,
+            body.bind,
+            None if reduction is None else reduction.reducer.name,
+            wire.first_limit() if reduction is None else 0,  # it is never asked for a partial
+            wire.is_adaptive,
+            _carried(body) if _names else (),
+            wire.inputs,
         )
-        wire.order = order
         self._send(wire)
 
     def _send(self, wire: Wire) -> None:
@@ -229,10 +227,12 @@ class ProcessRunner:
         shipment = wire.shipment
         if shipment is not None and not shipment.is_kept:
             worker.forgotten.append(shipment.key)
+        body = wire.body
         if not keep:
             self._pool.drop(worker)
-        elif worker.holder is not None and wire.body is not None and worker.holder.call is wire.body.call:
-            worker.inbound.trim()
+        elif worker.holder is not None and body is not None and worker.holder.call is body.call:
+            if worker.inbound.is_giant:
+                worker.inbound.trim()
             self._pool.give(worker)
         if self._is_closing:
             self._warden.close()
@@ -254,9 +254,7 @@ class ProcessRunner:
             BaseException: what its import, constructor or `setup` raised.
         """
         shipment = self.shipment(tag, target, limit)
-        self._errand(
-            Order("load", shipment.key, tag, shipment.text), shipment, Need(shipment.key, shipment.limit), slots
-        )
+        self._errand(Order("load", shipment.key, tag, shipment.text), shipment, shipment.need, slots)
 
     def unload(self, tag: str, target: Any, limit: float, slots: Slots | None) -> None:
         """Have every worker tear a class predictor down that has it set up, once its calls are over.
@@ -395,6 +393,11 @@ def _giving_up(body: Body, seconds: float | None) -> Iterator[None]:
         timer.join()
 
 
+def _shipment(tag: str, text: str | None, limit: float, data: bytes | None = None, function: Any = None) -> Shipment:
+    key = next(_keys)
+    return Shipment(key, tag, text, limit, Need(key, limit), data=data, function=function)
+
+
 def _nothing(*_facts: object) -> None:
     """What an errand that ends its worker has done for it."""
 
@@ -402,7 +405,10 @@ def _nothing(*_facts: object) -> None:
 def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Payload | None) -> list[Chunk]:
     """The bytes that tell `worker` what to do; what is large lies in shared memory then, if there is room."""
     chunks: list[Chunk] = []
-    if shipment is not None:
+    if shipment is not None and shipment.key in worker.known and not worker.forgotten:  # as almost always
+        worker.known.move_to_end(shipment.key)
+        order.forget, order.size = (), 0
+    elif shipment is not None:
         is_new, order.forget = worker.learn(shipment.key, shipment.tag)
         order.size = 0
         if is_new and shipment.data is not None:
@@ -410,8 +416,9 @@ def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Pay
             order.size = len(shipment.data)
     if payload is not None:
         chunks += payload.chunks
-    size = sum(map(len, chunks))
-    worker.inbound.trim(size)  # a call may take long, and need not hold what a giant one before it needed
+    size = sum(map(len, chunks)) if chunks else 0
+    if worker.inbound.is_giant:
+        worker.inbound.trim(size)  # a call may take long, and need not hold what a giant one before it needed
     if chunks:
         start: int | None = None
         if size >= WORTH and worker.inbound.grow(size):

@@ -53,30 +53,25 @@ class Wire(Channel):
         restart: sends the call to another worker.
     """
 
-    __slots__ = (
-        "_calm",
-        "_finished",
-        "_futures",
-        "_hand",
-        "_heavy",
-        "_is_cut",
-        "_is_reading",
-        "_limit",
-        "_reader",
-        "_received",
-        "_restart",
-        "_told",
-        "body",
-        "inputs",
-        "is_sent",
-        "ladder",
-        "number",
-        "order",
-        "payload",
-        "reason",
-        "shipment",
-        "worker",
-    )
+    # What few calls have, or have for a while, is a default of the class: one is made with every call.
+    _is_reading = False  # somebody reads the pipe; see `wait`
+    _reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
+    _is_cut = False
+    _received = 0
+    _limit = 0
+    _heavy = 0
+    _told = 0  # times the producer was told what it may make
+    _calm = 0  # partials to take before the producer may have to be told
+    _ladder: Ladder | None = None
+    body: Body | None = None  # until the end
+    shipment: Shipment | None = None
+    order: Order | None = None  # the call as it is sent; kept until there is an answer
+    payload: Payload | None = None  # its inputs; the same
+    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same, where they are plain
+    worker: Worker | None = None
+    number = 0  # of the call in its worker; 0 until that may have it
+    is_sent = False  # until then, whoever sends it finds out that the worker is gone
+    reason = ""  # why the worker was lost, where that is not how its process ended
 
     def __init__(self, prefetch: int | None, label: str, hand: Hand, finished: Finished, restart: Restart) -> None:
         """Make an empty channel that no worker serves yet."""
@@ -84,25 +79,14 @@ class Wire(Channel):
         self._hand = hand
         self._finished = finished
         self._restart = restart
-        self._is_reading = False  # somebody reads the pipe; see `wait`
-        self._reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
         self._futures: deque[Future[None]] = deque()
-        self._is_cut = False
-        self._received = 0
-        self._limit = 0
-        self._heavy = 0
-        self._told = 0  # times the producer was told what it may make
-        self._calm = 0  # partials to take before the producer may have to be told
-        self.body: Body | None = None
-        self.shipment: Shipment | None = None
-        self.order: Order | None = None  # the call as it is sent; kept until there is an answer
-        self.payload: Payload | None = None  # its inputs; the same
-        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same, where they are plain
-        self.worker: Worker | None = None
-        self.number = 0  # of the call in its worker; 0 until that may have it
-        self.is_sent = False  # until then, whoever sends it finds out that the worker is gone
-        self.reason = ""  # why the worker was lost, where that is not how its process ended
-        self.ladder: Ladder = Ladder()
+
+    @property
+    def ladder(self) -> Ladder:  # type: ignore[override]
+        """How far one had to go to stop it, for whoever asks."""
+        if self._ladder is None:
+            self._ladder = Ladder()
+        return self._ladder
 
     # The window
 
@@ -166,10 +150,30 @@ class Wire(Channel):
             start()
         else:
             self._tell(asked=1)
-        if self._has_news():
+        if not self._has_news():
+            self._sleep()
+
+    def wait_for_end(self) -> None:
+        """Sleep, in a thread, until the end or a request to stop may be there: for a call that hands nothing over."""
+        if self.end is not None:
             return
-        if self._is_cut or self.worker is None or self._is_reading:
-            park_thread(self.consumers, self._has_news, BOUND)
+        if self.stop:  # somebody else reads what its worker still says
+            park_thread(self.closers, self._has_ended, BOUND)
+        else:
+            self._sleep()
+
+    async def wait_task_for_end(self) -> None:
+        """The same for an asyncio task."""
+        if self.end is not None:
+            return
+        if self.stop:
+            await self.wait_end_task(BOUND)
+        else:
+            await self._sleep_task()
+
+    def _sleep(self) -> None:
+        if not self._is_readable():
+            park_thread(self.consumers, self._may_go_on, BOUND)
             return
         # No call stands between the test and the next line but one, so neither another thread nor a signal's handler
         # does; and whatever a handler raises later finds the `try` entered.
@@ -181,12 +185,20 @@ class Wire(Channel):
             if self.consumers:
                 wake_one(self.consumers)  # another reader goes on where this one leaves
 
+    def _is_readable(self) -> bool:
+        """Whether there is a worker to hear, and nobody else hears it."""
+        return not self._is_cut and self.worker is not None and not self._is_reading
+
+    def _may_go_on(self) -> bool:
+        return self._has_news() or self._is_readable()  # the call may have got another worker just now
+
     def _read_until_news(self) -> None:
         worker = self.worker
         if worker is None:
             return
-        while not self._has_news() and not self._is_cut:
-            if worker.has_unsent:
+        # Once its pipe is closed, the call may be another worker's before this thread looks up.
+        while self.end is None and not self.items and not self.stop and self._is_served_by(worker):
+            if worker.unsent:
                 ready = self._wait_to_send(worker)
             else:
                 try:
@@ -216,13 +228,16 @@ class Wire(Channel):
 
     async def wait_task(self, start: Callable[[], None] | None = None) -> None:
         """The same for an asyncio task, which its loop's reader wakes."""
-        from asyncio import get_running_loop
-
-        loop = get_running_loop()
         if start is not None:
             start()
         else:
             self._tell(asked=1)
+        await self._sleep_task()
+
+    async def _sleep_task(self) -> None:
+        from asyncio import get_running_loop
+
+        loop = get_running_loop()
         self._watch(loop)
         if self._has_news():
             return
@@ -237,7 +252,7 @@ class Wire(Channel):
         self.consumers.append(wake)
         self._futures.append(future)
         try:
-            if not self._has_news():
+            if not self._has_news() and not self._is_unheard(loop):
                 await future
         finally:
             with suppress(ValueError):  # taken out already
@@ -245,14 +260,19 @@ class Wire(Channel):
             with suppress(ValueError):
                 self.consumers.remove(wake)
 
+    def _is_unheard(self, loop: AbstractEventLoop) -> bool:
+        """Whether there is a worker to hear that this loop does not, for the call got it just now."""
+        worker = self.worker
+        return worker is not None and not self._is_cut and worker.registrations.get(loop) is not self
+
     def _watch(self, loop: AbstractEventLoop) -> None:
         """Have this loop read the pipe, until the end."""
         worker = self.worker
-        if worker is None or self._is_cut or worker.registrations.get(loop) is self:
+        if worker is None or not self._is_unheard(loop):
             return
         worker.registrations[loop] = self
         loop.add_reader(worker.answers, self._on_readable, loop, worker)
-        if worker.has_unsent:
+        if worker.unsent:
             loop.add_writer(worker.calls_pipe, self._on_writable, loop, worker)
 
     def _on_readable(self, loop: AbstractEventLoop, worker: Worker) -> None:
@@ -278,7 +298,7 @@ class Wire(Channel):
 
     def _on_writable(self, loop: AbstractEventLoop, worker: Worker) -> None:
         self._send_rest(worker)
-        if not worker.has_unsent or self._is_cut:
+        if not worker.unsent or self._is_cut:
             loop.remove_writer(worker.calls_pipe)
 
     def _unwatch(self, loop: AbstractEventLoop, worker: Worker) -> None:
@@ -500,8 +520,11 @@ class Wire(Channel):
             self._unwatch_all(worker)
 
     def _let_go(self) -> None:
-        if self.body is not None:
-            self.body.let_go()
+        body = self.body
+        if body is not None:
+            if body.release is not None:
+                body.let_go()
+            self.body = None  # which may refer to this
 
     def finish(self, end: End) -> None:
         """The call ends before there is an answer: it was not sent, or its sending was interrupted."""
@@ -523,8 +546,9 @@ class Wire(Channel):
         No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
         """
         self.stop = True
-        if self.body is not None:
-            self.body.call.stopping = True
+        body = self.body
+        if body is not None:
+            body.call.stopping = True
         worker = self.worker
         if worker is not None and self.number:
             worker.ask_to_stop(self.number)

@@ -31,7 +31,7 @@ from engine._segments import Segment, make_segment
 if TYPE_CHECKING:
     import asyncio
     import subprocess
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from engine._frames import Chunk
     from engine._records import Start
@@ -70,6 +70,7 @@ class Shipment:
         tag: its tag, or `module:qualname`.
         text: `"module:name"`, where workers import it; then it has no data.
         limit: workers that may have it set up; `math.inf` where nothing is set up.
+        need: what its calls want of a worker, a `Need`.
         is_kept: whether it is known again when it comes again.
         data: itself, encoded at the first call.
         function: of a bound method, which must not make room for another at its address.
@@ -79,6 +80,7 @@ class Shipment:
     tag: str
     text: str | None
     limit: float
+    need: Any
     is_kept: bool = True
     data: bytes | None = None
     function: Any = None
@@ -98,6 +100,7 @@ class Worker:
         inbound: shared memory that it reads.
         outbound: shared memory that it writes.
         calls: number of the last call or errand it was given.
+        unsent: what its pipe did not take yet.
         is_doomed: whether it was told to end, so that it serves no more calls.
         is_new: whether it was just started, for a holder that does not hold it yet.
     """
@@ -108,7 +111,6 @@ class Worker:
         "_process",
         "_segments",
         "_sending",
-        "_unsent",
         "answers",
         "calls",
         "calls_pipe",
@@ -129,6 +131,7 @@ class Worker:
         "report",
         "set_up",
         "stops_pipe",
+        "unsent",
         "wake_reader",
         "wake_writer",
         "wire",
@@ -159,7 +162,7 @@ class Worker:
         self.inbound = Segment(descriptors["inbound"])
         self.outbound = Segment(descriptors["outbound"])
         self._descriptors = [each for each in descriptors.values() if each >= 0]
-        self._unsent: deque[memoryview] = deque()
+        self.unsent: deque[memoryview] = deque()
         self._sending = threading.Lock()
         self.poll = select.poll()  # for whoever reads its answers
         self.poll.register(self.answers, select.POLLIN)
@@ -260,14 +263,11 @@ class Worker:
             BrokenPipeError: the worker is gone, and has not read all of it.
         """
         with self._sending:
-            return self._written(_pipes.send, chunks)
-
-    def _written(self, write: Callable[..., bool], *chunks: Sequence[Chunk]) -> bool:
-        try:
-            return write(self.calls_pipe, *chunks, self._unsent)
-        except BrokenPipeError:
-            self._unsent.clear()
-            raise
+            try:
+                return _pipes.send(self.calls_pipe, chunks, self.unsent)
+            except BrokenPipeError:
+                self.unsent.clear()
+                raise
 
     @property
     def is_untried(self) -> bool:
@@ -279,17 +279,11 @@ class Worker:
         found = array("i", [0])
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.calls_pipe, termios.FIONREAD, found)
-        return found[0] + sum(view.nbytes for view in tuple(self._unsent))
+        return found[0] + sum(view.nbytes for view in tuple(self.unsent))
 
     def send_rest(self) -> bool:
         """Write more of what was kept; tell whether nothing is left."""
-        with self._sending:
-            return self._written(_pipes.send_rest)
-
-    @property
-    def has_unsent(self) -> bool:
-        """Whether something is kept."""
-        return bool(self._unsent)
+        return self.send(())
 
     def ask_to_stop(self, number: int) -> None:
         """Ask it to stop a call; takes no lock, so that a collector or a signal handler may do it."""

@@ -1416,7 +1416,7 @@ def test_partials_that_find_no_room_beside_others_overtake_none() -> None:
 def continue_once_full(muna: Engine, pid: int) -> None:
     """Wait until the pipe to a stopped worker is full, then have that go on."""
     (worker,) = muna._workers()._pool.workers
-    eventually(lambda: worker.has_unsent, "the pipe is full")
+    eventually(lambda: bool(worker.unsent), "the pipe is full")
     os.kill(pid, signal.SIGCONT)
 
 
@@ -1464,7 +1464,7 @@ def test_a_call_whose_inputs_are_still_on_their_way_can_be_left(
             stream = muna.predictions.stream(takes, inputs, runner="process")
 
             def close() -> None:
-                eventually(lambda: worker.has_unsent, "the pipe is full")
+                eventually(lambda: bool(worker.unsent), "the pipe is full")
                 stream.close()
 
             with Elsewhere(close):
@@ -1474,7 +1474,7 @@ def test_a_call_whose_inputs_are_still_on_their_way_can_be_left(
 
             async def scenario() -> None:
                 call = asyncio.create_task(muna.predictions.acreate(takes, inputs, runner="process"))
-                await asyncio.to_thread(eventually, lambda: worker.has_unsent, "the pipe is full")
+                await asyncio.to_thread(eventually, lambda: bool(worker.unsent), "the pipe is full")
                 call.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await call

@@ -792,7 +792,7 @@ def test_a_body_that_yields_instead_of_ending_is_closed_all_the_same_and_its_wor
         cancelled.stream.cancel()
         assert await is_cancelled(cancelled)
         assert await serving(consumer) == pid
-        assert "ignored GeneratorExit" in caplog.text
+        await aeventually(lambda: "ignored GeneratorExit" in caplog.text, "what nobody waited for is in the log")
 
     run(cell, scenario, lasting)
 

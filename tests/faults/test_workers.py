@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine import Engine, EngineError, Predictor, WorkerLostError
+from engine import Engine, EngineError, Predictor, WorkerLostError, _channel
 from engine._frames import DONE, ITEM, ITEMS
 from engine.runners import process
+from engine.runners import wire as wire_module
+from engine.runners.warden import Warden
+from engine.runners.wire import Wire
 from engine.runners.workers import Worker, start_worker
 from tests.conftest import child_processes, open_descriptors
 from tests.faults import workers
@@ -335,6 +338,93 @@ def test_a_worker_killed_after_it_was_told_and_before_it_read_it_is_replaced_and
             assert await consumer.read(predictor_with("gen", Trouble(journal))) == ["first", "second"]
         assert journal.words == ["start", "finally"]
         assert (await consumer.create(number_of_worker)).value != pid
+
+    Cell("gen", consumer, "process").run(scenario, workers=1, grace=GRACE)
+
+
+@pytest.mark.fault(5)
+@each_consumer
+def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_nobody_waiting_for_it(
+    consumer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warden may be faster than the thread that found the pipe closed and told it so."""
+    journal = Journal(tmp_path / "journal")
+    see_to = Warden.see_to
+
+    def see_to_it_at_once(warden: Warden, wire: Wire) -> None:
+        see_to(warden, wire)
+        if threading.current_thread() is not warden._thread:  # else the warden was the one that found it closed
+            eventually(lambda: not wire.is_cut, "the call is sent to another worker")
+
+    monkeypatch.setattr(Warden, "see_to", see_to_it_at_once)
+
+    async def scenario(consumer: Consumer) -> None:
+        pid = (await consumer.create(number_of_worker)).value
+        (worker,) = consumer.engine._workers()._pool.workers
+        os.kill(pid, signal.SIGSTOP)
+        await aeventually(lambda: state_of(pid) == "T", "it is stopped")
+
+        def kill_once_told() -> None:
+            eventually(worker.unread, "the order is sent")
+            kill(pid)
+
+        with Elsewhere(kill_once_told):
+            assert await consumer.read(predictor_with("gen", Trouble(journal))) == ["first", "second"]
+        assert journal.words == ["start", "finally"]
+
+    Cell("gen", consumer, "process").run(scenario, workers=1, grace=GRACE)
+
+
+@pytest.mark.fault(5)
+@each_consumer
+def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_once(
+    consumer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look that finds no worker to hear and the sleep that follows, there may be one."""
+    journal = Journal(tmp_path / "journal")
+    is_held, is_at_rest = threading.Event(), threading.Event()
+    park_thread, watch = _channel.park_thread, Wire._watch
+
+    def hold(_nothing: None) -> None:
+        """The warden sees to nothing until the reader is about to sleep."""
+        is_held.set()
+        is_at_rest.wait(GRACE)
+
+    def let_it_be_replaced(wire: Wire) -> None:
+        if wire.is_cut:
+            is_at_rest.set()
+            eventually(lambda: not wire.is_cut, "the call is sent to another worker")
+
+    def park_late(parked: Any, is_news: Any, seconds: float, ready: Any = None) -> None:
+        wire = getattr(is_news, "__self__", None)
+        if isinstance(wire, Wire):
+            let_it_be_replaced(wire)
+        park_thread(parked, is_news, seconds, ready)
+
+    def watch_early(wire: Wire, loop: Any) -> None:
+        watch(wire, loop)
+        let_it_be_replaced(wire)
+
+    monkeypatch.setattr(wire_module, "BOUND", 1000.0)  # so that whoever is not woken hangs
+    monkeypatch.setattr(wire_module, "park_thread", park_late)
+    monkeypatch.setattr(Wire, "_watch", watch_early)
+
+    async def scenario(consumer: Consumer) -> None:
+        pid = (await consumer.create(number_of_worker)).value
+        runner = consumer.engine._workers()
+        (worker,) = runner._pool.workers
+        os.kill(pid, signal.SIGSTOP)
+        await aeventually(lambda: state_of(pid) == "T", "it is stopped")
+
+        def kill_once_told() -> None:
+            eventually(worker.unread, "the order is sent")
+            runner._warden.post(hold, None)
+            assert is_held.wait(GRACE)
+            kill(pid)
+
+        with Elsewhere(kill_once_told):
+            assert await consumer.read(predictor_with("gen", Trouble(journal))) == ["first", "second"]
+        assert journal.words == ["start", "finally"]
 
     Cell("gen", consumer, "process").run(scenario, workers=1, grace=GRACE)
 
