@@ -34,6 +34,10 @@ LARGEST_FAILURE: Final = 1 << 20  # bytes of an encoded exception; a larger one 
 SMALL: Final = 4096  # characters or bytes of what may stand in a frame's own words, or wait for others
 _FEW: Final = 64  # inputs that may
 _ASIDE: Final = 4096  # bytes from which a buffer stands beside its pickle, where it is not copied
+_LENT_FROM: Final = 1 << 25  # bytes from which glibc's allocator, which most have, gives memory back at once
+_LENT_UP_TO: Final = 1 << 28  # bytes up to which memory is kept for the next call
+_LENT_FOR: Final = 8  # calls after which it is not, if none of them needed it
+_OURS: Final = 3  # references to a buffer that is kept and looked at, and that nobody has
 _WIDEST: Final = 15  # exceptions of a group whose tracebacks are shown
 _DEEPEST: Final = 8  # causes of causes, and contexts of contexts, that travel with a failure
 
@@ -170,13 +174,49 @@ def encode_whole(value: Any) -> bytes:
     return _pickled(value, None)
 
 
-def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0) -> Any:
+class Spare:
+    """Keeps the memory of one large buffer for the next of its size, once nothing else refers to it.
+
+    An allocator gives memory of that size back to the system at once, and fresh pages cost five times what a copy
+    costs. Smaller buffers it keeps itself.
+    """
+
+    __slots__ = ("_unused", "kept")
+
+    def __init__(self) -> None:
+        """Keep nothing yet."""
+        self.kept: bytearray | None = None
+        self._unused = 0  # calls since it was
+
+    def copied(self, part: memoryview) -> bytearray:
+        """Give a copy that may be written, in the memory that is kept if it is free and of that size."""
+        size = len(part)
+        if not _LENT_FROM <= size <= _LENT_UP_TO:
+            return bytearray(part)
+        kept = self.kept
+        if kept is None or len(kept) != size or sys.getrefcount(kept) > _OURS:
+            self.kept = kept = bytearray(part)
+        else:
+            with memoryview(kept) as there:  # assigning to the bytearray itself would make one more copy
+                there[:] = part
+        self._unused = 0
+        return kept
+
+    def tidy(self) -> None:
+        """After a call: what the last few did not need is not kept for another."""
+        self._unused += 1
+        if self._unused > _LENT_FOR:
+            self.kept = None
+
+
+def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0, spare: Spare | None = None) -> Any:
     """Rebuild a value; it keeps nothing of `view`, which may be overwritten then.
 
     Args:
         view: its pickle, and its buffers behind it.
         sizes: the length of the pickle and of each buffer; without any, all of it is the pickle.
         read_only: a bit for each buffer that was read-only where it came from.
+        spare: has memory for large buffers.
 
     Raises:
         ValueError: there are more or fewer bytes than that.
@@ -193,7 +233,8 @@ def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0) -> Any:
     with memoryview(view) as whole:
         for number, size in enumerate(sizes[1:]):
             with whole[start : start + size] as part:
-                buffers.append(bytes(part) if read_only >> number & 1 else bytearray(part))
+                is_fixed = read_only >> number & 1
+                buffers.append(bytes(part) if is_fixed else bytearray(part) if spare is None else spare.copied(part))
             start += size
         with whole[: sizes[0]] as part:
             return pickle.loads(part, buffers=buffers)  # noqa: S301

@@ -30,7 +30,7 @@ from engine._errors import NestingError, PayloadError, PluginError, say
 from engine._frames import LOG, ORDER, Decoder, pack, read_order
 from engine._outlet import Link, Outlet, Tail, Terminated
 from engine._partials import ITERATOR, ONE, PLAIN, Body, Reduction, look, trim
-from engine._payloads import decode
+from engine._payloads import Spare, decode
 from engine._predictor import import_name, import_target
 from engine._profiles import describe, profile_of
 from engine._records import TravelledCall, become_worker, current, traceback_of
@@ -154,6 +154,7 @@ class _Host:
     loop: _MainLoop = attrs.field(init=False)
     residents: dict[int, Resident] = attrs.field(factory=dict)
     binders: dict[tuple[int, bool], Any] = attrs.field(factory=dict)
+    spare: Spare = attrs.field(factory=Spare)
     outlet: Outlet | None = None
     stopped: int = 0  # number of the last call that was asked to stop
     is_terminated: bool = False
@@ -267,6 +268,8 @@ class _Host:
             finally:
                 self.outlet = None
             del outlet, frame
+            if self.spare.kept is not None:
+                self.spare.tidy()
             if self.is_terminated or order.what == "leave":
                 self._push_all()
                 return
@@ -366,7 +369,7 @@ class _Host:
             with rest[: order.size] as part:
                 target = _rebuilt(order.tag, part) if order.size and order.key not in self.residents else None
             with rest[order.size :] as part:
-                inputs = _inputs(order.tag, part, sizes, bits) if sizes else order.inputs or ((), {})
+                inputs = _inputs(order.tag, part, sizes, bits, self.spare) if sizes else order.inputs or ((), {})
         return target, inputs
 
     def _resident(self, order: Order, target: Any) -> Resident:
@@ -500,9 +503,11 @@ def _rebuilt(tag: str, data: memoryview) -> Any:
         raise _unreadable(f"the predictor {tag}", error) from None
 
 
-def _inputs(tag: str, view: memoryview, sizes: Sequence[int], bits: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _inputs(
+    tag: str, view: memoryview, sizes: Sequence[int], bits: int, spare: Spare
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     try:
-        args, kwargs = decode(view, sizes, bits)
+        args, kwargs = decode(view, sizes, bits, spare)
     except BaseException as error:
         if isinstance(error, Terminated):
             raise

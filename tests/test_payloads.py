@@ -37,11 +37,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import PayloadError, PredictorError
+from engine import PayloadError, PredictorError, _payloads
 from engine._payloads import (
     LARGEST_FAILURE,
     SMALL,
     Payload,
+    Spare,
     are_plain,
     decode,
     decode_known,
@@ -1397,3 +1398,74 @@ def test_a_chain_of_causes_without_an_end_is_cut() -> None:
     first, second = ValueError(1), ValueError(2)
     first.__cause__, second.__cause__ = second, first
     assert [each.args for each in causes_of(arrived(first))] == [(1,), (2,)] * 4 + [(1,)]
+
+
+# Memory that is lent again.
+
+
+def lent(monkeypatch: pytest.MonkeyPatch) -> tuple[Spare, Any]:
+    """A spare that lends small buffers, and what takes a round trip with it."""
+    monkeypatch.setattr(_payloads, "_LENT_FROM", 64)
+    spare = Spare()
+
+    def trip(value: Any) -> Any:
+        payload = encode(value)
+        data = b"".join(map(bytes, payload.chunks))
+        return decode(data, payload.sizes, read_only_bits(payload.buffers), spare)
+
+    return spare, trip
+
+
+def test_memory_nobody_refers_to_any_more_is_lent_to_the_next_buffer_of_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spare, trip = lent(monkeypatch)
+    first = trip(np.arange(10_000))
+    place = first.__array_interface__["data"][0]
+    first += 1
+    del first
+    second = trip(np.arange(10_000))
+    assert second.__array_interface__["data"][0] == place
+    assert np.array_equal(second, np.arange(10_000))
+    assert second.flags.writeable
+    assert spare.kept is not None
+
+
+@given(data=st.data())
+def test_no_array_changes_that_somebody_still_has_whatever_comes_after_it(data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        spare, trip = lent(monkeypatch)
+        flags, sizes = st.booleans(), st.sampled_from([1000, 2000])
+        held: list[tuple[Any, int]] = []
+        for number in range(data.draw(st.integers(1, 12))):
+            array = trip(np.full(data.draw(sizes), number))
+            part = (array, array[3:], memoryview(array), array.reshape(-1, 2))[data.draw(st.integers(0, 3))]
+            if data.draw(flags):
+                held.append((part, number))
+            del array, part
+            if data.draw(flags):
+                spare.tidy()
+            is_one_dropped = data.draw(flags)
+            if held and is_one_dropped:
+                held.pop(data.draw(st.integers(0, len(held) - 1)))
+        assert all((np.asarray(part) == number).all() for part, number in held)
+
+
+def test_memory_that_the_last_calls_did_not_need_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    spare, trip = lent(monkeypatch)
+    trip(np.arange(10_000))
+    for _ in range(_payloads._LENT_FOR):
+        spare.tidy()
+    assert spare.kept is not None
+    spare.tidy()
+    assert spare.kept is None
+
+
+def test_buffers_that_are_read_only_or_small_are_not_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    spare, trip = lent(monkeypatch)
+    fixed = np.arange(10_000)
+    fixed.flags.writeable = False
+    assert not trip(fixed).flags.writeable
+    monkeypatch.setattr(_payloads, "_LENT_FROM", 1 << 25)
+    trip(np.arange(10_000))
+    assert spare.kept is None

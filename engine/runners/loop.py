@@ -113,8 +113,12 @@ class LoopRunner:
 
     def _own(self, body: Body, channel: Ending, produced: Any, elapsed: float) -> None:
         owner = _Owner(self, body, channel, self._loop or self.loop())
-        self.post(owner.spawn, produced, elapsed)
-        owner.listen()
+        channel.on_stop = owner.post_stop  # before its task may be over, which takes it back
+        try:
+            self.post(owner.spawn, produced, elapsed)
+        except BaseException:
+            channel.on_stop = None
+            raise
 
     def post(self, function: Callable[..., object], *args: Any) -> None:
         """Have the loop call `function`; what is posted before the engine closes is called before the loop ends."""
@@ -247,18 +251,13 @@ class _Owner:
         self._is_cancelled = False
         self._is_handed_over = False
 
-    def listen(self) -> None:
-        """From now on a request to stop is posted to the loop; one made before is posted now."""
-        self._channel.on_stop = self._post_stop
-        if self._channel.stop:
-            self._post_stop()
-
     def spawn(self, produced: Any, elapsed: float) -> None:
         self._task = self._loop.create_task(self._run(produced, elapsed), context=self._body.context)
         self._task.add_done_callback(self._done)
         self._runner._owners.add(self)  # noqa: SLF001 - one class in two halves
 
-    def _post_stop(self) -> None:
+    def post_stop(self) -> None:
+        """A request to stop reaches a body that waits."""
         try:
             self._loop.call_soon_threadsafe(self._stop)
         except RuntimeError:  # that loop is closed, and its tasks with it
