@@ -603,7 +603,7 @@ def test_two_thousand_calls_leave_nothing_behind_here_or_in_the_worker() -> None
         def rounds(count: int) -> int:
             return sum(one_round(muna) + runner.run(one_async_round(muna)) for _ in range(count))
 
-        rounds(20)
+        rounds(60)  # until the caches of the interpreter are full
         there_before, here_before = muna.predictions.create(holdings, runner="process").value, held()
         calls = rounds(80)
         there_after, here_after = muna.predictions.create(holdings, runner="process").value, held()
