@@ -35,7 +35,7 @@ from engine.runners.base import Live, Runner, primed
 from engine.runners.bridge import Bridged
 from engine.runners.errand import Errand, Parcel
 from engine.runners.inline import InlineExecution, is_main_thread
-from engine.runners.task import TaskExecution, resumed
+from engine.runners.task import Held, TaskExecution, resumed, running_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -548,7 +548,8 @@ class Executor:
             aadmit = None if resident.slots is None else resident.slots.atake
             is_inline = self._choice(resident, runner) == "inline"
             bridge = None if is_inline else self._bridge
-            return TaskExecution(body, aadmit, bridge, self._grace, self._live, is_guarded=is_guarded)
+            execution = TaskExecution(body, aadmit, bridge, self._grace, self._live, is_guarded=is_guarded)
+            return Held(execution) if is_guarded else execution
         return self._bridged(body, place, prefetch, resident)
 
     def _bridged(self, body: Body, place: Runner, prefetch: int | None, resident: Resident) -> Bridged:
@@ -750,7 +751,7 @@ class Executor:
     def live(self) -> tuple[Any, ...]:
         """The executions and errands that run just now."""
         found = (reference() for reference in tuple(self._live.values()))
-        return tuple(execution for execution in found if execution is not None)
+        return (*(execution for execution in found if execution is not None), *running_for(self._live))
 
     def close(self) -> None:
         """Refuse new calls and end every live stream."""
@@ -905,7 +906,7 @@ def _finish(reduction: Reduction | Errand, call: Call) -> Any:
         raise NoPartialsError(call.tag, error.reducer) from None
 
 
-def _reduced(execution: Execution, reduction: Reduction, started: float) -> Prediction:
+def _reduced(execution: Execution | AsyncExecution, reduction: Reduction, started: float) -> Prediction:
     if reduction.reducer is RETURNED:
         reduction.state = execution.outcome.returned
     seconds = reduction.elapsed or perf_counter() - started
@@ -914,7 +915,7 @@ def _reduced(execution: Execution, reduction: Reduction, started: float) -> Pred
 
 
 def _reported(
-    error: BaseException, execution: Execution, reduction: Reduction, started: float, errors: Errors
+    error: BaseException, execution: Execution | AsyncExecution, reduction: Reduction, started: float, errors: Errors
 ) -> Prediction:
     """Raise what ended an execution, or give it as a prediction where it came from the body and that was asked for."""
     is_bodys = execution.outcome.state == "failed" and execution.is_started

@@ -13,6 +13,7 @@ import itertools
 import threading
 import time
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -22,6 +23,8 @@ from engine import Engine, Predictor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from engine import AsyncPredictionStream
 
 TIMES: Final = 1_000
 PATIENCE: Final = 10.0  # seconds for what owners still have to do when the last stream is left
@@ -228,3 +231,49 @@ def test_a_thousand_streams_left_half_way_leave_nothing_and_are_finalised_once_e
         assert is_settled(engine, tally, predictor)
         # Owners are kept for the next call, but only as many as were ever busy at one time.
         assert threading.active_count() - before <= 2 * ROUND
+
+
+async def half_read(engine: Engine, function: Callable[[], Any], number: int) -> list[AsyncPredictionStream]:
+    streams = [engine.predictions.astream(function) for _ in range(number)]
+    for stream in streams:
+        await anext(stream)
+    return streams
+
+
+@pytest.mark.fault(61)
+def test_a_loop_that_ends_closes_every_stream_that_was_left_open_there() -> None:
+    tally = Tally()
+    with Engine(discover=False) as engine:
+        with pytest.warns(ResourceWarning, match=r"abandoned after 1 partial\b") as told:
+            streams = asyncio.run(half_read(engine, predictor_of("agen", tally), ROUND))
+        assert tally.counts == (ROUND, ROUND)
+        assert len(told) == ROUND
+        assert {stream.outcome.state for stream in streams} == {"closed"}
+        assert engine.predictions.live == ()
+
+
+@pytest.mark.fault(61)
+def test_a_loop_that_never_closed_its_streams_is_kept_no_longer_than_to_the_next_loop() -> None:
+    tally = Tally()
+
+    async def yields() -> AsyncIterator[int]:
+        tally.starts.append(None)
+        try:
+            while True:
+                yield 1
+        finally:  # which waits for nothing, so that it needs no loop
+            tally.ends.append(None)
+
+    loop = asyncio.new_event_loop()
+    kept = weakref.ref(loop)
+    with Engine(discover=False) as engine, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        streams = loop.run_until_complete(half_read(engine, yields, 3))
+        loop.close()
+        del loop, streams
+        gc.collect()
+        assert tally.counts == (3, 3)
+        assert engine.predictions.live == ()
+        asyncio.run(half_read(engine, yields, 1))
+        gc.collect()
+        assert kept() is None

@@ -18,7 +18,7 @@ from engine._errors import EngineClosedError, PredictionCancelledError, warn
 from engine._records import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Iterator
 
     from engine._channel import Channel, Wake
     from engine._partials import Body
@@ -108,7 +108,7 @@ class Execution(ABC):
         grace: seconds a close waits for the body to be finalised.
     """
 
-    __slots__ = ("__weakref__", "_began", "_live", "_pending", "call", "grace", "outcome")
+    __slots__ = ("_began", "_live", "_pending", "call", "grace", "outcome")
 
     def __init__(self, call: Call, grace: float, live: Live) -> None:
         """Make a pending execution that is listed in `live` while it runs."""
@@ -134,11 +134,15 @@ class Execution(ABC):
             self.stop(Stop("closed", EngineClosedError()))
             raise PredictionCancelledError(self.call.tag, self.call.id)
         self._began = perf_counter()
-        self._live[id(self)] = weakref.ref(self)
+        self._enlist()
         if self.outcome.state == "pending":  # no call stands between this and the next line, so no stop does either
             self.outcome.state = "running"
         else:  # stopped while it was about to begin
             self._live.pop(id(self), None)
+
+    @abstractmethod
+    def _enlist(self) -> None:
+        """Note that it runs, where the engine finds it when it closes."""
 
     def end(self, state: State, exception: BaseException | None = None, returned: Any = None) -> None:
         """`pending` or `running` becomes `state`; a second end changes nothing."""
@@ -206,7 +210,10 @@ _parents_own: list[Execution] = []  # keeps a parent's bodies from being finalis
 class SyncExecution(Execution):
     """An execution that sync code can pull."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
+
+    def _enlist(self) -> None:
+        self._live[id(self)] = weakref.ref(self)
 
     @abstractmethod
     def values(self) -> Iterator[Any]:
@@ -221,26 +228,43 @@ class SyncExecution(Execution):
         """End as `closed` and wait, at most the grace, until the body is finalised."""
 
 
-class AsyncExecution(Execution):
-    """An execution that asyncio code can pull."""
+class AsyncExecution(Protocol):
+    """An execution, or what stands for one, that asyncio code can pull."""
 
-    __slots__ = ()
+    @property
+    def call(self) -> Call:
+        """The identity of the call."""
+        ...
 
-    @abstractmethod
-    async def pull(self) -> Any:
+    @property
+    def outcome(self) -> Outcome:
+        """How it went."""
+        ...
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the predictor's code has been reached."""
+        ...
+
+    def pull(self) -> Awaitable[Any]:
         """The next partial."""
+        ...
 
-    @abstractmethod
+    def pull_prediction(self) -> Awaitable[Prediction]:
+        """The next partial with its record."""
+        ...
+
     def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
         """Either in a loop, which costs less: `None` first, see `primed`, then each partial or record from here on."""
+        ...
 
-    @abstractmethod
-    async def pull_prediction(self) -> Prediction:
-        """The next partial with its record."""
+    def cancel(self) -> None:
+        """Ask for the end `cancelled`."""
+        ...
 
-    @abstractmethod
     async def aclose(self) -> None:
         """End as `closed` and wait, at most the grace, until the body is finalised."""
+        ...
 
 
 def primed(partials: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:

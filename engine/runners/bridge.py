@@ -16,7 +16,7 @@ from engine._channel import End
 from engine._errors import EngineClosedError, NestingError, PredictionCancelledError, counted, warn
 from engine._partials import explain, is_foreign_cancel
 from engine._records import Prediction, current_call
-from engine.runners.base import AsyncExecution, Stop, SyncExecution, is_finalising, tell_of_abandoned
+from engine.runners.base import Stop, SyncExecution, is_finalising, tell_of_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -32,7 +32,7 @@ NOTHING: Final = End()  # the end of a body that never ran
 _DONE: Final = Stop("done")  # how a body ends that nobody stopped and that raised nothing
 
 
-class Bridged(SyncExecution, AsyncExecution):
+class Bridged(SyncExecution):
     """An execution whose body has an owner of its own.
 
     Args:

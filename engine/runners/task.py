@@ -2,22 +2,23 @@
 
 The body is a machine that is stepped inside the call's own context: what it waits for is passed on to the loop, what
 the loop answers is passed in. Nobody owns an idle one, so whoever stops it finalises it; while a pull waits, a stop
-interrupts it where it waits. Turns are taken as in `inline`. A guard, the one async generator the event loop sees, has
-abandoned bodies closed.
+interrupts it where it waits. Turns are taken as in `inline`.
+
+An open stream is three objects: the `TaskExecution`, which its event loop's `Guard` keeps; its machine; and what the
+consumer holds of it, a `Held`. A `Held` that is dropped, or the end of the loop, has the body closed.
 """
 
 from __future__ import annotations
 
 import types
 import warnings
-import weakref
 from contextlib import suppress
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._errors import PredictionCancelledError, counted, warn
 from engine._partials import (
+    ASYNC,
     ITERATOR,
     ONE,
     aclose_iterator,
@@ -28,7 +29,7 @@ from engine._partials import (
     settle,
 )
 from engine._records import Prediction, current, current_call
-from engine.runners.base import AsyncExecution, Stop, is_finalising
+from engine.runners.base import Execution, Stop, is_finalising
 from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
 
 if TYPE_CHECKING:
@@ -36,20 +37,23 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 
     from engine._partials import Body
-    from engine._records import Outcome
+    from engine._records import Call, Outcome
     from engine.runners.base import Live
     from engine.runners.bridge import Bridged
 
     AsyncAdmit = Callable[[Body], Awaitable[None]]
     Bridge = Callable[[Body, Any, str], Bridged]
 
-_ITEM: Final = object()  # what a body's machine yields when a partial lies in its cell; anything else is asyncio's
+_ITEM: Final = object()  # what a machine yields when its execution has a partial; anything else is asyncio's
+_LEFT: Final = "left"  # whose turn it is once nobody can pull any more: see `inline`
+_send: Final = types.GeneratorType.send  # a bound one for each stream would stay as long as that
 
 
-class TaskExecution(AsyncExecution):
+class TaskExecution(Execution):
     """An async body in lock-step with the asyncio task that consumes it, stepped in the call's own context.
 
-    With runner `"inline"` a sync body is stepped the same way, on the loop itself.
+    With runner `"inline"` a sync body is stepped the same way, on the loop itself. While it runs it is listed, and so
+    kept, with the `Guard` of its loop; that it was abandoned is noticed by a `Held`, to which it does not refer.
 
     Args:
         body: what to run.
@@ -57,10 +61,28 @@ class TaskExecution(AsyncExecution):
         bridge: makes the execution that goes on where an async body produced a sync iterator; `None` to step that
             here as well.
         grace: seconds a close waits for a running pull, and a cancelled body may go on.
-        live: where the execution is listed while it runs.
+        live: what tells whether its engine was closed.
+        is_guarded: whether the loop closes it where it ends; not for one that nobody can abandon.
+
+    Attributes:
+        bridge: see above.
+        partial: what the machine yielded last.
     """
 
-    __slots__ = ("_aadmit", "_drive", "_guard", "_is_guarded", "_loop", "_time", "_turn", "_watch")
+    __slots__ = (
+        "_aadmit",
+        "_body",
+        "_context",
+        "_guard",
+        "_is_guarded",
+        "_is_started",
+        "_machine",
+        "_time",
+        "_turn",
+        "_watch",
+        "bridge",
+        "partial",
+    )
 
     def __init__(
         self,
@@ -72,36 +94,39 @@ class TaskExecution(AsyncExecution):
         *,
         is_guarded: bool = True,
     ) -> None:
-        """Make a pending execution; one that nobody can abandon needs no guard."""
+        """Make a pending execution."""
         super().__init__(body.call, grace, live)
+        self._body: Body | None = body  # let go of where nothing of it is needed any more
         self._aadmit = aadmit
+        self.bridge = bridge
         self._is_guarded = is_guarded
-        self._drive = Drive(body, bridge)
-        self._guard: Any = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context = body.context  # kept apart: whoever takes a body over gives it a context of its own
+        self._machine: Any = None  # it refers to this, so it is made at the first pull and let go of at the end
+        self._guard: Guard | None = None
         self._time = 0.0
         self._turn: Any = None
         self._watch: Watch | None = None
+        self._is_started = False
+        self.partial: Any = None
 
     @property
     def is_started(self) -> bool:
         """Whether the predictor's code has been reached."""
-        return self._drive.body.is_started
+        return self._is_started
 
     @types.coroutine
-    def pull(self) -> Generator[Any, None, Any]:
-        """The next partial.
+    def pull(self, held: Held | None = None) -> Generator[Any, None, Any]:
+        """The next partial; meanwhile `held` is kept.
 
-        The hot path of every async stream in its consumer's task: a step that does not suspend costs one send.
+        A step that does not suspend costs one send.
         """
         if self._turn is not None and self._is_over():
             raise StopAsyncIteration
         self._turn = BUSY
-        drive = self._drive
         try:
-            if self._loop is None:
+            if self._guard is None:
                 yield from self._begin()
-            answer = drive.send()
+            answer = self._context.run(_send, self._machine, None)
             if answer is not _ITEM:
                 yield from self._wait(answer)
         except BaseException as error:
@@ -109,7 +134,7 @@ class TaskExecution(AsyncExecution):
             try:
                 raise failure
             finally:  # or these frames and the exception keep each other, and the inputs, alive
-                del failure, self, drive
+                del failure, self, held
         if self._turn is not BUSY:
             self._pending = self._turn.failure
             yield from _iterate(self._carry_out(self._turn))
@@ -119,38 +144,38 @@ class TaskExecution(AsyncExecution):
         if not self.outcome.count:
             self.outcome.first = (perf_counter() - self._began) * 1000.0
         self.outcome.count += 1
-        return drive.cell[0]
+        return self.partial
 
-    async def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
-        """`pull` in a loop: the hot path of `async for`; a partial costs a step of this generator and one send."""
+    async def apartials(self, *, records: bool, held: Held | None = None) -> AsyncGenerator[Any, None]:
+        """`pull` in a loop: the hot path of `async for`; a partial costs a step of this generator and one send.
+
+        As much of a stream's memory as any is this frame's: it has no more variables than it needs.
+        """
         yield None
         try:
-            first = await (self.pull_prediction() if records else self.pull())
+            yield await (self.pull_prediction() if records else self.pull())
         except StopAsyncIteration:
             return
         except BaseException:
-            del self  # see pull
+            del self, held  # see pull
             raise
-        yield first
-        del first
-        drive, outcome, call, clock, started = self._drive, self.outcome, self.call, perf_counter, 0.0
-        send, cell = drive.send, drive.cell
+        context, machine, outcome, started = self._context, self._machine, self.outcome, 0.0
         while self._turn is None or not self._is_over():
             self._turn = BUSY
             if records:
-                started = clock()
+                started = perf_counter()
             try:
-                answer = send()
+                answer = context.run(_send, machine, None)
                 if answer is not _ITEM:
                     await self._wait(answer)
             except BaseException as error:
-                failure = self._failed(error)
-                if failure.__class__ is StopAsyncIteration:
+                answer = self._failed(error)
+                if answer.__class__ is StopAsyncIteration:
                     return
                 try:
-                    raise failure
+                    raise answer
                 finally:
-                    del failure, self, drive, outcome, call, send, cell
+                    del answer, self, held, context, machine, outcome
             if self._turn is not BUSY:
                 self._pending = self._turn.failure
                 await self._carry_out(self._turn)
@@ -160,35 +185,70 @@ class TaskExecution(AsyncExecution):
             index = outcome.count
             outcome.count = index + 1
             if records:
-                self._time += clock() - started
-                yield Prediction(call, cell[0], index, self._time * 1000.0)
+                self._time += (perf_counter() - started) * 1000.0
+                yield Prediction(self.call, self.partial, index, self._time)
             else:
-                yield cell[0]
+                yield self.partial
 
-    async def pull_prediction(self) -> Prediction:
+    async def pull_prediction(self, held: Held | None = None) -> Prediction:
         """The next partial with its record."""
         started = perf_counter()
         try:
             value = await self.pull()
         except BaseException:
-            del self  # see pull
+            del self, held  # see pull
             raise
-        self._time += perf_counter() - started
-        return Prediction(self.call, value, self.outcome.count - 1, self._time * 1000.0)
+        self._time += (perf_counter() - started) * 1000.0
+        return Prediction(self.call, value, self.outcome.count - 1, self._time)
 
     @types.coroutine
     def _begin(self) -> Generator[Any, None, None]:
         import asyncio
 
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self._guard = _guards.get(loop) or Guard(loop)
         self.begin()
-        if self._aadmit is not None:
-            yield from _iterate(self._aadmit(self._drive.body))
-        if self._is_guarded:
-            self._guard = _guard(self._drive, weakref.ref(self), self.outcome)
-            _open.add(self._guard)
-            yield from _iterate(self._guard.__anext__())  # the loop now knows the guard, and only the guard
-        self._drive.is_started = True
+        if self._aadmit is not None and self._body is not None:
+            yield from _iterate(self._aadmit(self._body))
+        self._machine = _machine(self)
+        self._is_started = True
+
+    def _enlist(self) -> None:
+        if self._guard is not None:
+            self._guard.open[self] = None
+
+    def start(self) -> Awaitable[tuple[str, Any]]:
+        """Call the function; await what it produced."""
+        body = self._body
+        if body is None:
+            raise AssertionError("a body is started once")
+        return settle(body.start(), body.follows)
+
+    def adopt(self, kind: str, produced: Any) -> Any:
+        """Give what to iterate for what the body produced; from here on a body without a slot is of no use."""
+        body = self._body
+        if kind is ITERATOR and self.bridge is not None and body is not None:
+            return _Pulled(self.bridge(body, produced, kind))
+        self.bridge = None
+        if body is not None and body.release is None:
+            self._body = None
+        return produced if isinstance(produced, types.AsyncGeneratorType) else _Foreign(produced)
+
+    def step(self) -> Any:
+        """Run the body on, to its next partial, which gives `_ITEM`, or to what it waits for."""
+        try:
+            return self._context.run(_send, self._machine, None)
+        except StopIteration as stop:
+            raise Over(stop.value) from None
+
+    def throw(self, error: BaseException) -> Any:
+        """The same, raising `error` where the body stands."""
+        if self._machine is None:
+            raise error
+        try:
+            return self._context.run(self._machine.throw, error)
+        except StopIteration as stop:
+            raise Over(stop.value) from None
 
     def _is_over(self) -> bool:
         if self._turn is BUSY:
@@ -203,12 +263,13 @@ class TaskExecution(AsyncExecution):
         try:
             if isinstance(self._turn, Stop):  # posted before there was anything to interrupt
                 self._interrupt()
-            yield from attend(self._drive, answer, watch)
+            yield from attend(self, answer, watch)
         finally:
             watch.over()
         if watch.is_cancelled():  # the body swallowed its consumer's cancellation and went on
-            yield from finish(self._drive, self.grace)
+            yield from finish(self)
             raise watch.cancellation or AssertionError
+        self._watch = None
 
     def _failed(self, error: BaseException) -> BaseException:
         """The pull ended without a partial: give what it raises."""
@@ -229,7 +290,7 @@ class TaskExecution(AsyncExecution):
         elif watch is not None and watch.is_closed and isinstance(error, GeneratorExit):
             failure = error
             self.end("closed", error)
-        elif is_foreign_cancel(error) and not self._drive.is_started:
+        elif is_foreign_cancel(error) and not self.is_started:
             failure = error  # the consumer's task was cancelled while it waited for a slot
             self.end("cancelled", error)
         else:
@@ -242,12 +303,11 @@ class TaskExecution(AsyncExecution):
         return failure
 
     def _let_go(self) -> None:
-        self._drive.is_over = True
-        self._drive.body.let_go()
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            _open.discard(guard)
-            _exhaust(guard.aclose())
+        self._machine = None
+        if self._body is not None:
+            self._body.let_go()
+        if self._guard is not None:
+            self._guard.open.pop(self, None)
 
     # Stopping.
 
@@ -272,20 +332,23 @@ class TaskExecution(AsyncExecution):
             self._post(self._finalise_now, stop)
 
     def _finalise_now(self, stop: Stop) -> None:
-        if self._loop is not None:
-            finalising = self._loop.create_task(self._carry_out(stop))
+        self._finalise_with(self._carry_out(stop))
+
+    def _finalise_with(self, coroutine: Any) -> None:
+        if self._guard is not None:
+            finalising = self._guard.loop.create_task(coroutine)
             _finalising.add(finalising)
             finalising.add_done_callback(_finalising.discard)
 
     def _post(self, function: Callable[..., None], *args: Any) -> None:
-        loop = self._loop
         self.call.stopping = True
-        nudge = self._drive.body.nudge
+        body, guard = self._body, self._guard
+        nudge = None if body is None else body.nudge
         if nudge is not None:
             nudge()
-        if loop is not None:
+        if guard is not None:
             try:
-                loop.call_soon_threadsafe(function, *args)
+                guard.loop.call_soon_threadsafe(function, *args)
             except RuntimeError:  # that loop is closed, and closed its streams
                 return
 
@@ -316,12 +379,11 @@ class TaskExecution(AsyncExecution):
 
     def _seal(self) -> None:
         self._turn = ENDED
-        self._drive.is_over = True
 
     async def _carry_out(self, stop: Stop) -> None:
         caught: BaseException | None = None
         try:
-            await finish(self._drive, self.grace)
+            await finish(self)
         except BaseException as error:
             caught = error if is_foreign_cancel(error) else explain(error, self.call, self.outcome.count)
         self._turn = ENDED
@@ -329,32 +391,145 @@ class TaskExecution(AsyncExecution):
         self._let_go()
         stop.settle(caught)
 
-    def left_open(self) -> None:
-        """The loop ends, or nobody refers to the stream any more: its guard has closed the body."""
+    def abandon(self) -> None:
+        """Nobody can pull any more: the loop is told to close the body, without lock or wait."""
+        guard = self._guard
+        if guard is None or self._turn is ENDED or is_finalising():
+            return
+        if self._turn is None:
+            self._turn = _LEFT
+            self.end("closed")
+        try:
+            guard.loop.call_soon_threadsafe(self._close_left)
+        except RuntimeError:  # that loop was closed without closing its streams: what can be done is done here
+            _exhaust(self.leave())
+
+    def _close_left(self) -> None:
+        if self._turn is _LEFT:  # else a stop is carried out
+            self._finalise_with(self.leave())
+
+    async def leave(self) -> None:
+        """Close a body that nobody refers to any more, or whose loop ends."""
+        if self._turn is ENDED:
+            return
         self._turn = ENDED
         self.end("closed")
+        try:
+            await finish(self)
+        except Exception as error:
+            warn(f"{self.call.tag}: error while an abandoned stream was closed", error)
+        finally:
+            self._let_go()
+        warnings.warn(
+            f"a stream of {self.call.tag} was abandoned after {counted(self.outcome.count)}; close it, or use "
+            "`async with`",
+            ResourceWarning,
+            stacklevel=2,
+        )
+
+    @property
+    def is_left_open(self) -> bool:
+        """Whether there is a body that the loop has to close where it ends."""
+        return self._is_guarded and self.is_started
+
+    def is_running_for(self, live: Live) -> bool:
+        """Whether this runs just now, for the engine of `live`."""
+        return self._live is live and not self.outcome.ended
+
+
+class Held:
+    """What a consumer holds of a `TaskExecution`, and the iterators it takes: dropped, the stream is abandoned."""
+
+    __slots__ = ("_execution",)
+
+    def __init__(self, execution: TaskExecution) -> None:
+        """Stand for an execution that is listed elsewhere, and so would not be dropped itself."""
+        self._execution = execution
+
+    @property
+    def call(self) -> Call:
+        """The identity of the call."""
+        return self._execution.call
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it went."""
+        return self._execution.outcome
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the predictor's code has been reached."""
+        return self._execution.is_started
+
+    def pull(self) -> Awaitable[Any]:
+        """The next partial."""
+        return self._execution.pull(self)
+
+    def pull_prediction(self) -> Awaitable[Prediction]:
+        """The next partial with its record."""
+        return self._execution.pull_prediction(self)
+
+    def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
+        """Either in a loop."""
+        return self._execution.apartials(records=records, held=self)
+
+    def cancel(self) -> None:
+        """Ask for the end `cancelled`."""
+        self._execution.cancel()
+
+    async def aclose(self) -> None:
+        """End as `closed` and wait, at most the grace, until the body is finalised."""
+        await self._execution.aclose()
 
     def __del__(self) -> None:
-        """An abandoned stream is closed by its loop, which is told here, without lock or wait."""
-        self._live.pop(id(self), None)
-        guard, loop = self._guard, self._loop
-        if guard is None or loop is None or self._drive.is_over or is_finalising():
-            return
+        """An abandoned stream is closed by its loop."""
+        self._execution.abandon()
+
+
+class Guard:
+    """The open executions of one event loop, and the one async generator of theirs that the loop sees.
+
+    Where the loop ends, it closes that, and with it the bodies of all streams that were left open.
+
+    Attributes:
+        loop: the event loop.
+        open: what began there and is not finalised yet. A collector that takes a whole cycle must leave a body alone,
+            so this keeps it.
+    """
+
+    __slots__ = ("_generator", "loop", "open")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Become the guard of the running event loop."""
+        self.loop = loop
+        self.open: dict[TaskExecution, None] = {}
+        for each in tuple(_guards):
+            if each.is_closed():  # it never closed its generators
+                _guards.pop(each, None)
+        _guards[loop] = self
+        self._generator = self._watch()
+        _exhaust(self._generator.__anext__())  # the loop now knows it
+
+    async def _watch(self) -> AsyncGenerator[None, None]:
         try:
-            loop.call_soon_threadsafe(_close_guard, loop, guard)
-        except RuntimeError:  # that loop was closed without closing its generators: what can be done is done here
-            _open.discard(guard)
-            _exhaust(guard.aclose())
+            yield
+        finally:
+            _guards.pop(self.loop, None)
+            left = [each.leave() for each in tuple(self.open) if each.is_left_open]
+            if left:
+                import asyncio
+
+                for error in await asyncio.gather(*left, return_exceptions=True):
+                    if error is not None:
+                        raise error  # the loop reports it
 
 
-def _close_guard(loop: asyncio.AbstractEventLoop, guard: Any) -> None:
-    closing = loop.create_task(guard.aclose())
-    _finalising.add(closing)
-    closing.add_done_callback(_finalising.discard)
-    closing.add_done_callback(lambda _task: _open.discard(guard))
+def running_for(live: Live) -> list[TaskExecution]:
+    """The executions in consumers' tasks that run just now for the engine of `live`."""
+    return [each for guard in tuple(_guards.values()) for each in tuple(guard.open) if each.is_running_for(live)]
 
 
-_open: set[Any] = set()  # guards of open streams: a collector that takes a whole cycle must leave the body alone
+_guards: dict[asyncio.AbstractEventLoop, Guard] = {}
 _finalising: set[asyncio.Task[None]] = set()  # asyncio itself would let a task be collected while it waits
 
 
@@ -367,40 +542,6 @@ async def finalised(seconds: float) -> None:
         await asyncio.wait(mine, timeout=seconds)
 
 
-class Drive:
-    """A body as a machine that one task steps: each step gives `_ITEM`, a partial in `cell`, or a future to wait for.
-
-    It refers to no execution, so an abandoned stream is freed at once, and its guard can still close the body.
-    """
-
-    __slots__ = ("_machine", "_run", "body", "cell", "is_over", "is_started", "send")
-
-    def __init__(self, body: Body, bridge: Bridge | None) -> None:
-        self.body = body
-        self.cell: list[Any] = [None]
-        self.is_over = False
-        self.is_started = False
-        self._run = body.context.run
-        self._machine = _machine(body, self.cell, bridge)
-        self.send: Callable[[], Any] = partial(
-            self._run, self._machine.send, None
-        )  # the hot path's step: C all the way to the body
-
-    def step(self) -> Any:
-        """Run the body on, to its next partial or to what it waits for."""
-        try:
-            return self.send()
-        except StopIteration as stop:
-            raise Over(stop.value) from None
-
-    def throw(self, error: BaseException) -> Any:
-        """The same, raising `error` where the body stands."""
-        try:
-            return self._run(self._machine.throw, error)
-        except StopIteration as stop:
-            raise Over(stop.value) from None
-
-
 class Over(BaseException):
     """The body ended by itself: a StopIteration that may pass through generators."""
 
@@ -410,28 +551,27 @@ class Over(BaseException):
 
 
 @types.coroutine
-def _machine(body: Body, cell: list[Any], bridge: Bridge | None) -> Generator[Any, Any, Any]:
-    current.set(body.call)
-    kind, produced = yield from _iterate(settle(body.start(), body.follows))
+def _machine(execution: TaskExecution) -> Generator[Any, Any, Any]:
+    """A body as what one task steps: each step gives `_ITEM`, a partial is noted then, or a future to wait for.
+
+    As much of a stream's memory as any is this frame's: it has no more variables than it needs.
+    """
+    current.set(execution.call)
+    kind, iterator = yield from _iterate(execution.start())
     if kind is ONE:
-        cell[0] = produced
+        execution.partial = iterator
         yield _ITEM
-        return produced
-    if kind is ITERATOR and bridge is None:
-        return (yield from _each(produced, cell))
-    bridged = bridge(body, produced, kind) if kind is ITERATOR and bridge is not None else None
-    iterator: AsyncIterator[Any] = produced if bridged is None else _Pulled(bridged)
-    is_native = isinstance(iterator, types.AsyncGeneratorType)
-    step = iterator.__anext__ if is_native else _Anext(iterator)
-    awaitable = first_step(iterator) if is_native else step()
+        return iterator
+    if kind is ITERATOR and execution.bridge is None:
+        return (yield from _each(execution, iterator))
+    iterator = execution.adopt(kind, iterator)
     try:
+        execution.partial = yield from first_step(iterator)  # type: ignore[misc]
         while True:
-            try:
-                cell[0] = yield from awaitable  # type: ignore[misc]
-            except StopAsyncIteration:
-                return None if bridged is None else bridged.outcome.returned
             yield _ITEM
-            awaitable = step()
+            execution.partial = yield from anext(iterator)
+    except StopAsyncIteration:
+        return None if kind is ASYNC else iterator.returned
     except GeneratorExit:
         if not getattr(iterator, "ag_running", False):  # else it was dropped while the body waited
             yield from _iterate(aclose_iterator(iterator))
@@ -452,11 +592,11 @@ def resumed(coroutine: Any, answer: Any) -> Generator[Any, Any, Any]:
     return (yield from coroutine)
 
 
-def _each(iterator: Iterator[Any], cell: list[Any]) -> Generator[Any, None, Any]:
+def _each(execution: TaskExecution, iterator: Iterator[Any]) -> Generator[Any, None, Any]:
     try:
         while True:
             try:
-                cell[0] = next(iterator)
+                execution.partial = next(iterator)
             except StopIteration as stop:
                 return stop.value
             yield _ITEM
@@ -482,17 +622,31 @@ class _Pulled:
     async def aclose(self) -> None:
         await self._bridged.afinalise()
 
+    @property
+    def returned(self) -> Any:
+        return self._bridged.outcome.returned
 
-class _Anext:
-    """The `__anext__` of a foreign async iterator as a coroutine, whatever awaitable it gives."""
+
+class _Foreign:
+    """An async iterator that is no native generator; its `__anext__` is a coroutine, whatever awaitable it gives."""
 
     __slots__ = ("_iterator",)
 
     def __init__(self, iterator: AsyncIterator[Any]) -> None:
         self._iterator = iterator
 
-    async def __call__(self) -> Any:
+    def __aiter__(self) -> _Foreign:
+        return self
+
+    async def __anext__(self) -> Any:
         return await self._iterator.__anext__()
+
+    async def aclose(self) -> None:
+        await aclose_iterator(self._iterator)
+
+    @property
+    def ag_running(self) -> bool:
+        return getattr(self._iterator, "ag_running", False)
 
 
 @types.coroutine
@@ -600,22 +754,22 @@ class Watch:
         return False
 
 
-def attend(drive: Drive, answer: Any, watch: Watch) -> Generator[Any, Any, None]:
+def attend(execution: TaskExecution, answer: Any, watch: Watch) -> Generator[Any, Any, None]:
     """Pass what a body waits for to the loop, and what the loop answers to the body, until it yields a partial."""
     while answer is not _ITEM:
         try:
             yield answer
         except BaseException as error:
             if watch.thrown(error):
-                warn(f"{drive.body.call.tag}: the body went on after being cancelled; it is abandoned")
+                warn(f"{execution.call.tag}: the body went on after being cancelled; it is abandoned")
                 raise
-            answer = drive.throw(error)
+            answer = execution.throw(error)
         else:
-            answer = drive.step()
+            answer = execution.step()
 
 
 @types.coroutine
-def finish(drive: Drive, grace: float) -> Generator[Any, Any, None]:
+def finish(execution: TaskExecution) -> Generator[Any, Any, None]:
     """Run the clean-up of a body that rests at a yield, in its context, as part of the calling task.
 
     It is given one grace, then cancelled, then given up after one more.
@@ -624,13 +778,13 @@ def finish(drive: Drive, grace: float) -> Generator[Any, Any, None]:
         BaseException: what the clean-up raised, or the calling task's own cancellation.
     """
     try:
-        answer = drive.throw(GeneratorExit())
+        answer = execution.throw(GeneratorExit())
     except (GeneratorExit, Over):
         return
-    watch = Watch(grace)
+    watch = Watch(execution.grace)
     watch.arm()
     try:
-        yield from attend(drive, answer, watch)
+        yield from attend(execution, answer, watch)
     except (GeneratorExit, Over):
         return
     except BaseException as error:
@@ -641,38 +795,6 @@ def finish(drive: Drive, grace: float) -> Generator[Any, Any, None]:
     finally:
         watch.over()
     raise RuntimeError("the predictor ignored GeneratorExit and yielded again")
-
-
-async def _guard(drive: Drive, execution: weakref.ref[TaskExecution], outcome: Outcome) -> AsyncGenerator[None, None]:
-    """The only async generator the event loop's finaliser sees of a stream: closing it closes the body.
-
-    It is what remains of an abandoned stream, and what a loop that ends finds of one left open.
-    """
-    try:
-        yield
-    finally:
-        if not drive.is_over:
-            drive.is_over = True
-            await _clean_up(drive, execution(), outcome)
-
-
-async def _clean_up(drive: Drive, execution: TaskExecution | None, outcome: Outcome) -> None:
-    call = drive.body.call
-    if execution is not None:
-        execution.left_open()
-    elif not outcome.ended:
-        outcome.state = "closed"
-    try:
-        await finish(drive, 1.0 if execution is None else execution.grace)
-    except Exception as error:
-        warn(f"{call.tag}: error while an abandoned stream was closed", error)
-    finally:
-        drive.body.let_go()
-    warnings.warn(
-        f"a stream of {call.tag} was abandoned after {counted(outcome.count)}; close it, or use `async with`",
-        ResourceWarning,
-        stacklevel=2,
-    )
 
 
 def _exhaust(closing: Any) -> None:
