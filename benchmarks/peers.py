@@ -36,13 +36,13 @@ def llm_acounter(opening: Any = acount) -> Any:
     return Counter()
 
 
-def langchain_counter() -> Any:
+def langchain_counter(opening: Any = count) -> Any:
     """`count` as a runnable of LangChain that streams; its input is how far."""
     from langchain_core.runnables import RunnableGenerator
 
     def transform(chunks: Iterator[int]) -> Iterator[str]:
         for to in chunks:
-            yield from count(to)
+            yield from opening(to)
 
     return RunnableGenerator(transform)
 

@@ -23,6 +23,24 @@ def count(to: int) -> Iterator[str]:
         yield words[number & 63]
 
 
+_cleaned_up = [0]
+
+
+def tidy_count(to: int) -> Iterator[str]:
+    """`count` with something to clean up."""
+    words = WORDS
+    try:
+        for number in range(to):
+            yield words[number & 63]
+    finally:
+        _cleaned_up[0] += 1
+
+
+def cleaned_up() -> int:
+    """How many of these have cleaned up, in this process."""
+    return _cleaned_up[0]
+
+
 async def acount(to: int) -> AsyncIterator[str]:
     """The same, as an async generator that does not suspend."""
     words = WORDS

@@ -166,12 +166,12 @@ class Channel(Ending):
         "_demand",
         "_floor",
         "_handed",
-        "_is_adaptive",
         "_is_slept_by_thread",
         "_last_wake",
         "_polite_from",
         "_window",
         "_yielding",
+        "is_adaptive",
         "items",
         "producers",
     )
@@ -182,7 +182,7 @@ class Channel(Ending):
         self.items: deque[tuple[Any, float]] = deque()
         self.producers: deque[Wake] = deque()
         self.closers: deque[Wake] = deque()
-        self._is_adaptive = prefetch is None
+        self.is_adaptive = prefetch is None
         self._is_slept_by_thread = False
         self._window = 1 if prefetch is None else prefetch
         self._floor = max(0, self._window - 1)  # a parked producer is woken once no more than this many wait
@@ -211,7 +211,7 @@ class Channel(Ending):
             self._yielding = now - self._last_wake > _HAND_OVER and now >= self._polite_from
             self._last_wake = now
             wake_one(self.consumers)
-        if self._is_adaptive:
+        if self.is_adaptive:
             if value.__class__ not in _FIXED and not is_fixed(value):
                 self._demand = True
                 return True
@@ -280,7 +280,7 @@ class Channel(Ending):
 
     def _make_room(self) -> None:
         waiting = len(self.items)
-        if self._is_adaptive and waiting and not self._demand and self._window < MOST:
+        if self.is_adaptive and waiting and not self._demand and self._window < MOST:
             self._window *= 2
             self._floor = self._window // 2
         if waiting <= self._floor and not self._demand:  # a producer in lock-step is woken by asking, not by taking

@@ -126,7 +126,10 @@ def pack(kind: int, number: int, meta: bytes, rest: Sequence[Chunk] = ()) -> lis
 
 def pack_order(number: int, order: Order, rest: Sequence[Chunk] = ()) -> list[Chunk]:
     """The frame that tells a worker what to do."""
-    return pack(ORDER, number, pickle.dumps(_facts_of(order), 5), rest)
+    meta = pickle.dumps(_facts_of(order), 5)
+    if not rest:  # as `pack` does it
+        return [_HEADER.pack(_MAGIC, VERSION, ORDER, number, len(meta), 0) + meta]
+    return pack(ORDER, number, meta, rest)
 
 
 def read_order(frame: Frame) -> Order:

@@ -83,6 +83,7 @@ class Call:
         parent: the call whose body made this one, if any.
         engine: a number that tells this call's engine from others of the process.
         depth: how many calls this one is nested in.
+        created_ns: the moment of the call, in ns since the epoch.
         stopping: whether the consumer has asked this call to stop. A body without a yield for a long time may look
             at it and return early.
         blocked: the ident of the thread that waits for this call's owner, if a thread does.
@@ -94,7 +95,7 @@ class Call:
     engine: int = 0
     depth: int = 0
     _number: int = attrs.field(factory=numbers.__next__)
-    _created_ns: int = attrs.field(factory=time_ns)
+    created_ns: int = attrs.field(factory=time_ns)
     stopping: bool = False
     blocked: int | None = None
 
@@ -104,16 +105,11 @@ class Call:
         return f"{_origin[0]}-{self._number}"
 
     @property
-    def created_ns(self) -> int:
-        """The moment of the call, in ns since the epoch."""
-        return self._created_ns
-
-    @property
     def created(self) -> datetime:
         """The moment of the call, an aware UTC datetime."""
         from datetime import UTC, datetime, timedelta
 
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._created_ns // 1000)
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.created_ns // 1000)
 
     def __repr__(self) -> str:
         """Tag, id and place."""
@@ -128,7 +124,7 @@ class Call:
 
     def __getstate__(self) -> tuple[Any, ...]:
         """What travels: the identity, not the chain of callers."""
-        return (self.tag, self.runner, self.id, self._created_ns)
+        return (self.tag, self.runner, self.id, self.created_ns)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild as a call that keeps its id in any process."""

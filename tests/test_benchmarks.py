@@ -4,6 +4,7 @@ of the rounds."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -331,6 +332,23 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_list_has_a_line_for_each_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names()
+
+
+def test_a_reader_that_has_seen_enough_of_the_list_ends_it_without_a_word() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks", "--list"],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_measured(

@@ -202,7 +202,9 @@ class Errand(Body, Ending):
             warn(f"{self.call.tag}: error nobody waited for", error)
 
     def _conclude(self, end: End | None) -> None:
-        self._delist()
+        live, self._live = self._live, None  # as in `_delist`
+        if live is not None:
+            live.pop(id(self), None)
         call = self.call
         call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
         failure: Any = self._shut

@@ -90,11 +90,6 @@ class Wire(Channel):
 
     # The window
 
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether the window grows as needed, and bytes are bounded too."""
-        return self._is_adaptive
-
     def first_limit(self) -> int:
         """How many partials the producer may make before it hears from its consumer, who waits for the first."""
         self._limit = self._window + 1
@@ -135,12 +130,12 @@ class Wire(Channel):
 
     def _look_about(self) -> None:
         """Widen the window for a consumer that finds more than one waiting, and tell the producer, in good time."""
-        if self._is_adaptive and self.items and self._window < MOST:
+        if self.is_adaptive and self.items and self._window < MOST:
             self._window *= 2
         self._tell(asked=0)
         # Readers that take at the same time may count a step twice or not at all, so that it is told a little earlier
         # or later; whoever waits tells in any case.
-        self._calm = self._window // 4 if self._window == MOST or not self._is_adaptive else 0
+        self._calm = self._window // 4 if self._window == MOST or not self.is_adaptive else 0
 
     # Waiting for the pipe
 
@@ -172,7 +167,7 @@ class Wire(Channel):
             await self._sleep_task()
 
     def _sleep(self) -> None:
-        if not self._is_readable():
+        if self._is_cut or self.worker is None or self._is_reading:  # as `_is_readable` tells
             park_thread(self.consumers, self._may_go_on, BOUND)
             return
         # No call stands between the test and the next line but one, so neither another thread nor a signal's handler
@@ -484,7 +479,11 @@ class Wire(Channel):
         if self.stop and self.ladder.rung is None:
             self.ladder.rung = "asked"
         self._finished(self, worker, keep and not worker.is_doomed)
-        self._let_go()
+        body = self.body
+        if body is not None:  # as in `_let_go`
+            if body.release is not None:
+                body.let_go()
+            self.body = None
         if self.end is None:  # else its consumer heard of another end already
             super().finish(end)
 
