@@ -896,8 +896,6 @@ async def _exhaust(execution: AsyncExecution) -> None:
 
 
 def _finish(reduction: Reduction | Errand, call: Call) -> Any:
-    if reduction.reducer is LAST and reduction.state is not EMPTY:
-        return reduction.state
     try:
         return reduction.reducer.finish(reduction.state)
     except NoPartialsError as error:
@@ -929,8 +927,10 @@ def _reported(
 
 
 def _fetched(errand: Errand) -> Prediction:
-    call, count = errand.call, errand.count
-    return Prediction(call, _finish(errand, call), count and count - 1, errand.elapsed * 1000.0)
+    call, count, value = errand.call, errand.count, errand.state
+    if errand.reducer is not LAST or value is EMPTY:
+        value = _finish(errand, call)
+    return Prediction(call, value, count and count - 1, errand.elapsed * 1000.0)
 
 
 def _excused(error: BaseException, errand: Errand, started: float, errors: Errors) -> Prediction:

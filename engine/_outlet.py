@@ -69,6 +69,15 @@ class Link:
     def write(self, chunks: Sequence[Chunk]) -> None:
         """Write as much as the pipe takes now, and keep the rest."""
         with self.lock:
+            if len(chunks) == 1 and not self.unsent and not self.is_child:  # the fast path: one small frame
+                frame = chunks[0]
+                try:
+                    written = os.write(self.answers, frame)
+                except OSError:  # there is no room, or the engine is gone: `put` will see
+                    written = 0
+                if written == len(frame):
+                    return
+                chunks = [memoryview(frame)[written:]]
             self.put(chunks)
 
     def put(self, chunks: Sequence[Chunk]) -> None:
@@ -136,8 +145,10 @@ class Host(Protocol):
     link: Link
     ring: Ring
     outbound: Segment
+    loop: Any
     tail: Tail
     is_terminated: bool
+    is_deferred: bool
 
     def uninterrupted(self) -> AbstractContextManager[None]:
         """Let no signal cut what the main thread does here in two."""
@@ -169,12 +180,19 @@ class Outlet(Channel):
     _only: tuple[Any, float] | None = None
 
     def __init__(self, host: Host, order: Order, number: int) -> None:
-        super().__init__(None, order.tag)
+        self.label = order.tag  # as in `Channel`, of which an outlet has no more than this
+        self.consumers = self.closers = deque()
+        self.producers = deque()
+        self.end = None
+        self.stop = False
+        self.on_stop = None
+        self.deserted = None
         self.number = number
         self._host = host
         self._link = host.link
-        self._ring = host.ring
-        self._ring.clear()
+        self._ring = ring = host.ring
+        if ring.held or host.outbound.is_giant:
+            ring.clear()
         self._limit = order.limit
         self._is_bounded = order.is_adaptive
         self._made = 0
@@ -350,14 +368,10 @@ class Outlet(Channel):
             return
         self.end = end
         host = self._host
-        error = None if end.error is None else tamed(end.error)
-        if isinstance(error, Terminated):  # we raised it ourselves
-            error = None
         if host.is_terminated and not self.is_asked:
             host.stop_turning()  # whoever sent SIGTERM wants this process to end, and the engine will see how it did
             return
-        if self.refusal is not None:
-            error = _joined(self.refusal, error)
+        error = None if end.error is None and self.refusal is None else self._failure_of(end)
         flush_streams()
         link = self._link
         was_busy, link.is_busy = link.is_busy, True  # `host.uninterrupted()`, without its calls: this ends every call
@@ -373,8 +387,16 @@ class Outlet(Channel):
         finally:
             if not was_busy:
                 link.is_busy = False
-                host.catch_up()
-        host.stop_turning()
+                if host.is_deferred:
+                    host.catch_up()
+        if host.loop.is_turning:
+            host.stop_turning()
+
+    def _failure_of(self, end: End) -> BaseException | None:
+        error = None if end.error is None else tamed(end.error)
+        if isinstance(error, Terminated):  # we raised it ourselves
+            error = None
+        return error if self.refusal is None else _joined(self.refusal, error)
 
     def _send_done(self, end: End) -> None:
         reduction = None if self.body is None else self.body.reduction

@@ -19,6 +19,7 @@ import attrs
 
 from engine._errors import PredictorError, say
 from engine._records import Call  # noqa: TC001
+from engine._reducers import LAST
 
 ONE: Final = "one value"
 ITERATOR: Final = "iterator"
@@ -46,6 +47,7 @@ class Body:
         kwargs: inputs by name.
         follows: whether an iterator that is no generator is a stream of partials.
         context: the caller's `contextvars` at the moment of the call; every step of the body runs inside it.
+        reducer: of a body that goes to a worker: what keeps the reduction there; `None` to have every partial.
         release: gives back the body's concurrency slot, where it holds one; see `let_go`.
         reduction: where set, the owner keeps the reduction there instead of handing partials over one by one.
         nudge: wakes whoever waits for a slot on this body's behalf.
@@ -59,6 +61,7 @@ class Body:
     """
 
     release: Callable[[], None] | None = None
+    reducer: Any = None
     reduction: Reduction | None = None
     nudge: Callable[[], None] | None = None
     prepare: Callable[[], Callable[..., Any]] | None = None
@@ -131,7 +134,7 @@ class Reduction:
     def add(self, value: Any) -> None:
         """Reduce one more partial."""
         self.count += 1
-        self.state = self.reducer.step(self.state, value)
+        self.state = value if self.reducer is LAST else self.reducer.step(self.state, value)
 
 
 def invoke(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -20,15 +20,6 @@ def send(descriptor: int, chunks: Sequence[Chunk], unsent: deque[memoryview]) ->
     Raises:
         OSError: the pipe is broken.
     """
-    if len(chunks) == 1 and not unsent:  # the fast path: one small frame, and room for it
-        chunk = chunks[0]
-        try:
-            written = os.write(descriptor, chunk)
-        except BlockingIOError:
-            written = 0
-        if written == len(chunk):
-            return True
-        chunks = [memoryview(chunk)[written:]]
     unsent.extend(memoryview(chunk) for chunk in chunks if len(chunk))
     return send_rest(descriptor, unsent)
 

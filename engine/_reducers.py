@@ -166,7 +166,7 @@ CONCAT: Final = _Concat()
 COLLECT: Final = _Collect()
 RETURNED: Final = _Returned()
 
-_BY_NAME: Final[dict[str, Reducer]] = {each.name: each for each in (LAST, CONCAT, COLLECT, RETURNED)}
+BY_NAME: Final[dict[str, Reducer]] = {each.name: each for each in (LAST, CONCAT, COLLECT, RETURNED)}
 
 
 def reducer_of(choice: object) -> Reducer:
@@ -178,11 +178,11 @@ def reducer_of(choice: object) -> Reducer:
     if choice is None:
         return LAST
     if isinstance(choice, str):
-        if choice in _BY_NAME:
-            return _BY_NAME[choice]
+        if choice in BY_NAME:
+            return BY_NAME[choice]
     elif isinstance(choice, Reducer) and not isinstance(choice, type):
         return choice
     raise ValueError(
-        f"reduce must be one of {', '.join(map(repr, _BY_NAME))}, fold(function, initial), "
+        f"reduce must be one of {', '.join(map(repr, BY_NAME))}, fold(function, initial), "
         f"or an object with name, start, step and finish, not {quote(choice)}"
     )

@@ -131,21 +131,21 @@ class Segment:
 class Ring:
     """Where in a segment the partials lie that its reader has not taken yet; room is used again in their order."""
 
-    __slots__ = ("_held", "_segment")
+    __slots__ = ("_segment", "held")
 
     def __init__(self, segment: Segment) -> None:
         """Hold nothing."""
         self._segment = segment
-        self._held: deque[tuple[int, int, int]] = deque()  # index of the partial, where it begins and ends
+        self.held: deque[tuple[int, int, int]] = deque()  # index of the partial, where it begins and ends
 
     def free(self, taken: int) -> None:
         """The partials before the index `taken` need their room no more."""
-        while self._held and self._held[0][0] < taken:
-            self._held.popleft()
+        while self.held and self.held[0][0] < taken:
+            self.held.popleft()
 
     def clear(self) -> None:
         """Nothing is held any more."""
-        self._held.clear()
+        self.held.clear()
         if self._segment.is_giant:
             self._segment.trim()
 
@@ -154,13 +154,13 @@ class Ring:
         start = self._place(size)
         if start is None or not self._segment.grow(start + size):
             return None
-        self._held.append((index, start, start + size))
+        self.held.append((index, start, start + size))
         return start
 
     def _place(self, size: int) -> int | None:
-        if not self._held:
+        if not self.held:
             return 0
-        first, last = self._held[0][1], self._held[-1][2]
+        first, last = self.held[0][1], self.held[-1][2]
         if last <= first:  # it has wrapped: free is what lies between
             return last if last + size <= first else None
         if last + size <= self._segment.size:

@@ -305,7 +305,7 @@ class Holder:
         """Note where the slot is taken."""
         self.call = call
         self.thread = threading.current_thread()  # itself: the number of one that is over is used again
-        self.task = current_task()
+        self.task = current_task() if "asyncio" in sys.modules else None
 
     def blocks(self, call: Call, task: object, thread: threading.Thread | None = None) -> bool:
         """Whether `call`, waiting in `thread` (this one) or in `task`, would keep this holder from ever going on."""

@@ -34,7 +34,7 @@ from engine._payloads import Spare, decode
 from engine._predictor import import_name, import_target
 from engine._profiles import describe, profile_of
 from engine._records import TravelledCall, become_worker, current, traceback_of
-from engine._reducers import reducer_of
+from engine._reducers import BY_NAME, EMPTY, LAST
 from engine._residents import Resident
 from engine._segments import Ring, Segment
 from engine.runners.loop import LoopRunner
@@ -58,6 +58,7 @@ class _MainLoop(LoopRunner):
     def __init__(self, host: _Host) -> None:
         super().__init__(host.take_over)
         self.is_turning = False
+        self.is_made = False
 
     def is_here(self) -> bool:
         """Whether the calling thread turns this loop just now."""
@@ -69,6 +70,7 @@ class _MainLoop(LoopRunner):
             import asyncio
 
             self._loop = asyncio.new_event_loop()
+            self.is_made = True
             asyncio.set_event_loop(self._loop)
         return self._loop
 
@@ -113,7 +115,7 @@ class _MainLoop(LoopRunner):
         """Cancel what still runs, and close the loop."""
         import asyncio
 
-        loop, self._loop = self._loop, None
+        loop, self._loop, self.is_made = self._loop, None, False
         if loop is None:
             return
         tasks = asyncio.all_tasks(loop)
@@ -159,7 +161,7 @@ class _Host:
     stopped: int = 0  # number of the last call that was asked to stop
     is_terminated: bool = False
     _mask: set[Any] = attrs.field(factory=set)
-    _deferred: bool = False
+    is_deferred: bool = False
     _handed: Callable[[], None] | None = None
     _handlers: list[Any] = attrs.field(factory=list)
     tail: Tail = attrs.field(init=False)
@@ -214,7 +216,7 @@ class _Host:
         if self.outlet is None:
             raise Terminated
         if self.link.is_busy:
-            self._deferred = True
+            self.is_deferred = True
         elif self._is_ours(frame):
             self._terminate_softly()
         else:
@@ -249,8 +251,8 @@ class _Host:
 
     def catch_up(self) -> None:
         """Do what a signal wanted meanwhile."""
-        if self._deferred:
-            self._deferred = False
+        if self.is_deferred:
+            self.is_deferred = False
             self._terminate_softly()
 
     # Orders
@@ -284,7 +286,7 @@ class _Host:
                 frame = frames.popleft()
                 if frame.kind == ORDER:
                     return frame
-            if self.loop.is_started:
+            if self.loop.is_made:
                 loop = self.loop.loop()
                 loop.add_reader(self.link.calls, loop.stop)
                 try:
@@ -348,8 +350,10 @@ class _Host:
         for name, data in order.variables:
             context.run(import_name(name).set, decode(data))
         call = TravelledCall(order.tag, "process", order.identity, order.created_ns, order.depth)
-        reducer = None if order.reducer is None else reducer_of(order.reducer)
-        reduction = None if reducer is None else Reduction(reducer, reducer.start())
+        reduction = None
+        if order.reducer is not None:
+            reducer = BY_NAME[order.reducer]
+            reduction = Reduction(reducer, EMPTY if reducer is LAST else reducer.start())
         function = None if resident.profile.is_class else resident.function
         body = Body(call, function, args, kwargs, order.follows, context)
         body.reduction = reduction

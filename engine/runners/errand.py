@@ -116,7 +116,10 @@ class Errand(Body, Ending):
         lock.acquire()
         self.consumers.append(lock.release)
         try:
-            self._enlist()
+            live: Any = self._live
+            live[id(self)] = ref(self)
+            if live.is_closed:  # looked at after that: whoever closes it either finds this or is seen here
+                self._refuse()
             if admit is not None:
                 admit(self)
             if self._shut is None:
@@ -134,7 +137,10 @@ class Errand(Body, Ending):
     async def arun(self, runner: Keeper, admit: AsyncAdmit | None) -> None:
         """The same for an asyncio task; one that is cancelled does not wait for the body to stop."""
         try:
-            self._enlist()
+            live: Any = self._live
+            live[id(self)] = ref(self)
+            if live.is_closed:  # looked at after that: whoever closes it either finds this or is seen here
+                self._refuse()
             if admit is not None:
                 await admit(self)
             if self._shut is None:
@@ -151,11 +157,8 @@ class Errand(Body, Ending):
                 raise
         self._conclude(self.end)
 
-    def _enlist(self) -> None:
-        live: Any = self._live
-        live[id(self)] = ref(self)
-        if live.is_closed:  # looked at after that, so that whoever closes it either finds this or is seen here
-            raise EngineClosedError
+    def _refuse(self) -> None:
+        raise EngineClosedError
 
     @property
     def channel(self) -> Any:
@@ -261,7 +264,10 @@ class Parcel(Errand):
         wire = self.wire
         self.call.blocked = get_ident()
         try:
-            self._enlist()
+            live: Any = self._live
+            live[id(self)] = ref(self)
+            if live.is_closed:  # looked at after that: whoever closes it either finds this or is seen here
+                self._refuse()
             if admit is not None:
                 admit(self)
             if self._shut is None:
@@ -281,7 +287,10 @@ class Parcel(Errand):
         """The same for an asyncio task, whose loop reads."""
         wire = self.wire
         try:
-            self._enlist()
+            live: Any = self._live
+            live[id(self)] = ref(self)
+            if live.is_closed:  # looked at after that: whoever closes it either finds this or is seen here
+                self._refuse()
             if admit is not None:
                 await admit(self)
             if self._shut is None:

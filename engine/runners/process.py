@@ -156,7 +156,7 @@ class ProcessRunner:
             EngineError, OSError: the worker was gone, and no other can be started.
         """
         wire: Any = channel
-        call, shipment, reduction = body.call, wire.shipment, body.reduction
+        call, shipment, reducer = body.call, wire.shipment, body.reducer
         wire.order = Order(
             "run",
             shipment.key,
@@ -169,8 +169,8 @@ class ProcessRunner:
             call.depth,
             body.follows,
             body.bind,
-            None if reduction is None else reduction.reducer.name,
-            wire.first_limit() if reduction is None else 0,  # it is never asked for a partial
+            None if reducer is None else reducer.name,
+            wire.first_limit() if reducer is None else 0,  # it is never asked for a partial
             wire.is_adaptive,
             _carried(body) if _names else (),
             wire.inputs,

@@ -75,7 +75,17 @@ class Wire(Channel):
 
     def __init__(self, prefetch: int | None, label: str, hand: Hand, finished: Finished, restart: Restart) -> None:
         """Make an empty channel that no worker serves yet."""
-        super().__init__(prefetch, label)
+        self.label = label  # as in `Channel`, without its calls
+        self.consumers = deque()
+        self.closers = deque()
+        self.producers = deque()
+        self.items = deque()
+        self.end = None
+        self.stop = False
+        self.on_stop = None
+        self.deserted = None
+        self.is_adaptive = prefetch is None
+        self._window = 1 if prefetch is None else prefetch
         self._hand = hand
         self._finished = finished
         self._restart = restart

@@ -263,6 +263,15 @@ class Worker:
             BrokenPipeError: the worker is gone, and has not read all of it.
         """
         with self._sending:
+            if len(chunks) == 1 and not self.unsent:  # the fast path: one small frame, and room for it
+                frame = chunks[0]
+                try:
+                    written = os.write(self.calls_pipe, frame)
+                except BlockingIOError:
+                    written = 0
+                if written == len(frame):
+                    return True
+                chunks = [memoryview(frame)[written:]]
             try:
                 return _pipes.send(self.calls_pipe, chunks, self.unsent)
             except BrokenPipeError:
