@@ -141,7 +141,10 @@ class Executor:
         context.run(current.set, call)
         started = perf_counter()
         try:
-            value = context.run(resident.function, *args, **kwargs)
+            if args:
+                value = context.run(resident.function, *args, **kwargs)
+            else:  # as almost always, and without the making of a tuple
+                value = context.run(resident.function, **kwargs)
         except BaseException as error:
             return _failed(error, call, None, started, errors)
         if value.__class__ in PLAIN and (reducer is LAST or reducer is RETURNED):
