@@ -236,7 +236,10 @@ class Errand(Body, Ending):
         return EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")
 
     def forget(self) -> None:
-        """In a forked child: its consumer is the parent's."""
+        """In a forked child: its owner is the parent's, and a consumer that came along would wait for ever."""
+        self._shut = EngineClosedError(f"{self.call.tag}: this call belongs to the parent process; make your own")
+        if self.nudge is not None:  # it waits for a slot, and looks again by itself; its body never runs here
+            self.call.stopping = True
 
 
 class Parcel(Errand):
