@@ -166,8 +166,20 @@ class Errand(Body, Ending):
         if not self._is_given:
             self._never_started(error)
             return
-        self._leave()  # Ctrl-C
-        if not self.channel.wait_end(self._grace):
+        channel = self.channel  # Ctrl-C
+        is_left = channel.deserted is not None  # it was shut: what its body raises goes to the log
+        is_final = False
+        try:
+            self._ask_to_stop()
+            is_final = channel.wait_end(self._grace)
+        finally:
+            channel.desert()
+        end = channel.end
+        if end is not None and end.is_cleanup and end.error is not None and not is_left:
+            failure, end.error = end.error, None
+            raise explain(failure, self.call, self.count)  # as from `close` of a stream
+        self._log_unseen()
+        if not is_final:
             tell_of_abandoned(self.call, self._grace)
 
     def _delist(self) -> None:
@@ -190,13 +202,18 @@ class Errand(Body, Ending):
 
     def _leave(self) -> None:
         """Ask the owner to finalise the body; from here on its errors go to the log."""
-        channel = self.channel
+        self.channel.desert()
+        self._ask_to_stop()
+        self._log_unseen()
+
+    def _ask_to_stop(self) -> None:
         self._delist()
         self.call.parent = None
-        channel.desert()
         self.call.stopping = True
-        channel.request_stop()
-        end = channel.end
+        self.channel.request_stop()
+
+    def _log_unseen(self) -> None:
+        end = self.channel.end
         if end is not None and end.error is not None:
             error, end.error = end.error, None
             warn(f"{self.call.tag}: error nobody waited for", error)

@@ -1096,6 +1096,65 @@ def test_after_a_ctrl_c_that_was_caught_the_engine_works_on(runner: str) -> None
     assert errors == ""
 
 
+CLEANING_UP = {
+    "generator": """
+        def body():
+            try:
+                while True:
+                    yield "going"
+                    if not said:
+                        say()
+            finally:
+                raise ValueError("clean-up")
+        """,
+    "coroutine": """
+        async def body():
+            try:
+                say()
+                while True:
+                    await asyncio.sleep(0.01)
+            finally:
+                raise ValueError("clean-up")
+        """,
+    "async generator": """
+        async def body():
+            try:
+                while True:
+                    yield "going"
+                    if not said:
+                        say()
+            finally:
+                raise ValueError("clean-up")
+        """,
+}
+
+
+@pytest.mark.parametrize(("kind", "runner"), [("generator", None), *((kind, "thread") for kind in CLEANING_UP)])
+def test_what_clean_up_raises_after_a_ctrl_c_arrives_with_the_interrupt_as_its_context(
+    kind: str, runner: str | None
+) -> None:
+    source = textwrap.dedent(CLEANING_UP[kind])
+    code, out, errors = signalled(
+        f"""
+said = []
+
+def say():
+    said.append(True)
+    print("ready", flush=True)
+
+{source}
+
+with Engine(discover=False) as muna:
+    try:
+        muna.predictions.create(body, runner={runner!r})
+    except ValueError as error:
+        print(error, type(error.__context__).__name__, muna.predictions.live)
+""",
+        signal.SIGINT,
+    )
+    assert (code, out, errors) == (0, "clean-up KeyboardInterrupt ()\n", "")
+
+
 # 109: SIGTERM.
 
 
