@@ -225,7 +225,11 @@ class Errand(Body, Ending):
         call = self.call
         call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
         failure: Any = self._shut
-        if failure is None and end is not None:
+        if failure is not None:
+            self._shut = None  # or the frames of that exception, and what it is raised for, keep each other alive
+            if not self._is_given:  # shut just when it had got its slot
+                self.let_go()
+        elif end is not None:
             if end.error is None:
                 if self.reducer is RETURNED:
                     self.state = end.returned
