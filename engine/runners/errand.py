@@ -143,7 +143,7 @@ class Errand(Body, Ending):
                 while self.end is None and self._shut is None:
                     await self.wait_task()
         except BaseException as error:
-            if not self._is_given:
+            if self._is_withheld():
                 self._never_started(error)
             else:
                 self._leave()
@@ -163,7 +163,7 @@ class Errand(Body, Ending):
         return self
 
     def _interrupted(self, error: BaseException) -> None:
-        if not self._is_given:
+        if self._is_withheld():
             self._never_started(error)
             return
         channel = self.channel  # Ctrl-C
@@ -181,6 +181,13 @@ class Errand(Body, Ending):
         self._log_unseen()
         if not is_final:
             tell_of_abandoned(self.call, self._grace)
+
+    def _is_withheld(self) -> bool:
+        """Whether no owner has begun with it, and none will; Ctrl-C may come just as one is started."""
+        if self._is_given or self.is_started:
+            return False
+        self.function = _never_run  # no call stands between the test and this, so no owner begins in between either
+        return True
 
     def _delist(self) -> None:
         """Be none of what runs any more; its owner may keep it a moment longer, but not the engine with it."""
@@ -261,6 +268,11 @@ class Errand(Body, Ending):
         self._shut = EngineClosedError(f"{self.call.tag}: this call belongs to the parent process; make your own")
         if self.nudge is not None:  # it waits for a slot, and looks again by itself; its body never runs here
             self.call.stopping = True
+
+
+def _never_run(*_args: Any, **_inputs: Any) -> None:
+    """What an owner calls that comes to an errand whose consumer has left already; nobody hears of this."""
+    raise PredictionCancelledError("", "")
 
 
 class Parcel(Errand):

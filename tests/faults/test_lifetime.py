@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineClosedError, NestingError, PluginError, PredictionStream, Predictor
+from engine._channel import Ending
+from engine._partials import Body
 from engine._slots import Slots
 
 PATIENCE = 10.0  # seconds; only a test that fails waits as long
@@ -254,6 +256,14 @@ class Waiting:
         self.calls.append("body")
         self.reached.set()
         await auntil(self.go.is_set, "the gate")
+        return "given"
+
+    async def stubborn(self) -> str:
+        self.calls.append("body")
+        self.reached.set()
+        while not self.go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await auntil(self.go.is_set, "the gate")
         return "given"
 
     def model(self) -> Any:
@@ -1319,6 +1329,94 @@ with Engine(discover=False) as muna:
         signal.SIGINT,
     )
     assert (code, out, errors) == (0, "clean-up KeyboardInterrupt ()\n", "")
+
+
+# What a thread or loop was just given when Ctrl-C came: its place is free when it has ended, and no sooner.
+
+
+class Started:
+    """The start of the runner of a kind, which Ctrl-C interrupts before or after what it starts has begun."""
+
+    def __init__(self, muna: Engine, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        runner: Any = muna._threads if kind == "body" else muna._loop
+        self._start = runner.start
+        self._then: Callable[[Any], None] = lambda _body: None
+        monkeypatch.setattr(type(runner), "start", lambda _runner, *given: self._interrupted(*given))
+
+    def interrupt(self, then: Callable[[Any], None]) -> None:
+        self._then = then
+
+    def _interrupted(self, body: Any, channel: Any) -> None:
+        self._start(body, channel)
+        self._then(body)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+@pytest.mark.parametrize("kind", ["body", "coloured"])
+def test_a_body_that_had_begun_when_ctrl_c_interrupted_its_start_keeps_its_slot_until_it_ends(
+    kind: str, consumer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Waiting()
+    with Engine(discover=False, grace=0.05) as muna:
+        predictor = Predictor("@tests/waits", waiting.stubborn if kind == "coloured" else waiting.body, concurrency=1)
+        slots = muna.predictions.resolve(predictor).slots
+        assert slots is not None
+        started = Started(muna, kind, monkeypatch)
+
+        def when_begun(_body: Any) -> None:
+            assert waiting.reached.wait(PATIENCE)
+            interrupt()
+
+        started.interrupt(when_begun)
+        with pytest.raises(KeyboardInterrupt):
+            created(muna, predictor, consumer)
+        assert len(slots.holders) == 1
+        waiting.go.set()
+        until(lambda: slots.holders == (), "the end of the body")
+        started.interrupt(lambda _body: None)
+        assert created(muna, predictor, consumer) == "given"
+        assert waiting.calls == ["body", "body"]
+
+
+@pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+@pytest.mark.parametrize("kind", ["body", "coloured"])
+def test_a_body_that_had_not_begun_when_ctrl_c_interrupted_its_start_never_runs(
+    kind: str, consumer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Waiting()
+    waiting.go.set()
+    with Engine(discover=False, grace=0.05) as muna:
+        predictor = Predictor("@tests/waits", getattr(waiting, kind), concurrency=1)
+        slots = muna.predictions.resolve(predictor).slots
+        assert slots is not None
+        started = Started(muna, kind, monkeypatch)
+        begin, ended = threading.Event(), threading.Event()
+        start, finish = Body.start, Ending.finish
+
+        def start_late(body: Body) -> Any:
+            begin.wait(PATIENCE)
+            return start(body)
+
+        def finish_and_tell(ending: Ending, end: Any) -> None:
+            finish(ending, end)
+            ended.set()
+
+        monkeypatch.setattr(Body, "start", start_late)
+        monkeypatch.setattr(Ending, "finish", finish_and_tell)
+        started.interrupt(lambda _body: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            created(muna, predictor, consumer)
+        assert slots.holders == ()
+        begin.set()
+        assert ended.wait(PATIENCE)
+        started.interrupt(lambda _body: None)
+        assert waiting.calls == []
+        assert created(muna, predictor, consumer) == "given"
+        assert (waiting.calls, slots.holders) == (["body"], ())
 
 
 # 109: SIGTERM.
