@@ -646,7 +646,7 @@ class Executor:
                 errand.run(place, admit)
             except BaseException as error:
                 return _excused(error, errand, started, errors)
-            return _fetched(errand)
+            return _fetched(errand, started)
         reduction = Reduction(reducer, reducer.start())
         execution = self._open(resident, args, kwargs, place, runner, check, None, reduction if is_kept else None)
         started = perf_counter()
@@ -673,7 +673,7 @@ class Executor:
             await errand.arun(place, admit)
         except BaseException as error:
             return _excused(error, errand, started, errors)
-        return _fetched(errand)
+        return _fetched(errand, started)
 
     def _takes_errands(self, place: Any) -> bool:
         """Whether it is a runner of our own; one that a plugin offers is given a channel for everything."""
@@ -929,11 +929,12 @@ def _reported(
         del error, execution
 
 
-def _fetched(errand: Errand) -> Prediction:
+def _fetched(errand: Errand, started: float) -> Prediction:
     call, count, value = errand.call, errand.count, errand.state
     if errand.reducer is not LAST or value is EMPTY:
         value = _finish(errand, call)
-    return Prediction(call, value, count and count - 1, errand.elapsed * 1000.0)
+    seconds = errand.elapsed or perf_counter() - started  # on the loop nobody looks at the clock without a partial
+    return Prediction(call, value, count and count - 1, seconds * 1000.0)
 
 
 def _excused(error: BaseException, errand: Errand, started: float, errors: Errors) -> Prediction:

@@ -85,7 +85,7 @@ class Line(ABC):
         import asyncio  # a loop runs, so it is imported
 
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        waited = Patience(self.tag, self)
+        waited, lost = Patience(self.tag, self), partial(self._lose, ticket)
         try:
             body.nudge = ticket.wake
             self._note_first()
@@ -93,7 +93,7 @@ class Line(ABC):
             while not ticket.is_granted:
                 timer = loop.call_later(waited.left(), ticket.wake)
                 try:
-                    await park_task(ticket.parked, ticket.has_news)
+                    await park_task(ticket.parked, ticket.has_news, None, lost)
                 finally:
                     timer.cancel()
                 self._look_again(ticket, waited, task)
@@ -129,6 +129,9 @@ class Line(ABC):
     @abstractmethod
     def _leave(self, ticket: Ticket) -> None:
         """Stand in line no more, and give back what was granted."""
+
+    def _lose(self, ticket: Ticket) -> None:  # noqa: B027 - a line may have nothing to take back
+        """The event loop of the task that waits was closed: nobody will ever take what it was granted."""
 
     @abstractmethod
     def _refuse(self, ticket: Ticket, task: object) -> None:
@@ -206,12 +209,17 @@ class Slots(Line):
         self._serve()  # a slot may have been given back just before
 
     def _leave(self, ticket: Ticket) -> None:
-        ticket.is_left = True
-        with suppress(ValueError):  # taken out already, by whoever serves
+        self._lose(ticket)
+        self._serve()
+
+    def _lose(self, ticket: Ticket) -> None:
+        if ticket.is_left:
+            return
+        ticket.is_left = True  # no call stands between the test and this line: what was granted is given back once
+        with suppress(ValueError):  # taken out already, by whoever serves, who also sees the token that comes back
             self._queue.remove(ticket)
         if ticket.is_granted and self._tokens is not None:
             self._tokens.append(None)
-        self._serve()
 
     def _hold(self, body: Body) -> None:
         holder = Holder(body.call)

@@ -8,8 +8,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # What every script begins with. `in_child` forks, runs a function in the child, and says how that ended.
 PROLOGUE = """
@@ -506,3 +510,122 @@ def test_a_process_pool_that_forks_may_use_the_engine_in_its_workers() -> None:
         print("ok")
         """
     ) == (0, "ok\n", "")
+
+
+# A signal handler forks while the main thread waits: the child comes along into that wait, where nobody will end it.
+FORKING = """
+import logging
+import engine._slots, engine.runners.errand
+
+engine._slots._PATIENCE = engine.runners.errand.BOUND = 0.1  # how soon whoever waits looks again
+logging.disable()  # of how long the wait for a slot takes
+
+held, go, children = threading.Event(), threading.Event(), []
+
+def fork(*_):
+    pid = os.fork()
+    if pid:
+        children.append(pid)
+    else:
+        signal.alarm(10)
+
+def fork_when(is_so):
+    def interrupt():
+        while not is_so():
+            time.sleep(0.001)
+        os.kill(parent, signal.SIGUSR1)
+        while not children:
+            time.sleep(0.001)
+        go.set()
+    threading.Thread(target=interrupt, daemon=True).start()
+
+def waits():
+    held.set()
+    go.wait()
+    return "done"
+
+async def awaits():
+    held.set()
+    while not go.is_set():
+        await asyncio.sleep(0.001)
+    return "done"
+
+def create_and_tell(muna, predictor):
+    try:
+        print(muna.predictions.create(predictor, runner="thread").value)
+    except EngineClosedError as error:
+        print("raised:", "parent" in str(error), muna.predictions.live)
+    if os.getpid() != parent:
+        print("after:", muna.predictions.create(plain, runner="thread").value)
+        sys.stdout.flush()
+        os._exit(0)
+    _, status = os.waitpid(children[0], 0)
+    print("child", os.waitstatus_to_exitcode(status))
+
+signal.signal(signal.SIGUSR1, fork)
+muna = Engine(discover=False)
+"""
+
+
+@pytest.mark.parametrize("predictor", ["waits", "awaits"])
+def test_a_create_that_waits_for_its_owner_raises_in_the_child_and_goes_on_in_the_parent(predictor: str) -> None:
+    code, out, errors = run_script(
+        f"""{FORKING}
+fork_when(held.is_set)
+create_and_tell(muna, {predictor})
+muna.close()
+"""
+    )
+    assert (code, errors) == (0, "")
+    assert sorted(out.splitlines()) == ["after: plain", "child 0", "done", "raised: True ()"]
+
+
+def test_a_create_that_waits_for_its_slot_raises_in_the_child_and_goes_on_in_the_parent() -> None:
+    code, out, errors = run_script(
+        f"""{FORKING}
+predictor = Predictor("@tests/waits", waits, concurrency=1)
+slots = muna.predictions.resolve(predictor).slots
+holder = threading.Thread(target=muna.predictions.create, args=(predictor,), kwargs={{"runner": "thread"}}, daemon=True)
+holder.start()
+held.wait()
+fork_when(lambda: slots.waiting)
+create_and_tell(muna, predictor)
+holder.join()
+muna.close()
+"""
+    )
+    assert (code, errors) == (0, "")
+    assert sorted(out.splitlines()) == ["after: plain", "child 0", "done", "raised: True ()"]
+
+
+def test_a_create_that_waits_for_a_worker_raises_in_the_child_and_goes_on_in_the_parent(tmp_path: Path) -> None:
+    code, out, errors = run_script(
+        f"""{FORKING}
+from pathlib import Path
+
+folder = Path({str(tmp_path)!r})
+
+def waits_there(folder):
+    import os, time
+    open(os.path.join(folder, "held"), "w").close()
+    while not os.path.exists(os.path.join(folder, "go")):
+        time.sleep(0.001)
+    return "done"
+
+fork_when((folder / "held").exists)
+threading.Thread(target=lambda: (go.wait(), (folder / "go").touch()), daemon=True).start()
+try:
+    print(muna.predictions.create(waits_there, {{"folder": str(folder)}}, runner="process").value)
+except EngineClosedError as error:
+    print("raised:", "parent" in str(error), muna.predictions.live)
+if os.getpid() != parent:
+    print("after:", muna.predictions.create(plain, runner="thread").value)
+    sys.stdout.flush()
+    os._exit(0)
+_, status = os.waitpid(children[0], 0)
+print("child", os.waitstatus_to_exitcode(status))
+muna.close()
+"""
+    )
+    assert (code, errors) == (0, "")
+    assert sorted(out.splitlines()) == ["after: plain", "child 0", "done", "raised: True ()"]

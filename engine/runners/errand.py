@@ -149,7 +149,7 @@ class Errand(Body, Ending):
                 while self.end is None and self._shut is None:
                     await self.wait_task()
         except BaseException as error:
-            if not self._is_given:
+            if self._is_withheld():
                 self._never_started(error)
             else:
                 self._leave()
@@ -166,12 +166,31 @@ class Errand(Body, Ending):
         return self
 
     def _interrupted(self, error: BaseException) -> None:
-        if not self._is_given:
+        if self._is_withheld():
             self._never_started(error)
             return
-        self._leave()  # Ctrl-C
-        if not self.channel.wait_end(self._grace):
+        channel = self.channel  # Ctrl-C
+        is_left = channel.deserted is not None  # it was shut: what its body raises goes to the log
+        is_final = False
+        try:
+            self._ask_to_stop()
+            is_final = channel.wait_end(self._grace)
+        finally:
+            channel.desert()
+        end = channel.end
+        if end is not None and end.is_cleanup and end.error is not None and not is_left:
+            failure, end.error = end.error, None
+            raise explain(failure, self.call, self.count)  # as from `close` of a stream
+        self._log_unseen()
+        if not is_final:
             tell_of_abandoned(self.call, self._grace)
+
+    def _is_withheld(self) -> bool:
+        """Whether no owner has begun with it, and none will; Ctrl-C may come just as one is started."""
+        if self._is_given or self.is_started:
+            return False
+        self.function = _never_run  # no call stands between the test and this, so no owner begins in between either
+        return True
 
     def _delist(self) -> None:
         """Be none of what runs any more; its owner may keep it a moment longer, but not the engine with it."""
@@ -193,13 +212,18 @@ class Errand(Body, Ending):
 
     def _leave(self) -> None:
         """Ask the owner to finalise the body; from here on its errors go to the log."""
-        channel = self.channel
+        self.channel.desert()
+        self._ask_to_stop()
+        self._log_unseen()
+
+    def _ask_to_stop(self) -> None:
         self._delist()
         self.call.parent = None
-        channel.desert()
         self.call.stopping = True
-        channel.request_stop()
-        end = channel.end
+        self.channel.request_stop()
+
+    def _log_unseen(self) -> None:
+        end = self.channel.end
         if end is not None and end.error is not None:
             error, end.error = end.error, None
             warn(f"{self.call.tag}: error nobody waited for", error)
@@ -211,7 +235,12 @@ class Errand(Body, Ending):
         call = self.call
         call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
         failure: Any = self._shut
-        if failure is None and end is not None:
+        if failure is not None:
+            self._shut = None  # or the frames of that exception, and what it is raised for, keep each other alive
+            if not self._is_given:  # shut just when it had got its slot
+                self._drop()
+                self.let_go()
+        elif end is not None:
             if end.error is None:
                 if self.reducer is RETURNED:
                     self.state = end.returned
@@ -239,7 +268,15 @@ class Errand(Body, Ending):
         return EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")
 
     def forget(self) -> None:
-        """In a forked child: its consumer is the parent's."""
+        """In a forked child: its owner is the parent's, and a consumer that came along would wait for ever."""
+        self._shut = EngineClosedError(f"{self.call.tag}: this call belongs to the parent process; make your own")
+        if self.nudge is not None:  # it waits for a slot, and looks again by itself; its body never runs here
+            self.call.stopping = True
+
+
+def _never_run(*_args: Any, **_inputs: Any) -> None:
+    """What an owner calls that comes to an errand whose consumer has left already; nobody hears of this."""
+    raise PredictionCancelledError("", "")
 
 
 class Parcel(Errand):
@@ -258,6 +295,11 @@ class Parcel(Errand):
 
     def _drop(self) -> None:
         self.wire.finish(End())
+
+    def forget(self) -> None:
+        """In a forked child: the worker is the parent's, and nobody here may read what it says."""
+        super().forget()
+        self.wire.stop = True
 
     def run(self, runner: Keeper, admit: Admit | None) -> None:
         """As for an errand; this thread reads what the worker says."""

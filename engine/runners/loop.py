@@ -333,7 +333,12 @@ class _Owner:
         else:
             self._is_handed_over = True
             self._channel.on_stop = None
-            self._runner.hand_over(body, self._channel, produced, elapsed)
+            try:
+                self._runner.hand_over(body, self._channel, produced, elapsed)
+            except BaseException:  # no thread takes it: it ends here after all
+                self._is_handed_over = False
+                dispose(produced)
+                raise
 
     def _deliver_one(self, value: Any, elapsed: float, now: float) -> None:
         reduction = self._body.reduction

@@ -206,14 +206,17 @@ class Pool(Line):
     def give(self, worker: Worker) -> None:
         """A worker is free again."""
         with self._lock:
-            worker.holder = None
-            worker.idle_since = monotonic()
-            if worker.is_doomed:  # it ended meanwhile
-                self._remove(worker)
-            else:
-                self._last = None if self._is_closed else worker
+            self._free(worker)
             if self._line.wishes:
                 self._serve()
+
+    def _free(self, worker: Worker) -> None:
+        worker.holder = None
+        worker.idle_since = monotonic()
+        if worker.is_doomed:  # it ended meanwhile
+            self._remove(worker)
+        else:
+            self._last = None if self._is_closed else worker
 
     def forsake(self, call: Call) -> None:
         """A call was interrupted while it took a worker: if one was granted to it, that is free again."""
@@ -328,14 +331,20 @@ class Pool(Line):
     def _leave(self, ticket: Ticket) -> None:
         wish: Any = ticket
         with self._lock:
+            self._lose(wish)
+            self._serve()
+
+    def _lose(self, ticket: Ticket) -> None:
+        wish: Any = ticket
+        with self._lock:
+            if wish.is_left:
+                return
             wish.is_left = True
             self._line.discard(wish)
-            if wish.is_granted:
-                if wish.worker is None:
-                    self._starting.remove(wish.holder)
-                else:
-                    self.give(wish.worker)
-            self._serve()
+            if wish.is_granted and wish.worker is None:
+                self._starting.remove(wish.holder)
+            elif wish.is_granted:
+                self._free(wish.worker)  # `_serve`, which woke whoever is gone, goes on with the next
 
     def _serve(self) -> None:
         for wish in self._line:

@@ -722,6 +722,23 @@ def test_the_latency_of_create_is_the_producers_time(kind: str, place: Place, cl
     assert reader.create(giving(kind, [1, 2, 3], work)).latency == pytest.approx(3_000.0)
 
 
+@cells(YIELDING)
+def test_the_latency_of_a_create_without_partials_is_the_producers_time_too(
+    kind: str, place: Place, clock: Clock, reader: Reader
+) -> None:
+    def yields() -> Iterator[int]:
+        clock.now += 1.0
+        yield from ()
+
+    async def yields_later() -> AsyncIterator[int]:
+        clock.now += 1.0
+        if kind == "yield":
+            yield 0
+
+    prediction = reader.create(yields if kind == "yield" else yields_later, reduce="collect")
+    assert (prediction.value, prediction.latency) == ([], pytest.approx(1_000.0))
+
+
 @attrs.frozen
 class FileClock:
     """A clock that only moves when told, in whichever process."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -756,6 +757,55 @@ def test_a_loop_closed_while_its_task_waits_for_a_thread_ends_the_body_in_silenc
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
 
 
+@pytest.mark.parametrize(("kind", "runner"), [("sync", None), ("sync", "thread"), ("coloured", "thread")])
+def test_a_loop_closed_while_its_tasks_wait_for_a_slot_takes_no_slot_with_it(kind: str, runner: str | None) -> None:
+    done = run_script(
+        f"""
+        import asyncio, gc, threading
+        from engine import Engine, Predictor
+
+        reached, go, calls = threading.Event(), threading.Event(), []
+
+        def sync():
+            calls.append(1)
+            reached.set()
+            assert go.wait(10)
+            return "given"
+
+        async def coloured():
+            calls.append(1)
+            reached.set()
+            while not go.is_set():
+                await asyncio.sleep(0.001)
+            return "given"
+
+        muna = Engine(discover=False)
+        predictor = Predictor("@tests/holds", {kind}, concurrency=1)
+        slots = muna.predictions.resolve(predictor).slots
+        holder = threading.Thread(target=muna.predictions.create, args=(predictor,), kwargs=dict(runner="thread"))
+        holder.start()
+        assert reached.wait(10)
+        loop = asyncio.new_event_loop()
+        tasks = [loop.create_task(muna.predictions.acreate(predictor, runner={runner!r})) for _ in range(500)]
+        while slots.waiting < 500:
+            loop.run_until_complete(asyncio.sleep(0.001))
+        for task in tasks:
+            task._log_destroy_pending = False  # leaving them is this script's doing
+        loop.close()
+        go.set()
+        holder.join(10)
+        assert not holder.is_alive()
+        print((slots.holders, slots.waiting, len(slots._tokens)))
+        print(muna.predictions.create(predictor, runner="thread").value, len(calls))
+        del task, tasks, loop
+        gc.collect()
+        print((slots.holders, slots.waiting, len(slots._tokens)))
+        muna.close()
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "((), 0, 1)\ngiven 2\n((), 0, 1)\n", "")
+
+
 @pytest.mark.fault(78)
 def test_a_loop_closed_while_a_stream_rests_loses_nothing_of_it(muna: Engine) -> None:
     def three() -> Iterator[int]:
@@ -1270,3 +1320,46 @@ def test_a_body_that_waits_on_after_a_future_of_its_own_was_cancelled_is_left_al
             return [value async for value in muna.predictions.astream(waits_on).values()]
 
     assert asyncio.run(main()) == ["done"]
+
+
+def test_a_loop_closed_while_its_tasks_wait_for_a_worker_takes_no_worker_with_it(tmp_path: Path) -> None:
+    done = run_script(
+        f"""
+        import asyncio, gc, os, threading
+        from engine import Engine
+
+        folder = {str(tmp_path)!r}
+
+        def waits(folder):
+            import os, time
+            open(os.path.join(folder, "reached"), "w").close()
+            while not os.path.exists(os.path.join(folder, "go")):
+                time.sleep(0.001)
+            return "given"
+
+        inputs = dict(folder=folder)
+        muna = Engine(discover=False, workers=1)
+        create = muna.predictions.create
+        holder = threading.Thread(target=create, args=(waits, inputs), kwargs=dict(runner="process"))
+        holder.start()
+        loop = asyncio.new_event_loop()
+        while not os.path.exists(os.path.join(folder, "reached")):
+            loop.run_until_complete(asyncio.sleep(0.001))
+        pool = muna._workers()._pool
+        tasks = [loop.create_task(muna.predictions.acreate(waits, inputs, runner="process")) for _ in range(500)]
+        while pool.waiting < 500:
+            loop.run_until_complete(asyncio.sleep(0.001))
+        for task in tasks:
+            task._log_destroy_pending = False  # leaving them is this script's doing
+        loop.close()
+        open(os.path.join(folder, "go"), "w").close()
+        holder.join(10)
+        assert not holder.is_alive()
+        print(create(waits, inputs, runner="process").value, pool.holders, pool.waiting)
+        del task, tasks, loop
+        gc.collect()
+        print(create(waits, inputs, runner="process").value, pool.holders, pool.waiting)
+        muna.close()
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "given () 0\ngiven () 0\n", "")

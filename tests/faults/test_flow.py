@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineError, PredictionCancelledError
+from engine import Engine, EngineError, PredictionCancelledError, Predictor
 from engine.runners import thread as thread_runner
 
 PATIENCE = 10.0  # seconds; only a test that fails waits as long
@@ -345,6 +345,47 @@ def test_streams_beyond_the_stated_number_of_threads_are_refused_and_the_others_
         next(streams[8])
     assert list(streams[8]) == []
     assert [list(stream.values()) for stream in streams[:8]] == [[1, 2]] * 8
+
+
+@pytest.mark.parametrize("consumer", ["create", "stream", "acreate", "astream"])
+def test_a_sync_iterator_of_an_async_body_that_no_thread_may_take_is_that_calls_failure(
+    muna: Engine, consumer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    class Iterating(Iterator[int]):
+        def __next__(self) -> int:
+            raise AssertionError("nobody may pull it")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    async def gives() -> Iterator[int]:
+        return Iterating()
+
+    predictor = Predictor("@tests/gives", gives, concurrency=1, yields=True)
+    slots = muna.predictions.resolve(predictor).slots
+    assert slots is not None
+    monkeypatch.setattr(thread_runner, "MOST_THREADS", 0)
+    monkeypatch.setattr(thread_runner, "MOST_ABANDONED", 0)
+
+    async def areads() -> Any:
+        return [value async for value in muna.predictions.astream(predictor, runner="thread").values()]
+
+    async def acreates() -> Any:
+        return await muna.predictions.acreate(predictor, runner="thread")
+
+    consume: Callable[[], Any] = {
+        "create": lambda: muna.predictions.create(predictor),
+        "stream": lambda: list(muna.predictions.stream(predictor).values()),
+        "acreate": lambda: asyncio.run(asyncio.wait_for(acreates(), PATIENCE)),
+        "astream": lambda: asyncio.run(asyncio.wait_for(areads(), PATIENCE)),
+    }[consumer]
+    for _ in range(2):
+        with pytest.raises(EngineError, match="0 predictor bodies run in threads"):
+            consume()
+        assert slots.holders == ()
+    assert closed == [True, True]
 
 
 @pytest.mark.fault(93)

@@ -19,7 +19,10 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineClosedError, NestingError, PluginError, PredictionStream
+from engine import Engine, EngineClosedError, NestingError, PluginError, PredictionStream, Predictor
+from engine._channel import Ending
+from engine._partials import Body
+from engine._slots import Slots
 
 PATIENCE = 10.0  # seconds; only a test that fails waits as long
 
@@ -220,6 +223,179 @@ def test_tasks_that_wait_in_a_predictor_get_one_engine_closed_error(runner: str 
         assert all(gate.finished.is_set() for gate in gates)
 
     asyncio.run(main())
+
+
+# 102: closing while `create` waits, for each of what it may wait for.
+
+
+async def acreated(muna: Engine, predictor: Any) -> Any:
+    return (await muna.predictions.acreate(predictor, runner="thread")).value
+
+
+def created(muna: Engine, predictor: Any, consumer: str) -> Any:
+    if consumer == "sync":
+        return muna.predictions.create(predictor, runner="thread").value
+    return asyncio.run(acreated(muna, predictor))
+
+
+class Waiting:
+    """What a call may wait for when its engine closes; each lets go at the end of its test."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.go = threading.Event()
+        self.calls: list[str] = []
+
+    def body(self) -> str:
+        self.calls.append("body")
+        self.reached.set()
+        self.go.wait(PATIENCE)
+        return "given"
+
+    async def coloured(self) -> str:
+        self.calls.append("body")
+        self.reached.set()
+        await auntil(self.go.is_set, "the gate")
+        return "given"
+
+    async def stubborn(self) -> str:
+        self.calls.append("body")
+        self.reached.set()
+        while not self.go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await auntil(self.go.is_set, "the gate")
+        return "given"
+
+    def model(self) -> Any:
+        waiting = self
+
+        class Model:
+            def setup(self) -> None:
+                waiting.body()
+
+            def predict(self) -> str:
+                waiting.calls.append("predict")
+                return "predicted"
+
+        return Model
+
+
+@pytest.mark.parametrize("errors", ["raise", "return"])
+@pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+@pytest.mark.parametrize("place", ["body", "coloured", "setup"])
+def test_a_create_that_waits_for_its_owner_is_woken_with_an_engine_closed_error(
+    place: str, consumer: str, errors: Any
+) -> None:
+    waiting = Waiting()
+    muna = Engine(discover=False, grace=0.05)
+    predictor = Predictor(
+        "@tests/waits", waiting.model() if place == "setup" else getattr(waiting, place), concurrency=1
+    )
+    slots = muna.predictions.resolve(predictor).slots
+    assert slots is not None
+
+    async def acreate() -> Any:
+        return await muna.predictions.acreate(predictor, runner="thread", errors=errors)
+
+    def create() -> Any:
+        if consumer == "asyncio":
+            return asyncio.run(acreate())
+        return muna.predictions.create(predictor, runner="thread", errors=errors)
+
+    def close() -> None:
+        assert waiting.reached.wait(PATIENCE)
+        muna.close()
+
+    closer = threading.Thread(target=close)
+    closer.start()
+    with pytest.raises(EngineClosedError):
+        in_time(create)
+    closer.join(PATIENCE)
+    assert not closer.is_alive()
+    assert muna.predictions.live == ()
+    waiting.go.set()
+    until(lambda: slots.holders == (), "the end of the body, which gives its slot back")
+    assert waiting.calls == ["body"]
+
+
+@pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+def test_a_create_that_waits_for_its_slot_is_woken_with_an_engine_closed_error_and_never_runs(consumer: str) -> None:
+    waiting = Waiting()
+    muna = Engine(discover=False, grace=0.05)
+    predictor = Predictor("@tests/waits", waiting.body, concurrency=1)
+    slots = muna.predictions.resolve(predictor).slots
+    assert slots is not None
+
+    def hold() -> None:
+        with contextlib.suppress(EngineClosedError):
+            created(muna, predictor, "sync")
+
+    def close() -> None:
+        until(lambda: slots.waiting == 1, "the wait for the slot")
+        muna.close()
+
+    holder, closer = threading.Thread(target=hold), threading.Thread(target=close)
+    holder.start()
+    assert waiting.reached.wait(PATIENCE)
+    closer.start()
+    with pytest.raises(EngineClosedError):
+        in_time(lambda: created(muna, predictor, consumer))
+    closer.join(PATIENCE)
+    holder.join(PATIENCE)
+    assert (muna.predictions.live, slots.waiting, len(slots.holders)) == ((), 0, 1)
+    waiting.go.set()
+    until(lambda: slots.holders == (), "the end of the body that held the slot")
+    assert waiting.calls == ["body"]
+
+
+@pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+def test_a_create_whose_engine_closes_in_the_moment_it_gets_its_slot_gives_that_back(
+    consumer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Waiting()
+    muna = Engine(discover=False, grace=0.05)
+    predictor = Predictor("@tests/waits", waiting.body, concurrency=1)
+    slots = muna.predictions.resolve(predictor).slots
+    assert slots is not None
+    take, atake = Slots.take, Slots.atake
+
+    def take_and_close(self: Slots, body: Any) -> None:
+        take(self, body)
+        in_time(muna.close)
+
+    async def atake_and_close(self: Slots, body: Any) -> None:
+        await atake(self, body)
+        in_time(muna.close)
+
+    monkeypatch.setattr(Slots, "take", take_and_close)
+    monkeypatch.setattr(Slots, "atake", atake_and_close)
+    with pytest.raises(EngineClosedError):
+        created(muna, predictor, consumer)
+    assert (slots.holders, waiting.calls, muna.predictions.live) == ((), [], ())
+
+
+def test_an_engine_closed_error_of_create_is_gone_once_nobody_refers_to_it() -> None:
+    waiting = Waiting()
+    muna = Engine(discover=False, grace=0.05)
+
+    def close() -> None:
+        assert waiting.reached.wait(PATIENCE)
+        muna.close()
+        waiting.go.set()
+
+    closer = threading.Thread(target=close)
+    gc.collect()
+    gc.disable()
+    try:
+        closer.start()
+        try:
+            created(muna, waiting.body, "sync")
+        except EngineClosedError as error:
+            reference = weakref.ref(error)
+        closer.join(PATIENCE)
+        until(lambda: reference() is None, "the end of the error, without a collector")
+    finally:
+        gc.enable()
 
 
 @pytest.mark.fault(102)
@@ -1094,6 +1270,151 @@ def test_after_a_ctrl_c_that_was_caught_the_engine_works_on(runner: str) -> None
     )
     assert (code, out) == (0, "caught\nfine\n")
     assert errors == ""
+
+
+CLEANING_UP = {
+    "generator": """
+        def body():
+            try:
+                while True:
+                    yield "going"
+                    if not said:
+                        say()
+            finally:
+                raise ValueError("clean-up")
+        """,
+    "coroutine": """
+        async def body():
+            try:
+                say()
+                while True:
+                    await asyncio.sleep(0.01)
+            finally:
+                raise ValueError("clean-up")
+        """,
+    "async generator": """
+        async def body():
+            try:
+                while True:
+                    yield "going"
+                    if not said:
+                        say()
+            finally:
+                raise ValueError("clean-up")
+        """,
+}
+
+
+@pytest.mark.parametrize("kind", CLEANING_UP)
+def test_what_clean_up_raises_after_a_ctrl_c_arrives_with_the_interrupt_as_its_context(kind: str) -> None:
+    source = textwrap.dedent(CLEANING_UP[kind])
+    code, out, errors = signalled(
+        f"""
+said = []
+
+def say():
+    said.append(True)
+    print("ready", flush=True)
+
+{source}
+
+with Engine(discover=False) as muna:
+    try:
+        muna.predictions.create(body, runner="thread")
+    except ValueError as error:
+        print(error, type(error.__context__).__name__, muna.predictions.live)
+""",
+        signal.SIGINT,
+    )
+    assert (code, out, errors) == (0, "clean-up KeyboardInterrupt ()\n", "")
+
+
+# What a thread or loop was just given when Ctrl-C came: its place is free when it has ended, and no sooner.
+
+
+class Started:
+    """The start of the runner of a kind, which Ctrl-C interrupts before or after what it starts has begun."""
+
+    def __init__(self, muna: Engine, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        runner: Any = muna._threads if kind == "body" else muna._loop
+        self._start = runner.start
+        self._then: Callable[[Any], None] = lambda _body: None
+        monkeypatch.setattr(type(runner), "start", lambda _runner, *given: self._interrupted(*given))
+
+    def interrupt(self, then: Callable[[Any], None]) -> None:
+        self._then = then
+
+    def _interrupted(self, body: Any, channel: Any) -> None:
+        self._start(body, channel)
+        self._then(body)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+@pytest.mark.parametrize("kind", ["body", "coloured"])
+def test_a_body_that_had_begun_when_ctrl_c_interrupted_its_start_keeps_its_slot_until_it_ends(
+    kind: str, consumer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Waiting()
+    with Engine(discover=False, grace=0.05) as muna:
+        predictor = Predictor("@tests/waits", waiting.stubborn if kind == "coloured" else waiting.body, concurrency=1)
+        slots = muna.predictions.resolve(predictor).slots
+        assert slots is not None
+        started = Started(muna, kind, monkeypatch)
+
+        def when_begun(_body: Any) -> None:
+            assert waiting.reached.wait(PATIENCE)
+            interrupt()
+
+        started.interrupt(when_begun)
+        with pytest.raises(KeyboardInterrupt):
+            created(muna, predictor, consumer)
+        assert len(slots.holders) == 1
+        waiting.go.set()
+        until(lambda: slots.holders == (), "the end of the body")
+        started.interrupt(lambda _body: None)
+        assert created(muna, predictor, consumer) == "given"
+        assert waiting.calls == ["body", "body"]
+
+
+@pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+@pytest.mark.parametrize("kind", ["body", "coloured"])
+def test_a_body_that_had_not_begun_when_ctrl_c_interrupted_its_start_never_runs(
+    kind: str, consumer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Waiting()
+    waiting.go.set()
+    with Engine(discover=False, grace=0.05) as muna:
+        predictor = Predictor("@tests/waits", getattr(waiting, kind), concurrency=1)
+        slots = muna.predictions.resolve(predictor).slots
+        assert slots is not None
+        started = Started(muna, kind, monkeypatch)
+        begin, ended = threading.Event(), threading.Event()
+        start, finish = Body.start, Ending.finish
+
+        def start_late(body: Body) -> Any:
+            begin.wait(PATIENCE)
+            return start(body)
+
+        def finish_and_tell(ending: Ending, end: Any) -> None:
+            finish(ending, end)
+            ended.set()
+
+        monkeypatch.setattr(Body, "start", start_late)
+        monkeypatch.setattr(Ending, "finish", finish_and_tell)
+        started.interrupt(lambda _body: interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            created(muna, predictor, consumer)
+        assert slots.holders == ()
+        begin.set()
+        assert ended.wait(PATIENCE)
+        started.interrupt(lambda _body: None)
+        assert waiting.calls == []
+        assert created(muna, predictor, consumer) == "given"
+        assert (waiting.calls, slots.holders) == (["body"], ())
 
 
 # 109: SIGTERM.
