@@ -105,11 +105,11 @@ class Ending:
         if self.deserted is not None and end.error is not None:
             warn(f"{self.label}: error after its stream was left", end.error)
 
-    def wait(self) -> None:
+    def wait_for_end(self) -> None:
         """Sleep, in a thread, until the end or a request to stop may be there."""
         park_thread(self.consumers, self._is_news, BOUND)
 
-    async def wait_task(self) -> None:
+    async def wait_task_for_end(self) -> None:
         """The same for an asyncio task, which shares the GIL with a busy owner while it waits."""
         from asyncio import get_running_loop
 

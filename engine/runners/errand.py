@@ -127,7 +127,7 @@ class Errand(Body, Ending):
                 self._is_given = True
                 lock.acquire(timeout=BOUND)
                 while self.end is None and self._shut is None:
-                    self.wait()
+                    self.wait_for_end()
         except BaseException as error:
             self._interrupted(error)
             if not isinstance(error, PredictionCancelledError):  # else it was shut while it waited for its slot
@@ -136,18 +136,19 @@ class Errand(Body, Ending):
 
     async def arun(self, runner: Keeper, admit: AsyncAdmit | None) -> None:
         """The same for an asyncio task; one that is cancelled does not wait for the body to stop."""
+        channel = self.channel
         try:
             live: Any = self._live
             live[id(self)] = ref(self)
-            if live.is_closed:  # looked at after that: whoever closes it either finds this or is seen here
+            if live.is_closed:  # as in `run`
                 self._refuse()
             if admit is not None:
                 await admit(self)
             if self._shut is None:
-                runner.start(self, self)
+                runner.start(self, channel)
                 self._is_given = True
-                while self.end is None and self._shut is None:
-                    await self.wait_task()
+                while channel.end is None and self._shut is None:
+                    await channel.wait_task_for_end()
         except BaseException as error:
             if self._is_withheld():
                 self._never_started(error)
@@ -155,7 +156,11 @@ class Errand(Body, Ending):
                 self._leave()
             if not isinstance(error, PredictionCancelledError):
                 raise
-        self._conclude(self.end)
+        self._note_closing()
+        self._conclude(channel.end)
+
+    def _note_closing(self) -> None:
+        """See what `shut` did not: a runner that closes before its engine told this."""
 
     def _refuse(self) -> None:
         raise EngineClosedError
@@ -321,32 +326,10 @@ class Parcel(Errand):
             self._interrupted(error)
             if not isinstance(error, PredictionCancelledError):
                 raise
-        if self._shut is None and wire.stop:  # by its runner, which closes
-            self._shut = self._closed()
+        self._note_closing()
         self._conclude(wire.end)
 
-    async def arun(self, runner: Keeper, admit: AsyncAdmit | None) -> None:
-        """The same for an asyncio task, whose loop reads."""
+    def _note_closing(self) -> None:
         wire = self.wire
-        try:
-            live: Any = self._live
-            live[id(self)] = ref(self)
-            if live.is_closed:  # looked at after that: whoever closes it either finds this or is seen here
-                self._refuse()
-            if admit is not None:
-                await admit(self)
-            if self._shut is None:
-                runner.start(self, wire)
-                self._is_given = True
-                while wire.end is None and self._shut is None:
-                    await wire.wait_task_for_end()
-        except BaseException as error:
-            if not self._is_given:
-                self._never_started(error)
-            else:
-                self._leave()
-            if not isinstance(error, PredictionCancelledError):
-                raise
-        if self._shut is None and wire.stop:
-            self._shut = self._closed()
-        self._conclude(wire.end)
+        if wire.stop and self._shut is None and (wire.end is None or wire.end.error is None):
+            self._shut = self._closed()  # its runner closes, and the engine with it
