@@ -240,21 +240,31 @@ class Executor:
         reducer = profile.reducer if reduce is None else reducer_of(reduce)
         if errors != "raise":
             _check_errors(errors)
-        place = self._async_place(resident, runner)
-        if place is None and resident.slots is None and profile.is_async:
-            return await self._acreate_here(resident, args, kwargs, runner, reducer, errors)
-        is_kept = place is not None and reducer in _KEPT_BY_OWNERS
-        if is_kept and self._takes_errands(place):
-            return await self._akept(resident, args, kwargs, place, check, reducer, errors)
-        reduction = Reduction(reducer, reducer.start())
-        keeper = reduction if is_kept else None
-        execution = self._aopen(resident, args, kwargs, place, runner, check, None, keeper, is_guarded=False)
-        started = perf_counter()
-        try:
-            await _adrain(execution, None if is_kept else reduction)
-        except BaseException as error:
-            return _reported(error, execution, reduction, started, errors)
-        return _reduced(execution, reduction, started)
+        plain = runner is None and profile.runner is None and self._default is None and not resident.is_described
+        if plain and profile.is_async and resident.slots is None and not profile.lives_on_loop:
+            # The fast path: a coroutine is stepped once, in the call's context; one that ends there needs no execution.
+            parent = current.get()
+            call = Call(profile.tag, "inline", parent, self.number, 0 if parent is None else _depth_within(parent))
+            context = copy_context()
+            context.run(current.set, call)
+            started = perf_counter()
+            try:
+                produced = context.run(resident.function, *args, **kwargs)
+                if produced.__class__ is CoroutineType:
+                    try:
+                        answer = context.run(produced.send, None)
+                    except StopIteration as stop:
+                        produced = stop.value
+                        if produced.__class__ in PLAIN and (reducer is LAST or reducer is RETURNED):
+                            call.parent = None
+                            return Prediction(call, produced, 0, (perf_counter() - started) * 1000.0)
+                    else:
+                        produced = resumed(produced, answer)
+            except BaseException as error:
+                return _failed(error, call, None, started, errors)
+            body = Body(call, lambda: produced, (), {}, profile.follows, context)
+            return await self._acreate_here(body, reducer, started, errors)
+        return await self._acreate(resident, args, kwargs, runner, check, reducer, errors)
 
     def astream(
         self,
@@ -585,40 +595,9 @@ class Executor:
 
     # Creating.
 
-    async def _acreate_here(  # noqa: PLR0917 - as `_create`
-        self,
-        resident: Resident,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        runner: str | None,
-        reducer: Reducer,
-        errors: Errors,
-    ) -> Prediction:
-        """`acreate` of an async function in its caller's task.
-
-        The fast path: a coroutine is stepped once, in the call's context; one that ends there needs no execution.
-        """
-        call = self._call(resident, None)
-        context = copy_context()
-        context.run(current.set, call)
-        started = perf_counter()
-        try:
-            produced = context.run(resident.function, *args, **kwargs)
-            if produced.__class__ is CoroutineType:
-                try:
-                    answer = context.run(produced.send, None)
-                except StopIteration as stop:
-                    produced = stop.value
-                    if produced.__class__ in PLAIN and (reducer is LAST or reducer is RETURNED):
-                        call.parent = None
-                        return Prediction(call, produced, 0, (perf_counter() - started) * 1000.0)
-                else:
-                    produced = resumed(produced, answer)
-        except BaseException as error:
-            return _failed(error, call, None, started, errors)
-        body = Body(call, lambda: produced, (), {}, resident.profile.follows, context)
-        bridge = None if self._choice(resident, runner) == "inline" else self._bridge
-        execution = TaskExecution(body, None, bridge, self._grace, self._live, is_guarded=False)
+    async def _acreate_here(self, body: Body, reducer: Reducer, started: float, errors: Errors) -> Prediction:
+        """`acreate` in its caller's task, of what an async function produced there."""
+        execution = TaskExecution(body, None, self._bridge, self._grace, self._live, is_guarded=False)
         reduction = Reduction(reducer, reducer.start())
         try:
             await _adrain(execution, reduction)
@@ -656,24 +635,36 @@ class Executor:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
 
-    async def _akept(  # noqa: PLR0917
+    async def _acreate(  # noqa: PLR0917
         self,
         resident: Resident,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        place: Any,
+        runner: str | None,
         check: bool | None,  # noqa: FBT001
         reducer: Reducer,
         errors: Errors,
     ) -> Prediction:
-        """`acreate` where the owner of the body, which is elsewhere, keeps the reduction."""
-        errand, admit = self._errand(resident, args, kwargs, place, check, reducer, is_task=True)
+        """The same for `acreate`."""
+        place: Any = self._async_place(resident, runner)
+        is_kept = place is not None and reducer in _KEPT_BY_OWNERS
+        if is_kept and self._takes_errands(place):
+            errand, admit = self._errand(resident, args, kwargs, place, check, reducer, is_task=True)
+            started = perf_counter()
+            try:
+                await errand.arun(place, admit)
+            except BaseException as error:
+                return _excused(error, errand, started, errors)
+            return _fetched(errand, started)
+        reduction = Reduction(reducer, reducer.start())
+        keeper = reduction if is_kept else None
+        execution = self._aopen(resident, args, kwargs, place, runner, check, None, keeper, is_guarded=False)
         started = perf_counter()
         try:
-            await errand.arun(place, admit)
+            await _adrain(execution, None if is_kept else reduction)
         except BaseException as error:
-            return _excused(error, errand, started, errors)
-        return _fetched(errand, started)
+            return _reported(error, execution, reduction, started, errors)
+        return _reduced(execution, reduction, started)
 
     def _takes_errands(self, place: Any) -> bool:
         """Whether it is a runner of our own; one that a plugin offers is given a channel for everything."""
