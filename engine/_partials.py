@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import attrs
 
-from engine._errors import PredictorError, say
+from engine._errors import PredictionCancelledError, PredictorError, say
 from engine._records import Call  # noqa: TC001
 from engine._reducers import LAST
 
@@ -101,6 +101,13 @@ class Body:
         except (StopIteration, StopAsyncIteration) as error:  # as in `invoke`
             raise stopped(error) from error
 
+    def withhold(self) -> bool:
+        """Have no owner begin with it any more; tell whether none has: Ctrl-C may come just as one is started."""
+        if self.is_started:
+            return False
+        self.function = _never_run  # no call stands between the test and this, so no owner begins in between either
+        return True
+
     async def astart(self) -> Any:
         """The same on the engine's loop, where a class that lives there is set up."""
         if self.function is None and self.aprepare is not None:
@@ -113,6 +120,11 @@ class Body:
         release, self.release = self.release, None
         if release is not None:
             release()
+
+
+def _never_run(*_args: Any, **_inputs: Any) -> None:
+    """What an owner calls that comes to a body whose consumer has left already; nobody hears of this."""
+    raise PredictionCancelledError("", "")
 
 
 @attrs.define(eq=False)

@@ -184,7 +184,10 @@ class Bridged(SyncExecution):
             runner.start(self._body, self._channel)
             self._is_begun = True
         except BaseException as error:
-            self._never_started(error)
+            if self._body.withhold():
+                self._never_started(error)
+            else:  # Ctrl-C, just after its owner had begun: as if it came while the partial is waited for
+                self._is_begun = True
             raise
 
     def _never_started(self, error: BaseException) -> None:

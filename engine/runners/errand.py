@@ -150,7 +150,7 @@ class Errand(Body, Ending):
                 while channel.end is None and self._shut is None:
                     await channel.wait_task_for_end()
         except BaseException as error:
-            if self._is_withheld():
+            if not self._is_given and self.withhold():
                 self._never_started(error)
             else:
                 self._leave()
@@ -171,7 +171,7 @@ class Errand(Body, Ending):
         return self
 
     def _interrupted(self, error: BaseException) -> None:
-        if self._is_withheld():
+        if not self._is_given and self.withhold():
             self._never_started(error)
             return
         channel = self.channel  # Ctrl-C
@@ -189,13 +189,6 @@ class Errand(Body, Ending):
         self._log_unseen()
         if not is_final:
             tell_of_abandoned(self.call, self._grace)
-
-    def _is_withheld(self) -> bool:
-        """Whether no owner has begun with it, and none will; Ctrl-C may come just as one is started."""
-        if self._is_given or self.is_started:
-            return False
-        self.function = _never_run  # no call stands between the test and this, so no owner begins in between either
-        return True
 
     def _delist(self) -> None:
         """Be none of what runs any more; its owner may keep it a moment longer, but not the engine with it."""
@@ -277,11 +270,6 @@ class Errand(Body, Ending):
         self._shut = EngineClosedError(f"{self.call.tag}: this call belongs to the parent process; make your own")
         if self.nudge is not None:  # it waits for a slot, and looks again by itself; its body never runs here
             self.call.stopping = True
-
-
-def _never_run(*_args: Any, **_inputs: Any) -> None:
-    """What an owner calls that comes to an errand whose consumer has left already; nobody hears of this."""
-    raise PredictionCancelledError("", "")
 
 
 class Parcel(Errand):

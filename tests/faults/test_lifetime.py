@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineClosedError, NestingError, PluginError, PredictionStream, Predictor
+from engine import Engine, EngineClosedError, NestingError, PluginError, PredictionStream, Predictor, current_call
 from engine._channel import Ending
 from engine._partials import Body
 from engine._slots import Slots
@@ -1378,6 +1378,53 @@ def test_a_body_that_had_begun_when_ctrl_c_interrupted_its_start_keeps_its_slot_
         started.interrupt(lambda _body: None)
         assert created(muna, predictor, consumer) == "given"
         assert waiting.calls == ["body", "body"]
+
+
+@pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+@pytest.mark.parametrize("kind", ["body", "coloured"])
+def test_a_stream_whose_body_had_begun_when_ctrl_c_interrupted_its_start_is_closed_as_any_other(
+    kind: str, consumer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, heard = threading.Event(), []
+
+    def body() -> str:
+        call = current_call()
+        reached.set()
+        until(lambda: call is not None and call.stopping, "the request to stop")
+        heard.append("to stop")
+        return "given"
+
+    async def coloured() -> str:
+        reached.set()
+        try:
+            await asyncio.sleep(PATIENCE)
+        finally:
+            heard.append("to stop")
+        return "given"
+
+    with Engine(discover=False) as muna:
+        predictor = Predictor("@tests/waits", body if kind == "body" else coloured, concurrency=1)
+        slots = muna.predictions.resolve(predictor).slots
+        assert slots is not None
+        started = Started(muna, kind, monkeypatch)
+
+        def when_begun(_body: Any) -> None:
+            assert reached.wait(PATIENCE)
+            interrupt()
+
+        async def read() -> None:
+            async with muna.predictions.astream(predictor, runner="thread") as stream:
+                await anext(stream)
+
+        def read_here() -> None:
+            with muna.predictions.stream(predictor, runner="thread") as stream:
+                next(stream)
+
+        started.interrupt(when_begun)
+        with pytest.raises(KeyboardInterrupt):
+            (read_here if consumer == "sync" else lambda: asyncio.run(read()))()
+        until(lambda: slots.holders == (), "the end of the body")
+        assert heard == ["to stop"]
 
 
 @pytest.mark.parametrize("consumer", ["sync", "asyncio"])
