@@ -77,17 +77,22 @@ class ThreadRunner:
         try:
             owner = self.idle.pop()
         except IndexError:
-            owner = _Owner(self)
-            owner.channel, owner.work = channel, work
-            self.owners.add(owner)
-            try:
-                owner.thread.start()
-            except BaseException:
-                self.owners.discard(owner)
-                raise
+            owner = None
+        if owner is None:  # outside the handler: what Ctrl-C raises here has nothing to do with that error
+            self._begin(_Owner(self), channel, work)
         else:
             owner.channel, owner.work = channel, work
             owner.lock.release()
+
+    def _begin(self, owner: _Owner, channel: Ending, work: Callable[[], None]) -> None:
+        owner.channel, owner.work = channel, work
+        self.owners.add(owner)
+        try:
+            owner.thread.start()
+        except BaseException:
+            if owner.thread.ident is None:  # else it runs: Ctrl-C came while that was waited for
+                self.owners.discard(owner)
+            raise
 
     def _refuse(self) -> None:
         if self.is_closed:
@@ -162,6 +167,7 @@ class _Owner:
 
     def _main(self) -> None:
         runner = self._runner
+        runner.owners.add(self)  # whatever came between its start and this
         try:
             while self._does():
                 runner.idle.append(self)

@@ -1380,6 +1380,29 @@ def test_a_body_that_had_begun_when_ctrl_c_interrupted_its_start_keeps_its_slot_
         assert waiting.calls == ["body", "body"]
 
 
+def test_ctrl_c_while_an_owners_thread_starts_arrives_alone_and_leaves_that_thread_to_its_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waiting, start = Waiting(), threading.Thread.start
+    waiting.go.set()
+
+    def start_and_interrupt(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "engine-owner":
+            interrupt()
+
+    with Engine(discover=False) as muna:
+        monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            muna.predictions.create(waiting.body, runner="thread")
+        monkeypatch.undo()
+        assert caught.value.__context__ is None
+        until(lambda: len(muna._threads.idle) == 1, "the owner's rest")
+        (owner,) = muna._threads.owners
+        assert created(muna, waiting.body, "sync") == "given"
+        assert muna._threads.owners == {owner}
+
+
 @pytest.mark.parametrize("consumer", ["sync", "asyncio"])
 @pytest.mark.parametrize("kind", ["body", "coloured"])
 def test_a_stream_whose_body_had_begun_when_ctrl_c_interrupted_its_start_is_closed_as_any_other(
