@@ -536,6 +536,7 @@ def fork_when(is_so):
         os.kill(parent, signal.SIGUSR1)
         while not children:
             time.sleep(0.001)
+        os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOWAIT)  # or the two would write at the same time
         go.set()
     threading.Thread(target=interrupt, daemon=True).start()
 
