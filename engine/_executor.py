@@ -618,7 +618,7 @@ class Executor:
     ) -> Prediction:
         """`create` wherever the fast path does not apply: with slots, set-up, or an owner elsewhere."""
         is_kept = place is not None and reducer in _KEPT_BY_OWNERS
-        if is_kept and (place is self._threads or place is self._loop or place.name == "process"):  # our own
+        if is_kept and self._takes_errands(place):
             errand, admit = self._errand(resident, args, kwargs, place, check, reducer, is_task=False)
             started = perf_counter()
             try:

@@ -551,9 +551,9 @@ async def awaits():
         await asyncio.sleep(0.001)
     return "done"
 
-def create_and_tell(muna, predictor):
+def create_and_tell(muna, predictor, inputs=None, runner="thread"):
     try:
-        print(muna.predictions.create(predictor, runner="thread").value)
+        print(muna.predictions.create(predictor, inputs, runner=runner).value)
     except EngineClosedError as error:
         print("raised:", "parent" in str(error), muna.predictions.live)
     if os.getpid() != parent:
@@ -615,16 +615,7 @@ def waits_there(folder):
 
 fork_when((folder / "held").exists)
 threading.Thread(target=lambda: (go.wait(), (folder / "go").touch()), daemon=True).start()
-try:
-    print(muna.predictions.create(waits_there, {{"folder": str(folder)}}, runner="process").value)
-except EngineClosedError as error:
-    print("raised:", "parent" in str(error), muna.predictions.live)
-if os.getpid() != parent:
-    print("after:", muna.predictions.create(plain, runner="thread").value)
-    sys.stdout.flush()
-    os._exit(0)
-_, status = os.waitpid(children[0], 0)
-print("child", os.waitstatus_to_exitcode(status))
+create_and_tell(muna, waits_there, {{"folder": str(folder)}}, "process")
 muna.close()
 """
     )
