@@ -37,7 +37,6 @@ _ASIDE: Final = 4096  # bytes from which a buffer stands beside its pickle, wher
 _LENT_FROM: Final = 1 << 25  # bytes from which glibc's allocator, which most have, gives memory back at once
 _LENT_UP_TO: Final = 1 << 28  # bytes up to which memory is kept for the next call
 _LENT_FOR: Final = 8  # calls after which it is not, if none of them needed it
-_OURS: Final = 3  # references to a buffer that is kept and looked at, and that nobody has
 _WIDEST: Final = 15  # exceptions of a group whose tracebacks are shown
 _DEEPEST: Final = 8  # causes of causes, and contexts of contexts, that travel with a failure
 
@@ -181,11 +180,13 @@ class Spare:
     costs. Smaller buffers it keeps itself.
     """
 
-    __slots__ = ("_unused", "kept")
+    __slots__ = ("_references_alone", "_unused", "kept")
 
     def __init__(self) -> None:
         """Keep nothing yet."""
-        self.kept: bytearray | None = None
+        self.kept: bytearray | None = bytearray(1)
+        self._references_alone = self._references()
+        self.kept = None
         self._unused = 0  # calls since it was
 
     def copied(self, part: memoryview) -> bytearray:
@@ -193,14 +194,32 @@ class Spare:
         size = len(part)
         if not _LENT_FROM <= size <= _LENT_UP_TO:
             return bytearray(part)
-        kept = self.kept
-        if kept is None or len(kept) != size or sys.getrefcount(kept) > _OURS:
-            self.kept = kept = bytearray(part)
-        else:
-            with memoryview(kept) as there:  # assigning to the bytearray itself would make one more copy
-                there[:] = part
         self._unused = 0
-        return kept
+        if self.kept is None or not self._is_free(size):
+            self.kept = bytearray(part)
+            return self.kept
+        with memoryview(self.kept) as there:  # assigning to the bytearray itself would make one more copy
+            there[:] = part
+        return self.kept
+
+    def _is_free(self, size: int) -> bool:
+        """Whether what is kept has that size, and no array, view or variable of a predictor's refers to it.
+
+        Two signs have to agree, for a wrong answer would overwrite what a predictor keeps.
+        """
+        if self.kept is None or len(self.kept) != size or self._references() != self._references_alone:
+            return False
+        try:
+            last = self.kept.pop()  # refused while an array or a view looks at its memory; allocates nothing
+        except BufferError:
+            return False
+        self.kept.append(last)
+        return True
+
+    def _references(self) -> int:
+        # Counted through the attribute, always in this one place: what a local variable adds differs from one version
+        # of the interpreter to the next, so the number that means "alone" is measured rather than known.
+        return sys.getrefcount(self.kept)
 
     def tidy(self) -> None:
         """After a call: what the last few did not need is not kept for another."""

@@ -41,7 +41,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from engine import Engine, PayloadError, PredictorError, WorkerLostError, _segments
+from engine import Engine, PayloadError, PredictorError, WorkerLostError, _payloads, _segments
 from engine._frames import ITEM, pack
 from engine._outlet import Link
 from engine._segments import WORTH, Segment
@@ -1189,6 +1189,23 @@ def test_arrays_kept_by_either_side_outlive_the_memory_they_came_through(muna: E
     kept = muna.predictions.create(Keeper, runner="process").value
     assert [set(each.tolist()) for each in kept] == [{number} for number in range(6)]
     assert [set(each.tolist()) for each in received] == [{-number} for number in range(6)]
+
+
+@pytest.mark.fault(28)
+def test_a_large_input_that_a_predictor_keeps_is_not_changed_by_the_next_call() -> None:
+    kept: list[Any] = []
+
+    def keeps(given: Any, part: Callable[[Any], Any]) -> list[bytes]:
+        kept.append(part(given))
+        return [bytes(memoryview(each).cast("B")[:4]) for each in kept]
+
+    parts: list[Any] = [lambda array: array, lambda array: array[8:], memoryview, lambda array: array.base]
+    found: list[bytes] = []
+    with Engine(discover=False, workers=1) as muna:
+        for letter, part in zip("abcd", parts, strict=True):
+            given = np.full(_payloads._LENT_FROM, ord(letter), np.uint8)
+            found = muna.predictions.create(keeps, {"given": given, "part": part}, runner="process").value
+    assert found == [b"aaaa", b"bbbb", b"cccc", b"dddd"]
 
 
 @pytest.mark.fault(28)
