@@ -190,7 +190,8 @@ class ProcessRunner:
                 worker.send(frame)
                 break
             except BrokenPipeError:
-                if worker.is_untried:  # one that ends as soon as it is started is no reason to start more
+                # One that ends as soon as it is started is no reason to start more, nor is a call that was stopped.
+                if worker.is_untried or wire.stop:
                     break
                 wire.leave(worker)
                 self._join(wire, self._pool.replace(worker))

@@ -203,6 +203,8 @@ class Warden:
         wire, worker = case
         if worker is None or wire.worker is not worker:  # it is over, or served by another by now
             return
+        if not wire.is_sent:  # its sender asks again once it is, and finds out itself that the worker is gone
+            return
         ward = self._wards.get(worker)
         if worker not in self._workers:  # it was over before the call was sent
             wire.lose(worker)

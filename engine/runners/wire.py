@@ -70,7 +70,7 @@ class Wire(Channel):
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same, where they are plain
     worker: Worker | None = None
     number = 0  # of the call in its worker; 0 until that may have it
-    is_sent = False  # until then, whoever sends it finds out that the worker is gone
+    is_sent = False  # until then its sender finds out that the worker is gone, and no consumer reads what it says
     reason = ""  # why the worker was lost, where that is not how its process ended
 
     def __init__(self, prefetch: int | None, label: str, hand: Hand, finished: Finished, restart: Restart) -> None:
@@ -108,7 +108,7 @@ class Wire(Channel):
     def _tell(self, *, asked: int) -> None:
         """Tell the producer what was taken and what it may make, where it could soon need to know."""
         worker = self.worker
-        if worker is None or self.end is not None:
+        if worker is None or not self.is_sent or self.end is not None:
             return
         taken = self._received - len(self.items)
         wanted = taken + self._window + asked
@@ -177,7 +177,7 @@ class Wire(Channel):
             await self._sleep_task()
 
     def _sleep(self) -> None:
-        if self._is_cut or self.worker is None or self._is_reading:  # as `_is_readable` tells
+        if self._is_cut or not self.is_sent or self.worker is None or self._is_reading:  # as `_is_readable` tells
             park_thread(self.consumers, self._may_go_on, BOUND)
             return
         # No call stands between the test and the next line but one, so neither another thread nor a signal's handler
@@ -191,8 +191,8 @@ class Wire(Channel):
                 wake_one(self.consumers)  # another reader goes on where this one leaves
 
     def _is_readable(self) -> bool:
-        """Whether there is a worker to hear, and nobody else hears it."""
-        return not self._is_cut and self.worker is not None and not self._is_reading
+        """Whether there is a worker to hear, which has the call, and nobody else hears it."""
+        return not self._is_cut and self.is_sent and self.worker is not None and not self._is_reading
 
     def _may_go_on(self) -> bool:
         return self._has_news() or self._is_readable()  # the call may have got another worker just now
@@ -229,7 +229,7 @@ class Wire(Channel):
         try:
             worker.send_rest()
         except BrokenPipeError:
-            self._cut()
+            self._cut(worker)
 
     async def wait_task(self, start: Callable[[], None] | None = None) -> None:
         """The same for an asyncio task, which its loop's reader wakes."""
@@ -266,9 +266,10 @@ class Wire(Channel):
                 self.consumers.remove(wake)
 
     def _is_unheard(self, loop: AbstractEventLoop) -> bool:
-        """Whether there is a worker to hear that this loop does not, for the call got it just now."""
+        """Whether there is a worker to hear that this loop does not, for the call was sent to it just now."""
         worker = self.worker
-        return worker is not None and not self._is_cut and worker.registrations.get(loop) is not self
+        is_heard = worker is None or self._is_cut or not self.is_sent or worker.registrations.get(loop) is self
+        return not is_heard
 
     def _watch(self, loop: AbstractEventLoop) -> None:
         """Have this loop read the pipe, until the end."""
@@ -295,7 +296,7 @@ class Wire(Channel):
                 self._unwatch(loop, worker)
         if self._has_news() or self._is_cut:
             for future in tuple(self._futures):
-                _resolve(future)
+                _resolve_from(loop, future)
 
     def _is_served_by(self, worker: Worker) -> bool:
         """Whether more may come from this worker."""
@@ -331,7 +332,7 @@ class Wire(Channel):
         except OSError:  # it is closed
             data = b""
         if not data:
-            self._cut()
+            self._cut(worker)
             return
         frames = worker.decoder.frames
         try:
@@ -343,11 +344,11 @@ class Wire(Channel):
         except Exception as error:  # what predictors send is rebuilt elsewhere: this is a frame that means nothing
             warn(f"{self.label}: worker {worker.pid} does not speak the engine's protocol", error)
             self.reason = "it did not speak the engine's protocol, and was killed"
-            self._cut()
+            self._cut(worker)
         except BaseException:  # Ctrl-C in the middle of a frame: what follows could not be told apart any more
             if self._is_served_by(worker) and not self.stop:
                 self.reason = "reading its answer was interrupted, and it was killed"
-                self._cut()
+                self._cut(worker)
             raise
 
     def read_rest(self, worker: Worker) -> bool:
@@ -373,9 +374,9 @@ class Wire(Channel):
         worker.is_doomed = worker.is_doomed or self.worker is worker  # nobody reads, so that this call is not over yet
         return worker.is_doomed
 
-    def _cut(self) -> None:
-        """Nothing more can come: the warden finds out why."""
-        if not self._is_cut:
+    def _cut(self, worker: Worker) -> None:
+        """Nothing more can come from this worker: the warden finds out why, unless it has moved the call already."""
+        if self._is_served_by(worker):
             self._is_cut = True
             self._hand(self)
 
@@ -501,7 +502,6 @@ class Wire(Channel):
         """The worker is gone in the middle of the call; the warden says so, once it has read what was left."""
         if self._is_unread(worker):
             self._restart(self, worker)
-            self._is_cut = False
             wake_all(self.consumers)
             return
         if self.stop:
@@ -524,7 +524,7 @@ class Wire(Channel):
         """The call is to be served by another worker than this one."""
         self.worker = worker.wire = None
         self.number = 0
-        self.is_sent = False
+        self.is_sent = self._is_cut = False
         if worker.registrations:
             self._unwatch_all(worker)
 
@@ -578,6 +578,16 @@ class Wire(Channel):
 def _resolve(future: Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _resolve_from(loop: AbstractEventLoop, future: Future[None]) -> None:
+    """Resolve a future in the thread of `loop`, which is not always the future's own: a stream may have two readers."""
+    home = future.get_loop()
+    if home is loop:
+        _resolve(future)
+        return
+    with suppress(RuntimeError):  # that loop is closed
+        home.call_soon_threadsafe(_resolve, future)
 
 
 def _poll(worker: Worker, sending: int) -> select.poll:

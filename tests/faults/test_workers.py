@@ -6,6 +6,7 @@ process; the worker is reaped and replaced, and nothing of another worker's is l
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine import Engine, EngineError, Predictor, WorkerLostError, _channel
+from engine import Engine, EngineError, PredictionCancelledError, Predictor, WorkerLostError, _channel
 from engine._frames import DONE, ITEM, ITEMS
 from engine.runners import process
 from engine.runners import wire as wire_module
@@ -354,7 +355,7 @@ def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_nobody
     def see_to_it_at_once(warden: Warden, wire: Wire) -> None:
         see_to(warden, wire)
         if threading.current_thread() is not warden._thread:  # else the warden was the one that found it closed
-            eventually(lambda: not wire.is_cut, "the call is sent to another worker")
+            eventually(lambda: wire.is_sent and not wire.is_cut, "the call is sent to another worker")
 
     monkeypatch.setattr(Warden, "see_to", see_to_it_at_once)
 
@@ -393,7 +394,7 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
     def let_it_be_replaced(wire: Wire) -> None:
         if wire.is_cut:
             is_at_rest.set()
-            eventually(lambda: not wire.is_cut, "the call is sent to another worker")
+            eventually(lambda: wire.is_sent and not wire.is_cut, "the call is sent to another worker")
 
     def park_late(parked: Any, is_news: Any, seconds: float, ready: Any = None) -> None:
         wire = getattr(is_news, "__self__", None)
@@ -427,6 +428,88 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         assert journal.words == ["start", "finally"]
 
     Cell("gen", consumer, "process").run(scenario, workers=1, grace=GRACE)
+
+
+def once_sending(monkeypatch: pytest.MonkeyPatch, action: Callable[[Worker], object]) -> None:
+    """Kill the worker that the next call is about to be sent to, and do something before it is."""
+    send = Worker.send
+
+    def send_too_late(worker: Worker, chunks: Any) -> bool:
+        monkeypatch.setattr(Worker, "send", send)
+        worker.signal(signal.SIGKILL)
+        assert worker.wait(GRACE)
+        action(worker)
+        return send(worker, chunks)
+
+    monkeypatch.setattr(Worker, "send", send_too_late)
+
+
+@pytest.mark.fault(5, 56)
+@each_consumer
+def test_a_second_reader_waits_until_a_call_whose_worker_died_idle_was_sent_to_another(
+    consumer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    taken: list[list[Any]] = [[], []]
+    monkeypatch.setattr(wire_module, "BOUND", 1000.0)  # so that a reader that is not woken hangs
+
+    async def scenario(consumer: Consumer) -> None:
+        stream = consumer.open(predictor_with("gen", Trouble(journal, partials=(0, 1, 2, 3)))).stream
+
+        async def aread(mine: list[Any]) -> None:
+            mine.extend([value async for value in stream.values()])
+
+        def read(mine: list[Any]) -> None:
+            if consumer.cell.is_asyncio:
+                asyncio.run(aread(mine), debug=True)  # in which a loop refuses to be woken from another thread
+            else:
+                mine.extend(stream.values())
+
+        second = Elsewhere(partial(read, taken[1]))
+
+        def let_another_read(worker: Worker) -> None:
+            second.__enter__()
+            eventually(lambda: worker.wire is None or worker.wire.consumers, "the second reader waits")
+
+        await consumer.create(number_of_worker)
+        once_sending(monkeypatch, let_another_read)
+        with Elsewhere(partial(read, taken[0])):
+            pass
+        second.join()
+        assert stream.outcome.state == "done"
+
+    Cell("gen", consumer, "process").run(scenario, workers=1, grace=GRACE)
+    assert sorted(taken[0] + taken[1]) == [0, 1, 2, 3]
+    assert [sorted(mine) for mine in taken] == taken
+    assert journal.words == ["start", "finally"]
+
+
+@pytest.mark.fault(5, 51)
+@pytest.mark.parametrize("is_noticed", [False, True], ids=["at-once", "noticed-first"])
+def test_a_call_that_is_stopped_while_it_is_sent_to_a_worker_that_is_gone_ends_once_and_never_starts(
+    is_noticed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    with Engine(discover=False, workers=1, grace=GRACE) as muna:
+        process_of(muna)
+        warden = muna._workers()._warden
+        stream = muna.predictions.stream(predictor_with("gen", Trouble(journal)), runner="process")
+
+        def stop(worker: Worker) -> None:
+            is_seen_to = threading.Event()
+            if is_noticed:
+                eventually(lambda: worker not in warden._workers, "the warden knows that it is over")
+            stream.cancel()
+            warden.post(lambda _nothing: is_seen_to.set(), None)
+            assert is_seen_to.wait(GRACE)
+
+        once_sending(monkeypatch, stop)
+        with pytest.raises(PredictionCancelledError):
+            next(stream)
+        assert list(stream) == []
+        assert (stream.outcome.state, journal.words) == ("cancelled", [])
+        assert muna.predictions.create(number_of_worker, runner="process").value in child_processes()
+        assert muna._workers()._pool.holders == ()
 
 
 def burning(kind: str) -> Callable[..., Any]:
