@@ -276,10 +276,17 @@ class Wire(Channel):
         worker = self.worker
         if worker is None or not self._is_unheard(loop):
             return
-        worker.registrations[loop] = self
-        loop.add_reader(worker.answers, self._on_readable, loop, worker)
-        if worker.unsent:
-            loop.add_writer(worker.calls_pipe, self._on_writable, loop, worker)
+        worker.registrations[loop] = self  # first, so that a worker that is over keeps its pipes open
+        is_watched = False
+        try:
+            if self.worker is worker:  # else the pipes may have been closed before this was noted
+                loop.add_reader(worker.answers, self._on_readable, loop, worker)
+                if worker.unsent:
+                    loop.add_writer(worker.calls_pipe, self._on_writable, loop, worker)
+                is_watched = True
+        finally:
+            if not is_watched:
+                self._unwatch(loop, worker)
 
     def _on_readable(self, loop: AbstractEventLoop, worker: Worker) -> None:
         if not self._is_served_by(worker):
@@ -310,9 +317,10 @@ class Wire(Channel):
     def _unwatch(self, loop: AbstractEventLoop, worker: Worker) -> None:
         """In the loop's own thread: watch no more, unless a later call does."""
         if worker.registrations.get(loop) is self:
-            del worker.registrations[loop]
-            loop.remove_reader(worker.answers)
-            loop.remove_writer(worker.calls_pipe)
+            if worker.answers >= 0:  # else they were closed before this loop could watch them
+                loop.remove_reader(worker.answers)
+                loop.remove_writer(worker.calls_pipe)
+            del worker.registrations[loop]  # last: without it they may be closed, and their numbers used for others
             worker.unwatched()
 
     def _unwatch_all(self, worker: Worker) -> None:

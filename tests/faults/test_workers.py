@@ -512,6 +512,136 @@ def test_a_call_that_is_stopped_while_it_is_sent_to_a_worker_that_is_gone_ends_o
         assert muna._workers()._pool.holders == ()
 
 
+# 78: an event loop and the pipes it watches.
+
+
+class Registrations(dict[Any, Any]):
+    """Which loops watch a worker; does something, once, as soon as one is taken out."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        super().__init__()
+        self._actions = [action]
+
+    def __delitem__(self, loop: Any) -> None:
+        super().__delitem__(loop)
+        while self._actions:
+            self._actions.pop()()
+
+
+@contextlib.contextmanager
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for each in ends:
+            os.close(each)
+
+
+async def is_heard(number: int, reader: int, writer: int) -> bool:
+    """Whether the running loop hears a pipe once it has this number, which is free."""
+    arrived = asyncio.Event()
+    os.dup2(reader, number)
+    try:
+        asyncio.get_running_loop().add_reader(number, arrived.set)
+        os.write(writer, b"news")
+        await asyncio.wait_for(arrived.wait(), GRACE)
+    finally:
+        asyncio.get_running_loop().remove_reader(number)
+        os.close(number)
+    return True
+
+
+@pytest.mark.fault(5, 78)
+def test_an_event_loop_hears_the_worker_that_takes_the_descriptors_of_one_that_went_as_its_call_ended() -> None:
+    async def scenario() -> None:
+        with pipe() as ends:
+            async with Engine(discover=False, workers=1, grace=GRACE) as muna:
+                await with_a_worker_that_goes(muna, *ends)
+
+    async def with_a_worker_that_goes(muna: Engine, *ends: int) -> None:
+        first = (await muna.predictions.acreate(number_of_worker, runner="process")).value
+        warden = muna._workers()._warden
+        (worker,) = muna._workers()._pool.workers
+        was = worker.answers
+
+        def lose_it() -> None:
+            kill(worker.pid)
+            for _ in range(3):  # by then it is noticed, and closed if that can be done
+                eventually(lambda: worker not in warden._workers, "the warden knows that it is over")
+                is_seen_to = threading.Event()
+                warden.post(lambda _nothing, event=is_seen_to: event.set(), None)  # type: ignore[misc]
+                assert is_seen_to.wait(GRACE)
+
+        worker.registrations = Registrations(lose_it)
+        assert (await muna.predictions.acreate(number_of_worker, runner="process")).value == first
+        assert worker.answers == -1  # it is closed
+        assert await is_heard(was, *ends)
+        assert (await muna.predictions.acreate(number_of_worker, runner="process")).value != first
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.fault(78)
+def test_where_an_event_loop_cannot_watch_a_worker_the_call_fails_and_the_next_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        add_reader = loop.add_reader
+
+        def no_room(*_arguments: object) -> None:
+            monkeypatch.setattr(loop, "add_reader", add_reader)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as where a user watches too much
+
+        async with Engine(discover=False, workers=1, grace=GRACE) as muna:
+            monkeypatch.setattr(loop, "add_reader", no_room)
+            async with muna.predictions.astream(numbers_after_worker, runner="process") as stream:
+                with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                    await anext(stream)
+                assert (await asyncio.wait_for(anext(stream), GRACE)).value in child_processes()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.fault(5, 78)
+def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it_is_that_calls_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch = Wire._watch
+
+    async def scenario() -> None:
+        async with Engine(discover=False, workers=1, grace=GRACE) as muna:
+
+            def lose_it(wire: Wire, loop: Any) -> None:
+                worker = wire.worker
+                if worker is None or not wire.is_sent:
+                    watch(wire, loop)
+                    return
+                monkeypatch.setattr(Wire, "_watch", watch)
+                assert worker.registrations == {}
+
+                class Late(dict[Any, Any]):
+                    """Takes note of the loop once everything is over."""
+
+                    def get(self, key: Any, default: Any = None) -> Any:
+                        kill(worker.pid)
+                        eventually(lambda: wire.end is not None, "the call is lost")
+                        eventually(lambda: worker.answers == -1, "the worker is closed")
+                        worker.registrations = {}
+                        return default
+
+                worker.registrations = Late()
+                watch(wire, loop)
+
+            monkeypatch.setattr(Wire, "_watch", lose_it)
+            with pytest.raises(WorkerLostError):
+                await muna.predictions.acreate(workers.sleeps, runner="process")
+            assert (await muna.predictions.acreate(number_of_worker, runner="process")).value in child_processes()
+
+    asyncio.run(scenario())
+
+
 def burning(kind: str) -> Callable[..., Any]:
     """A predictor that leaves its input where it is let go of once the call is over."""
 
