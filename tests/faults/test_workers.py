@@ -570,7 +570,7 @@ def test_an_event_loop_hears_the_worker_that_takes_the_descriptors_of_one_that_w
             for _ in range(3):  # by then it is noticed, and closed if that can be done
                 eventually(lambda: worker not in warden._workers, "the warden knows that it is over")
                 is_seen_to = threading.Event()
-                warden.post(lambda _nothing, event=is_seen_to: event.set(), None)  # type: ignore[misc]
+                warden.post(lambda _nothing, event=is_seen_to: event.set(), None)
                 assert is_seen_to.wait(GRACE)
 
         worker.registrations = Registrations(lose_it)
@@ -614,7 +614,7 @@ def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it
         async with Engine(discover=False, workers=1, grace=GRACE) as muna:
 
             def lose_it(wire: Wire, loop: Any) -> None:
-                worker = wire.worker
+                worker: Any = wire.worker
                 if worker is None or not wire.is_sent:
                     watch(wire, loop)
                     return
