@@ -62,6 +62,7 @@ class Link:
         self.is_over = False  # the engine has closed its end
         self.is_child = False  # this process was forked from the worker, and has no business here
         self.is_busy = False  # the main thread is writing: a signal must not cut a frame in two
+        self.is_waited_for = False  # the main thread waits, and pushes what was left over itself
         self._alarm, self._ring = os.pipe()
         os.set_blocking(self._alarm, False)
         os.set_blocking(self._ring, False)
@@ -95,6 +96,16 @@ class Link:
         with self.lock:
             self.put(())
 
+    def push_within(self, seconds: float) -> None:
+        """Write more of what was kept once the pipe has room; for a thread that looks after it beside the main one."""
+        poll = select.poll()
+        poll.register(self.answers, select.POLLOUT)
+        if not poll.poll(seconds * 1000):
+            return
+        self.push()
+        if not self.unsent:
+            self.alarm()  # the main thread may be about to wait for what is done now
+
     def read(self) -> bool:
         """Read once, waiting if there is nothing; tell whether the engine still talks."""
         try:
@@ -115,7 +126,12 @@ class Link:
         if self.unsent:
             poll.register(self.answers, select.POLLOUT)
         is_readable = False
-        for descriptor, _ in poll.poll(_BOUND * 1000):
+        self.is_waited_for = True
+        try:
+            ready = poll.poll(_BOUND * 1000)
+        finally:
+            self.is_waited_for = False
+        for descriptor, _ in ready:
             if descriptor == self.calls:
                 is_readable = True
             elif descriptor == self.answers:
@@ -215,9 +231,8 @@ class Outlet(Channel):
             batch = self._batch
             batch.append((value, latency))
             step, self._latency = latency - self._latency, latency
-            if step < _SWIFT and now < self._due and made < self._limit and len(batch) < MOST:
-                if not self._tail.is_armed:
-                    self._tail.arm()
+            may_wait = step < _SWIFT and now < self._due and made < self._limit and len(batch) < MOST
+            if may_wait and (self._tail.is_armed or self._tail.arm()):
                 return self.stop
             self._due = now + _AT_ONCE
             self.flush()
@@ -476,38 +491,62 @@ def flush_streams() -> None:
 class Tail:
     """A thread that sends what waits, while partials come fast and for a moment longer; started when first needed.
 
+    What a full pipe leaves over it pushes as soon as there is room, whatever the body does meanwhile.
+
     Args:
+        link: the worker's ends of its pipes.
         outlet: gives the outlet of the call that runs, if one does.
     """
 
-    def __init__(self, outlet: Callable[[], Outlet | None]) -> None:
+    def __init__(self, link: Link, outlet: Callable[[], Outlet | None]) -> None:
         """Make a tail that is not armed."""
         self.is_armed = False
+        self._link = link
         self._outlet = outlet
-        self._is_started = False
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._lock.acquire()
 
-    def arm(self) -> None:
-        """Partials wait: look after them."""
+    def arm(self) -> bool:
+        """Something waits: look after it; tell whether that can be done, for the system may give no thread."""
         self.is_armed = True
-        if not self._is_started:
-            self._is_started = True
-            threading.Thread(target=self._run, name="engine-tail", daemon=True).start()
+        if self._thread is None and not self._starts():
+            self.is_armed = False
+            return False
         with contextlib.suppress(RuntimeError):  # both sides armed it at once
             self._lock.release()
+        return True
+
+    def _starts(self) -> bool:
+        self._thread = thread = threading.Thread(target=self._run, name="engine-tail", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._thread = None
+            return False
+        return True
 
     def _run(self) -> None:
         while True:
             self._lock.acquire()
             calm = 0
             while calm < _CALM:
-                time.sleep(_TAIL)
+                self._rest()
                 calm = 0 if self._flush() else calm + 1
             self.is_armed = False
             if self._flush() and not self.is_armed:  # it came just before
                 self.arm()
 
+    def _rest(self) -> None:
+        """Give what follows a moment to come; where the pipe was too full for what came before, push that."""
+        link = self._link
+        if link.unsent and not link.is_waited_for:
+            link.push_within(_BOUND)
+        else:
+            time.sleep(_TAIL)
+
     def _flush(self) -> bool:
+        """Send what waits; tell whether there was anything, or something is left over that nobody else pushes."""
         outlet = self._outlet()
-        return outlet is not None and outlet.flush_from_anywhere()
+        was_waiting = outlet is not None and outlet.flush_from_anywhere()
+        return was_waiting or (bool(self._link.unsent) and not self._link.is_waited_for)

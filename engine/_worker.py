@@ -169,7 +169,7 @@ class _Host:
     def __attrs_post_init__(self) -> None:
         self.ring = Ring(self.outbound)
         self.loop = _MainLoop(self)
-        self.tail = Tail(lambda: self.outlet)
+        self.tail = Tail(self.link, lambda: self.outlet)
 
     # Signals
 
@@ -482,6 +482,8 @@ class _Host:
     def log(self, text: str) -> None:
         """Send a line to the engine's log."""
         self.link.write(pack(LOG, 0, text.encode(errors="replace")))
+        if self.link.unsent and not self.tail.is_armed:
+            self.tail.arm()
 
 
 def _leave_to_the_engine(_number: int, _frame: Any) -> None:

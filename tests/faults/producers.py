@@ -77,6 +77,53 @@ def bursts(kind: str, length: int, gate: FileGate) -> Callable[[], Any]:
     return {"gen": yields, "agen": async_yields}[kind]
 
 
+def overflows(kind: str, count: int, full: FileGate, gate: FileGate) -> Callable[[], Any]:
+    """Make a predictor that yields `count` long texts at once, then computes until its gate opens, and yields `"last"`.
+
+    They are sent by the thread that looks after partials that wait, which opens `full` where the pipe takes no more.
+    """
+    from engine import _outlet
+    from tests.faults.workers import tell_when_pipe_is_full
+
+    def begin() -> float:
+        before, vars(_outlet)["_AT_ONCE"] = _outlet._AT_ONCE, 60.0
+        vars(_outlet)["_SWIFT"] *= 1e6
+        tell_when_pipe_is_full(full)
+        return before
+
+    def end(before: float) -> None:
+        vars(_outlet)["_AT_ONCE"] = before
+        vars(_outlet)["_SWIFT"] /= 1e6
+
+    def yields() -> Iterator[Any]:
+        before = begin()
+        yield from (str(number).ljust(4096) for number in range(count))
+        gate.wait()
+        end(before)
+        yield "last"
+
+    async def async_yields() -> AsyncIterator[Any]:
+        before = begin()
+        for number in range(count):
+            yield str(number).ljust(4096)
+        gate.wait()  # and blocks its loop
+        end(before)
+        yield "last"
+
+    async def rests() -> AsyncIterator[Any]:
+        import asyncio  # the others need none
+
+        before = begin()
+        for number in range(count):
+            yield str(number).ljust(4096)
+        while not gate.is_open:  # noqa: ASYNC110 - no event of this process tells of it
+            await asyncio.sleep(0.001)
+        end(before)
+        yield "last"
+
+    return {"gen": yields, "agen": async_yields, "agen that awaits": rests}[kind]
+
+
 def megabytes(count: int) -> Iterator[tuple[int, bytes]]:
     """Yield large partials, each with the most memory that this process has had so far, in bytes."""
     import resource  # the others need none

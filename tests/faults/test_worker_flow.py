@@ -43,6 +43,7 @@ from tests.faults.producers import (
     forks,
     holdings,
     megabytes,
+    overflows,
     three,
 )
 from tests.faults.workers import KINDS, FileGate, Journal, number_of_worker, numbers_after_worker
@@ -170,6 +171,69 @@ def test_neither_a_lone_partial_nor_the_first_nor_the_last_of_many_waits_for_ano
             assert await reader.rest() == ["last"]
 
     run(cell, scenario, lasting)
+
+
+@pytest.mark.fault(83)
+@pytest.mark.parametrize("kind", ["gen", "agen", "agen that awaits"])
+def test_what_a_full_pipe_left_over_arrives_while_the_body_computes_on(
+    kind: str, tmp_path: Path, lasting: Engine
+) -> None:
+    count = 200  # texts of 4 KiB, and so more than any pipe holds
+    full, gate = FileGate(tmp_path / "full"), FileGate(tmp_path / "gate")
+    predictor = overflows(kind, count, full, gate)
+    with lasting.predictions.stream(predictor, runner="process", prefetch=2 * count) as stream:
+        values = stream.values()
+        first = next(values)
+        full.wait()
+        rest = [next(values) for _ in range(count - 1)]
+        assert list(map(int, [first, *rest])) == list(range(count))
+        assert not gate.is_open  # the body stands there while its partials are here
+        gate.open()
+        assert list(values) == ["last"]
+
+
+@pytest.mark.fault(83)
+def test_a_log_line_that_a_full_pipe_left_over_arrives_while_the_body_computes_on(
+    tmp_path: Path, lasting: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = FileGate(tmp_path / "gate")
+
+    def warns() -> None:
+        from engine._errors import warn
+
+        warn("x" * (1 << 20))
+        gate.wait()
+
+    with Elsewhere(lambda: lasting.predictions.create(warns, runner="process")) as calling:
+        eventually(lambda: "x" * (1 << 20) in caplog.text, "all of the line is in the log")
+        assert not calling.is_over
+        gate.open()
+
+
+@pytest.mark.fault(83)
+def test_partials_that_come_fast_arrive_where_the_system_gives_no_thread_to_look_after_them(tmp_path: Path) -> None:
+    gate = FileGate(tmp_path / "gate")
+
+    def yields() -> Iterator[Any]:
+        def fails(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        before, vars(threading)["Thread"].start = threading.Thread.start, fails
+        yield from range(100)
+        gate.wait()
+        vars(threading)["Thread"].start = before
+        yield from range(100)
+        gate.wait()
+
+    with (
+        Engine(discover=False, workers=1, grace=GRACE) as muna,
+        muna.predictions.stream(yields, runner="process", prefetch=200) as stream,
+    ):
+        values = stream.values()
+        assert [next(values) for _ in range(100)] == list(range(100))
+        assert not gate.is_open
+        gate.open()
+        assert list(values) == list(range(100))
 
 
 # 85: huge partials.
