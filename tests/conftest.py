@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -31,6 +32,10 @@ settings.register_profile("default", deadline=None, derandomize=True, print_blob
 settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
 settings.register_profile("nightly", settings.get_profile("ci"), derandomize=False, max_examples=5_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+# A shell that starts the tests in its background has them ignore Ctrl-C, and so every program that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TASKS = Path("/proc/self/task")
 DESCRIPTORS = "/proc/self/fd" if TASKS.exists() else "/dev/fd"

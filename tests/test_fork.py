@@ -23,6 +23,8 @@ from engine import Engine, EngineClosedError, PredictionCancelledError, Predicto
 faulthandler.register(signal.SIGALRM, chain=True)  # its timer's thread would not survive a fork
 signal.alarm(20)
 warnings.simplefilter("error", ResourceWarning)
+# What the interpreter says of every fork in a process with threads, from 3.12 on, is not the engine's to prevent.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 def in_child(function):
     sys.stdout.flush()

@@ -31,8 +31,11 @@ LIMIT: Final = 30.0  # seconds a script may take
 GRACE: Final = 0.5
 
 OPENING: Final = """
-    import os, signal, sys, time
+    import os, signal, sys, time, warnings
     from engine import Engine
+
+    # What the interpreter says of every fork in a process with threads, from 3.12 on, is not the engine's to prevent.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
     def endless(path):
         with open(path + "-", "w") as file:
