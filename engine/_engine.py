@@ -23,7 +23,7 @@ from engine._predictor import is_name
 from engine._records import Start, current_call
 from engine._registry import Registry
 from engine._residents import Residents
-from engine.runners.base import Live, Stop, is_finalising
+from engine.runners.base import Live, Stop, has_gil, is_finalising
 from engine.runners.loop import LoopRunner
 from engine.runners.task import finalised
 from engine.runners.thread import ThreadRunner
@@ -97,7 +97,7 @@ class Engine:
         self._workers = _Workers(_count(workers), self._grace, Start.here())
         number = next(_numbers)
         self._residents = Residents(self._loop, number)
-        self._executor = Executor(
+        self._executor = _executor_class()(
             self._registry,
             self._residents,
             self._threads,
@@ -345,6 +345,15 @@ class Engine:
 
 
 Engine.__module__ = "engine"  # where people import it from
+
+
+def _executor_class() -> type[Executor]:
+    """The class of executors for this interpreter; with a GIL, no call pays for what it is like without."""
+    if has_gil():
+        return Executor
+    from engine._free_threading import FreeThreadedExecutor
+
+    return FreeThreadedExecutor
 
 
 def _seconds(grace: object) -> float:

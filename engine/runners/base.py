@@ -288,6 +288,12 @@ def is_finalising() -> bool:
     return sys.is_finalizing()
 
 
+def has_gil() -> bool:
+    """Whether only one thread at a time runs Python code here, as in every interpreter but a free-threaded one."""
+    asked: Any = getattr(sys, "_is_gil_enabled", None)  # from 3.13 on
+    return asked is None or bool(asked())
+
+
 def tell_of_abandoned(call: Call, grace: float) -> None:
     """Log that a body did not stop within the grace, in s."""
     warn(

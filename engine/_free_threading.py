@@ -1,0 +1,185 @@
+"""What the engine does on a Python that runs without its GIL; loaded there and nowhere else.
+
+Turns, buffers and slots rest on a rule that the GIL keeps: between a test and the store that follows it no other
+thread comes, as long as no call stands between them. It is not proved that the engine is right without that rule. So
+an engine refuses its first call there, unless the environment asks for it; and where that does, one thing is seen to
+that would otherwise end the interpreter: no two threads step one generator of the engine's, or one that it follows.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from inspect import CO_ITERABLE_COROUTINE
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+from engine._errors import EngineError
+from engine._executor import Executor
+from engine._stream import PredictionStream
+from engine.runners.base import has_gil
+from engine.runners.inline import InlineExecution, reading_twice
+
+if TYPE_CHECKING:
+    from engine._partials import Body
+    from engine._predictor import Predictor
+    from engine._records import Prediction
+    from engine.runners.errand import Errand
+
+VARIABLE: Final = "PREDICTOR_ENGINE_FREE_THREADING"
+_TOLD: Final = (
+    "this Python runs without its GIL, and the engine is not proved there: start it with PYTHON_GIL=1, or, to try what "
+    f"may give wrong values, with {VARIABLE}=1"
+)
+
+_stepping: Final[WeakKeyDictionary[Generator[Any, Any, Any], threading.Lock]] = WeakKeyDictionary()
+_noting: Final = threading.Lock()  # that dictionary is not safe without a GIL either
+
+
+class OneAtATime(Generator[Any, Any, Any]):
+    """A generator that one thread at a time may step: a lock says so, and never the interpreter's own check.
+
+    Args:
+        generator: what is stepped.
+        stepping: held by the thread that steps it.
+        refused: makes the error for a thread that comes meanwhile; `None` to have it wait its turn.
+    """
+
+    __slots__ = ("_generator", "_refused", "_stepping")
+
+    def __init__(
+        self,
+        generator: Generator[Any, Any, Any],
+        stepping: threading.Lock,
+        refused: Callable[[], ValueError] | None,
+    ) -> None:
+        """Step nothing yet."""
+        self._generator = generator
+        self._stepping = stepping
+        self._refused = refused
+
+    def _step(self, step: Callable[..., Any], *args: Any) -> Any:
+        refused = self._refused
+        if not self._stepping.acquire(blocking=refused is None) and refused is not None:
+            raise refused()
+        try:
+            return step(*args)
+        finally:
+            self._stepping.release()
+
+    def __next__(self) -> Any:
+        """The next item."""
+        return self._step(self._generator.__next__)
+
+    def send(self, value: Any) -> Any:
+        """As of the generator."""
+        return self._step(self._generator.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        """As of the generator."""
+        return self._step(self._generator.throw, *error)
+
+    def close(self) -> None:
+        """As of the generator."""
+        self._step(self._generator.close)
+
+    @property
+    def gi_frame(self) -> Any:
+        """The generator's; `None` once it is over."""
+        return getattr(self._generator, "gi_frame", None)
+
+
+def _stepped_already() -> ValueError:
+    return ValueError("the predictor's generator is stepped already, by another call: give each call one of its own")
+
+
+def one_at_a_time(produced: Any) -> Any:
+    """What a predictor produced, guarded if it is a generator: two calls may have got the very same."""
+    if type(produced) is not GeneratorType or produced.gi_code.co_flags & CO_ITERABLE_COROUTINE:
+        return produced
+    with _noting:
+        stepping = _stepping.setdefault(produced, threading.Lock())
+    return OneAtATime(produced, stepping, _stepped_already)
+
+
+def _calling(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return one_at_a_time(function(*args, **kwargs))
+
+
+def _preparing(prepare: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    return partial(_calling, prepare())
+
+
+def _guard(body: Body) -> None:
+    if body.function is not None:
+        body.function = partial(_calling, body.function)
+    elif body.prepare is not None:
+        body.prepare = partial(_preparing, body.prepare)
+
+
+class FreeThreadedStream(PredictionStream):
+    """A stream whose iterators may come into the hands of several threads.
+
+    In lock-step a second reader is refused; with an owner elsewhere it waits until the first has got its partial.
+    """
+
+    __slots__ = ("_reading",)
+
+    def __init__(self, shown: PredictionStream) -> None:
+        """Show what another stream shows."""
+        super().__init__(shown._execution, shown._reducer, shown._open, shown._tag)  # noqa: SLF001 - its own base
+        self._reading = threading.Lock()
+
+    def _guarded(self, iterator: Iterator[Any], reading: threading.Lock | None = None) -> Iterator[Any]:
+        execution: Any = self._execution
+        refused = partial(reading_twice, execution.call) if isinstance(execution, InlineExecution) else None
+        generator: Any = iterator
+        return OneAtATime(generator, reading or self._reading, refused)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        """As of any stream."""
+        return self._guarded(super().__iter__())
+
+    def values(self) -> Iterator[Any]:
+        """As of any stream."""
+        return self._guarded(super().values())
+
+    def snapshots(self) -> Iterator[Any]:
+        """As of any stream."""
+        return self._guarded(super().snapshots(), threading.Lock())  # which itself reads `values`
+
+
+class FreeThreadedExecutor(Executor):
+    """The executor of an engine that was made while there was no GIL."""
+
+    def __init__(self, *parts: Any) -> None:
+        """Join the parts an engine owns; whether calls are refused is decided here."""
+        super().__init__(*parts)
+        self._is_asked_for = os.environ.get(VARIABLE) == "1"
+
+    def _record(self, tag: Any) -> Predictor | None:
+        if not (self._is_asked_for or has_gil()):  # an import may have brought it back meanwhile
+            raise EngineError(_TOLD)
+        return super()._record(tag)
+
+    def stream(self, *args: Any, **options: Any) -> PredictionStream:
+        """As of any executor."""
+        return FreeThreadedStream(super().stream(*args, **options))
+
+    def _body(self, resident: Any, args: Any, kwargs: Any, place: Any, *more: Any) -> Body:
+        body = super()._body(resident, args, kwargs, place, *more)
+        if place is None or place.name != "process":
+            _guard(body)
+        return body
+
+    def _errand(self, resident: Any, args: Any, kwargs: Any, place: Any, *more: Any, **few: Any) -> tuple[Errand, Any]:
+        errand, admit = super()._errand(resident, args, kwargs, place, *more, **few)
+        if place.name != "process":
+            _guard(errand)
+        return errand, admit
+
+    def _drain(self, resident: Any, call: Any, context: Any, produced: Any, *more: Any) -> Prediction:
+        return super()._drain(resident, call, context, one_at_a_time(produced), *more)
