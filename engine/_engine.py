@@ -124,7 +124,7 @@ class Engine:
     @property
     def loaded(self) -> tuple[str, ...]:
         """Tags of predictors that are ready here or in a worker: imported, and set up if they are classes."""
-        return tuple(sorted({*self._residents.loaded(), *self._workers.loaded()}))
+        return tuple(sorted({*self._residents.loaded(self._registry.stands_for), *self._workers.loaded()}))
 
     def load(self, tag: Any, runner: str | None = None) -> None:
         """Make a predictor ready before its first call: import it, set its class up.

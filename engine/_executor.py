@@ -8,6 +8,7 @@ on a plain function in the caller's own thread, stands first in `create` and say
 from __future__ import annotations
 
 import sys
+import threading
 from contextvars import copy_context
 from functools import partial
 from time import perf_counter
@@ -84,7 +85,9 @@ class Executor:
         self._grace = grace
         self._live = live
         self.number = number
-        self._routes: dict[Any, Resident] = {}  # tags seen before, straight to their residents
+        self._routes: dict[str, Resident] = {}  # tags seen before, straight to their residents
+        # Held to change them, never to read; reentrant, for a collector may call from within.
+        self._routing = threading.RLock()
 
     # The four consumers.
 
@@ -180,25 +183,25 @@ class Executor:
         _check_prefetch(prefetch)
         record = self._undescribed(tag, runner)
         if record is None:
-            return PredictionStream(*self._opened(tag, inputs, runner, check, prefetch))
+            return PredictionStream(*self._opened(self.resolve(tag, runner), inputs, runner, check, prefetch))
         context = copy_context()
         self.check_runner(runner)
         kept = _as_of_now(inputs)
 
         def open_now() -> tuple[SyncExecution, Reducer]:
-            return self._opened(self._as_found(tag, record), kept, runner, check, prefetch)
+            resident = self._ready(tag, record, runner)
+            return self._opened(resident, kept, runner, check, prefetch)
 
         return PredictionStream(None, None, partial(context.run, open_now), record.tag)
 
     def _opened(
         self,
-        tag: Any,
+        resident: Resident,
         inputs: Mapping[str, Any] | None,
         runner: str | None,
         check: bool | None,  # noqa: FBT001
         prefetch: int | None,
     ) -> tuple[SyncExecution, Reducer]:
-        resident = self.resolve(tag, runner)
         args, kwargs = self._bind(resident, inputs, check)
         place = self._sync_place(resident, runner)
         return self._open(resident, args, kwargs, place, runner, check, prefetch), resident.profile.reducer
@@ -304,7 +307,7 @@ class Executor:
         kept = _as_of_now(inputs)
 
         async def resolve() -> tuple[AsyncExecution, Reducer]:
-            found = await self.aresolve(self._as_found(tag, record), runner)
+            found = await self._aready(tag, record, runner)
             bound = self._bind(found, kept, check)
             place = self._async_place(found, runner)
             return context.run(self._aopen, found, *bound, place, runner, check, prefetch), found.profile.reducer
@@ -327,20 +330,40 @@ class Executor:
             if known is not None:
                 return known
         record = self._record(tag)
-        if record is not None and self._is_for_workers_alone(record, runner):
-            return self._residents.described(record) or self._described(record, isinstance(tag, str))
-        if isinstance(tag, str) and record is not None:
-            resident = self._registered(record)
-            self._routes[tag] = resident
-            return resident
-        if record is None and not callable(tag) and not callable(getattr(tag, "predict", None)):
+        if record is not None:
+            return self._ready(tag, record, runner)
+        if not callable(tag) and not callable(getattr(tag, "predict", None)):
             raise InvalidTagError(tag)
         return self._residents.given(tag)
+
+    def _ready(self, tag: Any, record: Predictor, runner: str | None) -> Resident:
+        """What the `record` that was found at the call is here or in workers: imported, or described by one of them.
+
+        Raises:
+            EngineClosedError: the engine was closed meanwhile.
+        """
+        is_tag = isinstance(tag, str)
+        if self._is_for_workers_alone(record, runner):
+            resident = self._residents.described(record) or self._described(record, is_tag)
+        elif is_tag:
+            resident = self._registered(record)
+            self._route(tag, record, resident)
+        else:
+            resident = self._residents.of(record)
+        if self._live.is_closed:
+            raise EngineClosedError
+        return resident
+
+    def _route(self, tag: str, record: Predictor, resident: Resident) -> None:
+        """Have later calls find a resident at once, unless the tag was given to another, or all ended, meanwhile."""
+        with self._routing:
+            if not self._live.is_closed and self._registry.stands_for(record):
+                self._routes[tag] = resident
 
     def _is_for_workers_alone(self, record: Predictor, runner: str | None) -> bool:
         """Whether a predictor that this process has not imported goes to a worker, so that it need not be."""
         target = record.target
-        if not isinstance(target, str) or self._residents.find(record.tag) is not None:
+        if not isinstance(target, str) or self._residents.find(record) is not None:
             return False
         if target.partition(":")[0] in sys.modules:  # it is here already
             return False
@@ -351,7 +374,7 @@ class Executor:
     def _unimported(self, tag: Any, runner: str | None) -> Predictor | None:
         """The record of a predictor that is still to be imported here, or described by a worker."""
         record = self._record(tag)
-        if record is None or not isinstance(record.target, str) or self._residents.find(record.tag) is not None:
+        if record is None or not isinstance(record.target, str) or self._residents.find(record) is not None:
             return None
         is_described = self._is_for_workers_alone(record, runner) and self._residents.described(record) is not None
         return None if is_described else record
@@ -363,40 +386,34 @@ class Executor:
         record = self._unimported(tag, runner)
         return record if record is not None and self._is_for_workers_alone(record, runner) else None
 
-    def _as_found(self, tag: Any, record: Predictor) -> Any:
-        """What is to be resolved later: the `tag` while it stands for the `record` that was found at the call."""
-        try:
-            return tag if self._record(tag) is record else record
-        except EngineClosedError:
-            raise
-        except EngineError:  # it was unregistered meanwhile
-            return record
-
     def _described(self, record: Predictor, is_registered: bool) -> Resident:  # noqa: FBT001
         try:
             told = self._workers().describe(record.tag, record.target)
         except PluginError as error:
-            source = self._registry.source(record.tag) if is_registered else ""
+            source = self._registry.source_of(record) if is_registered else ""
             raise PluginError(record.tag, source, error.reason, error.traceback) from None
         return self._residents.describe(record, told)
 
     def _registered(self, record: Predictor) -> Resident:
         """The resident of a registered predictor; what its import raises, even SystemExit, is its plugin's failure."""
         try:
-            return self._residents.registered(record)
+            return self._residents.of(record)
         except (EngineError, KeyboardInterrupt):
             raise
         except BaseException as error:
             trim(error)
-            reason, source = f"{type(error).__name__}: {say(error)}", self._registry.source(record.tag)
+            reason, source = f"{type(error).__name__}: {say(error)}", self._registry.source_of(record)
             raise PluginError(record.tag, source, reason, traceback_of(error)) from error
 
     async def aresolve(self, tag: Any, runner: str | None = None) -> Resident:
         """The same without blocking the loop: an owner thread imports what was never imported, or has it described."""
         record = self._unimported(tag, runner)
-        if record is None:
-            return self.resolve(tag, runner)
-        resident: Resident = await self.in_owner(record.tag, self.resolve, tag, runner)
+        return self.resolve(tag, runner) if record is None else await self._aready(tag, record, runner)
+
+    async def _aready(self, tag: Any, record: Predictor, runner: str | None) -> Resident:
+        resident: Resident = await self.in_owner(record.tag, self._ready, tag, record, runner)
+        if self._live.is_closed:  # before this task went on
+            raise EngineClosedError
         return resident
 
     async def in_owner(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -424,9 +441,9 @@ class Executor:
 
     def forget(self, tag: str) -> None:
         """A tag means something else from now on."""
-        for text in (tag, tag[1:]):
-            self._routes.pop(text, None)
-        self._residents.forget(tag)
+        with self._routing:
+            for text in (tag, tag[1:]):
+                self._routes.pop(text, None)
 
     # Deciding where.
 
@@ -750,7 +767,8 @@ class Executor:
     def close(self) -> None:
         """Refuse new calls and end every live stream."""
         self._live.is_closed = True
-        self._routes.clear()
+        with self._routing:
+            self._routes.clear()
         for each in self.live:
             each.shut()
 
@@ -759,6 +777,7 @@ class Executor:
         for each in self.live:
             each.forget()
         self._live.clear()
+        self._routing = threading.RLock()
         self._threads, self._loop = threads, loop
 
 

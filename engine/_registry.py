@@ -184,6 +184,19 @@ class Registry(Mapping[str, Predictor]):
         """
         return str(self._search(tag_of(tag)).origin)
 
+    def stands_for(self, record: Predictor) -> bool:
+        """Whether this very record is what its tag stands for now, as far as is known; looks for nothing."""
+        view = self._view
+        offer = self._own.get(record.tag) if view is None else view.ready.get(record.tag)
+        return offer is not None and offer.predictor is record
+
+    def source_of(self, record: Predictor) -> str:
+        """Where a record comes from; where it is registered no longer, what its target is called."""
+        offer = self._seen().ready.get(record.tag)
+        if offer is not None and offer.predictor is record:
+            return str(offer.origin)
+        return str(Origin(name_of(record.target), "registered"))
+
     # Writing
 
     def register(self, marked_or_tag: Any, target: Any = None, *, replace: bool = False, **options: Any) -> Predictor:

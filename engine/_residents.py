@@ -341,69 +341,61 @@ class _Flight:
 
 
 class Residents:
-    """All residents of one engine: by tag for registered predictors, by identity for what callers pass directly."""
+    """All residents of one engine: by record for predictors with a tag, by identity for what callers pass directly.
+
+    What is known of a predictor lives as long as its record, whatever its tag stands for meanwhile; only classes are
+    kept, to be torn down with the engine.
+    """
 
     def __init__(self, loop: LoopRunner, engine: int) -> None:
         """Start empty; classes with async methods will live on `loop`; `engine` is the number calls know theirs by."""
         self._loop = loop
         self._engine = engine
         self._lock = threading.Lock()
-        self._by_tag: dict[str, Resident] = {}
+        self._by_record: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
+        self._described: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
         self._classes: dict[int, tuple[object, Resident]] = {}
         self._profiles: dict[int, tuple[weakref.ref[Any], Profile, tuple[Slots | None, Slots | None]]] = {}
-        self._described: dict[int, tuple[Predictor, Resident]] = {}
-        self._retired: list[Resident] = []
+        self._kept: list[Resident] = []
 
-    def registered(self, predictor: Predictor) -> Resident:
-        """The resident of a registered predictor, importing its target at the first use."""
-        resident = self._by_tag.get(predictor.tag)
+    def of(self, predictor: Predictor) -> Resident:
+        """The resident of a record, importing its target at the first use."""
+        resident = self._by_record.get(predictor)
         if resident is None:
             target = predictor.load()
             profile = profile_of(predictor.tag, target, predictor.options(target))
             text = predictor.target if isinstance(predictor.target, str) else None
             made = Resident(profile, target, self._loop, self._engine, text=text)
-            resident = self._by_tag.setdefault(predictor.tag, made)
+            resident = self._by_record.setdefault(predictor, made)
+            if resident is made and profile.is_class:
+                self._kept.append(made)
         return resident
 
-    def find(self, tag: str) -> Resident | None:
-        """The resident of a tag, if it has one."""
-        return self._by_tag.get(tag)
+    def find(self, predictor: Predictor) -> Resident | None:
+        """The resident of a record, if it has one."""
+        return self._by_record.get(predictor)
 
     def described(self, predictor: Predictor) -> Resident | None:
         """What workers told of a predictor that this process has not imported, if they did."""
-        found = self._described.get(id(predictor))
-        return None if found is None else found[1]
+        return self._described.get(predictor)
 
     def describe(self, predictor: Predictor, told: Mapping[str, Any]) -> Resident:
         """Keep what a worker told of a predictor."""
         profile = profile_from(predictor.tag, told, predictor.options(None))
         made = Resident(profile, None, self._loop, self._engine, text=predictor.target)
-        return self._described.setdefault(id(predictor), (predictor, made))[1]
-
-    def forget(self, tag: str) -> None:
-        """The tag means something else from now on; an instance that was set up is torn down with the engine."""
-        for number, (predictor, _) in tuple(self._described.items()):
-            if predictor.tag == tag:
-                self._described.pop(number, None)
-        resident = self._by_tag.pop(tag, None)
-        if resident is not None and resident.profile.is_class:
-            self._retired.append(resident)
+        return self._described.setdefault(predictor, made)
 
     def given(self, given: Any) -> Resident:
         """The resident of what a caller passed directly; that of a function is not kept, its profile is."""
         kept = self._classes.get(id(given))
         if kept is not None:
             return kept[1]
-        is_record = isinstance(given, Predictor)
-        target = given.load() if is_record else given
         key = given.__func__ if isinstance(given, types.MethodType) else given
         found = self._profiles.get(id(key))
-        if found is not None and found[0]() is key and found[1].tag == (given.tag if is_record else name_of(target)):
-            return Resident(found[1], target, self._loop, self._engine, found[2])
-        options = given.options(target) if is_record else options_of(target)
-        profile = profile_of(given.tag if is_record else name_of(target), target, options)
-        text = given.target if is_record and isinstance(given.target, str) else None
-        resident = Resident(profile, target, self._loop, self._engine, text=text)
+        if found is not None and found[0]() is key and found[1].tag == name_of(given):
+            return Resident(found[1], given, self._loop, self._engine, found[2])
+        profile = profile_of(name_of(given), given, options_of(given))
+        resident = Resident(profile, given, self._loop, self._engine)
         if profile.is_class:
             with self._lock:
                 return self._classes.setdefault(id(given), (given, resident))[1]
@@ -419,19 +411,26 @@ class Residents:
         profiles[number] = (reference, profile, slots)
 
     def __iter__(self) -> Iterator[Resident]:
-        """Every resident that is kept."""
-        yield from tuple(self._by_tag.values())
+        """Every resident that may have to be torn down."""
         yield from (resident for _, resident in tuple(self._classes.values()))
-        yield from tuple(self._retired)
+        yield from tuple(self._kept)
 
-    def loaded(self) -> tuple[str, ...]:
-        """Tags of predictors that are ready here, in order."""
-        return tuple(sorted(tag for tag, resident in self._by_tag.items() if resident.is_ready))
+    def loaded(self, stands_for: Callable[[Predictor], bool]) -> tuple[str, ...]:
+        """Tags of predictors that are ready here and that `stands_for` says their tags stand for, in order."""
+        ready = [record for record, resident in _items(self._by_record) if resident.is_ready]
+        return tuple(sorted(record.tag for record in ready if stands_for(record)))
 
     def forget_parents(self, loop: LoopRunner) -> None:
         """In a forked child: what lives on the parent's loop, and locks and slots its threads hold, are not ours."""
         self._loop = loop
         self._lock = threading.Lock()
         self._profiles.clear()
-        for resident in self:
+        known = (resident for residents in (self._by_record, self._described) for _, resident in _items(residents))
+        for resident in {*self, *known}:
             resident.renew(loop)
+
+
+def _items(residents: weakref.WeakKeyDictionary[Predictor, Resident]) -> list[tuple[Predictor, Resident]]:
+    """The records and their residents as they are now; other threads may add some meanwhile."""
+    records = [record for reference in residents.keyrefs() if (record := reference()) is not None]
+    return [(record, residents[record]) for record in records]

@@ -120,7 +120,7 @@ class ProcessRunner:
             PayloadError: it cannot travel.
         """
         if isinstance(target, str):
-            name: Any = (tag, target)
+            name: Any = (tag, target, limit)
             found = self._shipments.get(name)
             if found is None:
                 found = self._shipments.setdefault(name, (None, _shipment(tag, target, limit)))
