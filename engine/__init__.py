@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine._errors import (
     DuplicatePredictorError,
+    EngineBusyError,
     EngineClosedError,
     EngineError,
     InvalidInputError,
@@ -40,6 +41,7 @@ __all__ = [
     "Call",
     "DuplicatePredictorError",
     "Engine",
+    "EngineBusyError",
     "EngineClosedError",
     "EngineError",
     "InvalidInputError",

@@ -93,7 +93,7 @@ class Engine:
         self._closed = Stop("closed")
         self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block)
         self._live = Live(self)
-        self._threads, self._loop = _owners()
+        self._threads, self._loop = _owners(self._grace)
         self._workers = _Workers(_count(workers), self._grace, Start.here())
         number = next(_numbers)
         self._residents = Residents(self._loop, number)
@@ -338,7 +338,7 @@ class Engine:
         self._closing = threading.Lock()
         self._loop.abandon()
         self._workers.abandon()
-        self._threads, self._loop = _owners()
+        self._threads, self._loop = _owners(self._grace)
         self._registry.forget_locks()
         self._executor.forget_parents(self._threads, self._loop)
         self._residents.forget_parents(self._loop)
@@ -414,8 +414,8 @@ def _count(workers: object) -> int | None:
     raise ValueError(f"workers must be a whole number from 1, or None, not {quote(workers)}")
 
 
-def _owners() -> tuple[ThreadRunner, LoopRunner]:
-    threads = ThreadRunner()
+def _owners(grace: float) -> tuple[ThreadRunner, LoopRunner]:
+    threads = ThreadRunner(grace)
     loop = LoopRunner(threads.take_over)
     threads.adopt = loop.take_over
     return threads, loop

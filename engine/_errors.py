@@ -247,6 +247,20 @@ class PredictionTimeoutError(EngineError, TimeoutError):
         return f"{self.tag} did not finish within {self.seconds} s: give it longer, or make it yield more often."
 
 
+class EngineBusyError(EngineError):
+    """Raised when a call is refused because its engine or its predictor is at a limit; a server answers it with 503."""
+
+    def __init__(self, message: str, limit: int = 0) -> None:
+        """Keep the `message` and the `limit` that was reached."""
+        super().__init__(message, limit)
+        self.message = message
+        self.limit = limit
+
+    def __str__(self) -> str:
+        """The message."""
+        return self.message
+
+
 class PredictionCancelledError(EngineError):
     """Raised when a prediction was cancelled, once, by the stream that was consuming it."""
 

@@ -27,7 +27,7 @@ import pytest
 
 import engine
 from engine._channel import MOST
-from engine.runners.thread import MOST_ABANDONED
+from engine.runners.thread import MOST_ABANDONED, MOST_ABANDONED_OF_ONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -425,7 +425,8 @@ def test_the_reference_gives_the_parameters_there_are(name: str) -> None:
     ("said", "number"),
     [
         (r"`Engine\(grace=([\d.]+)\)` seconds", inspect.signature(engine.Engine).parameters["grace"].default),
-        (r"with (\d+) such threads", MOST_ABANDONED),
+        (r"with\s+(\d+) such threads", MOST_ABANDONED),
+        (r"with (\d+) of one predictor", MOST_ABANDONED_OF_ONE),
         (r"at most (\d+) partials ahead", MOST),
     ],
 )

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import End
-from engine._errors import EngineClosedError, NestingError, PredictionCancelledError, counted, warn
+from engine._errors import EngineBusyError, EngineClosedError, NestingError, PredictionCancelledError, counted, warn
 from engine._partials import explain, is_foreign_cancel
 from engine._records import Prediction, current_call
 from engine.runners.base import Stop, SyncExecution, is_finalising, tell_of_abandoned
@@ -198,7 +198,7 @@ class Bridged(SyncExecution):
             stop.state = "cancelled"
         elif isinstance(error, EngineClosedError) and self._live.is_closed:  # just then
             stop.state = "closed"
-        elif not isinstance(error, NestingError):
+        elif not isinstance(error, (NestingError, EngineBusyError)):
             explain(error, self.call, 0)
         if self._claims(stop):
             self._finish(stop, error)

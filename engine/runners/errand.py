@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
 from engine._channel import BOUND, End, Ending
-from engine._errors import EngineClosedError, NestingError, PredictionCancelledError, warn
+from engine._errors import EngineBusyError, EngineClosedError, NestingError, PredictionCancelledError, warn
 from engine._partials import Body, explain, is_foreign_cancel
 from engine._reducers import EMPTY, LAST, RETURNED
 from engine.runners.base import tell_of_abandoned
@@ -201,7 +201,7 @@ class Errand(Body, Ending):
         self.let_go()
         self._drop()
         self.call.parent = None
-        is_ours = isinstance(error, (NestingError, EngineClosedError)) or is_foreign_cancel(error)
+        is_ours = isinstance(error, (NestingError, EngineBusyError, EngineClosedError)) or is_foreign_cancel(error)
         if not is_ours:
             explain(error, self.call, 0)
 

@@ -1,12 +1,13 @@
 """Owner threads: each runs one sync body at a time, from its call to its finalisation, in the caller's context.
 
 Threads are daemons, started when first needed, kept for the next call and let go after a while. A body cannot be
-stopped inside a `def`: its consumer leaves, the thread is abandoned, counted, and keeps its slot until it ends. No
-exception is ever injected into a thread.
+stopped inside a `def`: its consumer leaves, the thread is abandoned, and keeps its slot until it ends; too many that
+do not end within the grace, and new calls are refused. No exception is ever injected into a thread.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
 from _thread import allocate_lock
 from collections import deque
@@ -16,7 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import End
-from engine._errors import EngineClosedError, EngineError
+from engine._errors import EngineBusyError, EngineClosedError
 from engine._partials import ITERATOR, ONE, PLAIN, close_iterator, dispose, look, one
 from engine._records import current
 
@@ -28,9 +29,15 @@ if TYPE_CHECKING:
 
     Adopt = Callable[[Body, Ending, Any, float], None]
 
-MOST_ABANDONED: Final = 64  # threads whose consumers have left; beyond, new calls are refused
+MOST_ABANDONED: Final = 64  # threads of an engine that outlast their consumers by the grace; beyond, it is busy
+MOST_ABANDONED_OF_ONE: Final = 32  # the same of one predictor; beyond, that predictor is
 MOST_THREADS: Final = 4096  # owner threads of one engine at one time
 _IDLE: Final = 10.0  # seconds a thread waits for its next body
+_COLLECTION: Final = 10.0  # seconds between two garbage collections for the sake of calls that would be refused
+_STUCK: Final = (
+    "still run predictors that were cancelled or closed and did not stop within the grace: let them look at "
+    "current_call().stopping or yield more often, or run them with runner='process', where they can be ended"
+)
 
 
 class ThreadRunner:
@@ -38,16 +45,23 @@ class ThreadRunner:
 
     name = "thread"
 
-    def __init__(self) -> None:
-        """Make a runner without threads."""
+    def __init__(self, grace: float = 0.0) -> None:
+        """Make a runner without threads.
+
+        Args:
+            grace: seconds that a body may take to end after its consumer has left, before it counts as abandoned.
+        """
         self.adopt: Adopt = _unjoined
         self.idle: deque[_Owner] = deque()
         self.owners: set[_Owner] = set()
         self.is_closed = False
+        self._grace = grace
+        self._looks_again = 0.0  # until then, by `perf_counter`, too few can be abandoned for anything to be refused
+        self._collected = -_COLLECTION
 
     @property
     def abandoned(self) -> int:
-        """Owner threads still running a body whose consumer has left."""
+        """Owner threads still running a body whose consumer has left, however short a time ago."""
         return sum(channel.deserted is not None for channel in self._served())
 
     def _served(self) -> list[Ending]:
@@ -60,7 +74,7 @@ class ThreadRunner:
 
         Raises:
             EngineClosedError: the engine is closed.
-            EngineError: too many threads are abandoned or running already.
+            EngineBusyError: too many threads are abandoned or running already.
         """
         self.run(channel, partial(body.context.run, _own, body, channel, self.adopt))
 
@@ -71,9 +85,7 @@ class ThreadRunner:
 
     def run(self, channel: Ending, work: Callable[[], None]) -> None:
         """Run `work`, which ends by finishing `channel`, on an idle thread or a new one."""
-        running = len(self.owners) - len(self.idle)  # or a few more, which just ended
-        if self.is_closed or running >= MOST_ABANDONED or running >= MOST_THREADS:
-            self._refuse()
+        self.refuse(channel)
         try:
             owner = self.idle.pop()
         except IndexError:
@@ -94,20 +106,51 @@ class ThreadRunner:
                 self.owners.discard(owner)
             raise
 
-    def _refuse(self) -> None:
+    def refuse(self, channel: Ending) -> None:
+        """Refuse to run one more body, where the engine is closed or has too many already; most calls pass at a glance.
+
+        Raises:
+            EngineClosedError: the engine is closed.
+            EngineBusyError: too many threads are abandoned or running already.
+        """
+        running = len(self.owners) - len(self.idle)  # or a few more, which just ended
         if self.is_closed:
             raise EngineClosedError
-        served = self._served()
-        if len(served) >= MOST_THREADS:
-            raise EngineError(
-                f"{len(served)} predictor bodies run in threads, the most one engine allows: read or close some first"
+        if running >= MOST_THREADS:
+            self._refuse_running()
+        if running >= MOST_ABANDONED_OF_ONE and perf_counter() >= self._looks_again:
+            self._refuse_abandoned(channel.label)
+
+    def _refuse_running(self) -> None:
+        running = self._wanted()
+        if running >= MOST_THREADS and perf_counter() - self._collected >= _COLLECTION:
+            gc.collect()  # streams that are garbage in reference cycles let their threads go
+            self._collected = perf_counter()
+            running = self._wanted()
+        if running >= MOST_THREADS:
+            raise EngineBusyError(
+                f"{running} predictor bodies run in threads, the most one engine allows: read or close some first",
+                MOST_THREADS,
             )
-        abandoned = sum(channel.deserted is not None for channel in served)
-        if abandoned >= MOST_ABANDONED:
-            raise EngineError(
-                f"{abandoned} abandoned threads still run predictors that were cancelled or closed and did not "
-                "stop: let them look at current_call().stopping, or yield more often"
-            )
+
+    def _wanted(self) -> int:
+        """Owner threads whose bodies somebody still consumes; the others end, or are abandoned."""
+        return sum(channel.deserted is None for channel in self._served())
+
+    def _refuse_abandoned(self, tag: str) -> None:
+        """Refuse where too many bodies have outlasted their consumers by the grace; else note until when none can.
+
+        A body whose consumer leaves from now on counts a grace later at the earliest, so one look a grace will do.
+        """
+        now = perf_counter()
+        left = sorted((channel.deserted, channel.label) for channel in self._served() if channel.deserted is not None)
+        fewest = MOST_ABANDONED_OF_ONE
+        self._looks_again = (now if len(left) < fewest else left[fewest - 1][0]) + self._grace
+        stuck = [label for since, label in left if now - since >= self._grace]
+        if len(stuck) >= MOST_ABANDONED:
+            raise EngineBusyError(f"{len(stuck)} threads {_STUCK}", MOST_ABANDONED)
+        if stuck.count(tag) >= MOST_ABANDONED_OF_ONE:
+            raise EngineBusyError(f"{tag}: {stuck.count(tag)} threads {_STUCK}", MOST_ABANDONED_OF_ONE)
 
     @property
     def is_started(self) -> bool:

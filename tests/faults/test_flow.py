@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, EngineError, PredictionCancelledError, Predictor
+from engine import Engine, EngineBusyError, EngineError, PredictionCancelledError, Predictor
 from engine.runners import thread as thread_runner
 
 PATIENCE = 10.0  # seconds; only a test that fails waits as long
@@ -341,10 +341,161 @@ def test_streams_beyond_the_stated_number_of_threads_are_refused_and_the_others_
     streams = [muna.predictions.stream(three, {"number": 0}, runner="thread", prefetch=0) for _ in range(9)]
     for stream in streams[:8]:
         assert next(stream).value == 0
-    with pytest.raises(EngineError, match="8 predictor bodies run in threads"):
+    with pytest.raises(EngineBusyError, match="8 predictor bodies run in threads"):
         next(streams[8])
     assert list(streams[8]) == []
     assert [list(stream.values()) for stream in streams[:8]] == [[1, 2]] * 8
+
+
+class Knot:
+    """Holds a stream in a reference cycle, so that only a collector frees it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.itself = self
+
+
+@contextlib.contextmanager
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class Lingering:
+    """A predictor whose clean-up waits at a gate, so that its thread outlasts its consumer."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def __call__(self) -> Iterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            self.go.wait(PATIENCE)
+
+
+def begun(muna: Engine, predictor: Any, **options: Any) -> Any:
+    stream = muna.predictions.stream(predictor, runner="thread", **options)
+    next(stream)
+    return stream
+
+
+def cancel_all(muna: Engine, predictor: Any, number: int) -> None:
+    for stream in [begun(muna, predictor) for _ in range(number)]:
+        stream.cancel()
+
+
+def cancel_all_tasks(muna: Engine, predictor: Any, number: int) -> None:
+    async def read() -> None:
+        async for _ in muna.predictions.astream(predictor).values():
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(read()) for _ in range(number)]
+        while len(muna.predictions.live) < number:  # noqa: ASYNC110 - streams set no event
+            await asyncio.sleep(0.001)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def lose_all_in_cycles(muna: Engine, predictor: Any, number: int) -> None:
+    with no_collector():
+        for _ in range(number):
+            Knot(begun(muna, predictor))
+    gc.collect()
+
+
+@pytest.mark.fault(93)
+@pytest.mark.filterwarnings("ignore:a stream of .* was abandoned:ResourceWarning")
+@pytest.mark.parametrize(("leave", "number"), [(cancel_all, 100), (cancel_all_tasks, 100), (lose_all_in_cycles, 400)])
+def test_a_burst_of_streams_that_were_left_a_moment_ago_makes_no_other_call_fail(
+    leave: Callable[[Engine, Any, int], None], number: int
+) -> None:
+    lingering = Lingering()
+    with Engine(discover=False, grace=60.0) as muna:
+        leave(muna, lingering, number)
+        assert muna.predictions.create(three, {"number": 0}, runner="thread").value == 2
+        assert asyncio.run(muna.predictions.acreate(three, {"number": 0})).value == 2
+        assert next(begun(muna, lingering)).value == 2
+        assert muna._threads.abandoned == number + 1
+        lingering.go.set()
+
+
+@pytest.mark.fault(46, 93)
+def test_threads_that_outlast_their_consumers_by_the_grace_make_their_predictor_busy_and_then_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(thread_runner, "MOST_ABANDONED", 5)
+    monkeypatch.setattr(thread_runner, "MOST_ABANDONED_OF_ONE", 3)
+    one, other = Lingering(), Lingering()
+    tags = {"@tests/one": one, "@tests/other": other}
+    with Engine([Predictor(tag, target) for tag, target in tags.items()], discover=False, grace=0.0) as muna:
+
+        def calls(tag: str) -> None:
+            muna.predictions.create(tag, runner="thread")
+
+        cancel_all(muna, "@tests/one", 3)
+        for _ in range(2):
+            with pytest.raises(EngineBusyError, match=r"@tests/one: 3 threads still run .*\.stopping") as caught:
+                calls("@tests/one")
+            assert caught.value.limit == 3
+        assert muna.predictions.create(three, {"number": 0}, runner="thread").value == 2
+        cancel_all(muna, "@tests/other", 2)
+        with pytest.raises(EngineBusyError, match=r"^5 threads still run") as caught:
+            muna.predictions.create(three, {"number": 0}, runner="thread")
+        assert caught.value.limit == 5
+        with pytest.raises(EngineBusyError, match=r"^5 threads still run"):
+            asyncio.run(muna.predictions.acreate("@tests/other"))
+        other.go.set()
+        until(lambda: muna._threads.abandoned == 3, "the end of two threads")
+        calls("@tests/other")
+        with pytest.raises(EngineBusyError, match="@tests/one"):
+            calls("@tests/one")
+        one.go.set()
+        until(lambda: muna._threads.abandoned == 0, "the end of the others")
+        calls("@tests/one")
+
+
+@pytest.mark.fault(93)
+@pytest.mark.filterwarnings("ignore:a stream of .* was abandoned:ResourceWarning")
+def test_streams_that_are_garbage_in_cycles_count_for_nothing_when_a_call_would_be_refused(
+    muna: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_runner, "MOST_THREADS", 8)
+    with no_collector():
+        for _ in range(8):
+            Knot(begun(muna, three, inputs={"number": 0}, prefetch=0))
+        assert muna.predictions.create(three, {"number": 0}, runner="thread").value == 2
+        held = [begun(muna, three, inputs={"number": 0}, prefetch=0) for _ in range(8)]
+        with pytest.raises(EngineBusyError, match="8 predictor bodies"):
+            muna.predictions.create(three, {"number": 0}, runner="thread")
+        for stream in held:
+            stream.close()
+
+
+@pytest.mark.fault(93)
+def test_the_threads_that_run_are_looked_through_once_a_grace_however_many_calls_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+    look = thread_runner.ThreadRunner._served
+
+    def counted(runner: thread_runner.ThreadRunner) -> Any:
+        looks.append(1)
+        return look(runner)
+
+    monkeypatch.setattr(thread_runner.ThreadRunner, "_served", counted)
+    with Engine(discover=False, grace=60.0) as muna:
+        streams = [begun(muna, three, inputs={"number": 0}, prefetch=0) for _ in range(100)]
+        assert [list(stream.values()) for stream in streams] == [[1, 2]] * 100
+    assert looks == [1]
 
 
 @pytest.mark.parametrize("consumer", ["create", "stream", "acreate", "astream"])
@@ -367,7 +518,6 @@ def test_a_sync_iterator_of_an_async_body_that_no_thread_may_take_is_that_calls_
     slots = muna.predictions.resolve(predictor).slots
     assert slots is not None
     monkeypatch.setattr(thread_runner, "MOST_THREADS", 0)
-    monkeypatch.setattr(thread_runner, "MOST_ABANDONED", 0)
 
     async def areads() -> Any:
         return [value async for value in muna.predictions.astream(predictor, runner="thread").values()]
