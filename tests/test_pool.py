@@ -608,15 +608,27 @@ class Story:
 def test_a_worker_that_keeps_many_predictors_forgets_those_used_longest_ago_but_no_class() -> None:
     worker = Worker.__new__(Worker)
     worker.known, worker.set_up, worker.forgotten = OrderedDict(), set(), []
+
+    def sent(key: int) -> tuple[bool, tuple[int, ...]]:
+        lesson = worker.lesson(key)
+        assert worker.lesson(key) == lesson  # which notes nothing
+        worker.learn(key, "@me/it", lesson[1])
+        return lesson
+
     for key in range(1, MOST_KNOWN + 1):
-        assert worker.learn(key, "@me/it") == (True, ())
-    assert worker.learn(1, "@me/it") == (False, ())
+        assert sent(key) == (True, ())
+    assert sent(1) == (False, ())
     worker.set_up.update({2, 3})
-    assert worker.learn(1000, "@me/new") == (True, (4,))
-    assert worker.learn(4, "@me/it") == (True, (5,))
+    assert sent(1000) == (True, (4,))
+    assert sent(4) == (True, (5,))
     worker.set_up.update(worker.known)
-    assert worker.learn(2000, "@me/more") == (True, ())
+    assert sent(2000) == (True, ())
     assert 2000 in worker.known
+    worker.forgotten += [2000, 2]
+    assert sent(2000) == (True, (2000, 2))
+    assert sent(2000) == (False, ())
+    assert 2 not in worker.known
+    assert 2 not in worker.set_up
 
 
 # Waits that could never end

@@ -28,7 +28,7 @@ from engine.runners.wire import Wire
 from engine.runners.workers import Shipment, Worker, start_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from engine._frames import Chunk
     from engine._records import Start
@@ -184,8 +184,12 @@ class ProcessRunner:
             if worker is None or order is None:
                 raise AssertionError("a worker is taken before a call is sent")
             worker.calls += 1
-            frame = _frame(worker, order, wire.shipment, wire.payload)
+            shipment = wire.shipment
+            frame = _frame(worker, order, shipment, wire.payload)
             wire.number = worker.calls  # from here on the worker may have it, whatever interrupts us
+            if shipment is not None and (order.forget or shipment.key not in worker.known):
+                # Neither before all that may fail, nor after an answer may come that says otherwise.
+                worker.learn(shipment.key, shipment.tag, order.forget)
             try:
                 worker.send(frame)
                 break
@@ -410,7 +414,7 @@ def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Pay
         worker.known.move_to_end(shipment.key)
         order.forget, order.size = (), 0
     elif shipment is not None:
-        is_new, order.forget = worker.learn(shipment.key, shipment.tag)
+        is_new, order.forget = worker.lesson(shipment.key)
         order.size = 0
         if is_new and shipment.data is not None:
             chunks.append(shipment.data)
@@ -427,7 +431,19 @@ def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Pay
             chunks, start = [], 0
         sizes, bits = ((), 0) if payload is None else (payload.sizes, read_only_bits(payload.buffers))
         order.placed = sizes, bits, start
-    return pack_order(worker.calls, order, chunks)
+    return _packed(worker.calls, order, chunks)
+
+
+def _packed(number: int, order: Order, chunks: Sequence[Chunk]) -> list[Chunk]:
+    try:
+        return pack_order(number, order, chunks)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if order.inputs is None:
+            raise
+        encode_inputs(*order.inputs)  # raises, and names the one that cannot travel
+        raise refused("the inputs", order.inputs[1], error) from error
 
 
 # Context variables that travel

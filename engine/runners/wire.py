@@ -551,6 +551,8 @@ class Wire(Channel):
             self.request_stop()
         elif worker is not None:
             self.worker = worker.wire = None
+            if self.shipment is not None and self.shipment.key not in worker.known:
+                worker.unlearn(self.shipment.key)  # it was chosen to have it set up, and never heard of it
             self._finished(self, worker, True)  # noqa: FBT003
             self._let_go()
         else:

@@ -312,20 +312,23 @@ class Worker:
 
     # What it knows
 
-    def learn(self, key: int, tag: str) -> tuple[bool, tuple[int, ...]]:
-        """Note that it is about to use a predictor; tell whether it must be sent, and what it may forget."""
-        forgotten, self.forgotten = self.forgotten, []
+    def lesson(self, key: int) -> tuple[bool, tuple[int, ...]]:
+        """Whether a predictor it is about to use must be sent, and what it may forget then; nothing is noted yet."""
+        forgotten = list(self.forgotten)
+        is_new = key not in self.known or key in forgotten
+        others = [each for each in self.known if each not in forgotten and each != key]
+        if len(others) >= MOST_KNOWN:
+            forgotten += [each for each in others if each not in self.set_up][:1]
+        return is_new, tuple(forgotten)
+
+    def learn(self, key: int, tag: str, forgotten: Collection[int]) -> None:
+        """Note what it has once it has read what it is sent now: a predictor, and no longer those `forgotten`."""
         for each in forgotten:
             self.unlearn(each)
-        is_new = key not in self.known
+            with contextlib.suppress(ValueError):  # one that makes room for this
+                self.forgotten.remove(each)
         self.known[key] = tag
         self.known.move_to_end(key)
-        if len(self.known) > MOST_KNOWN:
-            oldest = next((each for each in self.known if each not in self.set_up and each != key), None)
-            if oldest is not None:
-                del self.known[oldest]
-                forgotten.append(oldest)
-        return is_new, tuple(forgotten)
 
     def unlearn(self, key: int) -> None:
         """It does not have a predictor after all, or need not keep it."""

@@ -45,6 +45,7 @@ from engine import Engine, PayloadError, PredictorError, WorkerLostError, _paylo
 from engine._frames import ITEM, pack
 from engine._outlet import Link
 from engine._segments import WORTH, Segment
+from engine.runners import process, workers
 from tests.conftest import child_processes
 from tests.faults import luggage
 from tests.faults.conftest import END, Cell, Consumer, Elsewhere, eventually
@@ -215,6 +216,60 @@ def test_ctrl_c_while_an_input_is_pickled_reaches_the_caller_and_costs_nothing_e
                 gives_back, {"value": HardToPack(HERE, raising(KeyboardInterrupt))}, runner="process"
             )
     assert muna.predictions.create(gives_back, {"value": 1}, runner="process").value == 1
+
+
+class HardName(str):
+    """The name of an input, which does not travel."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        raise ValueError("this name stays here")
+
+
+class Interrupted:
+    """Stands for a function of the engine's in which Ctrl-C comes once, before it does anything or after all of it."""
+
+    def __init__(self, original: Callable[..., Any], *, is_late: bool) -> None:
+        self._original = original
+        self._is_late = is_late
+        self._is_due = True
+
+    def __call__(self, *args: Any) -> Any:
+        is_due, self._is_due = self._is_due, False
+        if is_due and not self._is_late:
+            raise KeyboardInterrupt
+        result = self._original(*args)
+        if is_due:
+            raise KeyboardInterrupt
+        return result
+
+
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("is_class", [False, True], ids=["function", "class"])
+@pytest.mark.parametrize("moment", ["a name", "before packing", "after packing", "before sending", "after sending"])
+def test_a_call_that_fails_on_its_way_leaves_no_false_note_of_what_its_worker_has(
+    moment: str, is_class: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Model:
+        def predict(self, **inputs: Any) -> Any:
+            return inputs
+
+    predictor: Any = Model if is_class else lambda **inputs: inputs  # new to every worker
+    when, _, what = moment.partition(" ")
+    with Engine(discover=False, workers=1, grace=0.1) as muna:
+        assert muna.predictions.create(gives_back, {"value": 1}, runner="process").value == 1
+        if what == "packing":
+            interrupted = Interrupted(process.pack_order, is_late=when == "after")
+            monkeypatch.setattr(process, "pack_order", interrupted)
+        elif what == "sending":
+            once = Interrupted(workers.Worker.send, is_late=when == "after")
+            monkeypatch.setattr(workers.Worker, "send", lambda *args: once(*args))  # noqa: PLW0108 - a function binds
+        first: dict[str, Any] = {HardName("name"): 1} if what == "name" else {"name": 1}
+        with pytest.raises(PayloadError if what == "name" else KeyboardInterrupt):
+            muna.predictions.create(predictor, first, runner="process", check=False)
+        assert muna.predictions.create(predictor, {"name": 2}, runner="process").value == {"name": 2}
+        assert muna.predictions.create(gives_back, {"value": 3}, runner="process").value == 3
 
 
 # 18, 19: partials and results that cannot be pickled.
