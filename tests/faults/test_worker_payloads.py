@@ -42,7 +42,7 @@ import pydantic
 import pytest
 
 from engine import Engine, PayloadError, PredictorError, WorkerLostError, _payloads, _segments
-from engine._frames import ITEM, pack
+from engine._frames import ITEM, pack, pack_order
 from engine._outlet import Link
 from engine._segments import WORTH, Segment
 from engine.runners import process, workers
@@ -260,7 +260,7 @@ def test_a_call_that_fails_on_its_way_leaves_no_false_note_of_what_its_worker_ha
     with Engine(discover=False, workers=1, grace=0.1) as muna:
         assert muna.predictions.create(gives_back, {"value": 1}, runner="process").value == 1
         if what == "packing":
-            interrupted = Interrupted(process.pack_order, is_late=when == "after")
+            interrupted = Interrupted(pack_order, is_late=when == "after")
             monkeypatch.setattr(process, "pack_order", interrupted)
         elif what == "sending":
             once = Interrupted(workers.Worker.send, is_late=when == "after")
