@@ -23,7 +23,7 @@ from engine._predictor import is_name
 from engine._records import Start, current_call
 from engine._registry import Registry
 from engine._residents import Residents
-from engine.runners.base import Live, Stop, has_gil, is_finalising
+from engine.runners.base import DaemonThread, Live, Stop, has_gil, is_finalising
 from engine.runners.loop import LoopRunner
 from engine.runners.task import finalised
 from engine.runners.thread import ThreadRunner
@@ -259,6 +259,10 @@ class Engine:
                 failures += self._workers.close(grace)
             self._loop.close(grace)
             self._threads.close(grace)
+        except BaseException:  # Ctrl-C, while something was waited for: what is left is closed without waiting
+            self._loop.close(grace, wait=False)
+            self._threads.close(0.0)
+            raise
         finally:
             self._closed.settle()
         if failures:
@@ -454,12 +458,16 @@ async def close_off_loop(close: Callable[[float], None], grace: float) -> None:
         else:
             done.set_exception(error)
 
-    thread = threading.Thread(target=run, name="engine-closer", daemon=True)
-    thread.start()
+    thread = DaemonThread(run, "engine-closer")
+    try:
+        thread.start()
+    except RuntimeError:  # there is no thread to be had: it is closed all the same, without waiting for this loop
+        run()
     try:
         await asyncio.shield(done)
     finally:
-        thread.join(0.0 if not done.done() else grace)
+        if thread.is_alive():
+            thread.join(0.0 if not done.done() else grace)
     await finalised(grace)
 
 

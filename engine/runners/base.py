@@ -7,7 +7,9 @@ one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
+from _thread import allocate_lock
 from abc import ABC, abstractmethod
 from collections import deque
 from time import perf_counter
@@ -18,7 +20,7 @@ from engine._errors import EngineClosedError, PredictionCancelledError, warn
 from engine._records import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
     from engine._channel import Channel, Wake
     from engine._partials import Body
@@ -202,6 +204,27 @@ class Execution(ABC):
     @abstractmethod
     def _seal(self) -> None:
         """Let no later pull reach the body."""
+
+
+class DaemonThread(threading.Thread):
+    """A daemon thread whose start can be taken back where it fails, or is interrupted before it is known to run."""
+
+    def __init__(self, target: Callable[[], None], name: str) -> None:
+        """Make a thread that is to call `target`."""
+        super().__init__(name=name, daemon=True)
+        self._call = target
+        self._claim = allocate_lock()
+
+    def run(self) -> None:
+        """Call the target, unless that was taken back."""
+        call = self._call
+        del self._call  # or the thread, and what it was started by, would keep each other alive
+        if self._claim.acquire(blocking=False):
+            call()
+
+    def withdraw(self) -> bool:
+        """Have it never call its target; tell whether that can be said, or it has begun already."""
+        return self._claim.acquire(blocking=False)
 
 
 _parents_own: list[Execution] = []  # keeps a parent's bodies from being finalised by a forked child's collector

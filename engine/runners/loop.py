@@ -10,6 +10,7 @@ import contextlib
 import threading
 import types
 from contextvars import copy_context
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from engine._partials import (
     stopped,
 )
 from engine._records import current, current_call
+from engine.runners.base import DaemonThread
 
 if TYPE_CHECKING:
     import asyncio
@@ -72,10 +74,22 @@ class LoopRunner:
             if self._loop is None:
                 import asyncio  # here and below: an engine without async predictors never imports it
 
-                self._loop = loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=_run, args=(loop,), name="engine-loop", daemon=True)
-                self._thread.start()
+                return self._begin(asyncio.new_event_loop())
             return self._loop
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+        """Have a new loop run in a thread; where there is none to be had, it is as if it had never been made."""
+        thread = DaemonThread(partial(_run, loop), "engine-loop")
+        try:
+            thread.start()
+        except BaseException:
+            if thread.withdraw():
+                loop.close()
+            else:  # Ctrl-C, while its start was waited for
+                self._loop, self._thread = loop, thread
+            raise
+        self._loop, self._thread = loop, thread
+        return loop
 
     def refuse_to_wait(self, what: str) -> None:
         """Refuse a wait, in a thread, for this loop, where the wait would keep the loop from ever going on.
@@ -145,17 +159,20 @@ class LoopRunner:
         """
         try:
             self.refuse_to_wait(what)
-            future = self.submit(coroutine, context)
         except BaseException:
             coroutine.close()
             raise
-        return future.result(seconds)
+        return self.submit(coroutine, context).result(seconds)
 
     def submit(self, coroutine: Coroutine[Any, Any, Any], context: Context) -> Any:
         """Run a coroutine on the loop in `context`; give a `concurrent.futures.Future` of its result."""
         import asyncio
 
-        return context.run(asyncio.run_coroutine_threadsafe, coroutine, self.loop())
+        try:
+            return context.run(asyncio.run_coroutine_threadsafe, coroutine, self.loop())
+        except BaseException:  # there is no loop to run it
+            coroutine.close()
+            raise
 
     def abandon(self) -> None:
         """In a forked child: this loop runs in the parent; nothing of it may be touched, not even by a finaliser."""

@@ -167,7 +167,8 @@ class ThreadRunner:
                 break
         deadline = perf_counter() + grace
         for owner in tuple(self.owners):
-            if owner.thread is not threading.current_thread():
+            # One that was not started yet, or never will be, cannot be waited for; it looks whether this is closed.
+            if owner.thread.is_alive() and owner.thread is not threading.current_thread():
                 owner.thread.join(max(0.0, min(deadline, owner.patience(grace)) - perf_counter()))
 
     def retire(self, owner: _Owner) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from engine._errors import EngineClosedError, warn
+from engine.runners.base import DaemonThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,13 +93,34 @@ class Warden:
                 worker.end_now()
                 raise EngineClosedError
             if self._thread is None:
-                self._reader, self._writer = os.pipe()
-                os.set_blocking(self._reader, False)
-                os.set_blocking(self._writer, False)
-                thread = threading.Thread(target=self._run, name="engine-warden", daemon=True)
-                thread.start()
-                self._thread = thread  # now it can be waited for
+                self._begin()
         self.post(self._watch, worker)
+
+    def _begin(self) -> None:
+        """Start the thread; where there is none to be had, no pipe to it is left."""
+        thread = DaemonThread(self._run, "engine-warden")
+        self._open()
+        try:
+            thread.start()
+        except BaseException:
+            if thread.withdraw():
+                self._hang_up()
+            else:  # Ctrl-C, while its start was waited for
+                self._thread = thread
+            raise
+        self._thread = thread  # now it can be waited for
+
+    def _open(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def _hang_up(self) -> None:
+        reader, writer = self._reader, self._writer
+        self._reader = self._writer = -1
+        for each in (reader, writer):
+            if each >= 0:
+                os.close(each)
 
     def post(self, function: Callable[..., None], argument: Any) -> None:
         """Have the thread call `function(argument)`; takes no lock."""
@@ -130,9 +152,7 @@ class Warden:
         """In a forked child: the thread and the workers are the parent's."""
         for worker in (*self._workers, *self._ended):
             worker.abandon()
-        for each in (self._reader, self._writer):
-            if each >= 0:
-                os.close(each)
+        self._hang_up()
 
     # In the thread
 
@@ -145,10 +165,7 @@ class Warden:
                     warn("error while workers were seen to", error)
                     sleep(_GLANCE)
         finally:
-            reader, writer = self._reader, self._writer
-            self._reader = self._writer = -1
-            os.close(reader)
-            os.close(writer)
+            self._hang_up()
 
     def _look(self) -> None:
         self._sleep()

@@ -837,6 +837,58 @@ def test_a_worker_that_cannot_be_started_fails_its_call_alone_and_leaves_nothing
     Cell("def", consumer, "process").run(scenario, workers=1, grace=GRACE)
 
 
+def is_moved_unsent(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]) -> None:
+    """A call finds out that its worker died while idle."""
+    process_of(muna)
+    once_sending(monkeypatch, lambda _worker: trouble())
+    process_of(muna)
+
+
+def is_moved_unread(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]) -> None:
+    """The warden finds out that a worker died before it read its call."""
+    pid = process_of(muna)
+    (worker,) = muna._workers()._pool.workers
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: state_of(pid) == "T", "it is stopped")
+
+    def kill_once_told() -> None:
+        eventually(worker.unread, "the order is sent")
+        trouble()
+        kill(pid)
+
+    with Elsewhere(kill_once_told):
+        process_of(muna)
+
+
+def is_described(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]) -> None:
+    trouble()
+    muna.predictors.register("@tests/described", "tests.faults.workers:number_of_worker", runner="process")
+    muna.predictions.create("@tests/described")
+
+
+def is_loaded(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]) -> None:
+    trouble()
+    muna.load(number_of_worker, "process")
+
+
+@pytest.mark.fault(11)
+@pytest.mark.parametrize("scenario", [is_moved_unsent, is_moved_unread, is_described, is_loaded])
+def test_where_no_worker_can_be_started_for_a_call_under_way_it_fails_and_the_next_works(
+    scenario: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+
+    def no_process(*args: Any, **options: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with Engine(discover=False, workers=1, grace=GRACE) as muna:
+        with pytest.raises(BlockingIOError):
+            scenario(muna, monkeypatch, lambda: monkeypatch.setattr(subprocess, "Popen", no_process))
+        monkeypatch.setattr(subprocess, "Popen", popen)
+        assert (muna._workers()._pool.holders, muna._workers()._pool.workers) == ((), ())
+        assert process_of(muna) in child_processes()
+
+
 # 12: the engine's own process dies.
 
 BUSY = """
