@@ -333,8 +333,10 @@ def wait_until(is_news: Callable[[], bool], parked: deque[Wake], seconds: float)
     return is_news()
 
 
-async def wait_until_task(is_news: Callable[[], bool], parked: deque[Wake], seconds: float) -> bool:
-    """The same for an asyncio task."""
+async def wait_until_task(
+    is_news: Callable[[], bool], parked: deque[Wake], seconds: float, lost: Callable[[], None] | None = None
+) -> bool:
+    """The same for an asyncio task; `lost` is called where its loop is closed when the wake-up comes."""
     from asyncio import get_running_loop
 
     late: list[bool] = []
@@ -346,7 +348,7 @@ async def wait_until_task(is_news: Callable[[], bool], parked: deque[Wake], seco
     timer = get_running_loop().call_later(seconds, expire)
     try:
         while not is_news() and not late:
-            await park_task(parked, is_news)
+            await park_task(parked, is_news, None, lost)
     finally:
         timer.cancel()
     return is_news()

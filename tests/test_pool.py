@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine._slots
-from engine import EngineClosedError, NestingError, PredictionCancelledError
+import engine.runners.pool
+from engine import EngineClosedError, EngineError, NestingError, PredictionCancelledError
 from engine._partials import Body
 from engine._records import Call
 from engine._slots import Patience, Slots, Ticket
@@ -97,7 +98,13 @@ class Scene:
         self.pool.bury(cast("Worker", worker))
 
     def replace(self, worker: Fake) -> Fake:
-        return cast("Fake", self.pool.replace(cast("Worker", worker)))
+        """Have a worker replaced, and wait for what the pool's thread says."""
+        told: list[Any] = []
+        self.pool.replace(cast("Worker", worker), lambda *news: told.extend(news))
+        eventually(lambda: len(told) == 2)
+        if told[1] is not None:
+            raise told[1]
+        return cast("Fake", told[0])
 
     def retire(self, since: float) -> list[Fake]:
         return cast("list[Fake]", self.pool.retire(since))
@@ -355,25 +362,119 @@ def interrupted_at(code: Any, step: int) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("need", [Need(), Need(key=7, limit=1)], ids=["function", "class"])
 @pytest.mark.parametrize("way", ["take", "replace"])
-def test_wherever_ctrl_c_interrupts_the_start_of_a_worker_it_is_the_pools_and_free(way: str, need: Need) -> None:
+def test_wherever_ctrl_c_interrupts_whoever_has_a_worker_started_it_is_the_pools_and_free(way: str, need: Need) -> None:
     interrupted = 0
+    code = Pool._started.__code__ if way == "take" else Pool.replace.__code__
     while True:
         scene, call = Scene.of(1), call_of()
         gone = scene.take(need, call) if way == "replace" else None
         try:
             # The first line is one that nobody is interrupted before.
-            with interrupted_at(Pool._start.__code__, interrupted + 2):
+            with interrupted_at(code, interrupted + 2):
                 scene.replace(gone) if gone is not None else scene.take(need, call)
             break
         except KeyboardInterrupt:
             interrupted += 1
         scene.pool.forsake(call)
+        eventually(lambda scene=scene: not scene.pool.is_starting)  # type: ignore[misc]
         assert scene.pool.holders == ()
-        assert scene.workers == [each for each in scene.fakes.made if each is not gone]
-        assert not any(each.is_new or each.set_up for each in scene.workers)
+        assert all(each in scene.fakes.made for each in scene.workers)
+        assert not any(each.is_new or (each.set_up and each is not gone) for each in scene.workers)
         assert scene.take(Need(key=8, limit=1)) in scene.workers
         assert len(scene.workers) == 1
-    assert interrupted > 5
+    assert interrupted > 3
+
+
+def test_a_worker_whose_call_no_longer_waits_for_its_start_goes_to_the_next_in_line() -> None:
+    async def scenario() -> None:
+        scene = Scene.of(1)
+        scene.fakes.gate = threading.Event()
+        left = asyncio.create_task(scene.atake(CLASS))
+        await soon(lambda: scene.pool.is_starting)
+        next_one = asyncio.create_task(scene.atake(Need(1)))
+        await soon(lambda: scene.waiting() == 1)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        assert scene.pool.holders == ()
+        assert scene.waiting() == 1  # the place is taken until the worker is there
+        scene.fakes.gate.set()
+        worker = await next_one
+        assert scene.fakes.made == scene.workers == [worker]
+        assert worker.set_up == set()
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_is_stopped_while_its_worker_starts_does_not_wait_for_it() -> None:
+    scene, body = Scene.of(1), body_of(call_of())
+    scene.fakes.gate = threading.Event()
+    consumer = Consumer(lambda: scene.pool.take(body, Need()))
+    eventually(lambda: body.nudge is not None)
+    body.call.stopping = True
+    assert body.nudge is not None
+    body.nudge()
+    with pytest.raises(PredictionCancelledError):
+        consumer.join()
+    scene.fakes.gate.set()
+    assert scene.take() is scene.fakes.made[0]
+
+
+def test_what_is_started_for_a_task_whose_loop_was_closed_goes_to_others() -> None:
+    scene = Scene.of(1)
+    scene.fakes.gate = threading.Event()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(scene.atake(CLASS))
+    loop.run_until_complete(soon(lambda: scene.pool.is_starting))
+    loop.close()
+    scene.fakes.gate.set()
+    eventually(lambda: not scene.pool.is_starting)
+    worker = scene.take(Need(1))
+    assert worker.set_up == set()
+    with contextlib.suppress(RuntimeError, asyncio.CancelledError):
+        task.get_coro().throw(asyncio.CancelledError())  # or it would be told as pending
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def test_a_start_that_takes_too_long_fails_its_call_and_leaves_the_worker_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine.runners.pool, "LONGEST_START", 0.01)
+    scene = Scene.of(1)
+    scene.fakes.gate = threading.Event()
+    with pytest.raises(EngineError, match="no worker could be started within"):
+        scene.take()
+    monkeypatch.undo()
+    scene.fakes.gate.set()
+    assert scene.take() is scene.fakes.made[0]
+
+
+def test_closing_while_a_worker_starts_refuses_its_call_and_gives_the_worker_to_whoever_lets_it_go() -> None:
+    scene = Scene.of(1)
+    scene.fakes.gate = threading.Event()
+    consumer = Consumer(scene.take)
+    eventually(lambda: scene.pool.is_starting)
+    scene.pool.close()
+    scene.fakes.gate.set()
+    with pytest.raises(EngineClosedError):
+        consumer.join()
+    scene.pool.join(PATIENCE)
+    assert scene.retire(math.inf) == scene.fakes.made
+
+
+def test_without_a_thread_to_start_a_worker_in_a_call_fails_and_the_next_gets_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    scene = Scene.of(1)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        scene.take()
+    monkeypatch.undo()
+    assert not scene.pool.is_starting
+    assert scene.take().name == "worker 0"
 
 
 # Order

@@ -1,22 +1,25 @@
 """The workers of one engine: which there are, what each has loaded, and who gets the next one that is free.
 
 A worker serves one call at a time. Calls that find none free stand in line; a class that may be set up in so many
-workers goes to one of these. Nothing is read from or written to a pipe here, and no code of the user's runs under the
-lock, which is reentrant because a collector may run anywhere.
+workers goes to one of these. Each worker is started in a thread of the pool's own, so that no event loop is kept; a
+call that no longer waits for it leaves it to others. Nothing is read from or written to a pipe here, and no code of the
+user's runs under the lock, which is reentrant because a collector may run anywhere.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from engine._errors import EngineClosedError, NestingError
+from engine._channel import wait_until, wait_until_task, wake_all
+from engine._errors import EngineClosedError, EngineError, NestingError
 from engine._slots import Holder, Line, Ticket, awaiting, current_task, refuse_stopped
 
 if TYPE_CHECKING:
@@ -24,9 +27,14 @@ if TYPE_CHECKING:
     import weakref
     from collections.abc import Callable, Iterator
 
+    from engine._channel import Wake
     from engine._partials import Body
     from engine._records import Call
     from engine.runners.workers import Worker
+
+    Replaced = Callable[[Worker | None, BaseException | None], None]
+
+LONGEST_START: Final = 60.0  # seconds a call waits for its worker to be started
 
 
 @attrs.frozen(eq=False)
@@ -52,15 +60,68 @@ class _Tenant(Holder):
     need: Need
 
 
+class _Nobody(Holder):
+    """Holds a worker whose start was left by the call it was for: it will be free, whatever anyone waits for."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.call: Any = None
+        self.thread: Any = None
+        self.task = None
+
+    def blocks(self, *_waiting: object) -> bool:
+        return False
+
+
+_NOBODY: Final = _Nobody()
+
+
+class _Start:
+    """The start of one worker, in a thread of its own, for the call that has the place.
+
+    Attributes:
+        holder: that call.
+        then: called in that thread at the end, with the worker or what went wrong; with neither where it was left.
+        thread: the thread, once there is one.
+        parked: wake-ups of those who wait for it.
+        worker: the holder's, once it is started.
+        error: why it could not be.
+        is_over: whether it is started, or could not be.
+        is_left: whether its call waits no more, so that the worker is for others.
+    """
+
+    __slots__ = ("error", "holder", "is_left", "is_over", "parked", "then", "thread", "worker")
+
+    def __init__(self, holder: _Tenant, then: Replaced | None = None) -> None:
+        self.holder = holder
+        self.then = then
+        self.thread: threading.Thread | None = None
+        self.parked: deque[Wake] = deque()
+        self.worker: Worker | None = None
+        self.error: BaseException | None = None
+        self.is_over = False
+        self.is_left = False
+
+    def has_news(self) -> bool:
+        """Whether there is a reason to look again."""
+        return self.is_over or self.holder.call.stopping
+
+    def wake(self) -> None:
+        """Have whoever waits for it look again."""
+        wake_all(self.parked)
+
+
 class _Wish(Ticket):
     """One wait for a worker; it keeps its whole thread from going on, or only the one `task`."""
 
-    __slots__ = ("holder", "need", "task", "thread", "worker")
+    __slots__ = ("holder", "need", "start", "task", "thread", "worker")
 
     def __init__(self, call: Call, need: Need, task: weakref.ref[asyncio.Task[Any]] | None) -> None:
         super().__init__(call)
         self.need = need
-        self.worker: Worker | None = None  # granted without one, it is a place to start a new one in
+        self.worker: Worker | None = None
+        self.start: Any = None  # a `_Start`: granted without a worker, it is a place to start a new one in
         self.holder = _Tenant(call)
         self.holder.need = need
         self.thread = threading.current_thread()
@@ -136,7 +197,7 @@ class Pool(Line):
         self._spawn = spawn
         self._lock = threading.RLock()
         self._workers: list[Worker] = []
-        self._starting: list[_Tenant] = []
+        self._starting: list[_Start] = []
         self._line = _Row()
         self._last: Worker | None = None  # that was given back last, while it may be taken
         self._is_closed = False
@@ -159,7 +220,13 @@ class Pool(Line):
     @property
     def holders(self) -> tuple[Holder, ...]:
         """The calls that are served just now."""
-        return (*(holder for worker in self.workers if (holder := worker.holder) is not None), *self._starting)
+        served = (holder for worker in self.workers if (holder := worker.holder) is not None)
+        return (*served, *(each.holder for each in tuple(self._starting) if not each.is_left))
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether a worker is being started."""
+        return bool(self._starting)
 
     def take(self, body: Body, need: Need) -> Worker:
         """Give a worker for `body`, waiting in a thread behind those who wait already.
@@ -176,7 +243,7 @@ class Pool(Line):
         wish = _Wish(body.call, need, awaiting.get())
         if not self._is_granted_at_once(wish):
             self.wait(wish, body)
-        return self._claimed(wish)
+        return wish.worker or self._started(wish.start, body)
 
     async def atake(self, body: Body, need: Need) -> Worker:
         """The same for an asyncio task."""
@@ -186,7 +253,7 @@ class Pool(Line):
         wish = _Wish(body.call, need, current_task())
         if not self._is_granted_at_once(wish):
             await self.await_(wish, body)
-        return self._claimed(wish)
+        return wish.worker or await self._astarted(wish.start, body)
 
     def _take_last(self, call: Call, need: Need) -> Worker | None:
         """The fast path: the worker that was free last, where it has the predictor already and nobody waits."""
@@ -221,7 +288,9 @@ class Pool(Line):
     def forsake(self, call: Call) -> None:
         """A call was interrupted while it took a worker: if one was granted to it, that is free again."""
         with self._lock:
-            self._starting = [each for each in self._starting if each.call is not call]
+            for start in tuple(self._starting):
+                if start.holder.call is call:
+                    self._leave_start(start)
             for worker in self.workers:
                 if worker.holder is not None and worker.holder.call is call and worker.wire is None:
                     self.give(worker)
@@ -241,21 +310,34 @@ class Pool(Line):
             if worker.holder is None:
                 self.drop(worker)
 
-    def replace(self, worker: Worker) -> Worker:
-        """Give a new worker to the holder of one that turned out to be gone.
+    def replace(self, worker: Worker, then: Replaced) -> None:
+        """Have a new worker started for the holder of one that turned out to be gone, and waits for nothing.
+
+        Args:
+            worker: the one that is gone.
+            then: called in a thread of the pool's with the new one, or with why it could not be started; with neither
+                where its call was given up meanwhile.
 
         Raises:
-            EngineClosedError: the engine is closed.
-            EngineError, OSError: no worker can be started.
+            RuntimeError: no thread is to be had.
         """
         holder: Any = worker.holder  # a tenant: holders of workers are made here alone
         if holder is None:
             raise AssertionError("only the holder of a worker has it replaced")
+        start = _Start(holder, then)
+        try:
+            self._exchange(worker, start)
+            self._launch(start)
+        except BaseException:
+            self._leave_start(start)
+            raise
+
+    def _exchange(self, worker: Worker, start: _Start) -> None:
+        """Let a call hold a place to start a worker in, in place of a worker that is gone."""
         with self._lock:
-            self._starting.append(holder)
+            self._starting.append(start)
             worker.holder = None
             self._remove(worker)
-        return self._start(holder)
 
     def retire(self, since: float) -> list[Worker]:
         """Take the workers out that were free since before the monotonic time `since`."""
@@ -273,6 +355,13 @@ class Pool(Line):
             for wish in self._line:
                 wish.wake()
 
+    def join(self, seconds: float) -> None:
+        """Wait at most `seconds` until no worker is being started."""
+        deadline = monotonic() + seconds
+        for start in tuple(self._starting):
+            if start.thread is not None and start.thread is not threading.current_thread():
+                start.thread.join(max(0.0, deadline - monotonic()))
+
     # Inside
 
     def _remove(self, worker: Worker) -> None:
@@ -288,35 +377,90 @@ class Pool(Line):
                 self._grant(wish)
         return wish.is_granted
 
-    def _claimed(self, wish: _Wish) -> Worker:
-        return self._start(wish.holder) if wish.worker is None else wish.worker
+    # Starting
 
-    def _start(self, holder: _Tenant) -> Worker:
-        """Start a worker in the place `holder` has; never under the lock."""
+    def _started(self, start: _Start, body: Body) -> Worker:
+        """Have a worker started in the place a call has, and wait for it in a thread."""
+        try:
+            body.nudge = start.wake
+            self._launch(start)
+            wait_until(start.has_news, start.parked, LONGEST_START)
+            body.nudge = None
+            return _worker_of(start)
+        except BaseException:
+            body.nudge = None
+            self._leave_start(start)
+            raise
+
+    async def _astarted(self, start: _Start, body: Body) -> Worker:
+        """The twin of `_started` for an asyncio task."""
+        try:
+            body.nudge = start.wake
+            self._launch(start)
+            lost = partial(self._leave_start, start)
+            await wait_until_task(start.has_news, start.parked, LONGEST_START, lost)
+            body.nudge = None
+            return _worker_of(start)
+        except BaseException:
+            body.nudge = None
+            self._leave_start(start)
+            raise
+
+    def _launch(self, start: _Start) -> None:
+        """Begin a start; never under the lock."""
+        thread = threading.Thread(target=self._run, args=(start,), name="engine-starter", daemon=True)
+        start.thread = thread
+        try:
+            thread.start()
+        except BaseException:
+            if thread.ident is None:  # else it runs: Ctrl-C came while that was waited for
+                start.thread = None
+            raise
+
+    def _run(self, start: _Start) -> None:
+        """In the thread of a start: bring it to its end."""
         worker: Worker | None = None
         try:
             self._refuse_closed()
             worker = self._spawn()
-            with self._lock:
-                worker.holder = holder
-                worker.is_new = False
-                self._bind(worker, holder.need)
-                self._workers.append(worker)
-                if holder in self._starting:
-                    self._starting.remove(holder)
-            return worker
-        except BaseException:
-            with self._lock:
-                if holder in self._starting:
-                    self._starting.remove(holder)
-                if worker is not None:  # Ctrl-C, just after it was started: it is there for others
-                    worker.is_new = False
-                    worker.set_up.clear()
-                    if worker not in self._workers:
-                        self._workers.append(worker)
-                    self.give(worker)
-                self._serve()
-            raise
+        except BaseException as error:
+            start.error = error
+        with self._lock:
+            self._starting.remove(start)
+            if worker is not None:
+                self._receive(worker, start)
+            start.is_over = True
+            start.wake()  # in here, or who comes next could wait for a task whose loop is closed
+            self._serve()
+        if start.then is not None:
+            start.then(start.worker, start.error)
+
+    def _receive(self, worker: Worker, start: _Start) -> None:
+        """A worker was started: it is its call's, or anybody's if that waits no more."""
+        self._workers.append(worker)
+        if not start.is_left and not self._is_closed:
+            worker.holder = start.holder
+            self._bind(worker, start.holder.need)
+            start.worker = worker
+        worker.is_new = False
+        if start.worker is None:
+            self._free(worker)
+        if self._is_closed:
+            start.error = EngineClosedError()
+
+    def _leave_start(self, start: _Start) -> None:
+        """The call of a start waits no more: what is started is for others, and what was not begun never is."""
+        with self._lock:
+            if start.is_left:
+                return
+            start.is_left = True
+            if start.thread is None and start in self._starting:
+                self._starting.remove(start)
+            worker, start.worker = start.worker, None
+            if worker is not None and worker.holder is start.holder and worker.wire is None:
+                worker.set_up.clear()  # which was to be done by this call
+                self._free(worker)
+            self._serve()
 
     def _refuse_closed(self) -> None:
         if self._is_closed:
@@ -342,7 +486,7 @@ class Pool(Line):
             wish.is_left = True
             self._line.discard(wish)
             if wish.is_granted and wish.worker is None:
-                self._starting.remove(wish.holder)
+                self._leave_start(wish.start)
             elif wish.is_granted:
                 self._free(wish.worker)  # `_serve`, which woke whoever is gone, goes on with the next
 
@@ -365,7 +509,8 @@ class Pool(Line):
                     wish.is_granted = True
                     self._bind(worker, wish.need)
             elif wish.need.only is None and self._has_place() and not self._is_pinned(wish.need):
-                self._starting.append(wish.holder)
+                wish.start = _Start(wish.holder)
+                self._starting.append(wish.start)
                 wish.is_granted = True
             else:
                 return
@@ -384,7 +529,10 @@ class Pool(Line):
 
     def _setting_up(self, need: Need) -> list[_Tenant]:
         """Calls that wait for the start of a worker, which will then have the class too."""
-        return [] if need.limit == math.inf else [each for each in self._starting if each.need.key == need.key]
+        if need.limit == math.inf:
+            return []
+        holders = [each.holder for each in self._starting if not each.is_left]
+        return [each for each in holders if each.need.key == need.key]
 
     def _is_pinned(self, need: Need) -> bool:
         return len(self._set_up(need)) + len(self._setting_up(need)) >= need.limit
@@ -427,7 +575,7 @@ class Pool(Line):
         if need.only is not None:
             return [need.only.holder] if need.only.holder is not None else []
         if not self._is_pinned(need):
-            return list(self.holders)
+            return [*self.holders, *(_NOBODY for each in self._starting if each.is_left)]
         busy = [each.holder for each in self._set_up(need) if each.holder is not None]
         return [*busy, *self._setting_up(need)]
 
@@ -453,3 +601,26 @@ class Pool(Line):
             for wish in news:
                 del left[wish]
             going.update(news)
+
+
+def _worker_of(start: _Start) -> Worker:
+    """The worker of a start that was waited for.
+
+    Raises:
+        PredictionCancelledError: its call was stopped meanwhile.
+        EngineError: it takes too long.
+        BaseException: why it could not be started.
+    """
+    refuse_stopped(start.holder.call)
+    error, start.error = start.error, None
+    if error is None and start.worker is None:
+        error = EngineError(
+            f"no worker could be started within {LONGEST_START:.0f} s: look at what holds up the start of processes on "
+            "this machine"
+        )
+    try:
+        if error is not None:
+            raise error
+        return start.worker  # type: ignore[return-value]  # there is one where nothing went wrong
+    finally:
+        del error  # or this frame and the exception keep each other alive

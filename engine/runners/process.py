@@ -13,9 +13,11 @@ import os
 import threading
 import types
 import weakref
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._channel import Channel, End
+from engine._channel import Channel, End, wake_all
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, WorkerLostError
 from engine._frames import Order, pack_order
 from engine._partials import Body
@@ -153,7 +155,7 @@ class ProcessRunner:
         """Send the call; its worker was taken when it was admitted.
 
         Raises:
-            EngineError, OSError: the worker was gone, and no other can be started.
+            RuntimeError: the worker was gone, and no thread is to be had that starts another.
         """
         wire: Any = channel
         call, shipment, reducer = body.call, wire.shipment, body.reducer
@@ -179,42 +181,67 @@ class ProcessRunner:
 
     def _send(self, wire: Wire) -> None:
         """Send what a wire has to its worker, or to another if that is gone and has not read it."""
-        while True:
-            worker, order = wire.worker, wire.order
-            if worker is None or order is None:
-                raise AssertionError("a worker is taken before a call is sent")
-            worker.calls += 1
-            shipment = wire.shipment
-            frame = _frame(worker, order, shipment, wire.payload)
-            wire.number = worker.calls  # from here on the worker may have it, whatever interrupts us
-            if shipment is not None and (order.forget or shipment.key not in worker.known):
-                # Neither before all that may fail, nor after an answer may come that says otherwise.
-                worker.learn(shipment.key, shipment.tag, order.forget)
-            try:
-                worker.send(frame)
-                break
-            except BrokenPipeError:
-                # One that ends as soon as it is started is no reason to start more, nor is a call that was stopped.
-                if worker.is_untried or wire.stop:
-                    break
-                wire.leave(worker)
-                self._join(wire, self._pool.replace(worker))
+        worker, order = wire.worker, wire.order
+        if worker is None or order is None:
+            raise AssertionError("a worker is taken before a call is sent")
+        worker.calls += 1
+        shipment = wire.shipment
+        frame = _frame(worker, order, shipment, wire.payload)
+        wire.number = worker.calls  # from here on the worker may have it, whatever interrupts us
+        if shipment is not None and (order.forget or shipment.key not in worker.known):
+            # Neither before all that may fail, nor after an answer may come that says otherwise.
+            worker.learn(shipment.key, shipment.tag, order.forget)
+        is_gone = False
+        try:
+            worker.send(frame)
+        except BrokenPipeError:
+            # One that ends as soon as it is started is no reason to start more, nor is a call that was stopped.
+            is_gone = not worker.is_untried and not wire.stop
+        if is_gone:
+            self._move(wire, worker)
+            return
         wire.is_sent = True
         if wire.stop or self._is_closing:  # just before the worker could be asked
             wire.request_stop()
 
     def _restart(self, wire: Wire, worker: Worker) -> None:
         """Send a call elsewhere whose worker is gone and has not read it, so that no body has started."""
-        wire.leave(worker)
         try:
-            self._join(wire, self._pool.replace(worker))
-            self._send(wire)
+            self._move(wire, worker)
         except BaseException as error:
             wire.finish(End(error))
+
+    def _move(self, wire: Wire, worker: Worker) -> None:
+        """Have a new worker started for a call whose own is gone; a thread of the pool's sends it on."""
+        call = wire.body.call if wire.body is not None else None
+        try:
+            wire.leave(worker)
+            self._pool.replace(worker, partial(self._moved, wire))
+        except BaseException:
+            if call is not None:
+                self._forsake(call)
+            raise
+
+    def _moved(self, wire: Wire, worker: Worker | None, error: BaseException | None) -> None:
+        """In a thread of the pool's: the new worker of a call is there, or cannot be."""
+        if worker is None or wire.stop or wire.end is not None:
+            if worker is not None:
+                self._pool.give(worker)
+            if wire.end is None:
+                wire.finish(End(None if wire.stop else error))
+            return
+        self._join(wire, worker)
+        try:
+            self._send(wire)
+        except BaseException as failure:
+            wire.finish(End(failure))
+        wake_all(wire.consumers)  # who may hear the worker now
 
     def _spawn(self) -> Worker:
         worker = start_worker(self._start)
         try:
+            if self._is_closing:
+                raise EngineClosedError  # noqa: TRY301 - as the warden does a moment later
             self._warden.watch(worker)
         except BaseException:  # Ctrl-C, or the warden is gone: nobody else knows of it
             worker.is_new = False
@@ -356,9 +383,12 @@ class ProcessRunner:
         Returns:
             What `teardown` raised in workers.
         """
+        deadline = monotonic() + 4 * grace + 12.0
         self._pool.close()
         self.close_soon()
-        self._warden.join(4 * grace + 12.0)
+        self._pool.join(4 * grace + 12.0)
+        self._warden.close()  # what was started last has to end, too
+        self._warden.join(max(0.0, deadline - monotonic()))
         errors = [wire.end.error for wire in self._leaving if wire.end is not None and wire.end.error is not None]
         return [each for each in errors if not isinstance(each, WorkerLostError)]
 

@@ -175,7 +175,7 @@ class Warden:
         self._ended = [each for each in self._ended if not each.close()]
 
     def _has_nothing_left(self) -> bool:
-        if not self._is_closing or self._workers or self._ended:
+        if not self._is_closing or self._workers or self._ended or self._pool.is_starting:
             return False
         with self._starting:
             self._is_over = self._posted.empty()
@@ -206,6 +206,7 @@ class Warden:
         dues += [each.idle_since + IDLE for each in self._pool.workers if each.holder is None]
         left = min(dues, default=_BOUND + monotonic()) - monotonic()
         is_blind = any(each.exit_pipe < 0 for each in self._workers)
+        is_blind = is_blind or (self._is_closing and self._pool.is_starting)
         return max(0.0, min(left, _GLANCE if self._ended or is_blind else _BOUND))
 
     def _do_posted(self) -> None:
