@@ -13,16 +13,15 @@ import io
 import pickle
 import sys
 import types
-from collections import ChainMap
-from importlib.machinery import BuiltinImporter, FrozenImporter
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Final
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from engine._errors import PayloadError, PredictorError, quote, say
+from engine._importable import NAMED, by_reference, is_found
 from engine._records import cut, traceback_of
+from engine._sentinels import find_sentinel, note_found, reduced_sentinel, with_sentinels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -273,7 +272,11 @@ class _Known(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module not in sys.modules:
             raise ModuleNotFoundError(module)
-        return super().find_class(module, name)
+        found = super().find_class(module, name)
+        return _find_here if found is find_sentinel else found
+
+
+_find_here: Final = functools.partial(find_sentinel, imports=False)
 
 
 def read_only_bits(buffers: Iterable[Chunk]) -> int:
@@ -576,18 +579,15 @@ class _Plain(pickle.Pickler):
     apart: Collection[int] = ()
 
     def reducer_override(self, obj: Any) -> Any:
-        cls = obj.__class__
-        named = obj if cls in _NAMED or isinstance(obj, type) else cls
-        if named not in _by_reference:
-            if not _is_found(named):
+        cls = type(obj)
+        named = obj if cls in NAMED or isinstance(obj, type) else cls
+        if id(named) not in by_reference:
+            if not is_found(named):
                 raise _NotByReferenceError
-            _by_reference.add(named)
+            note_found(named)
+        if id(cls) in with_sentinels:
+            return reduced_sentinel(obj) or NotImplemented
         return _reduced(obj, self.apart) if isinstance(obj, BaseException) else NotImplemented
-
-
-_CACHED: Final = type(functools.lru_cache(len))
-_NAMED: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, _CACHED})  # what is found by its name
-_by_reference: Final[set[Any]] = set()  # classes and functions found to be importable: they stay, with their modules
 
 
 def _reduced(error: BaseException, apart: Collection[int]) -> Any:
@@ -695,123 +695,9 @@ def _pickled(
 
 
 def _by_value(file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any] | None) -> Any:
-    """A cloudpickle pickler; imported, and its class made, only where something needs it."""
-    global _cloud  # noqa: PLW0603 - made once
-    if _cloud is None:
-        import cloudpickle
+    """A pickler of what is taken by value; imported only where something needs it, for it is not cheap to import."""
+    from engine._cloud import Cloud
 
-        plain_code = cloudpickle.Pickler.dispatch_table[types.CodeType]
-
-        def reduce_code(code: types.CodeType) -> Any:
-            return _code_of_file, (code.co_filename, *plain_code(code))
-
-        class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
-            """Takes whole what is defined in a module that the other side cannot import."""
-
-            dispatch_table: ClassVar[Any] = ChainMap({types.CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table)
-
-            def reducer_override(self, obj: Any) -> Any:
-                if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
-                    name = getattr(obj, "__name__" if isinstance(obj, types.ModuleType) else "__module__", None)
-                    module = sys.modules.get(name or "")
-                    is_whole = isinstance(module, types.ModuleType) and module.__name__ == name != "__main__"
-                    if module is not None and is_whole and not is_importable(module):
-                        cloudpickle.register_pickle_by_value(module)  # for good: by reference it could never arrive
-                if isinstance(obj, BaseException):
-                    return _reduced(obj, self.apart)
-                _refuse_copy(obj, holds_files=self.holds_files)
-                if isinstance(obj, _CACHED) and not _is_found(obj):
-                    return _cached, (obj.__wrapped__, obj.cache_parameters())
-                reduced = super().reducer_override(obj)
-                if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
-                    if id(obj) not in _received:
-                        _own[id(obj)] = obj
-                    return (*reduced[:2], (reduced[5], reduced[2], obj.__qualname__), None, None, _fill_class)
-                return reduced
-
-        _cloud = Cloud
-    return _cloud(file, protocol=_PROTOCOL, buffer_callback=callback)
-
-
-def _refuse_copy(obj: object, *, holds_files: bool) -> None:
-    """Take no open file for what can be read in it, but where that is all it can be meant for."""
-    if not isinstance(obj, io.TextIOWrapper) or obj is sys.stdout or obj is sys.stderr:
-        return
-    if not holds_files or "+" in getattr(obj, "mode", ""):
-        raise TypeError(
-            "an open file would be a copy of it there: open it inside the predictor, or pass its path as an input"
-        )
-
-
-_cloud: Any = None
-_WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
-_own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes made here that travelled by value
-_received: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes that came by value
-
-
-def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any, str]) -> None:
-    """Give a class that came by value what is in it; one that was made here is not changed by its copy's return."""
-    if id(cls) not in _own:
-        _received[id(cls)] = cls
-        set_state, state, cls.__qualname__ = told  # its full name is shown by many a `repr`
-        set_state(cls, state)
-
-
-def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
-    """Give a function that came by value an empty cache of its own."""
-    return functools.lru_cache(**parameters)(function)
-
-
-def _code_of_file(name: str, make: Callable[..., types.CodeType], args: tuple[Any, ...]) -> types.CodeType:
-    """Rebuild a function's code with the name of its file, which cloudpickle leaves out, and tracebacks show."""
-    return make(*args).replace(co_filename=name)
-
-
-def _is_found(obj: Any) -> bool:
-    """Whether a class or function is what the other side finds under its name."""
-    module = sys.modules.get(getattr(obj, "__module__", None) or "")
-    if module is None:
-        return False
-    found: Any = module
-    for name in obj.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is obj and is_importable(module)
-
-
-_importable: Final[WeakKeyDictionary[types.ModuleType, bool]] = WeakKeyDictionary()
-
-
-def is_importable(module: types.ModuleType) -> bool:
-    """Whether a process with the same `sys.path` finds this module by its name."""
-    try:
-        return _importable[module]
-    except KeyError:
-        found = _importable[module] = _is_importable(module)
-        return found
-    except TypeError:  # something else stands there for a module
-        return _is_importable(module)
-
-
-def _is_importable(module: types.ModuleType) -> bool:
-    spec = getattr(module, "__spec__", None)
-    name = getattr(spec or module, "name" if spec else "__name__", "")  # some, like `_io`, call themselves otherwise
-    if spec is None or name in {"__main__", "__mp_main__"} or sys.modules.get(name) is not module:
-        return name in sys.builtin_module_names
-    if spec.loader is BuiltinImporter or spec.loader is FrozenImporter:
-        return True
-    path = None
-    owner, _, _ = name.rpartition(".")
-    if owner:
-        package = sys.modules.get(owner)
-        if package is None or not is_importable(package):
-            return False
-        path = getattr(package, "__path__", None)
-    return any(_is_there(finder, name, path, spec.origin) for finder in sys.meta_path)
-
-
-def _is_there(finder: Any, name: str, path: Any, origin: str | None) -> bool:
-    try:
-        found = finder.find_spec(name, path)
-    except Exception:
-        return False
-    return found is not None and found.origin == origin
+    made = Cloud(file, _PROTOCOL, callback)
+    made.reduce_failure = _reduced
+    return made

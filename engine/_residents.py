@@ -40,7 +40,7 @@ def _slots_of(profile: Profile) -> tuple[Slots | None, Slots | None]:
 
 def _is_found_by(text: str) -> bool:
     """Whether a worker finds a predictor by its text: its module is not one that was only made in this process."""
-    from engine._payloads import is_importable  # only what workers run needs it
+    from engine._importable import is_importable  # only what workers run needs it
 
     module = sys.modules.get(text.partition(":")[0])
     return module is None or is_importable(module)

@@ -36,7 +36,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import PayloadError, PredictorError, _payloads
+from engine import PayloadError, PredictorError, _importable, _payloads
+from engine._importable import is_importable
 from engine._payloads import (
     LARGEST_FAILURE,
     SMALL,
@@ -49,7 +50,6 @@ from engine._payloads import (
     encode_inputs,
     encode_target,
     encode_whole,
-    is_importable,
     is_plain,
     pack_failure,
     read_only_bits,
@@ -77,7 +77,10 @@ def travelled(value: Any) -> Any:
 def forgotten() -> Iterator[None]:
     """Have modules of a test, and what is noted about them, forgotten after it."""
     modules, noted = dict(sys.modules), cloudpickle.list_registry_pickle_by_value()
+    known = dict(_importable._known)
     yield
+    _importable._known.clear()
+    _importable._known.update(known)
     for name in set(cloudpickle.list_registry_pickle_by_value()) - set(noted):
         cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES.discard(name)
     for name in set(sys.modules) - set(modules):
@@ -209,6 +212,63 @@ def test_a_value_that_holds_itself_comes_back_so() -> None:
     value.append(value)
     back = travelled(value)
     assert back[0] is back
+
+
+SENTINELS: Final = """
+    class Unset: pass
+    class Slotted: __slots__ = ()
+    class Named:
+        def __init__(self, name): self.name = name
+    class Kept:
+        __slots__ = ("name",)
+        def __init__(self, name): self.name = name
+    BARE, UNSET, SLOTTED, NAMED, KEPT = object(), Unset(), Slotted(), Named("NAMED"), Kept("KEPT")
+"""
+
+
+@pytest.fixture
+def sentinels(forgotten: None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module that can be imported, with sentinels of every make."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "with_sentinels.py").write_text(textwrap.dedent(SENTINELS))
+    return importlib.import_module("with_sentinels")
+
+
+@pytest.mark.parametrize("name", ["BARE", "UNSET", "SLOTTED", "NAMED", "KEPT"])
+def test_a_sentinel_of_a_module_comes_back_as_itself(sentinels: Any, name: str) -> None:
+    sentinel = getattr(sentinels, name)
+    for value in (sentinel, [sentinel, lambda: None]):  # by plain pickle, and beside what goes by value
+        back = travelled(value)
+        assert (back[0] if isinstance(back, list) else back) is sentinel
+    assert decode_known(encode_whole(sentinel), None) is sentinel
+
+
+def test_the_sentinels_of_dataclasses_come_back_as_themselves() -> None:
+    for each in (dataclasses.MISSING, dataclasses.KW_ONLY):
+        assert travelled([each])[0] is each
+    (back,) = dataclasses.fields(travelled(dataclasses.make_dataclass("Local", ["x"])))
+    assert back.default is dataclasses.MISSING
+
+
+def test_an_object_that_is_no_sentinel_of_its_module_any_more_comes_back_as_a_copy(sentinels: Any) -> None:
+    for value in (object(), sentinels.Unset(), sentinels.Named("other"), sentinels.Kept("other")):
+        back = travelled(value)
+        assert back is not value
+        assert type(back) is type(value)
+        assert getattr(back, "name", "other") == "other"
+    data = encode_whole((sentinels.UNSET, sentinels.NAMED))
+    sentinels.UNSET.mark = sentinels.NAMED.name = 1  # what the other side has differs from what was sent
+    unset, named = decode(data)
+    assert (vars(unset), vars(named)) == ({}, {"name": "NAMED"})
+    assert vars(travelled(sentinels.UNSET)) == {"mark": 1}
+
+
+def test_a_sentinel_of_a_module_that_nobody_else_can_import_is_one_object_however_often_it_comes(
+    forgotten: None,
+) -> None:
+    module: Any = made_by_hand("with_sentinels_by_hand", SENTINELS)
+    for sentinel in (module.BARE, module.UNSET, module.SLOTTED):
+        assert travelled(sentinel) is sentinel
 
 
 def arrays() -> Iterator[tuple[str, Any]]:
@@ -904,7 +964,10 @@ def test_a_module_that_is_imported_again_is_taken_as_it_is_now(
     importlib.reload(module)
     for value in (old[0](), old[1]):
         assert decode(encode_whole(value)) is not None  # by value, for by name another is found
-    assert decode(encode_whole((module.Voice, module.speak))) == (module.Voice, module.speak)
+    data = encode_whole((module.Voice, module.speak))  # the same: a worker may have imported what there was before
+    del sys.modules["anew"]
+    voice, speak = decode(data)
+    assert (voice, speak()) == (module.Voice, 1)
 
 
 # Failures

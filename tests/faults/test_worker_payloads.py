@@ -662,6 +662,25 @@ def local():
 
 def kwonly(*, a, b=2, **more): return a, b, more
 
+UNSET = object()
+
+@dataclasses.dataclass
+class Config:
+    name: str
+    sizes: list = dataclasses.field(default_factory=list)
+
+def required():
+    return [each.name for each in dataclasses.fields(Config) if each.default is dataclasses.MISSING]
+
+def derived():
+    return dataclasses.make_dataclass("Derived", ["x"], bases=(Config,), kw_only=True)(name="a", x=1).sizes
+
+def is_unset(value=UNSET, other=None):
+    return value is UNSET and other in (None, UNSET)
+
+def gives_unset():
+    yield UNSET
+
 CASES = [
     (lambda x: x + OFFSET, {"x": 1}, [101]),
     (nested(5), {"y": 1}, [106]),
@@ -681,6 +700,10 @@ CASES = [
     (local()(), {"x": 2}, [Point(2)]),
     (kwonly, {"a": 1, "c": 3}, [(1, 2, {"c": 3})]),
     (math.hypot, {}, [0.0]),
+    (required, {}, [["name", "sizes"]]),
+    (derived, {}, [[]]),
+    (is_unset, {"other": UNSET}, [True]),
+    (gives_unset, {}, [UNSET]),
 ]
 
 async def main(muna):

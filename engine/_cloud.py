@@ -1,0 +1,110 @@
+"""How what the other side cannot import travels: whole, by value, through cloudpickle.
+
+Imported only where something needs it. Both sides rebuild by the functions below, which pickles name.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+import types
+from collections import ChainMap
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import WeakValueDictionary
+
+import cloudpickle
+
+from engine._importable import CACHED, by_reference, is_found, is_importable
+from engine._sentinels import has_sentinels, reduced_sentinel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+_WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
+_own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes made here that travelled by value
+_received: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes that came by value
+_plain_code: Final = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
+
+def _reduced_code(code: types.CodeType) -> Any:
+    return _code_of_file, (code.co_filename, *_plain_code(code))
+
+
+class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
+    """Takes whole what is defined in a module that the other side cannot import.
+
+    Attributes:
+        apart: the `id` of exceptions that will be rebuilt without their constructor.
+        holds_files: whether a text file that is open for reading arrives as what is left to read in it.
+        reduce_failure: how an exception is reduced.
+    """
+
+    dispatch_table: ClassVar[Any] = ChainMap({types.CodeType: _reduced_code}, cloudpickle.Pickler.dispatch_table)
+    apart: Collection[int] = ()
+    holds_files = True
+    reduce_failure: Callable[[BaseException, Collection[int]], Any]
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Say how an object is reduced, where that is not as plain pickle does it."""
+        if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
+            _note_whole(obj)
+        if isinstance(obj, BaseException):
+            return self.reduce_failure(obj, self.apart)
+        if not isinstance(obj, (type, types.FunctionType)):
+            _refuse_copy(obj, holds_files=self.holds_files)
+            return _reduced_instance(obj)
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
+            if id(obj) not in _received:
+                _own[id(obj)] = obj
+            return (*reduced[:2], (reduced[5], reduced[2], obj.__qualname__), None, None, _fill_class)
+        return reduced
+
+
+def _note_whole(obj: Any) -> None:
+    """Have everything of a module taken whole that could never arrive by reference."""
+    name = getattr(obj, "__name__" if isinstance(obj, types.ModuleType) else "__module__", None)
+    module = sys.modules.get(name or "")
+    is_whole = isinstance(module, types.ModuleType) and module.__name__ == name != "__main__"
+    if module is not None and is_whole and not is_importable(module):
+        cloudpickle.register_pickle_by_value(module)  # for good
+
+
+def _reduced_instance(obj: Any) -> Any:
+    """How what is no class and no function is reduced, where cloudpickle has no better way."""
+    if isinstance(obj, CACHED) and not is_found(obj):
+        return _cached, (obj.__wrapped__, obj.cache_parameters())
+    kind = type(obj)
+    is_by_value = id(kind) not in by_reference and not is_found(kind)
+    if is_by_value or has_sentinels(kind):
+        return reduced_sentinel(obj, is_by_value=is_by_value) or NotImplemented
+    return NotImplemented
+
+
+def _refuse_copy(obj: object, *, holds_files: bool) -> None:
+    """Take no open file for what can be read in it, but where that is all it can be meant for."""
+    if not isinstance(obj, io.TextIOWrapper) or obj is sys.stdout or obj is sys.stderr:
+        return
+    if not holds_files or "+" in getattr(obj, "mode", ""):
+        raise TypeError(
+            "an open file would be a copy of it there: open it inside the predictor, or pass its path as an input"
+        )
+
+
+def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any, str]) -> None:
+    """Give a class that came by value what is in it; one that was made here is not changed by its copy's return."""
+    if id(cls) not in _own:
+        _received[id(cls)] = cls
+        set_state, state, cls.__qualname__ = told  # its full name is shown by many a `repr`
+        set_state(cls, state)
+
+
+def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    """Give a function that came by value an empty cache of its own."""
+    return functools.lru_cache(**parameters)(function)
+
+
+def _code_of_file(name: str, make: Callable[..., types.CodeType], args: tuple[Any, ...]) -> types.CodeType:
+    """Rebuild a function's code with the name of its file, which cloudpickle leaves out, and tracebacks show."""
+    return make(*args).replace(co_filename=name)

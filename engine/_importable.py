@@ -1,0 +1,128 @@
+"""What a worker finds by its name as it is here: modules, and the classes and functions in them.
+
+A worker is a fresh interpreter with the program's `sys.path`. It has no finder that the program itself put into
+`sys.meta_path`, and of a module that was imported again here it may have what was before; what stands in such modules
+goes by value.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_known: Final[dict[str, tuple[Any, bool]]] = {}  # the spec that a module had when it was first looked at; the answer
+CACHED: Final = type(functools.lru_cache(len))
+NAMED: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, CACHED})  # what is found by its name
+
+# Classes and functions found to be importable, by their address: they stay, with their modules.
+by_reference: Final[dict[int, Any]] = {}
+
+_STANDARD: Final = (BuiltinImporter, FrozenImporter, PathFinder)
+
+
+def is_found(obj: Any) -> bool:
+    """Whether a class or function is what the other side finds under its name."""
+    module = sys.modules.get(getattr(obj, "__module__", None) or "")
+    if module is None:
+        return False
+    found: Any = module
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj and is_importable(module)
+
+
+def is_importable(module: types.ModuleType) -> bool:
+    """Whether a process with the same `sys.path` finds this module by its name, as it is here."""
+    spec = getattr(module, "__spec__", None)
+    if spec is None:
+        return getattr(module, "__name__", "") in sys.builtin_module_names
+    name = getattr(spec, "name", "")
+    known = _known.get(name)
+    if known is not None and (known[0] is spec or known[1]):
+        return known[0] is spec and known[1]  # else it was imported again, and workers may have it as it was before
+    found = _is_importable(module, spec, name)
+    _known[name] = spec, found
+    return found
+
+
+def _is_importable(module: types.ModuleType, spec: Any, name: str) -> bool:
+    if name in {"__main__", "__mp_main__"} or sys.modules.get(name) is not module:
+        return name in sys.builtin_module_names
+    if spec.loader is BuiltinImporter or spec.loader is FrozenImporter:
+        return True
+    path = None
+    owner, _, _ = name.rpartition(".")
+    if owner:
+        package = sys.modules.get(owner)
+        if package is None or not is_importable(package):
+            return False
+        path = getattr(package, "__path__", None)
+    return any(_is_there(finder, name, path, spec.origin) for finder in _finders_for(name))
+
+
+def _is_there(finder: Any, name: str, path: Any, origin: str | None) -> bool:
+    try:
+        found = finder.find_spec(name, path)
+    except Exception:
+        return False
+    if found is None or found.origin != origin:
+        return False
+    return finder is not PathFinder or _is_ordinary(found) or _is_at_start(found.loader, name)
+
+
+def _is_ordinary(spec: Any) -> bool:
+    """Whether the interpreter's own loaders could load what was found, whoever did here: hooks are the program's."""
+    loader = spec.loader
+    kind = loader if isinstance(loader, type) else type(loader)
+    own = kind.__module__ in {"_frozen_importlib", "_frozen_importlib_external", "zipimport", "builtins"}
+    return own or str(spec.origin).endswith(tuple(all_suffixes()))
+
+
+def _finders_for(name: str) -> Iterator[Any]:
+    """The finders that a worker has when it imports a module."""
+    for finder in tuple(sys.meta_path):
+        if any(finder is each for each in _STANDARD) or _is_at_start(finder, name):
+            yield finder
+
+
+def _is_at_start(made: Any, name: str) -> bool:
+    """Whether a finder or loader is in every interpreter from its start, or comes with the package of a module."""
+    kind = made if isinstance(made, type) else type(made)
+    home = kind.__module__
+    if home.partition(".")[0] == name.partition(".")[0]:
+        return True
+    starters = [sys.modules[each] for each in _imported_at_start() if each in sys.modules]
+    return any(
+        each.__name__ == home or any(value is kind or value is made for value in tuple(vars(each).values()))
+        for each in starters
+    )
+
+
+def _imported_at_start() -> set[str]:
+    """The modules that `site` imports in every interpreter, as editable installations have it do."""
+    global _at_start  # noqa: PLW0603 - read once
+    if _at_start is None:
+        import re
+        import site
+        from pathlib import Path
+
+        lines: list[str] = []
+        folders = [*getattr(site, "getsitepackages", list)(), getattr(site, "getusersitepackages", str)()]
+        for folder in filter(None, folders):
+            for file in Path(folder).glob("*.pth"):
+                try:
+                    lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
+                except OSError:  # its owner's alone
+                    continue
+        code = " ".join(line for line in lines if line.startswith(("import ", "import\t")))
+        _at_start = {"sitecustomize", "usercustomize", *re.findall(r"\w+", code)}
+    return _at_start
+
+
+_at_start: set[str] | None = None
