@@ -958,6 +958,28 @@ def test_a_pool_that_closes_refuses_whoever_waits_or_comes() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.fault(103)
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["it-goes-on", "it-is-cancelled"])
+def test_a_worker_granted_to_a_task_that_has_not_heard_of_it_is_free_once_the_pool_closes(is_cancelled: bool) -> None:
+    async def scenario() -> None:
+        scene = Scene.of(1)
+        worker = elsewhere(scene.take)
+        task = asyncio.create_task(scene.atake())
+        await soon(lambda: scene.waiting() == 1)
+        scene.give(worker)
+        assert worker.holder is not None
+        scene.pool.close()
+        assert scene.retire(time.monotonic()) == [worker]
+        worker.holder = leaving = object()  # as by who has it tear down what it set up
+        if is_cancelled:
+            task.cancel()
+        with pytest.raises((EngineClosedError, asyncio.CancelledError)):
+            await task
+        assert (task.cancelled(), worker.holder, scene.workers) == (is_cancelled, leaving, [])
+
+    asyncio.run(scenario())
+
+
 def test_a_place_that_was_got_just_before_the_pool_closed_starts_nobody() -> None:
     scene = Scene.of(1)
     gone = scene.take()

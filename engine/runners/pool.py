@@ -21,6 +21,7 @@ import attrs
 from engine._channel import wait_until, wait_until_task, wake_all
 from engine._errors import EngineClosedError, EngineError, NestingError
 from engine._slots import Holder, Line, Ticket, awaiting, current_task, refuse_stopped
+from engine.runners.base import DaemonThread
 
 if TYPE_CHECKING:
     import asyncio
@@ -53,10 +54,16 @@ class Need:
 
 
 class _Tenant(Holder):
-    """A call that holds a worker, or a place to start one in."""
+    """A call that holds a worker, or a place to start one in.
 
-    __slots__ = ("need",)
+    Attributes:
+        need: what it wants.
+        has_it: whether it knows that it has it; what was granted to one that waits still can be taken back.
+    """
 
+    __slots__ = ("has_it", "need")
+
+    has_it: bool
     need: Need
 
 
@@ -124,6 +131,7 @@ class _Wish(Ticket):
         self.start: Any = None  # a `_Start`: granted without a worker, it is a place to start a new one in
         self.holder = _Tenant(call)
         self.holder.need = need
+        self.holder.has_it = False
         self.thread = threading.current_thread()
         self.task = task
 
@@ -243,7 +251,7 @@ class Pool(Line):
         wish = _Wish(body.call, need, awaiting.get())
         if not self._is_granted_at_once(wish):
             self.wait(wish, body)
-        return wish.worker or self._started(wish.start, body)
+        return self._claim(wish, wish.worker or self._started(wish.start, body))
 
     async def atake(self, body: Body, need: Need) -> Worker:
         """The same for an asyncio task."""
@@ -253,7 +261,7 @@ class Pool(Line):
         wish = _Wish(body.call, need, current_task())
         if not self._is_granted_at_once(wish):
             await self.await_(wish, body)
-        return wish.worker or await self._astarted(wish.start, body)
+        return self._claim(wish, wish.worker or await self._astarted(wish.start, body))
 
     def _take_last(self, call: Call, need: Need) -> Worker | None:
         """The fast path: the worker that was free last, where it has the predictor already and nobody waits."""
@@ -264,6 +272,7 @@ class Pool(Line):
             return None
         holder = _Tenant(call)
         holder.need = need
+        holder.has_it = True
         with self._lock:
             if self._line.wishes or worker.holder is not None or worker is not self._last or call.stopping:
                 return None
@@ -348,10 +357,17 @@ class Pool(Line):
         return idle
 
     def close(self) -> None:
-        """Refuse whoever comes or waits."""
+        """Refuse whoever comes or waits, and take back what was granted to those who have not heard of it.
+
+        The event loop of a task that waits may have stopped turning: nobody else would ever give its worker back.
+        """
         with self._lock:
             self._is_closed = True
             self._last = None
+            for worker in self.workers:
+                holder: Any = worker.holder  # as in `replace`
+                if holder is not None and not holder.has_it:
+                    self._free(worker)
             for wish in self._line:
                 wish.wake()
 
@@ -359,8 +375,9 @@ class Pool(Line):
         """Wait at most `seconds` until no worker is being started."""
         deadline = monotonic() + seconds
         for start in tuple(self._starting):
-            if start.thread is not None and start.thread is not threading.current_thread():
-                start.thread.join(max(0.0, deadline - monotonic()))
+            thread = start.thread  # one that has not begun cannot be waited for, and starts nobody in a closed pool
+            if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - monotonic()))
 
     # Inside
 
@@ -376,6 +393,14 @@ class Pool(Line):
             if not self._line:
                 self._grant(wish)
         return wish.is_granted
+
+    def _claim(self, wish: _Wish, worker: Worker) -> Worker:
+        """Let a call have the worker it was granted, unless the pool was closed since and has taken it back."""
+        with self._lock:
+            if worker.holder is not wish.holder:
+                raise EngineClosedError
+            wish.holder.has_it = True
+        return worker
 
     # Starting
 
@@ -408,12 +433,11 @@ class Pool(Line):
 
     def _launch(self, start: _Start) -> None:
         """Begin a start; never under the lock."""
-        thread = threading.Thread(target=self._run, args=(start,), name="engine-starter", daemon=True)
-        start.thread = thread
+        start.thread = thread = DaemonThread(partial(self._run, start), "engine-starter")
         try:
             thread.start()
         except BaseException:
-            if thread.ident is None:  # else it runs: Ctrl-C came while that was waited for
+            if thread.withdraw():  # else it runs: Ctrl-C came while that was waited for
                 start.thread = None
             raise
 
@@ -487,7 +511,7 @@ class Pool(Line):
             self._line.discard(wish)
             if wish.is_granted and wish.worker is None:
                 self._leave_start(wish.start)
-            elif wish.is_granted:
+            elif wish.is_granted and wish.worker.holder is wish.holder:
                 self._free(wish.worker)  # `_serve`, which woke whoever is gone, goes on with the next
 
     def _serve(self) -> None:

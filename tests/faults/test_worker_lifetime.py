@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -24,8 +25,8 @@ from engine import Engine, EngineClosedError, EngineError
 from engine.runners.warden import Warden
 from engine.runners.workers import Worker
 from tests.conftest import child_processes
-from tests.faults.conftest import eventually
-from tests.faults.workers import AsyncModel, FileGate, Journal, Model, number_of_worker
+from tests.faults.conftest import aeventually, eventually
+from tests.faults.workers import AsyncModel, FileGate, Journal, Model, number_of_worker, numbers_after_worker
 
 LIMIT: Final = 30.0  # seconds a script may take
 GRACE: Final = 0.5
@@ -118,6 +119,52 @@ def test_a_worker_whose_start_ctrl_c_interrupts_is_gone_and_keeps_nobody_from_cl
         started = time.monotonic()
     assert time.monotonic() - started < 10 * GRACE
     assert child_processes() == before
+
+
+@pytest.mark.fault(102)
+@pytest.mark.parametrize("way", ["freed-while-the-loop-is-busy", "freed-after-it-stopped", "started-while-it-is-busy"])
+def test_an_engine_closes_though_the_loop_of_a_task_that_was_granted_a_worker_does_not_turn(way: str) -> None:
+    before = child_processes()
+    loop, is_still, go_on = asyncio.new_event_loop(), threading.Event(), threading.Event()
+    results: list[Any] = []
+
+    def stand_still() -> None:
+        is_still.set()
+        go_on.wait(LIMIT)
+
+    def turn(task: asyncio.Task[Any]) -> None:
+        try:
+            results.append(loop.run_until_complete(task))
+        except BaseException as error:
+            results.append(error)
+
+    muna = Engine(discover=False, workers=1, grace=GRACE)
+    pool = muna._workers()._pool
+    stream = muna.predictions.stream(numbers_after_worker, runner="process")
+    if way.startswith("freed"):
+        with ThreadPoolExecutor(1) as executor:  # another thread's stream may be waited for
+            executor.submit(next, stream).result(LIMIT)
+    task = loop.create_task(muna.predictions.acreate(number_of_worker, runner="process"))
+    if is_over := way == "freed-after-it-stopped":
+        loop.run_until_complete(aeventually(lambda: pool.waiting == 1, "the task waits"))
+        is_still.set()
+    turning = threading.Thread(target=turn, args=(task,))
+    if not is_over:
+        loop.call_soon(stand_still)  # the task has taken one step by then
+        turning.start()
+    assert is_still.wait(LIMIT)
+    assert pool.waiting == way.startswith("freed")
+    stream.close()
+    eventually(lambda: pool.workers and pool.waiting == 0, "a worker is granted to the task")
+    muna.close()
+    assert child_processes() == before
+    go_on.set()
+    if is_over:
+        turning.start()
+    turning.join(LIMIT)
+    loop.close()
+    [result] = results
+    assert isinstance(result, EngineClosedError)
 
 
 @pytest.mark.fault(102)
