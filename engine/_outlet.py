@@ -22,6 +22,7 @@ from engine._channel import MOST, Channel, End, park_task, wake_all
 from engine._frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Decoder, Order, Placed, pack, read_credit
 from engine._partials import Body, trim
 from engine._payloads import SMALL, Payload, encode, is_plain, pack_failure, read_only_bits, refused, tamed
+from engine._process_state import start_thread
 from engine._segments import WORTH, Ring, Segment
 
 if TYPE_CHECKING:
@@ -518,11 +519,9 @@ class Tail:
         return True
 
     def _starts(self) -> bool:
-        self._thread = thread = threading.Thread(target=self._run, name="engine-tail", daemon=True)
         try:
-            thread.start()
+            self._thread = start_thread(self._run, "engine-tail")
         except RuntimeError:
-            self._thread = None
             return False
         return True
 

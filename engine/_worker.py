@@ -9,7 +9,6 @@ SIGTERM, sent to a body that did not stop when asked, raises in it, so that its 
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # it ships no types
 import contextlib
 import fcntl
 import os
@@ -32,6 +31,7 @@ from engine._outlet import Link, Outlet, Tail, Terminated
 from engine._partials import ITERATOR, ONE, PLAIN, Body, Reduction, look, trim
 from engine._payloads import Spare, decode
 from engine._predictor import import_name, import_target
+from engine._process_state import ProcessState, start_thread
 from engine._profiles import describe, profile_of
 from engine._records import TravelledCall, become_worker, current, traceback_of
 from engine._reducers import BY_NAME, EMPTY, LAST
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from engine._frames import Frame, Order
 
 _READ: Final = 1 << 16  # bytes one read takes at most
-_SIGNALS: Final = range(1, 32)  # those with names; what lies beyond has no meaning of its own
 
 
 class _MainLoop(LoopRunner):
@@ -163,7 +162,6 @@ class _Host:
     _mask: set[Any] = attrs.field(factory=set)
     is_deferred: bool = False
     _handed: Callable[[], None] | None = None
-    _handlers: list[Any] = attrs.field(factory=list)
     tail: Tail = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -174,11 +172,10 @@ class _Host:
     # Signals
 
     def guard(self) -> None:
-        """Take SIGINT and SIGTERM, and note the handlers that predictors find."""
+        """Take SIGINT and SIGTERM."""
         signal.signal(signal.SIGINT, _leave_to_the_engine)
         signal.signal(signal.SIGTERM, self._terminate)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self._handlers = list(map(_signal.getsignal, _SIGNALS))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the program may block it
 
     def hold_signals(self) -> None:
         """Before a fork: a SIGTERM that comes to the child before it has its own handlers back must not be lost."""
@@ -198,16 +195,6 @@ class _Host:
             if signal.getsignal(number) == ours:
                 signal.signal(number, default)
         self.release_signals()
-
-    def _restore_signals(self) -> None:
-        """Set back what a predictor set; after every call, so by the quickest way there is."""
-        found = list(map(_signal.getsignal, _SIGNALS))
-        if found == self._handlers:
-            return
-        for number, now, before in zip(_SIGNALS, found, self._handlers, strict=True):
-            if now is not before and before is not None:
-                with contextlib.suppress(ValueError, OSError):
-                    signal.signal(number, before)
 
     def _terminate(self, _number: int, frame: Any) -> None:
         if self.is_terminated:  # once is enough: the clean-up that runs now must not be interrupted
@@ -257,8 +244,8 @@ class _Host:
 
     # Orders
 
-    def serve(self) -> None:
-        """Take orders until the engine has none."""
+    def serve(self, state: ProcessState) -> None:
+        """Take orders until the engine has none, and have each find its process in the same `state`."""
         while (frame := self._next()) is not None:
             order = read_order(frame)
             outlet = Outlet(self, order, frame.number)
@@ -275,9 +262,12 @@ class _Host:
             if self.is_terminated or order.what == "leave":
                 self._push_all()
                 return
+            try:
+                state.restore()
+            except Exception:  # raised by a handler that a predictor left, just before it was taken away
+                state.restore()
             if self.link.unsent:
                 self._push_all()
-            self._restore_signals()
 
     def _next(self) -> Frame | None:
         frames = self.link.decoder.frames
@@ -557,10 +547,10 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     host = _Host(link, Segment(inbound), Segment(outbound))
     _errors.diverted.append(host.log)
     os.register_at_fork(before=host.hold_signals, after_in_parent=host.release_signals, after_in_child=host.forget)
-    threading.Thread(target=host.hear_stops, args=(stops, lifeline), name="engine-stops", daemon=True).start()
+    start_thread(host.hear_stops, "engine-stops", stops, lifeline)
     try:
         host.guard()
-        host.serve()
+        host.serve(ProcessState(report))
     except Terminated:
         host.is_terminated = True
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import os
 import signal
@@ -388,6 +389,152 @@ def test_a_predictor_may_set_signal_handlers_and_the_next_call_finds_those_there
         first, second = (muna.predictions.create(sets, runner="process").value for _ in range(2))
     assert first == second
     assert first[1:] == ([signal.SIGUSR1], True, False)
+
+
+@pytest.mark.fault(110)
+def test_no_timer_that_a_predictor_left_running_strikes_the_next_call(tmp_path: Path) -> None:
+    dumps = tmp_path / "dumps"
+
+    def leaves(which: int) -> int:
+        if which == signal.ITIMER_REAL:
+            signal.alarm(60)
+        else:
+            signal.setitimer(which, 60.0, 60.0)
+        return os.getpid()
+
+    def dumps_often() -> int:
+        faulthandler.dump_traceback_later(0.01, repeat=True, file=dumps.open("w"))
+        return os.getpid()
+
+    def looks() -> Any:
+        os.truncate(dumps, 0)
+        time.sleep(0.05)
+        timers = signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF
+        return os.getpid(), set(map(signal.getitimer, timers)), dumps.read_text()
+
+    with Engine(discover=False, workers=1, runner="process") as muna:
+        pids = {muna.predictions.create(leaves, {"which": which}).value for which in range(3)}
+        pids.add(muna.predictions.create(dumps_often).value)
+        pid, timers, dumped = muna.predictions.create(looks).value
+    assert pids == {pid}
+    assert timers == {(0.0, 0.0)}
+    assert dumped == ""
+
+
+@pytest.mark.fault(110)
+def test_signals_that_a_predictor_holds_back_are_heard_again_by_the_next_call_and_do_not_strike_it() -> None:
+    def blocks() -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+        os.kill(os.getpid(), signal.SIGUSR1)
+        _, writer = os.pipe()
+        os.set_blocking(writer, False)
+        return os.getpid(), before, signal.set_wakeup_fd(writer), signal.SIGUSR1 in signal.sigpending()
+
+    def disables() -> bool:
+        was_enabled = faulthandler.is_enabled()
+        faulthandler.disable()
+        return was_enabled
+
+    with Engine(discover=False, workers=1, runner="process") as muna:
+        first, second = (muna.predictions.create(blocks).value for _ in range(2))
+        assert [muna.predictions.create(disables).value for _ in range(2)] == [True, True]
+    assert first == second
+    assert signal.SIGTERM not in first[1]
+    assert first[2:] == (-1, True)
+
+
+@pytest.mark.fault(110)
+def test_a_program_that_blocks_sigterm_still_has_the_finally_of_a_stuck_body_run(tmp_path: Path) -> None:
+    gate, done = FileGate(tmp_path / "gate"), FileGate(tmp_path / "done")
+
+    def sleeps() -> Iterator[int]:
+        try:
+            yield 1
+            gate.open()
+            time.sleep(60)
+        finally:
+            done.open()
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with Engine(discover=False, workers=1, grace=0.1) as muna:
+            with muna.predictions.stream(sleeps, runner="process", prefetch=1) as stream:
+                next(stream)
+                gate.wait()
+            eventually(lambda: stream.outcome.rung is not None, "its worker has let go")
+            assert stream.outcome.rung == "terminated"
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert done.is_open
+
+
+SPOILERS: Final = {
+    "closes": "sys.stdout.close(); sys.stderr.close(); sys.stdin.close()",
+    "replaces": "sys.stdout = sys.stderr = sys.stdin = io.StringIO()",
+    "deletes": "del sys.stdout, sys.stderr, sys.stdin",
+    "takes the buffer": "sys.stdout = io.TextIOWrapper(sys.stdout.detach())",
+    "shares the buffer": "sys.stdout = io.TextIOWrapper(sys.stdout.buffer)",
+    "puts nothing there": "sys.stdout = sys.stderr = None",
+    "closes the descriptors": "os.closerange(0, 3)",
+    "closes one by name": "open(1, 'w').close()",
+}
+
+
+@pytest.mark.fault(88, 110)
+def test_what_a_predictor_does_to_the_standard_streams_does_not_outlive_its_call() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(
+                f"""
+                import io, os, sys
+                from engine import Engine
+
+                def spoils(how):
+                    exec("import io, os, sys; " + how)
+                    return os.getpid()
+
+                def prints(name):
+                    print(name)
+                    print(name, file=sys.stderr)
+                    sys.__stdout__.flush()
+                    assert sys.stdin.read() == ""
+                    return os.getpid(), sys.stdout.encoding, sys.stderr.errors, sys.stderr.line_buffering
+
+                with Engine(discover=False, workers=1, runner="process") as muna:
+                    before = muna.predictions.create(prints, {{"name": "before"}}).value
+                    for name, how in {SPOILERS!r}.items():
+                        assert muna.predictions.create(spoils, {{"how": how}}).value == before[0]
+                        after = muna.predictions.create(prints, {{"name": name}}).value
+                        assert after == before, (name, before, after)
+                """
+            ),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stderr.splitlines() == ["before", *SPOILERS]
+    assert done.stdout.splitlines() == ["before", *SPOILERS]
+    assert done.returncode == 0
+
+
+@pytest.mark.fault(107)
+def test_what_setup_sets_for_its_process_on_purpose_stays_as_it_does_inline(tmp_path: Path) -> None:
+    class Model:
+        def setup(self) -> None:
+            os.chdir(tmp_path)
+            os.environ["MODEL"] = "large"
+            gc.disable()
+
+        def predict(self) -> Any:
+            return str(Path.cwd()), os.environ["MODEL"], gc.isenabled()
+
+    with Engine(discover=False, workers=1, runner="process") as muna:
+        for _ in range(2):
+            assert muna.predictions.create(Model).value == (str(tmp_path), "large", False)
 
 
 # 107: classes set up in workers.

@@ -1,0 +1,147 @@
+"""What a call finds in a worker's process and may leave changed for the next: signals, timers and standard streams.
+
+They are put back after every call, since what a call has left of them strikes another one later, kills its worker or
+swallows what it prints. What a predictor sets for its process on purpose stays, as it does inline, for a `setup` relies
+on it: the working directory, the environment, limits, the umask, filters of warnings, imported modules. Nothing of the
+engine is imported here.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # it ships no types
+import contextlib
+import faulthandler
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+from operator import is_
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SIGNALS: Final = range(1, 32)  # those with names; what lies beyond has no meaning of its own
+_OURS: Final = frozenset({signal.SIGINT, signal.SIGTERM})  # what the engine sends, or hears beside the program
+_FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
+_STREAMS: Final = ("stdin", "stdout", "stderr")  # in the order of their descriptors
+
+# With every call, so without the enumerations that `signal` makes of numbers.
+_handler_of, _set_timer, _block = _signal.getsignal, _signal.setitimer, _signal.pthread_sigmask
+_cancel_dump, _set_wakeup = faulthandler.cancel_dump_traceback_later, _signal.set_wakeup_fd
+_REAL, _VIRTUAL, _PROF = _signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF
+_NO_CHANGE: Final = (_signal.SIG_BLOCK, ())
+
+
+class ProcessState:
+    """Signals, timers and streams as they were when this was made, in the main thread.
+
+    Args:
+        report: the descriptor that the interpreter writes to when it crashes.
+    """
+
+    def __init__(self, report: int) -> None:
+        """Note how everything is."""
+        self._report = report
+        self._handlers = list(map(_handler_of, _SIGNALS))
+        self._mask = _block(*_NO_CHANGE)
+        self._streams: list[Any] = [getattr(sys, name, None) for name in _STREAMS]
+        self._poll = select.poll()
+        self._spares: dict[int, int] = {}
+        for number in range(len(_STREAMS)):
+            with contextlib.suppress(OSError):  # it is closed from the beginning
+                self._spares[number] = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, len(_STREAMS))
+                self._poll.register(number, 0)  # tells of one that is closed
+        for number, event in self._poll.poll(0):
+            if event & select.POLLNVAL:  # and of some kinds always, on some systems
+                self._poll.unregister(number)
+
+    def restore(self) -> None:
+        """Put back what a predictor left changed; after every call, so by the quickest way there is."""
+        _set_timer(_REAL, 0.0)
+        _set_timer(_VIRTUAL, 0.0)
+        _set_timer(_PROF, 0.0)
+        _cancel_dump()
+        _set_wakeup(-1)
+        if _block(*_NO_CHANGE) != self._mask:
+            self._restore_mask()
+        if not all(map(is_, map(_handler_of, _SIGNALS), self._handlers)):
+            self._restore_handlers()
+        if not faulthandler.is_enabled():
+            faulthandler.enable(self._report)
+        if self._poll.poll(0):
+            self._restore_descriptors()
+        if not self._has_streams():
+            self._restore_streams()
+
+    def _restore_mask(self) -> None:
+        for number in signal.sigpending() - _OURS:  # what was held back for that call must not strike the next
+            with contextlib.suppress(ValueError, OSError):
+                signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _restore_handlers(self) -> None:
+        for number, before in zip(_SIGNALS, self._handlers, strict=True):
+            if before is not None and _handler_of(number) is not before:
+                with contextlib.suppress(ValueError, OSError):
+                    signal.signal(number, before)
+
+    def _restore_descriptors(self) -> None:
+        for number, event in self._poll.poll(0):
+            if event & select.POLLNVAL:
+                with contextlib.suppress(OSError):  # the spare one was closed, too
+                    os.dup2(self._spares[number], number)
+
+    def _has_streams(self) -> bool:
+        try:
+            stdin, stdout, stderr = self._streams
+            are_there = sys.stdout is stdout and sys.stderr is stderr and sys.stdin is stdin
+            return are_there and not (stdout.closed or stderr.closed or stdin.closed)
+        except (AttributeError, ValueError):  # deleted, or its buffer was taken from it
+            return False
+
+    def _restore_streams(self) -> None:
+        for number, name in enumerate(_STREAMS):
+            stream = self._streams[number]
+            setattr(sys, name, stream)  # which may end one in its place that shares its buffer, and closes that
+            if not _is_open(stream):
+                self._streams[number] = stream = _stream_over(number, stream)
+                setattr(sys, name, stream)
+                setattr(sys, f"__{name}__", stream)
+
+
+def start_thread(target: Callable[..., object], name: str, *args: Any) -> threading.Thread:
+    """Start a daemon thread of the engine's own, which leaves every signal that is sent to the process to the main one.
+
+    Raises:
+        RuntimeError: the system gives no thread.
+    """
+    thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)  # the new thread inherits it
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return thread
+
+
+def _is_open(stream: Any) -> bool:
+    try:
+        return stream is None or not stream.closed
+    except ValueError:  # its buffer was taken from it
+        return False
+
+
+def _stream_over(number: int, before: Any) -> Any:
+    """A stream over a standard descriptor like one that cannot be used any more."""
+    stream: Any = open(  # noqa: SIM115 - it stays open
+        number,
+        "w" if number else "r",
+        encoding=before.encoding,
+        errors=before.errors,
+        closefd=False,
+    )
+    stream.reconfigure(line_buffering=before.line_buffering, write_through=before.write_through)
+    return stream
