@@ -158,7 +158,6 @@ class Engine:
             EngineError: there is no such predictor.
             BaseException: what its import, constructor or `setup` raised.
         """
-        self._executor.check_runner(runner)
         resident = await self._executor.aresolve(tag, runner)
         if self._executor.is_for_workers(resident, runner):
             await self._executor.in_owner(resident.profile.tag, self._load_in_worker, resident)
@@ -208,7 +207,6 @@ class Engine:
             EngineError: there is no such predictor, or a call still uses it after the grace.
             BaseException: what its `teardown` raised.
         """
-        self._executor.check_runner(runner)
         resident = await self._executor.aresolve(tag, runner)
         await self._executor.in_owner(resident.profile.tag, self._unload, resident, runner)
 

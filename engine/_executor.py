@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from contextvars import copy_context
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from engine._channel import Channel
+from engine._channel import Channel, park_task, wake_all
 from engine._errors import (
     EngineClosedError,
     EngineError,
@@ -27,7 +28,7 @@ from engine._errors import (
     say,
 )
 from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look, trim
-from engine._predictor import Predictor, tag_of
+from engine._predictor import Predictor, name_of, tag_of
 from engine._records import Call, Prediction, current, is_worker, traceback_of
 from engine._reducers import COLLECT, CONCAT, EMPTY, LAST, RETURNED, reducer_of
 from engine._slots import awaiting, current_task
@@ -41,6 +42,7 @@ from engine.runners.task import Held, TaskExecution, resumed, running_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from engine._channel import Wake
     from engine._reducers import Reducer
     from engine._registry import Registry
     from engine._residents import Resident, Residents
@@ -88,6 +90,7 @@ class Executor:
         self._routes: dict[str, Resident] = {}  # tags seen before, straight to their residents
         # Held to change them, never to read; reentrant, for a collector may call from within.
         self._routing = threading.RLock()
+        self._looking: _Look | None = None
 
     # The four consumers.
 
@@ -293,36 +296,35 @@ class Executor:
         Raises:
             PredictorNotFoundError: nothing is registered under the tag.
             InvalidInputError: the inputs do not fit; where the predictor was never imported, raised by the first await.
+
+        Where installed plugins were not looked for yet, or must be looked for again, what is wrong with the tag, the
+        runner or the inputs is raised by the first await too, for that is not done on an event loop.
         """
         _check_prefetch(prefetch)
-        record = self._unimported(tag, runner)
-        if record is None:
-            resident = self.resolve(tag, runner)
-            args, kwargs = self._bind(resident, inputs, check)
-            execution = self._aopen(
-                resident, args, kwargs, self._async_place(resident, runner), runner, check, prefetch
-            )
-            return AsyncPredictionStream(execution, resident.profile.reducer)
+        found, record = self._at_hand(tag, runner)
+        if found is not None:
+            args, kwargs = self._bind(found, inputs, check)
+            execution = self._aopen(found, args, kwargs, self._async_place(found, runner), runner, check, prefetch)
+            return AsyncPredictionStream(execution, found.profile.reducer)
         context = copy_context()
         kept = _as_of_now(inputs)
 
         async def resolve() -> tuple[AsyncExecution, Reducer]:
-            found = await self._aready(tag, record, runner)
+            found = await self.aresolve(tag, runner, record)
             bound = self._bind(found, kept, check)
             place = self._async_place(found, runner)
             return context.run(self._aopen, found, *bound, place, runner, check, prefetch), found.profile.reducer
 
-        self.check_runner(runner)
-        return AsyncPredictionStream(None, None, resolve, record.tag)
+        return AsyncPredictionStream(None, None, resolve, record.tag if record is not None else _title_of(tag))
 
     # Looking up.
 
-    def _record(self, tag: Any) -> Predictor | None:
+    def _record(self, tag: Any, *, may_look: bool = True) -> Predictor | None:
         if self._live.is_closed:
             raise EngineClosedError
-        if isinstance(tag, Predictor):
-            return tag
-        return self._registry[tag_of(tag)] if isinstance(tag, str) else None
+        if isinstance(tag, str):
+            return self._registry[tag_of(tag)] if may_look else self._registry.known(tag)
+        return tag if isinstance(tag, Predictor) else None
 
     def resolve(self, tag: Any, runner: str | None = None) -> Resident:
         if tag.__class__ is str:
@@ -330,8 +332,9 @@ class Executor:
             if known is not None:
                 return known
         record = self._record(tag)
-        if record is not None:
-            return self._ready(tag, record, runner)
+        return self._given(tag) if record is None else self._ready(tag, record, runner)
+
+    def _given(self, tag: Any) -> Resident:
         if not callable(tag) and not callable(getattr(tag, "predict", None)):
             raise InvalidTagError(tag)
         return self._residents.given(tag)
@@ -371,20 +374,20 @@ class Executor:
         author = record.runner or (described.profile.runner if described is not None else None)
         return not is_worker() and (runner or author or self._default) == "process"
 
-    def _unimported(self, tag: Any, runner: str | None) -> Predictor | None:
-        """The record of a predictor that is still to be imported here, or described by a worker."""
-        record = self._record(tag)
-        if record is None or not isinstance(record.target, str) or self._residents.find(record) is not None:
-            return None
-        is_described = self._is_for_workers_alone(record, runner) and self._residents.described(record) is not None
-        return None if is_described else record
+    def _is_unimported(self, record: Predictor, runner: str | None) -> bool:
+        """Whether a predictor is still to be imported here, or described by a worker."""
+        if not isinstance(record.target, str) or self._residents.find(record) is not None:
+            return False
+        return self._residents.described(record) is None or not self._is_for_workers_alone(record, runner)
 
     def _undescribed(self, tag: Any, runner: str | None) -> Predictor | None:
         """The record of a predictor that a worker is still to describe."""
         if tag.__class__ is str and tag in self._routes:
             return None
-        record = self._unimported(tag, runner)
-        return record if record is not None and self._is_for_workers_alone(record, runner) else None
+        record = self._record(tag)
+        if record is None or not self._is_unimported(record, runner):
+            return None
+        return record if self._is_for_workers_alone(record, runner) else None
 
     def _described(self, record: Predictor, is_registered: bool) -> Resident:  # noqa: FBT001
         try:
@@ -405,16 +408,72 @@ class Executor:
             reason, source = f"{type(error).__name__}: {say(error)}", self._registry.source_of(record)
             raise PluginError(record.tag, source, reason, traceback_of(error)) from error
 
-    async def aresolve(self, tag: Any, runner: str | None = None) -> Resident:
-        """The same without blocking the loop: an owner thread imports what was never imported, or has it described."""
-        record = self._unimported(tag, runner)
-        return self.resolve(tag, runner) if record is None else await self._aready(tag, record, runner)
+    def _at_hand(self, tag: Any, runner: str | None) -> tuple[Resident | None, Predictor | None]:
+        """What can be had on an event loop without keeping it: a resident, or else the record of one to be made.
 
-    async def _aready(self, tag: Any, record: Predictor, runner: str | None) -> Resident:
-        resident: Resident = await self.in_owner(record.tag, self._ready, tag, record, runner)
+        Neither, where plugins have to be looked for first.
+        """
+        if tag.__class__ is str and (known := self._routes.get(tag)) is not None:
+            return known, None
+        if self._must_look(tag, runner):
+            return None, None
+        self.check_runner(runner)
+        record = self._record(tag, may_look=False)
+        if record is not None and self._is_unimported(record, runner):
+            return None, record
+        found = self._given(tag) if record is None else self._ready(tag, record, runner)
+        # Only now it is known what its author wishes.
+        return (None, record) if self._is_to_be_read_for(found.profile.runner) else (found, record)
+
+    def _must_look(self, tag: Any, runner: str | None) -> bool:
+        """Whether plugins have to be looked for before a call can be made; that keeps no event loop."""
+        if self._live.is_closed:
+            raise EngineClosedError
+        if isinstance(tag, str) and self._registry.must_look(tag):
+            return True
+        return self._is_to_be_read_for(runner) or self._is_to_be_read_for(self._default)
+
+    def _is_to_be_read_for(self, runner: str | None) -> bool:
+        """Whether only a plugin that was not looked for yet could have a runner."""
+        return runner is not None and runner not in BUILT_IN and not self._registry.is_read
+
+    async def aresolve(self, tag: Any, runner: str | None = None, record: Predictor | None = None) -> Resident:
+        """Resolve without blocking the loop: owner threads look for plugins, import, and have workers describe.
+
+        Args:
+            tag: what was called.
+            runner: where it is to run.
+            record: what the tag stood for at the call, if that is known.
+        """
+        if self._must_look(tag, runner) and record is None:
+            await self._look(tag, runner)
+        self.check_runner(runner)
+        record = record or self._record(tag, may_look=False)
+        if record is None:
+            found = self._given(tag)
+        elif self._is_unimported(record, runner):
+            found = await self.in_owner(record.tag, self._ready, tag, record, runner)
+        else:
+            found = self._ready(tag, record, runner)
+        if self._is_to_be_read_for(found.profile.runner):
+            await self._look(tag, found.profile.runner)
         if self._live.is_closed:  # before this task went on
             raise EngineClosedError
-        return resident
+        return found
+
+    async def _look(self, tag: Any, runner: str | None) -> None:
+        """Have plugins looked for in an owner thread; tasks that come meanwhile wait for the same look."""
+        mine = _Look()
+        while (look := self._looking) is not None:
+            await look.wait()
+            if not self._must_look(tag, runner):
+                return
+        self._looking = mine  # no call stands between the test and this line: one task gets here
+        try:
+            await self.in_owner(_title_of(tag), self._registry.look)
+        finally:
+            self._looking = None
+            mine.end()
 
     async def in_owner(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the engine's own in an owner thread, and wait for it in an asyncio task."""
@@ -777,8 +836,31 @@ class Executor:
         for each in self.live:
             each.forget()
         self._live.clear()
-        self._routing = threading.RLock()
+        self._routing, self._looking = threading.RLock(), None
         self._threads, self._loop = threads, loop
+
+
+class _Look:
+    """One search for plugins on behalf of asyncio tasks, which other tasks wait for."""
+
+    __slots__ = ("_is_over", "_parked")
+
+    def __init__(self) -> None:
+        self._is_over = False
+        self._parked: deque[Wake] = deque()
+
+    async def wait(self) -> None:
+        while not self._is_over:
+            await park_task(self._parked, lambda: self._is_over)
+
+    def end(self) -> None:
+        self._is_over = True
+        wake_all(self._parked)
+
+
+def _title_of(tag: Any) -> str:
+    """What a call is known by before it is known what it calls."""
+    return tag_of(tag) if isinstance(tag, str) else tag.tag if isinstance(tag, Predictor) else name_of(tag)
 
 
 def no_runner(name: object, offered: Sequence[str]) -> ValueError:

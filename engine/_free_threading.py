@@ -160,10 +160,10 @@ class FreeThreadedExecutor(Executor):
         super().__init__(*parts)
         self._is_asked_for = os.environ.get(VARIABLE) == "1"
 
-    def _record(self, tag: Any) -> Predictor | None:
+    def _record(self, tag: Any, *, may_look: bool = True) -> Predictor | None:
         if not (self._is_asked_for or has_gil()):  # an import may have brought it back meanwhile
             raise EngineError(_TOLD)
-        return super()._record(tag)
+        return super()._record(tag, may_look=may_look)
 
     def stream(self, *args: Any, **options: Any) -> PredictionStream:
         """As of any executor."""

@@ -8,9 +8,12 @@ and nothing is decided about two plugins that claim one tag: that is the registr
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
+import sys
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -20,7 +23,7 @@ from engine._predictor import Predictor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from importlib.metadata import Distribution, EntryPoint
+    from importlib.metadata import Distribution
 
     from pluggy import HookRelay, PluginManager
 
@@ -30,6 +33,9 @@ BLOCK: Final = "PREDICTOR_ENGINE_BLOCK"
 
 _OURS: Final = "predictor_engine."  # what an entry_points.txt must mention to be read any further
 _LIMIT: Final = 300  # characters of a reason: one line of a log
+_SOONEST: Final = 1.0  # seconds after which what failed is tried again at the earliest, doubled each time it fails
+_LATEST: Final = 60.0
+_COARSEST: Final = 2.0  # seconds that a file system's clock may take from one reading to the next (FAT's does)
 _VALUE = re.compile(r"(?P<module>[\w.]+)\s*(:\s*(?P<path>[\w.]+)\s*)?(\[.*\]\s*)?")
 _NO_PLUGIN = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Predictor)
 
@@ -83,6 +89,36 @@ class Problem:
         return f"{quote(self.entry_point)}{source} could not be used: {self.reason}"
 
 
+@attrs.frozen
+class Entry:
+    """One entry point of ours, as it is written: `importlib.metadata` refuses a whole file for one bad line in it.
+
+    Attributes:
+        group: `PREDICTORS` or `PLUGINS`.
+        name: the tag, or the plugin's name.
+        value: what it refers to; `None` where there is no `=`.
+        distribution: what was installed.
+    """
+
+    group: str
+    name: str
+    value: str | None
+    distribution: Distribution = attrs.field(eq=False)
+
+
+def entries_in(text: str, distribution: Distribution) -> Iterator[Entry]:
+    """The entry points of ours in an `entry_points.txt`, good ones and bad ones, once each and in order of name."""
+    found: set[Entry] = set()
+    group = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("[") and line.endswith("]"):
+            group = line[1:-1].strip()
+        elif line and not line.startswith("#") and group in {PREDICTORS, PLUGINS}:
+            name, is_pair, value = line.partition("=")
+            found.add(Entry(group, name.strip(), value.strip() if is_pair else None, distribution))
+    yield from sorted(found, key=lambda entry: (entry.name, entry.value or ""))
+
+
 @attrs.frozen(eq=False)
 class Origin:
     """Where a predictor, a runner or a plugin comes from; its text is what `engine show` prints.
@@ -104,10 +140,10 @@ class Origin:
     group: str = ""
 
     @classmethod
-    def of(cls, entry: EntryPoint) -> Origin:
+    def of(cls, entry: Entry) -> Origin:
         """The origin of what `entry` refers to."""
         kind = "entry point" if entry.group == PREDICTORS else "plugin"
-        return cls(entry.name, kind, entry.dist, entry.value, entry.group)
+        return cls(entry.name, kind, entry.distribution, entry.value or "", entry.group)
 
     @property
     def holder(self) -> object:
@@ -185,11 +221,11 @@ class EntryPointPredictors:
         self._origins: dict[Predictor, Origin] = {}
         self.problems: tuple[Problem, ...] = ()
 
-    def read(self, entries: Iterable[EntryPoint]) -> None:
+    def read(self, entries: Iterable[Entry]) -> None:
         """Offer exactly what `entries` name; a record that was there before stays the same object."""
         before, self._records, problems = self._records, {}, []
         for entry in entries:
-            key = (key_of(entry.dist) if entry.dist else "", entry.name, entry.value)
+            key = (key_of(entry.distribution), entry.name, entry.value or "")
             try:
                 self._records[key] = before.get(key) or Offer(record_of(entry), Origin.of(entry))
             except Exception as error:
@@ -207,31 +243,95 @@ class EntryPointPredictors:
         return self._origins[predictor]
 
 
-def record_of(entry: EntryPoint) -> Predictor:
+def _value_of(entry: Entry) -> str:
+    if entry.value is None:
+        raise ValueError(f"an entry point is written 'name = value', not {quote(entry.name)}")
+    return entry.value
+
+
+def record_of(entry: Entry) -> Predictor:
     """Turn an entry point of the first group into a record.
 
     Raises:
         ValueError: its name is no tag, or its value is not `module:name`.
     """
-    written = _VALUE.fullmatch(entry.value)
-    target = f"{written['module']}:{written['path']}" if written and written["path"] else entry.value
+    value = _value_of(entry)
+    written = _VALUE.fullmatch(value)
+    target = f"{written['module']}:{written['path']}" if written and written["path"] else value
     return Predictor(entry.name, target)
 
 
-def object_of(entry: EntryPoint) -> object:
+def object_of(entry: Entry) -> object:
     """Import what an entry point of the second group refers to.
 
     Raises:
         ValueError: its value is neither `module` nor `module:name`.
         BaseException: whatever the import raises.
     """
-    written = _VALUE.fullmatch(entry.value)
+    written = _VALUE.fullmatch(_value_of(entry))
     if written is None:
         raise ValueError(f"an entry point's value is written 'module' or 'module:name', not {quote(entry.value)}")
     found: object = importlib.import_module(written["module"])
     for name in (written["path"] or "").split("."):
         found = getattr(found, name) if name else found
     return found
+
+
+class BackOff:
+    """When what failed is due again: 1 s after its first failure, then twice as long after each, at most 60 s."""
+
+    def __init__(self) -> None:
+        self._pause = _SOONEST
+        self._due = math.inf
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something failed, long enough ago."""
+        return monotonic() >= self._due
+
+    def note(self, *, has_failed: bool, is_news: bool) -> None:
+        """Keep how an attempt went; after `is_news` the next pause is the shortest again."""
+        pause = _SOONEST if is_news else self._pause
+        self._due = monotonic() + pause if has_failed else math.inf
+        self._pause = min(2 * pause, _LATEST) if has_failed else _SOONEST
+
+
+class SearchPath:
+    """What `sys.path` and its folders looked like when they were searched, to tell whether that was changed since.
+
+    Something installed moves its folder's time of change. Such a time is coarse: a folder that has just changed may
+    change again without showing it. So what was seen for the first time counts as changed once more, a little later.
+
+    Args:
+        before: what the search before this one saw.
+
+    Attributes:
+        is_news: whether this one saw something else.
+    """
+
+    def __init__(self, before: SearchPath | None) -> None:
+        self.folders = folders_now()
+        self.is_news = before is None or before.folders != self.folders
+        self._doubted_until = monotonic() + _COARSEST if self.is_news else math.inf
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether searching again may find something else."""
+        return monotonic() >= self._doubted_until or self.folders != folders_now()
+
+
+def folders_now() -> list[tuple[str, tuple[int, ...] | None]]:
+    """Each entry of `sys.path`, once, and what tells that it changed; `None` where there is nothing."""
+    entries: list[Any] = sys.path  # some hold paths, which importing passes over
+    return [(entry, _state_of(entry)) for entry in dict.fromkeys(each for each in entries if isinstance(each, str))]
+
+
+def _state_of(entry: str) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(entry or os.curdir)  # noqa: PTH116 - a third of the time that a Path takes
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_nlink, found.st_ino
 
 
 class Plugins:
@@ -262,6 +362,8 @@ class Plugins:
         self._admitted: dict[str, Admitted] = {}
         self._built_in = EntryPointPredictors()
         self._manager: PluginManager | None = None
+        self._searched: SearchPath | None = None
+        self._failures = BackOff()
         self._reported: dict[tuple[str, str, str], object] = {}
 
     @property
@@ -280,10 +382,25 @@ class Plugins:
         """Pluggy's relay: the hooks of every plugin let in so far."""
         return self._started().hook
 
+    @property
+    def are_sought(self) -> bool:
+        """Whether there may be any: none are installed for a registry told not to discover, and none were given."""
+        return self._discover or bool(self._given)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether another `load` may give something else: `sys.path` changed, or it is time to try what failed."""
+        return self._failures.is_due or (self._searched is not None and self._searched.has_changed)
+
     def load(self) -> None:
         """Find and let in what is not in yet; failures of an earlier time are tried again."""
+        if not self.are_sought:
+            return
         if self._manager is not None:
             importlib.invalidate_caches()  # what was missing may have been installed a moment ago
+        searched = (
+            SearchPath(self._searched) if self._discover else None
+        )  # first, so that what changes meanwhile shows later
         problems: list[Problem] = []
         entries = list(self._entries(problems)) if self._discover else []
         self._built_in.read(entry for entry in entries if entry.group == PREDICTORS)
@@ -294,9 +411,11 @@ class Plugins:
                 self._let_in(name, Origin(_label(plugin)), partial(_itself, plugin), problems)
         for entry in entries:
             if entry.group == PLUGINS:
-                name = f"{entry.name} of {key_of(entry.dist) if entry.dist else entry.value}"
+                name = f"{entry.name} of {key_of(entry.distribution)}"
                 self._let_in(name, Origin.of(entry), partial(object_of, entry), problems)
         self.problems = tuple(problems)
+        self._failures.note(has_failed=bool(problems), is_news=searched is not None and searched.is_news)
+        self._searched = searched
 
     def report(self, problem: Problem) -> None:
         """Log a problem on one line, once however often it is met."""
@@ -319,18 +438,11 @@ class Plugins:
             self._manager = manager
         return self._manager
 
-    def _entries(self, problems: list[Problem]) -> Iterator[EntryPoint]:
+    def _entries(self, problems: list[Problem]) -> Iterator[Entry]:
         """The entry points of both groups that are not blocked, in the order of their distributions' names."""
-        for key, distribution in sorted(installed(problems).items(), key=lambda pair: pair[0]):
-            if key in self._blocked_distributions:
-                continue
-            try:
-                entries = sorted(set(distribution.entry_points), key=lambda entry: (entry.name, entry.value))
-            except Exception as error:
-                problems.append(Origin("entry_points.txt", distribution=distribution).problem(error))
-                continue
-            ours = [entry for entry in entries if entry.group in (PREDICTORS, PLUGINS)]
-            yield from (entry for entry in ours if entry.name not in self._blocked)
+        for key, (distribution, text) in sorted(installed(problems).items(), key=lambda pair: pair[0]):
+            if key not in self._blocked_distributions:
+                yield from (each for each in entries_in(text, distribution) if each.name not in self._blocked)
 
     def _let_in(self, name: str, origin: Origin, get: Callable[[], object], problems: list[Problem]) -> None:
         """Admit one plugin whole, or record why not and leave no trace of it."""
@@ -406,14 +518,15 @@ class Plugins:
             yield from given
 
 
-def installed(problems: list[Problem]) -> dict[str, Distribution]:
-    """The distributions with entry points of ours, by normalised name; of two copies of one the first on `sys.path`.
+def installed(problems: list[Problem]) -> dict[str, tuple[Distribution, str]]:
+    """The distributions with entry points of ours and the text of these, by normalised name.
 
-    The files are searched as text before anything is parsed: of some hundred distributions few concern the engine.
+    Of two copies of one distribution the first on `sys.path` counts. Of some hundred distributions few concern the
+    engine: their files are searched as text, and only that of ours is parsed.
     """
     from importlib.metadata import distributions  # 25 ms, and only discovery needs it
 
-    first: dict[str, Distribution | None] = {}
+    first: dict[str, tuple[Distribution, str]] = {}
     found = iter(distributions())
     while True:
         try:
@@ -426,17 +539,18 @@ def installed(problems: list[Problem]) -> dict[str, Distribution]:
         try:
             key = key_of(distribution)
             if key not in first:
-                first[key] = distribution if _concerns_us(distribution) else None
+                first[key] = distribution, _text_of(distribution)
         except Exception as error:  # a distribution that cannot even be named
             problems.append(Origin("sys.path").problem(error))
-    return {key: distribution for key, distribution in first.items() if distribution is not None}
+    return {key: (distribution, text) for key, (distribution, text) in first.items() if _OURS in text}
 
 
-def _concerns_us(distribution: Distribution) -> bool:
+def _text_of(distribution: Distribution) -> str:
+    """What a distribution's `entry_points.txt` says; what is not UTF-8 in it is escaped, so that the rest counts."""
     try:
-        return _OURS in (distribution.read_text("entry_points.txt") or "")
-    except UnicodeDecodeError as error:  # who cannot be read is reported only when it is about the engine
-        return _OURS.encode() in error.object
+        return distribution.read_text("entry_points.txt") or ""
+    except UnicodeDecodeError as error:
+        return error.object.decode("utf-8", "backslashreplace")
 
 
 def _own(caller: Any, plugin: object) -> list[Any]:

@@ -1,8 +1,8 @@
 """Maps tags to predictors: what the user registered, and what installed plugins offer.
 
-Plugins are looked for at the first use, not before. A tag that two sources claim belongs to neither, whatever the
-order they came in: it is left out of the mapping, listed among the problems, and refused when asked for. Nothing here
-imports a predictor.
+Plugins are looked for at the first use, not before, and again for a tag that is not there, once that may give something
+else. A tag that two sources claim belongs to neither, whatever the order they came in: it is left out of the mapping,
+listed among the problems, and refused when asked for. Nothing here imports a predictor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine._plugins import PREDICTORS, Offer, Origin, Plugins, Problem, one_lin
 from engine._predictor import OPTIONS, Predictor, mark_of, name_of, tag_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, ValuesView
+    from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, Sequence, ValuesView
 
     from pluggy import HookRelay
 
@@ -39,15 +39,29 @@ class _Registration(Offer):
 
 @attrs.frozen(eq=False)
 class _View:
-    """Everything known at one moment; replaced whole, never changed, so that reading it takes no lock.
+    """Everything known since plugins were looked for, to be read without a lock.
+
+    One store changes one tag, and what goes over all tags goes over a copy: a reader sees a tag as it was or as it is.
 
     Attributes:
         ready: the tags with one claim.
         clashes: the tags with more.
     """
 
-    ready: dict[str, Offer]
-    clashes: dict[str, tuple[Offer, ...]]
+    ready: dict[str, Offer] = attrs.field(factory=dict)
+    clashes: dict[str, tuple[Offer, ...]] = attrs.field(factory=dict)
+
+    def put(self, tag: str, claims: Sequence[Offer]) -> None:
+        """Take in who claims a tag now; under the lock of who writes."""
+        if len(claims) == 1:
+            self.ready[tag] = claims[0]
+            self.clashes.pop(tag, None)
+            return
+        if claims:
+            self.clashes[tag] = tuple(claims)
+        else:
+            self.clashes.pop(tag, None)
+        self.ready.pop(tag, None)
 
 
 class Registry(Mapping[str, Predictor]):
@@ -57,7 +71,9 @@ class Registry(Mapping[str, Predictor]):
     offer; a tag is accepted with or without its `@`. Iteration goes over the tags there were when it began.
 
     Threads may share it. The first use imports installed plugins (never predictors) while other threads that need the
-    registry wait; how long an import takes is not bounded. `register` does not wait for it.
+    registry wait; how long an import takes is not bounded. `register` does not wait for it, and from then on nothing
+    but a tag that is not there does. On an event loop's thread that would keep the loop: `await` a call, or `aload`,
+    first, which look in a thread of the engine's.
 
     Args:
         predictors: `Predictor` records, or functions and classes marked with `@predictor`.
@@ -86,6 +102,7 @@ class Registry(Mapping[str, Predictor]):
         self.on_change: Callable[[str], None] | None = None
         self._plugins = Plugins(plugins, block=block, discover=discover)
         self._own: dict[str, _Registration] = {}
+        self._offered: dict[str, tuple[Offer, ...]] = {}
         self._removed: set[str] = set()
         self._view: _View | None = None
         self.forget_locks()
@@ -104,15 +121,18 @@ class Registry(Mapping[str, Predictor]):
 
     def __getitem__(self, tag: str) -> Predictor:
         """The predictor registered under `tag`; see `retrieve`."""
+        return (self._at_once(tag) or self._search(tag_of(tag))).predictor
+
+    def _at_once(self, tag: object) -> Offer | None:
+        """The fast path: one look into a dict. Anything but the exact tag, and all before the first use, is slow."""
         view = self._view
-        # The fast path: one look into a dict. Anything but the exact tag, and everything before the first use, is slow.
-        offer = view.ready.get(tag) if view is not None and isinstance(tag, str) else None
-        return (offer or self._search(tag_of(tag))).predictor
+        return view.ready.get(tag) if view is not None and isinstance(tag, str) else None
 
     def retrieve(self, tag: str) -> Predictor:
         """Give the predictor registered under a tag, without importing it.
 
-        Where there are plugins that could not be used, a tag that is not there makes them be tried once more.
+        For a tag that is not there plugins are looked for again, if `sys.path` or one of its folders changed since, or
+        if it is time to try again what failed: 1 s after its first failure, then twice as long each time, at most 60 s.
 
         Args:
             tag: `@owner/name`, or the same without its `@`.
@@ -133,7 +153,7 @@ class Registry(Mapping[str, Predictor]):
             return False
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._seen().ready))
+        return iter(sorted(self._seen().ready.copy()))
 
     def __len__(self) -> int:
         return len(self._seen().ready)
@@ -197,6 +217,34 @@ class Registry(Mapping[str, Predictor]):
             return str(offer.origin)
         return str(Origin(name_of(record.target), "registered"))
 
+    # Looking for plugins elsewhere than where a tag is asked for
+
+    @property
+    def is_read(self) -> bool:
+        """Whether plugins have been looked for, or there can be none."""
+        return self._view is not None or not self._plugins.are_sought
+
+    def must_look(self, tag: str) -> bool:
+        """Whether asking for a tag would look for plugins, so that it may take its time.
+
+        Raises:
+            InvalidTagError: the text is no tag.
+        """
+        if self._at_once(tag) is not None:
+            return False
+        tag, view = tag_of(tag), self._view
+        if view is None:
+            return not self.is_read
+        return tag not in view.ready and tag not in view.clashes and self._plugins.is_due
+
+    def look(self) -> None:
+        """Look for plugins, or again for what may be there by now; threads that come meanwhile wait for this look."""
+        self._discover(again=self._view is not None)
+
+    def known(self, tag: str) -> Predictor:
+        """The predictor registered under a tag as far as is known; raises as `retrieve` does, and never looks again."""
+        return (self._at_once(tag) or self._search(tag_of(tag), may_look=False)).predictor
+
     # Writing
 
     def register(self, marked_or_tag: Any, target: Any = None, *, replace: bool = False, **options: Any) -> Predictor:
@@ -224,7 +272,7 @@ class Registry(Mapping[str, Predictor]):
         offer = _Registration(predictor, Origin(name_of(predictor.target), "registered"), replaces=replace)
         with self._writing:
             self._own[predictor.tag] = self._checked(offer)
-            self._renew()
+            self._renew(predictor.tag)
         self._tell([predictor.tag])
         return predictor
 
@@ -244,16 +292,16 @@ class Registry(Mapping[str, Predictor]):
         with self._writing:
             self._own.pop(predictor.tag, None)
             self._removed.add(predictor.tag)
-            self._renew()
+            self._renew(predictor.tag)
         self._tell([predictor.tag])
         return predictor
 
     # Inside
 
-    def _search(self, tag: str) -> Offer:
+    def _search(self, tag: str, *, may_look: bool = True) -> Offer:
         view = self._seen()
-        if tag not in view.ready and tag not in view.clashes and self._plugins.problems:
-            view = self._discover(again=True)  # a failure is not kept for ever
+        if may_look and self.must_look(tag):
+            view = self._discover(again=True)
         offer = view.ready.get(tag)
         if offer is None:
             error, cause = self._refusal(tag, view)
@@ -283,8 +331,9 @@ class Registry(Mapping[str, Predictor]):
     def _discover(self, *, again: bool = False) -> _View:
         with self._discovery:
             if self._is_discovering:
-                return self._settled()
-            if self._view is not None and not again:
+                return self._settled(_by_tag(self._plugins.offers))
+            # Threads that waited here while another looked take what it found.
+            if self._view is not None and not (again and self._plugins.is_due):
                 return self._view
             self._is_discovering = True
             try:
@@ -292,7 +341,8 @@ class Registry(Mapping[str, Predictor]):
             finally:
                 self._is_discovering = False
             with self._writing:
-                before, self._view = self._view, self._settled()
+                self._offered = _by_tag(self._plugins.offers)
+                before, self._view = self._view, self._settled(self._offered)
             view = self._view
         for problem in self._troubles(view):
             self._plugins.report(problem)
@@ -300,7 +350,7 @@ class Registry(Mapping[str, Predictor]):
         return view
 
     def _troubles(self, view: _View) -> tuple[Problem, ...]:
-        clashes = [_clash(tag, offers) for tag, offers in sorted(view.clashes.items())]
+        clashes = [_clash(tag, offers) for tag, offers in sorted(view.clashes.copy().items())]
         rivalries = [
             Origin(name, "runner").problem(
                 f"it is offered by {' and by '.join(sorted(str(o) for _, o in claims))}", [name]
@@ -323,38 +373,36 @@ class Registry(Mapping[str, Predictor]):
         before = self._own.get(tag)
         if before is not None and before.origin.name == name:
             return attrs.evolve(offer, replaces=before.replaces or offer.replaces)
-        rivals = [rival for rival in self._claims().get(tag, ()) if name_of(rival.predictor.target) != name]
+        offers = _by_tag(self._plugins.offers) if self._is_discovering else self._offered
+        rivals = [rival for rival in self._claims(tag, offers) if name_of(rival.predictor.target) != name]
         if rivals and not offer.replaces:
             raise DuplicatePredictorError(tag, _sources([*rivals, offer]))
         return offer
 
-    def _renew(self) -> None:
-        """Take a change into the view, where there is one already."""
+    def _renew(self, tag: str) -> None:
+        """Take a change of a tag into the view, where there is one already."""
         if self._view is not None:
-            self._view = self._settled()
+            self._view.put(tag, self._claims(tag, self._offered))
 
-    def _settled(self) -> _View:
-        claims = self._claims()
-        return _View(
-            {tag: offers[0] for tag, offers in claims.items() if len(offers) == 1},
-            {tag: tuple(offers) for tag, offers in claims.items() if len(offers) > 1},
-        )
+    def _settled(self, offers: Mapping[str, tuple[Offer, ...]]) -> _View:
+        view = _View()
+        for tag in {*self._own.copy(), *offers}:
+            view.put(tag, self._claims(tag, offers))
+        return view
 
-    def _claims(self) -> dict[str, list[Offer]]:
-        """Who claims each tag; the same target again, by the user or by one distribution, is no claim of its own."""
-        own = self._own.copy()
-        claims: dict[str, list[Offer]] = {tag: [offer] for tag, offer in own.items()}
-        for offer in self._plugins.offers:
-            tag = offer.predictor.tag
-            if tag in self._removed or (tag in own and own[tag].replaces):
-                continue
-            rivals = claims.setdefault(tag, [])
-            if not any(_is_same(offer, rival) for rival in rivals):
-                rivals.append(offer)
+    def _claims(self, tag: str, offers: Mapping[str, tuple[Offer, ...]]) -> list[Offer]:
+        """Who claims a tag; the same target again, by the user or by one distribution, is no claim of its own."""
+        own = self._own.get(tag)
+        claims: list[Offer] = [] if own is None else [own]
+        if tag in self._removed or (own is not None and own.replaces):
+            return claims
+        for offer in offers.get(tag, ()):
+            if not any(_is_same(offer, rival) for rival in claims):
+                claims.append(offer)
         return claims
 
     def _snapshot(self) -> dict[str, Predictor]:
-        return {tag: offer.predictor for tag, offer in sorted(self._seen().ready.items())}
+        return {tag: offer.predictor for tag, offer in sorted(self._seen().ready.copy().items())}
 
     def _tell(self, tags: Iterable[str]) -> None:
         for tag in tags:
@@ -395,6 +443,13 @@ def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
             f"{', '.join(map(quote, unknown))} is no option of a predictor; the options are {', '.join(OPTIONS)}"
         )
     return options
+
+
+def _by_tag(offers: Iterable[Offer]) -> dict[str, tuple[Offer, ...]]:
+    found: dict[str, list[Offer]] = {}
+    for offer in offers:
+        found.setdefault(offer.predictor.tag, []).append(offer)
+    return {tag: tuple(each) for tag, each in found.items()}
 
 
 def _is_same(one: Offer, other: Offer) -> bool:

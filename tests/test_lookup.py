@@ -10,7 +10,7 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +18,18 @@ from typing import Any, Final
 
 import pytest
 
-from engine import Engine, EngineClosedError, Predictor, PredictorNotFoundError
-from tests.faults.conftest import eventually
+from engine import (
+    Engine,
+    EngineClosedError,
+    InvalidInputError,
+    InvalidTagError,
+    Predictor,
+    PredictorNotFoundError,
+    hookimpl,
+    predictor,
+)
+from engine.runners import Runner, own
+from tests.faults.conftest import aeventually, eventually
 
 PATIENCE: Final = 20.0  # seconds until a gate that does not open fails its test
 WAYS: Final = ("create", "stream", "acreate", "astream")
@@ -44,6 +54,11 @@ EARLY: Final = """
 
 def late() -> Iterator[str]:
     yield "late"
+
+
+class Counter:
+    def predict(self) -> int:
+        return 1
 
 
 @pytest.fixture
@@ -229,8 +244,207 @@ def test_a_record_that_stands_for_nothing_any_more_is_not_kept(muna: Engine) -> 
     assert gone() is None
 
 
-def test_workers_are_told_the_limit_of_the_record_that_is_registered_now(muna: Engine) -> None:
+@pytest.mark.parametrize("target", ["early_home:Model", Counter], ids=["by-name", "by-value"])
+def test_workers_are_told_the_limit_of_the_record_that_is_registered_now(muna: Engine, target: Any) -> None:
     workers = muna._workers()
-    limits = [workers.shipment("@home/say", "early_home:Model", limit).need.limit for limit in (1, 2, 1)]
+    limits = [workers.shipment("@home/say", target, limit).need.limit for limit in (1, 2, 1)]
 
     assert limits == [1, 2, 1]
+
+
+# Plugins that are looked for while an event loop goes on
+
+
+class Slow:
+    """A plugin whose import, so to speak, waits at a gate; what it offers is there afterwards."""
+
+    def __init__(self) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.times = 0
+
+    @hookimpl
+    def engine_predictors(self) -> list[Predictor]:
+        self.times += 1
+        self.reached.set()
+        assert self.go.wait(PATIENCE / 4)
+        return [Predictor("@slow/late", late), Predictor("@slow/model", Counter)]
+
+    @hookimpl
+    def engine_runners(self) -> list[Runner]:
+        return [Elsewhere()]
+
+
+class Elsewhere(Runner):
+    name = "elsewhere"
+
+    def start(self, body: Any, channel: Any) -> None:
+        threading.Thread(target=own, args=(body, channel), daemon=True).start()
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    slow = Slow()
+    yield slow
+    slow.go.set()
+
+
+@predictor("@me/elsewhere", runner="elsewhere")
+def elsewhere() -> str:
+    return "late"
+
+
+async def streamed(muna: Engine, tag: Any, **options: Any) -> Any:
+    async with muna.predictions.astream(tag, **options) as stream:
+        return [each async for each in stream.values()][-1]
+
+
+async def created(muna: Engine, tag: Any, **options: Any) -> Any:
+    return (await muna.predictions.acreate(tag, **options)).value
+
+
+async def loaded(muna: Engine, tag: Any) -> Any:
+    await muna.aload(tag)
+    return "late" if tag in muna.loaded else None
+
+
+async def unloaded(muna: Engine, tag: Any) -> Any:
+    await muna.aunload(tag)
+    return "late"
+
+
+CALLS: Final[dict[str, Callable[[Engine], Coroutine[Any, Any, Any]]]] = {
+    "acreate": lambda muna: created(muna, "@me/late"),
+    "acreate-of-plugin": lambda muna: created(muna, "slow/late"),
+    "astream": lambda muna: streamed(muna, "@me/late"),
+    "astream-of-plugin": lambda muna: streamed(muna, "slow/late"),
+    "aload": lambda muna: loaded(muna, "@slow/model"),
+    "aunload": lambda muna: unloaded(muna, "@slow/model"),
+    "runner-of-acreate": lambda muna: created(muna, late, runner="elsewhere"),
+    "runner-of-astream": lambda muna: streamed(muna, late, runner="elsewhere"),
+    "runner-of-its-author": lambda muna: created(muna, elsewhere),
+    "runner-of-its-author-streamed": lambda muna: streamed(muna, elsewhere),
+}
+
+
+@pytest.mark.fault(117)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_loop_turns_while_the_plugins_that_a_call_needs_are_still_imported(slow: Slow, call: str) -> None:
+    async def main() -> None:
+        async with Engine([Predictor("@me/late", late)], discover=False, plugins=[slow]) as muna:
+            task = asyncio.create_task(CALLS[call](muna))
+            await aeventually(
+                slow.reached.is_set, "a plugin is imported"
+            )  # only a loop that turns gets to the next line
+            assert not task.done()
+            slow.go.set()
+            assert await task == "late"
+
+    asyncio.run(main())
+    assert slow.times == 1
+
+
+@pytest.mark.fault(117)
+def test_a_loop_turns_while_the_engines_own_runner_is_looked_for(slow: Slow) -> None:
+    async def main() -> None:
+        async with Engine(discover=False, plugins=[slow], runner="elsewhere") as muna:
+            tasks = [asyncio.create_task(call(muna, late)) for call in (created, streamed)]
+            await aeventually(slow.reached.is_set, "a plugin is imported")
+            slow.go.set()
+            assert await asyncio.gather(*tasks) == ["late", "late"]
+
+    asyncio.run(main())
+    assert slow.times == 1
+
+
+@pytest.mark.fault(117)
+def test_many_first_calls_of_asyncio_wait_for_one_look_in_one_thread(slow: Slow) -> None:
+    async def main() -> None:
+        async with Engine([Predictor("@me/late", late)], discover=False, plugins=[slow]) as muna:
+            calls = [asyncio.create_task(created(muna, "@me/late")) for _ in range(50)]
+            await aeventually(slow.reached.is_set, "a plugin is imported")
+            assert len(muna._threads.owners) == 1
+            calls[0].cancel()  # it is the one that looks: another goes on for all
+            slow.go.set()
+            assert (await asyncio.gather(*calls, return_exceptions=True))[1:] == ["late"] * 49
+
+    asyncio.run(main())
+    assert slow.times == 1
+
+
+@pytest.mark.fault(117)
+def test_a_loop_turns_while_a_failed_plugin_is_tried_again_for_a_tag_that_is_not_there(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("engine._plugins.monotonic", lambda: now)
+
+    class Failing(Slow):
+        @hookimpl
+        def engine_runners(self) -> list[Runner]:
+            raise RuntimeError("not today")
+
+    failing = Failing()
+    failing.go.set()
+
+    async def main() -> None:
+        nonlocal now
+        async with Engine([Predictor("@me/late", late)], discover=False, plugins=[failing]) as muna:
+            for _ in range(3):
+                with pytest.raises(PredictorNotFoundError):
+                    await muna.predictions.acreate("@not/there")
+                with pytest.raises(PredictorNotFoundError):
+                    muna.predictions.astream("@not/there")  # nothing is to be looked for, so it is refused at the call
+            assert failing.times == 1
+            failing.reached.clear()
+            failing.go.clear()
+            now += 1
+            stream = muna.predictions.astream("@not/there")
+            tasks = [asyncio.ensure_future(stream), asyncio.create_task(created(muna, "@not/there"))]
+            await aeventually(failing.reached.is_set, "the plugin is tried again")
+            assert await created(muna, "@me/late") == "late"  # a known tag waits for nothing
+            failing.go.set()
+            assert all(
+                isinstance(each, PredictorNotFoundError)
+                for each in await asyncio.gather(*tasks, return_exceptions=True)
+            )
+            assert (stream.tag, stream.outcome.state) == ("@not/there", "failed")
+
+    asyncio.run(main())
+    assert failing.times == 2
+
+
+def test_what_is_wrong_with_a_call_is_told_by_the_first_await_before_plugins_were_looked_for(slow: Slow) -> None:
+    slow.go.set()
+
+    async def main() -> None:
+        async with Engine(discover=False, plugins=[slow]) as muna:
+            with pytest.raises(InvalidTagError):
+                muna.predictions.astream("no tag")
+            wrong: list[tuple[Any, dict[str, Any], type[Exception]]] = [
+                ("@not/there", {}, PredictorNotFoundError),
+                ("@slow/late", {"inputs": {"text": "cat"}}, InvalidInputError),
+                ("@slow/late", {"runner": "nowhere"}, ValueError),
+            ]
+            streams = [muna.predictions.astream(tag, **options) for tag, options, _ in wrong]
+            assert slow.times == 0
+            for stream, (tag, options, error) in zip(streams, wrong, strict=True):
+                with pytest.raises(error):
+                    await stream
+                with pytest.raises(error):
+                    muna.predictions.astream(tag, **options)  # by now at the call
+
+    asyncio.run(main())
+
+
+def test_an_engine_closed_while_its_plugins_are_looked_for_refuses_who_waits(slow: Slow) -> None:
+    async def main() -> None:
+        muna = Engine([Predictor("@me/late", late)], discover=False, plugins=[slow], grace=0.1)
+        tasks = [asyncio.create_task(call(muna, "@me/late")) for call in (created, streamed)]
+        await aeventually(slow.reached.is_set, "a plugin is imported")
+        await muna.aclose()
+        slow.go.set()
+        for task in tasks:
+            with pytest.raises(EngineClosedError):
+                await task
+
+    asyncio.run(main())

@@ -7,6 +7,8 @@ that really are installed may be there too, and no test here minds them.
 import importlib
 import importlib.metadata
 import logging
+import math
+import os
 import subprocess
 import sys
 import threading
@@ -88,6 +90,25 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for name in set(sys.modules) - before:
         if name.startswith(("fake_", "package_")):
             del sys.modules[name]
+
+
+@attrs.define
+class Clock:
+    """What the engine takes for the time, and for the moment the folders of `sys.path` were last changed."""
+
+    now: float = 1000.0
+    changed: int = 1000
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("engine._plugins.monotonic", lambda: clock.now)
+    monkeypatch.setattr("engine._plugins.folders_now", lambda: [("folder", (clock.changed,))])
+    return clock
 
 
 def problems_of(registry: Registry, distribution: str) -> list[Problem]:
@@ -492,50 +513,158 @@ def test_a_plugin_that_fails_half_way_leaves_no_trace(site: Site, switch: Simple
 
 @pytest.mark.fault(113)
 @pytest.mark.parametrize("tag", ["@half/two", "@half/three"])
-def test_a_failure_is_tried_again_when_a_tag_is_missing(site: Site, switch: SimpleNamespace, tag: str) -> None:
+def test_a_failure_is_tried_again_when_a_tag_is_missing(
+    site: Site, switch: SimpleNamespace, clock: Clock, tag: str
+) -> None:
     site.plugin("half", HALF_WAY)
     registry = Registry()
     assert tag not in registry
     switch.is_broken = False
+    clock.pass_by(1)
 
     assert registry[tag].tag == tag
     assert "half-way" in registry.runners()
     assert problems_of(registry, "fake-half") == []
 
 
+COUNTED = "import fake_count\nfake_count.starts.append(1)\n1 / 0"
+
+
+def ask_in_vain(registry: Registry, times: int = 3) -> None:
+    for number in range(times):
+        with pytest.raises(PredictorNotFoundError):
+            registry[f"@bad/number-{number}"]
+
+
 @pytest.mark.fault(118)
-def test_a_failure_is_tried_again_once_for_each_tag_that_is_missing(site: Site) -> None:
+def test_a_failure_is_tried_again_after_pauses_that_double_up_to_a_minute(
+    site: Site, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.write("fake_count", "starts = []")
-    site.plugin("bad", "import fake_count\nfake_count.starts.append(1)\n1 / 0")
+    site.plugin("bad", COUNTED)
+    registry = Registry([Predictor("@me/known", print)])
+    monkeypatch.setattr("engine._plugins._COARSEST", math.inf)  # nothing but the failure makes it look again
+    assert registry["@me/known"].target is print
+    starts = sys.modules["fake_count"].starts
+
+    for times, pause in enumerate([1, 2, 4, 8, 16, 32, 60, 60], start=1):
+        clock.pass_by(pause - 0.01)
+        ask_in_vain(registry)
+        assert len(starts) == times
+        clock.pass_by(0.01)
+        assert registry["@me/known"].target is print
+        assert "@bad/number-0" not in registry
+        assert len(starts) == times  # only who asks for a tag that is not there has it tried
+        ask_in_vain(registry)
+        assert len(starts) == times + 1
+
+
+@pytest.mark.fault(118)
+def test_what_failed_is_tried_at_once_and_soon_again_when_a_folder_has_changed(site: Site, clock: Clock) -> None:
+    site.write("fake_count", "starts = []")
+    site.plugin("bad", COUNTED)
     registry = Registry()
     len(registry)
+    starts = sys.modules["fake_count"].starts
+    for times in (2, 3, 4):
+        clock.pass_by(60)
+        ask_in_vain(registry)
+        assert len(starts) == times
 
-    for _ in range(3):
-        with pytest.raises(PredictorNotFoundError):
-            registry["@bad/one"]
-        assert "@bad/one" not in registry
-
-    assert len(sys.modules["fake_count"].starts) == 1 + 3
+    clock.changed += 1
+    ask_in_vain(registry)
+    assert len(starts) == 5
+    clock.pass_by(1)
+    ask_in_vain(registry)
+    assert len(starts) == 6
 
 
 @pytest.mark.fault(118)
-@pytest.mark.parametrize(
-    "text",
-    [f"[{PREDICTORS}]\n@fake/bad\n", f"[{PREDICTORS}]\n@fake/bad = a:b\n\xff".encode("latin-1")],
-    ids=["no-value", "not-utf-8"],
-)
-def test_broken_metadata_is_reported_stops_no_other_and_is_read_again(site: Site, text: str | bytes) -> None:
-    site.install("fake-bad", text=text)
-    site.install("fake-good", predictors={"@fake/good": "a:b"})
+def test_a_tag_that_is_not_there_is_not_looked_for_where_nothing_changed(
+    site: Site, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def installed(_problems: object) -> dict[str, object]:
+        looks.append(clock.now)
+        return {}
+
+    monkeypatch.setattr("engine._plugins.installed", installed)
     registry = Registry()
 
-    assert "@fake/good" in registry
-    (problem,) = problems_of(registry, "fake-bad")
-    assert problem.entry_point == "entry_points.txt"
+    for changed in (1000, 1001):
+        looks.clear()
+        clock.changed = changed
+        began = clock.now
+        ask_in_vain(registry)
+        clock.pass_by(1.99)
+        ask_in_vain(registry)
+        assert looks == [began]
+        clock.pass_by(0.01)  # once more, for it may have changed again at the same moment by a coarse clock
+        ask_in_vain(registry)
+        clock.pass_by(3600)
+        ask_in_vain(registry)
+        assert looks == [began, began + 2]
 
-    (site.folder / "fake_bad-1.0.dist-info" / "entry_points.txt").write_text(f"[{PREDICTORS}]\n@fake/bad = a:b\n")
+
+@pytest.mark.parametrize("how", ["in a folder", "in a new folder"])
+def test_what_is_installed_later_is_found_although_nothing_had_failed(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    site.install("fake-first", predictors={"@fake/first": "a:b"})
+    os.utime(site.folder, (1e9, 1e9))
+    registry = Registry()
+    with pytest.raises(PredictorNotFoundError):
+        registry["@fake/second"]
+
+    if how == "in a folder":
+        site.install("fake-second", predictors={"@fake/second": "a:b"})
+        os.utime(site.folder, (2e9, 2e9))  # later, also where a clock is coarse
+    else:
+        Site(tmp_path / "new").install("fake-second", predictors={"@fake/second": "a:b"})
+        monkeypatch.syspath_prepend(tmp_path / "new")
+
+    assert registry["@fake/second"].target == "a:b"
+    assert registry["@fake/first"].target == "a:b"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{here}\n@fake/bad\n@fake/good = a:b\n",
+        "{here}\n@fake/good = a:b\n@fake/bad = \n",
+        "{here}\n= a:b\n@fake/good = a:b\n",
+        "{here}\n@fake/bad = a:b\xff\n@fake/good = a:b\n",
+        "{here}\n@fake/bad\xff = a:b\n\n#\xff\n@fake/good = a:b\n[other]\n\xff\n",
+    ],
+    ids=["no-value", "empty-value", "no-name", "not-utf-8", "name-not-utf-8"],
+)
+@pytest.mark.fault(118)
+def test_one_bad_entry_point_is_a_problem_and_its_neighbours_work(site: Site, clock: Clock, text: str) -> None:
+    site.install("fake-bad", text=text.format(here=f"[{PREDICTORS}]").encode("latin-1"))
+    site.install("fake-good", predictors={"@fake/other": "a:b"})
+    registry = Registry()
+
+    assert {"@fake/good", "@fake/other"} <= set(registry)
+    (problem,) = problems_of(registry, "fake-bad")
+    assert str(problem).isascii()
+
+    entry_points = f"[{PREDICTORS}]\n@fake/bad = a:b\n@fake/good = a:b"
+    (site.folder / "fake_bad-1.0.dist-info" / "entry_points.txt").write_text(entry_points)
+    clock.pass_by(1)
     assert registry["@fake/bad"].target == "a:b"
     assert problems_of(registry, "fake-bad") == []
+
+
+def test_one_bad_plugin_entry_is_a_problem_and_its_neighbours_work(site: Site) -> None:
+    site.write("fake_good", GOOD)
+    site.install("fake-good", text=f"[{PLUGINS}]\nbad\ngood = fake_good\n")
+    registry = Registry()
+
+    assert registry["@good/one"].target == "nowhere:one"
+    (problem,) = problems_of(registry, "fake-good")
+    assert (problem.entry_point, problem.group) == ("bad", PLUGINS)
+    assert "is written 'name = value', not 'bad'" in problem.reason
 
 
 @pytest.mark.fault(118)
@@ -848,6 +977,43 @@ def test_an_import_that_waits_holds_up_only_those_who_need_the_registry(site: Si
     assert "@good/one" in registry
 
 
+@pytest.mark.fault(117)
+def test_while_a_failed_plugin_is_tried_again_every_known_tag_is_had_and_who_misses_one_waits_for_that_try(
+    site: Site, gate: SimpleNamespace, clock: Clock
+) -> None:
+    gate.starts, gate.is_ready = [], False
+    site.plugin(
+        "gated",
+        """
+        import fake_gate
+        fake_gate.starts.append(1)
+        if fake_gate.is_ready:
+            fake_gate.reached.set()
+            assert fake_gate.go.wait(20)
+        1 / 0
+        """,
+    )
+    registry = Registry([Predictor("@me/known", print)])
+    assert registry["@me/known"].target is print
+    gate.is_ready = True
+    clock.pass_by(1)
+
+    with ThreadPoolExecutor(8) as threads:
+        try:
+            asked = [threads.submit(ask_in_vain, registry) for _ in range(8)]
+            assert gate.reached.wait(PATIENCE)
+            assert registry["@me/known"].target is print
+            assert "@me/unknown" not in registry
+            assert registry.register("@me/other", print) is registry["@me/other"]
+            assert registry.unregister("@me/other").tag not in list(registry)
+            assert not any(each.done() for each in asked)
+        finally:
+            gate.go.set()
+        for each in asked:
+            each.result(PATIENCE)
+    assert len(gate.starts) == 2
+
+
 def test_many_threads_that_use_a_registry_first_import_its_plugins_once(site: Site) -> None:
     site.write("fake_count", "starts = []")
     site.plugin("good", "import fake_count\nfake_count.starts.append(1)\n" + GOOD)
@@ -889,7 +1055,7 @@ def test_a_plugin_may_use_the_registry_while_it_is_imported(site: Site, monkeypa
 
 @pytest.mark.fault(118)
 def test_a_plugin_that_recovers_tells_whoever_kept_a_predictor_it_now_disputes(
-    site: Site, switch: SimpleNamespace
+    site: Site, switch: SimpleNamespace, clock: Clock
 ) -> None:
     site.plugin("half", HALF_WAY)
     registry = Registry([Predictor("@half/one", print), Predictor("@me/kept", print)])
@@ -897,6 +1063,7 @@ def test_a_plugin_that_recovers_tells_whoever_kept_a_predictor_it_now_disputes(
     registry.on_change = told.append
     assert registry["@half/one"].target is print
     switch.is_broken = False
+    clock.pass_by(1)
 
     assert registry["@half/three"].tag == "@half/three"
 

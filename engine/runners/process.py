@@ -130,7 +130,7 @@ class ProcessRunner:
         is_method = isinstance(target, types.MethodType)
         owner = target.__self__ if is_method else target
         function = target.__func__ if is_method else None
-        name = (tag, id(owner), id(function))
+        name = (tag, id(owner), id(function), limit)
         found = self._shipments.get(name)
         if found is not None and found[0] is not None and found[0]() is owner:
             return found[1]
