@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 import warnings
 import weakref
@@ -23,6 +22,7 @@ from engine._predictor import is_name
 from engine._records import Start, current_call
 from engine._registry import Registry
 from engine._residents import Residents
+from engine._slots import is_on_a_loop
 from engine.runners.base import DaemonThread, Live, Stop, has_gil, is_finalising
 from engine.runners.loop import LoopRunner
 from engine.runners.task import finalised
@@ -421,12 +421,6 @@ def _owners(grace: float) -> tuple[ThreadRunner, LoopRunner]:
     loop = LoopRunner(threads.take_over)
     threads.adopt = loop.take_over
     return threads, loop
-
-
-def is_on_a_loop() -> bool:
-    """Whether an event loop runs in this thread."""
-    module: Any = sys.modules.get("asyncio")
-    return module is not None and module._get_running_loop() is not None  # noqa: SLF001 - the public one raises
 
 
 async def close_off_loop(close: Callable[[float], None], grace: float) -> None:

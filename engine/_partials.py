@@ -281,8 +281,9 @@ def is_async(target: object) -> bool:
 
 def is_foreign_cancel(error: BaseException) -> bool:
     """Whether this is asyncio's CancelledError, told without importing asyncio."""
-    module = sys.modules.get("asyncio.exceptions")
-    return module is not None and isinstance(error, module.CancelledError)
+    # The class is looked for, not the module: another thread may have imported only half of that so far.
+    cancelled = getattr(sys.modules.get("asyncio.exceptions"), "CancelledError", None)
+    return cancelled is not None and isinstance(error, cancelled)
 
 
 def explain(error: BaseException, call: Call, delivered: int) -> BaseException:

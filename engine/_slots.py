@@ -181,15 +181,17 @@ class Slots(Line):
             NestingError: the wait would be for the same thread, task or call chain.
             PredictionCancelledError: the call was stopped meanwhile.
         """
+        holder = Holder(body.call)  # first: what could raise comes before there is a slot to be lost
         if not self._takes_token(body):
             self.wait(Ticket(body.call), body)
-        self._hold(body)
+        self._hold(holder, body)
 
     async def atake(self, body: Body) -> None:
         """The same for an asyncio task."""
+        holder = Holder(body.call)  # as in `take`
         if not self._takes_token(body):
             await self.await_(Ticket(body.call), body)
-        self._hold(body)
+        self._hold(holder, body)
 
     def _takes_token(self, body: Body) -> bool:
         refuse_stopped(body.call)
@@ -221,8 +223,7 @@ class Slots(Line):
         if ticket.is_granted and self._tokens is not None:
             self._tokens.append(None)
 
-    def _hold(self, body: Body) -> None:
-        holder = Holder(body.call)
+    def _hold(self, holder: Holder, body: Body) -> None:
         self._holders[id(holder)] = holder
         body.release = partial(self._give, holder)
 
@@ -332,11 +333,18 @@ class Holder:
 
 def current_task() -> weakref.ref[asyncio.Task[Any]] | None:
     """The running asyncio task, if asyncio is at work in this thread at all."""
-    module: Any = sys.modules.get("asyncio")
-    if module is None or module._get_running_loop() is None:  # noqa: SLF001 - the public getter raises instead
+    if not is_on_a_loop():
         return None
+    module: Any = sys.modules["asyncio"]  # a loop runs, so all of it is there
     task = module.current_task()
     return None if task is None else weakref.ref(task)
+
+
+def is_on_a_loop() -> bool:
+    """Whether an event loop runs in this thread, told without importing asyncio."""
+    # The function is looked for, not the module: another thread may have imported only half of that so far.
+    running_loop: Any = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # the public one raises
+    return running_loop is not None and running_loop() is not None
 
 
 awaiting: Final[ContextVar[weakref.ref[asyncio.Task[Any]] | None]] = ContextVar("engine.awaiting", default=None)

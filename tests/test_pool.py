@@ -1097,3 +1097,24 @@ def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_holders(
     for _ in range(3):
         Patience(slots.tag, slots).report()  # a while later
     assert len(caplog.records) == 4
+
+
+def test_a_slot_that_could_not_be_held_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots("@me/it", 1)
+
+    def fails() -> None:
+        raise LookupError("who is it")
+
+    async def wait() -> None:
+        await slots.atake(body_of(call_of()))
+
+    monkeypatch.setattr(engine._slots, "current_task", fails)
+    with pytest.raises(LookupError):
+        slots.take(body_of(call_of()))
+    with pytest.raises(LookupError):
+        asyncio.run(wait())
+    monkeypatch.undo()
+    body = body_of(call_of())
+    slots.take(body)
+    body.let_go()
+    asyncio.run(asyncio.wait_for(wait(), PATIENCE))

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -1363,3 +1364,73 @@ def test_a_loop_closed_while_its_tasks_wait_for_a_worker_takes_no_worker_with_it
         """
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "given () 0\ngiven () 0\n", "")
+
+
+# asyncio, as another thread imports it just now.
+
+HALF_IMPORTED = """
+    import sys, threading
+    from importlib.machinery import PathFinder
+    from engine import Engine, EngineClosedError
+
+    reached, go = threading.Event(), threading.Event()
+
+    class Gate:
+        def find_spec(self, name, path=None, target=None):
+            if name != "asyncio.{module}":
+                return None
+            spec = PathFinder.find_spec(name, path)
+            execute = spec.loader.exec_module
+
+            def execute_late(module):
+                reached.set()
+                go.wait(20)
+                execute(module)
+
+            spec.loader.exec_module = execute_late
+            return spec
+
+    class Model:
+        def predict(self):
+            return "given"
+
+    def gives():
+        return "given"
+
+    sys.meta_path.insert(0, Gate())
+    importing = threading.Thread(target=__import__, args=("asyncio",))
+    importing.start()
+    assert reached.wait(20) and not hasattr(sys.modules["asyncio"], "current_task")
+    found = []
+    with Engine(discover=False, workers=1) as muna:
+        for runner in (None, "thread", "process"):
+            for predictor in (Model, Model, gives):
+                found.append(muna.predictions.create(predictor, runner=runner).value)
+                found += muna.predictions.stream(predictor, runner=runner).values()
+    try:
+        muna.predictions.create(gives)
+    except EngineClosedError:
+        found.append("closed")
+    go.set()
+    importing.join()
+    print(found == ["given"] * 18 + ["closed"])
+"""
+
+
+@pytest.mark.parametrize("module", ["constants", "tasks"])
+def test_where_another_thread_has_imported_asyncio_only_half_calls_work_and_the_engine_closes(module: str) -> None:
+    done = run_script(HALF_IMPORTED.replace("{module}", module))
+    assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
+
+
+def test_what_a_predictor_raises_is_explained_while_asyncios_own_errors_are_not_there_yet(
+    muna: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise LookupError("in the body")
+
+    monkeypatch.setitem(sys.modules, "asyncio.exceptions", types.ModuleType("asyncio.exceptions"))
+    with pytest.raises(LookupError, match="in the body"):
+        muna.predictions.create(fails)
+    with pytest.raises(LookupError, match="in the body"):
+        muna.predictions.create(fails, runner="thread")
