@@ -10,6 +10,7 @@ import io
 import sys
 import types
 from collections import ChainMap
+from inspect import CO_OPTIMIZED
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakValueDictionary
 
@@ -17,9 +18,10 @@ import cloudpickle
 
 from engine._importable import CACHED, by_reference, is_found, is_importable
 from engine._sentinels import has_sentinels, reduced_sentinel
+from engine._snapshots import global_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
 _WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
 _own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes made here that travelled by value
@@ -45,6 +47,12 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
     holds_files = True
     reduce_failure: Callable[[BaseException, Collection[int]], Any]
 
+    def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
+        reduced = super()._dynamic_function_reduce(func)
+        sent, scope = reduced[2][1]["__globals__"], func.__globals__
+        sent.update((name, scope[name]) for name in _used_in_classes(func.__code__) if name in scope)
+        return reduced
+
     def reducer_override(self, obj: Any) -> Any:
         """Say how an object is reduced, where that is not as plain pickle does it."""
         if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
@@ -60,6 +68,13 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
                 _own[id(obj)] = obj
             return (*reduced[:2], (reduced[5], reduced[2], obj.__qualname__), None, None, _fill_class)
         return reduced
+
+
+def _used_in_classes(code: types.CodeType) -> Iterator[str]:
+    """The variables of a module that the body of a class uses which a function makes; cloudpickle leaves them out."""
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            yield from _used_in_classes(each) if each.co_flags & CO_OPTIMIZED else global_names(each)
 
 
 def _note_whole(obj: Any) -> None:

@@ -13,17 +13,19 @@ import os
 import threading
 import types
 import weakref
+from collections import deque
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import Channel, End, wake_all
-from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, WorkerLostError
+from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, WorkerLostError, quote, warn
 from engine._frames import Order, pack_order
 from engine._partials import Body
 from engine._payloads import Payload, are_plain, encode_inputs, encode_target, encode_whole, read_only_bits, refused
 from engine._records import Call
 from engine._segments import WORTH
+from engine._snapshots import Snapshot, is_function
 from engine.runners.pool import Need, Pool
 from engine.runners.warden import Warden
 from engine.runners.wire import Wire
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from engine._slots import Slots
 
 _keys: Final = itertools.count(1)  # numbers that predictors are known by in workers
+_MOST_HOLDING: Final = 512  # predictors that may keep objects of the program alive, to know them again
 
 
 class ProcessRunner:
@@ -57,6 +60,7 @@ class ProcessRunner:
         self._pool = Pool(most or _default_workers(), self._spawn)
         self._warden = Warden(self._pool, grace, self._leave)
         self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
+        self._holding: deque[tuple[Any, int]] = deque()  # those of them that keep objects of the program alive
         self._is_closing = False
         self._leaving: list[Wire] = []
 
@@ -127,24 +131,55 @@ class ProcessRunner:
             if found is None:
                 found = self._shipments.setdefault(name, (None, _shipment(tag, target, limit)))
             return found[1]
-        is_method = isinstance(target, types.MethodType)
-        owner = target.__self__ if is_method else target
-        function = target.__func__ if is_method else None
-        name = (tag, id(owner), id(function), limit)
+        name, owner, _ = _name_of(tag, target, limit)
+        shipment = self._kept(name, owner)
+        if shipment is None:
+            return self._encoded(tag, target, limit)
+        change = None if shipment.snapshot is None else shipment.snapshot.change()
+        if change is None:
+            return shipment
+        if is_function(target):
+            self._unlearn(shipment.key)
+            return self._encoded(tag, target, limit)
+        shipment.snapshot = None
+        warn(
+            f"{tag}: {quote(change)} has changed since it was sent to workers, where a class or an object stays as it "
+            "was: unload it there, with unload(..., runner='process'), and the next call sends it as it is now"
+        )
+        return shipment
+
+    def _kept(self, name: Any, owner: Any) -> Shipment | None:
+        """What was sent of a function, class or object."""
         found = self._shipments.get(name)
-        if found is not None and found[0] is not None and found[0]() is owner:
-            return found[1]
-        made = _shipment(tag, None, limit, encode_target(tag, target), function)
+        return None if found is None or found[0] is None or found[0]() is not owner else found[1]
+
+    def _encoded(self, tag: str, target: Any, limit: float) -> Shipment:
+        """Encode a function, class or object as it is now."""
+        snapshot = Snapshot(target)  # before it is: what changes meanwhile is noticed by the next call
+        data = encode_target(tag, target)
+        name, owner, function = _name_of(tag, target, limit)
+        made = _shipment(tag, None, limit, data, function)
+        made.snapshot = snapshot
         try:
             reference = weakref.ref(owner, lambda _gone: self._forget(name, made.key))
         except TypeError:  # it cannot be referred to weakly: sent again with every call
             made.is_kept = False
             return made
         self._shipments[name] = reference, made
+        if snapshot.holds and is_function(target):  # what it is made of may in turn keep it alive
+            self._holding.append((name, made.key))
+            if len(self._holding) > _MOST_HOLDING:
+                self._forget(*self._holding.popleft())
         return made
 
     def _forget(self, name: Any, key: int) -> None:
-        self._shipments.pop(name, None)
+        found = self._shipments.get(name)
+        if found is not None and found[1].key == key:
+            del self._shipments[name]
+        self._unlearn(key)
+
+    def _unlearn(self, key: int) -> None:
+        """Have every worker forget a predictor before its next call."""
         for worker in self._pool.workers:
             if key in worker.known:
                 worker.forgotten.append(key)
@@ -295,7 +330,8 @@ class ProcessRunner:
             EngineError: a call still uses it after the grace.
             BaseException: what `teardown` raised.
         """
-        shipment = self.shipment(tag, target, limit)
+        name, owner, _ = _name_of(tag, target, limit)
+        shipment = self._kept(name, owner) or self.shipment(tag, target, limit)
         left = () if slots is None else slots.wait_for(slots.holders, self._grace)
         if left:
             raise EngineError(
@@ -305,6 +341,8 @@ class ProcessRunner:
         for worker in self._pool.workers:
             if shipment.key in worker.set_up:
                 self._unload(worker, shipment)
+        if shipment.data is not None and not is_function(target):
+            self._forget(name, shipment.key)  # the next call sends it as it is then
 
     def _unload(self, worker: Worker, shipment: Shipment) -> None:
         """Unload from one worker; one that serves another predictor for long does it before its next call."""
@@ -426,6 +464,13 @@ def _giving_up(body: Body, seconds: float | None) -> Iterator[None]:
     finally:
         timer.cancel()
         timer.join()
+
+
+def _name_of(tag: str, target: Any, limit: float) -> tuple[Any, Any, Any]:
+    """What a predictor is kept by; the object that is referred to for it, and the function of a method of that."""
+    is_method = isinstance(target, types.MethodType)
+    owner, function = (target.__self__, target.__func__) if is_method else (target, None)
+    return (tag, id(owner), id(function), limit), owner, function
 
 
 def _shipment(tag: str, text: str | None, limit: float, data: bytes | None = None, function: Any = None) -> Shipment:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from engine._frames import Chunk
     from engine._records import Start
     from engine._slots import Holder
+    from engine._snapshots import Snapshot
 
 MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
 _STDOUT: Final = 1
@@ -74,6 +75,7 @@ class Shipment:
         is_kept: whether it is known again when it comes again.
         data: itself, encoded at the first call.
         function: of a bound method, which must not make room for another at its address.
+        snapshot: what it was made of; `None` where that is not looked at, or no longer.
     """
 
     key: int
@@ -84,6 +86,7 @@ class Shipment:
     is_kept: bool = True
     data: bytes | None = None
     function: Any = None
+    snapshot: Snapshot | None = None
 
 
 class Worker:

@@ -835,6 +835,87 @@ def test_a_function_that_is_defined_again_is_sent_again(muna: Engine, worker: in
     muna.predictors.unregister("@tests/cell")
 
 
+SETTINGS: Final = """
+LEVEL = 1
+def helper():
+    return "before"
+def tells():
+    class Inner:
+        level = LEVEL
+    return Inner.level, helper()
+class Model:
+    def setup(self):
+        self.level = LEVEL
+    def predict(self):
+        return self.level, LEVEL
+"""
+
+
+@pytest.fixture
+def settings(forgotten_modules: None) -> Any:
+    """A module as a script or a notebook has it: nobody else can import it, and its variables are assigned anew."""
+    module = types.ModuleType("made_up_settings")
+    sys.modules[module.__name__] = module
+    exec(SETTINGS, vars(module))
+    return module
+
+
+@pytest.mark.fault(22)
+@each_way
+def test_what_is_assigned_anew_counts_for_the_next_call(muna: Engine, worker: int, settings: Any, way: str) -> None:
+    assert values_of(muna, way, settings.tells) == [(1, "before")]
+    settings.LEVEL = 2
+    assert values_of(muna, way, settings.tells) == [(2, "before")]
+    exec("def helper(): return 'after'", vars(settings))
+    assert values_of(muna, way, settings.tells) == [(2, "after")]
+    assert values_of(muna, way, settings.tells) == [(2, "after")]
+
+
+@pytest.mark.fault(22)
+def test_what_a_function_stored_in_a_worker_stays_there_until_it_is_sent_again(
+    muna: Engine, worker: int, settings: Any
+) -> None:
+    exec("def counts():\n    global COUNT\n    COUNT += STEP\n    return COUNT\nCOUNT, STEP = 0, 1", vars(settings))
+    counts = [muna.predictions.create(settings.counts, runner="process").value for _ in range(3)]
+    assert (counts, settings.COUNT) == ([1, 2, 3], 0)
+    settings.STEP = 5
+    assert muna.predictions.create(settings.counts, runner="process").value == 5
+
+
+@pytest.mark.fault(22)
+def test_a_stream_goes_on_as_what_it_began_as_though_its_function_was_sent_again(settings: Any) -> None:
+    exec("def streams():\n    for _ in range(3):\n        yield LEVEL", vars(settings))
+    with Engine(discover=False, workers=2) as muna:
+        stream = muna.predictions.stream(settings.streams, runner="process", prefetch=0)
+        before = next(stream).value
+        settings.LEVEL = 2
+        after = muna.predictions.create(settings.streams, runner="process").value
+        assert [before, after, *stream.values()] == [1, 2, 1, 1]
+
+
+@pytest.mark.fault(22)
+@pytest.mark.parametrize("is_object", [False, True], ids=["class", "object"])
+def test_a_class_or_object_stays_as_it_was_until_it_is_unloaded_and_that_is_logged_once(
+    muna: Engine, settings: Any, caplog: pytest.LogCaptureFixture, is_object: bool
+) -> None:
+    target = settings.Model() if is_object else settings.Model
+    if is_object:
+        target.setup()
+    muna.predictors.register("@tests/model", target)
+    assert muna.predictions.create("@tests/model", runner="process").value == (1, 1)
+    settings.LEVEL = 2
+    for _ in range(2):
+        assert muna.predictions.create("@tests/model", runner="process").value == (1, 1)
+    (record,) = caplog.records
+    assert "@tests/model: 'LEVEL' has changed" in record.getMessage()
+    assert "unload" in record.getMessage()
+    muna.unload("@tests/model", runner="process")
+    assert muna.predictions.create("@tests/model", runner="process").value == (1 if is_object else 2, 2)
+    muna.unload("@tests/model", runner="process")
+    muna.predictors.unregister("@tests/model")
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.fault(22)
 def test_a_new_function_is_never_taken_for_one_that_lived_at_its_address(muna: Engine, worker: int) -> None:
     addresses = set()
