@@ -10,6 +10,7 @@ import functools
 import importlib
 import math
 import re
+import typing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
@@ -80,6 +81,12 @@ def _check_description(_record: object, _field: object, value: Any) -> None:
         raise ValueError(f"description must be text or None, not {quote(value)}")
 
 
+def class_behind(target: object) -> type | None:
+    """The class that a target is: itself, or what an alias such as `Model[int]` is of; `None` where it is no class."""
+    found = target if isinstance(target, type) else typing.get_origin(target)
+    return found if isinstance(found, type) else None
+
+
 def check_target(value: object) -> None:
     """Refuse what could never be called for a prediction.
 
@@ -90,7 +97,7 @@ def check_target(value: object) -> None:
     if isinstance(value, str):
         if not _TARGET.fullmatch(value):
             raise ValueError(f"a target given as text is written 'module:name', not {quote(value)}")
-    elif isinstance(value, type) and not callable(getattr(value, "predict", None)):
+    elif class_behind(value) is not None and not callable(getattr(value, "predict", None)):
         raise TypeError(f"the class {quote(value)} cannot be a predictor: it has no method predict()")
     elif not callable(value) and not callable(getattr(value, "predict", None)):
         raise TypeError(
@@ -200,7 +207,8 @@ def mark_of(target: object) -> Mapping[str, Any]:
 
     A class's mark is its own: a subclass does not inherit the tag.
     """
-    mark = vars(target).get(MARK) if isinstance(target, type) else getattr(target, MARK, None)
+    made = class_behind(target)
+    mark = getattr(target, MARK, None) if made is None else vars(made).get(MARK)
     return mark if isinstance(mark, dict) else {}
 
 
@@ -237,5 +245,6 @@ def name_of(target: object) -> str:
         return target
     while isinstance(target, functools.partial):
         target = target.func
+    target = class_behind(target) or target
     named = target if hasattr(target, "__qualname__") else type(target)
     return f"{getattr(named, '__module__', None) or 'builtins'}:{getattr(named, '__qualname__', '?')}"

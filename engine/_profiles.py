@@ -7,6 +7,8 @@ what the predictor needs.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import math
 import types
@@ -18,7 +20,7 @@ import attrs
 
 from engine._kinds import MISSING
 from engine._partials import is_async
-from engine._predictor import check_target, mark_of
+from engine._predictor import check_target, class_behind, mark_of
 from engine._reducers import reducer_of
 from engine._signature import Parameter, Signature
 
@@ -90,14 +92,14 @@ def profile_of(tag: str, target: Any, options: Mapping[str, Any]) -> Profile:
         TypeError: it cannot be called for a prediction.
     """
     factory = class_of(target)
-    function = function_of(target, factory)
     is_plain = factory is None and not is_object(target)
-    members = [getattr(target if factory is None else factory, name, None) for name in ("setup", "predict", "teardown")]
+    read, signature = _read_function(target) if is_plain else _read_method(target if factory is None else factory)
+    others = [getattr(target if factory is None else factory, name, None) for name in ("setup", "teardown")]
     facts = Facts(
-        Signature.of(function),
+        signature,
         _first_line(target),
-        is_async=is_async(function),
-        lives_on_loop=not is_plain and any(map(is_async, filter(None, members))),
+        is_async=is_async(read),
+        lives_on_loop=not is_plain and any(map(is_async, filter(None, (read, *others)))),
         is_class=factory is not None,
         is_plain=is_plain,
     )
@@ -242,26 +244,69 @@ def class_of(target: Any) -> type | None:
     while isinstance(target, partial):
         target = target.func
     check_target(target)
-    return target if isinstance(target, type) else None
+    return class_behind(target)
 
 
 def is_object(target: object) -> bool:
-    return not isinstance(target, type) and callable(getattr(target, "predict", None))
+    """Whether a target is an object with `predict`, and neither a function nor a class."""
+    return callable(getattr(target, "predict", None)) and class_behind(target) is None
 
 
-def function_of(target: Any, factory: type | None) -> Any:
-    """What is called for a prediction, complete but for an instance not made yet."""
-    if factory is None:
-        return target.predict if is_object(target) else target
-    member = inspect.getattr_static(factory, "predict")
+def function_of(target: Any) -> Any:
+    """What is called for a prediction of a target that is no class."""
+    return target.predict if is_object(target) else target
+
+
+def _read_function(function: Any) -> tuple[Any, Signature]:
+    """A function as it is looked at, and its inputs."""
+    signature = Signature.of(function)
+    is_dispatching = isinstance(function, types.FunctionType) and hasattr(function, "dispatch")
+    return function, signature.dispatched() if is_dispatching and hasattr(function, "registry") else signature
+
+
+def _read_method(holder: Any) -> tuple[Any, Signature]:
+    """The method `predict` of an object or a class as it is looked at, and its inputs, among which is no instance.
+
+    Whatever a class has under that name binds as its own descriptor says: a function does, what
+    `functools.lru_cache` makes does, a static method or a callable object does not.
+    """
+    owner = holder if isinstance(holder, type) else type(holder)
+    member = inspect.getattr_static(owner, "predict", None)
+    if isinstance(member, functools.singledispatchmethod):  # it binds to what `inspect` cannot see through
+        bound = _bound(member.func, owner)
+        return bound, Signature.of(bound).dispatched()
+    bound = _bound(member, owner) if owner is holder else holder.predict
+    signature = Signature.of(bound)
+    is_static = isinstance(member, staticmethod) or not hasattr(type(member), "__get__")
+    # A function made around the one inside shows that one's inputs, and so its instance.
+    return bound, signature if is_static else signature.without_instance()
+
+
+def _bound(member: Any, owner: Any) -> Any:
+    """What a class's `member` is on an instance, as far as can be told without making one."""
     if isinstance(member, types.FunctionType):
-        return types.MethodType(member, factory)  # reads like the bound method: `self` is no input
-    return factory.predict  # type: ignore[attr-defined]  # a static or class method, or a descriptor of its own
+        return types.MethodType(member, owner)
+    bind = getattr(type(member), "__get__", None)
+    if bind is None or isinstance(member, (staticmethod, classmethod)):
+        return owner.predict if bind is None else bind(member, None, owner)
+    try:
+        return bind(member, _unmade(owner), owner)
+    except Exception:  # one written in C insists on a true instance
+        return partial(member, None) if callable(member) else owner.predict
+
+
+def _unmade(owner: type) -> object:
+    """An instance that is never initialised, for a descriptor to bind to; just any object where it would be noticed."""
+    if not hasattr(owner, "__del__"):
+        with contextlib.suppress(TypeError):  # it is abstract, or its base is written in C
+            return object.__new__(owner)
+    return types.SimpleNamespace()
 
 
 def _first_line(target: object) -> str:
     while isinstance(target, partial):
         target = target.func
+    target = class_behind(target) or target
     own = isinstance(target, (type, types.FunctionType, types.MethodType))
     text = getattr(target, "__doc__", None) if own else None
     return text.strip().partition("\n")[0] if isinstance(text, str) else ""

@@ -24,7 +24,7 @@ from engine._records import Call, current, current_call
 from engine._slots import Patience, Slots, current_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterator, Mapping
     from contextvars import Context
 
     from engine._channel import Wake
@@ -105,7 +105,7 @@ class Resident:
         self._instance: Any = None
         self._flight: _Flight | None = None
         self._lock = threading.Lock()
-        self.function: Any = None if profile.is_class or self.is_described else function_of(target, None)
+        self.function: Any = None if profile.is_class or self.is_described else function_of(target)
         self.slots, self.worker_slots = slots or _slots_of(profile)
 
     @property
@@ -354,7 +354,7 @@ class Residents:
         self._lock = threading.Lock()
         self._by_record: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
         self._described: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
-        self._classes: dict[int, tuple[object, Resident]] = {}
+        self._classes: dict[Hashable, tuple[object, Resident]] = {}
         self._profiles: dict[int, tuple[weakref.ref[Any], Profile, tuple[Slots | None, Slots | None]]] = {}
         self._kept: list[Resident] = []
 
@@ -387,7 +387,9 @@ class Residents:
 
     def given(self, given: Any) -> Resident:
         """The resident of what a caller passed directly; that of a function is not kept, its profile is."""
-        kept = self._classes.get(id(given))
+        # An alias such as `Model[int]` may be another object at each call.
+        name = given if type(given) is types.GenericAlias else id(given)
+        kept = self._classes.get(name)
         if kept is not None:
             return kept[1]
         key = given.__func__ if isinstance(given, types.MethodType) else given
@@ -398,7 +400,7 @@ class Residents:
         resident = Resident(profile, given, self._loop, self._engine)
         if profile.is_class:
             with self._lock:
-                return self._classes.setdefault(id(given), (given, resident))[1]
+                return self._classes.setdefault(name, (given, resident))[1]
         self._remember(key, profile, (resident.slots, resident.worker_slots))
         return resident
 

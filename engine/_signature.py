@@ -241,6 +241,20 @@ class Signature:
             return cls(readable=False)
         return cls(parameters, _yields(found.return_annotation, scope), given=given)
 
+    def without_instance(self) -> Signature:
+        """The inputs of a method that reads as if its instance were one of them."""
+        first = self.parameters[:1]
+        is_shown = bool(first) and first[0].name == "self" and first[0].kind in {_POSITIONAL_ONLY, _NAMED}
+        return attrs.evolve(self, parameters=self.parameters[1:]) if is_shown else self
+
+    def dispatched(self) -> Signature:
+        """The inputs of what is chosen by its first argument: that one goes by position and may be of any type."""
+        first, *others = self.parameters or (None,)
+        if first is None or first.kind not in {_POSITIONAL_ONLY, _NAMED}:
+            return self
+        taken = attrs.evolve(first, kind=_POSITIONAL_ONLY, annotation=MISSING, constraints=())
+        return attrs.evolve(self, parameters=(taken, *others))
+
     def names(self) -> tuple[str, ...]:
         """The names an input may have; `**kwargs`, which takes any other, is not one."""
         return tuple(each.name for each in self.parameters if each.kind != _VAR_KEYWORD)

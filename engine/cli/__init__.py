@@ -134,13 +134,14 @@ def _show(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
 def _facts(muna: Engine, resident: Resident) -> dict[str, Any]:
     import math
 
+    from engine._profiles import is_object
+
     profile = resident.profile
     target = muna.predictors[profile.tag].load()
-    is_object = not isinstance(target, type) and callable(getattr(target, "predict", None))
     return {
         "tag": profile.tag,
         "description": profile.description,
-        "kind": "class" if profile.is_class else "object" if is_object else "function",
+        "kind": "class" if profile.is_class else "object" if is_object(target) else "function",
         "is_async": profile.is_async,
         "yields": profile.follows or _is_generator(target, resident),
         "inputs": [_input(each) for each in profile.signature.parameters],
