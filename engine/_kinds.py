@@ -243,14 +243,63 @@ def _generic_kind(annotation: Any, origin: Any) -> Kind | None:
 
 def _any_class_kind(cls: type) -> Kind:
     if issubclass(cls, enum.Enum):
-        return _class_kind(
-            cls, _listing(quote(f"{cls.__name__}.{member.name}")[1:-1] for member in cls) or _name_of(cls)
-        )
+        return _enum_kind(cls)
     if dict in cls.__mro__ and hasattr(cls, "__required_keys__"):  # TypedDict, of typing or typing_extensions
         return _test_kind(f"a mapping ({_name_of(cls)})", lambda value: isinstance(value, Mapping), dict)
     if callable(getattr(cls, "model_validate", None)):
         return Kind(_name_of(cls), functools.partial(_model_refusal, cls), {cls: (None, ())})
     return _class_kind(cls)
+
+
+# An enum of one of these takes their values too: how a value of the kind is told, and a member's without its enum.
+_MIXED_IN: Final[Mapping[type, tuple[Callable[[Any], bool], Callable[[Any], Any]]]] = {
+    int: (_number_test(numbers.Integral), int.__int__),
+    float: (_number_test(numbers.Real), float.__float__),
+    str: (lambda value: isinstance(value, str), str.__str__),
+}
+
+
+def _enum_kind(cls: type[enum.Enum]) -> Kind:
+    """Members, and, of an enum that is also a text or a number, their values as they are."""
+    members = tuple(cls)
+    expects = _listing(_member_text(member) for member in members) or _name_of(cls)
+    mixed_in = next((each for each in _MIXED_IN if issubclass(cls, each)), None)
+    if mixed_in is None:
+        return Kind(expects, functools.partial(_member_refusal, cls, members), {cls: (None, ())})
+    is_of_kind, plain = _MIXED_IN[mixed_in]
+    values = frozenset(map(plain, members))
+    is_flag = issubclass(cls, enum.Flag)  # whose members may be combined
+
+    def refusal(value: Any) -> str | None:
+        if isinstance(value, cls):
+            return None
+        is_value = is_of_kind(value) and (value in values or (is_flag and _is_made_of(cls, value)))
+        return None if is_value else ""
+
+    swift: dict[type, Limits] = {cls: (None, ()), mixed_in: (values, ())}
+    return Kind(expects, refusal, swift)
+
+
+def _is_made_of(cls: type[enum.Enum], value: Any) -> bool:
+    try:
+        return isinstance(cls(value), cls)
+    except ValueError:
+        return False
+
+
+def _member_text(member: enum.Enum) -> str:
+    return quote(f"{type(member).__name__}.{member.name}")[1:-1]
+
+
+def _member_refusal(cls: type[enum.Enum], members: Iterable[enum.Enum], value: object) -> str | None:
+    """None for a member; for the name or the value of one, what is to be given instead."""
+    if isinstance(value, cls):
+        return None
+    for member in members:
+        with contextlib.suppress(Exception):  # values may be anything, and compare in any way
+            if value == member.name or (type(value) is type(member.value) and value == member.value):
+                return f"give {_member_text(member)}"
+    return ""
 
 
 def _model_refusal(cls: Any, value: object) -> str | None:

@@ -139,6 +139,19 @@ def _yields(annotation: object, scope: _Scope) -> bool:
         return False
 
 
+_SCALARS: Final = frozenset({bool, int, float, complex, str, bytes})
+
+
+def _is_default(value: object, default: object) -> bool:
+    """Whether a value is what a parameter has anyway: the very object, or a text or a number of which there is another.
+
+    Which texts and numbers are one object is the interpreter's choice, and no process shares them with another.
+    """
+    if value is default:
+        return default is not MISSING
+    return type(value) is type(default) and type(value) in _SCALARS and value == default
+
+
 @attrs.frozen
 class Parameter:
     """One parameter of a predictor.
@@ -179,7 +192,7 @@ class Parameter:
         name, default, expects = quote(self.name), self.default, expectation(kind, ())
 
         def check(value: object) -> list[str]:
-            if value is default and default is not MISSING:
+            if _is_default(value, default):
                 return []
             reason = None
             with contextlib.suppress(Exception):  # a foreign metaclass or a static protocol cannot tell: accept

@@ -493,6 +493,15 @@ def test_a_value_identical_to_the_default_always_passes() -> None:
     assert len(refuse(function, {"a": "", "b": 2, "c": None}).problems) == 3
 
 
+def test_a_text_or_a_number_equal_to_the_default_passes_whichever_object_it_is() -> None:
+    def function(mode: int = "auto", size: str = 10**30, share: str = 0.5) -> Any:  # type: ignore[assignment]
+        return mode, size, share
+
+    inputs = {"mode": str(b"auto", "ascii"), "size": int("1" + 30 * "0"), "share": float("0.5")}
+    assert call(function, inputs) == ("auto", 10**30, 0.5)
+    assert len(refuse(function, {"mode": "automatic", "size": 1e30, "share": Fraction(1, 2)}).problems) == 3
+
+
 def test_the_sentinel_for_no_default_is_an_ordinary_value() -> None:
     assert call(lambda a, b=1: (a, b), {"a": MISSING, "b": MISSING}) == (MISSING, MISSING)
     assert refuse(takes(int), {"value": MISSING}).problems == ("'value' must be int, not MISSING (_Missing)",)
@@ -599,6 +608,34 @@ class Fruit(enum.Enum):
 
 class Level(enum.IntEnum):
     LOW = 1
+    HIGH = 3
+
+
+class Tone(enum.StrEnum):
+    SOFT = "soft"
+    QUIET = "soft"  # another name for it
+
+
+class Grade(str, enum.Enum):  # noqa: UP042 - as written before there was StrEnum
+    GOOD = "good"
+
+    def __str__(self) -> str:
+        return f"grade {self.value}"
+
+
+class Share(float, enum.Enum):
+    HALF = 0.5
+    ALL = 1
+
+
+class Access(enum.IntFlag):
+    READ = 1
+    WRITE = 2
+
+
+class Pair2(enum.Enum):
+    LEFT = (1, 2)
+    ARRAY = [np.zeros(2)]  # noqa: RUF012 - a value that cannot be compared
 
 
 class Mode(enum.Flag):
@@ -709,7 +746,17 @@ TYPES: list[tuple[Any, list[Any], list[Any]]] = [
     (Literal["a"] | Literal["b"], ["a", "b"], ["c"]),
     (Literal["a"] | str, ["a", "b"], [1]),
     (Fruit, [Fruit.APPLE, Fruit.PEAR], [1, "pear", "APPLE", None]),
-    (Level, [Level.LOW], [1]),
+    (Level, [Level.LOW, 1, 3, np.int8(3)], [2, True, 1.0, "1", "LOW", None, [1]]),
+    (Tone, [Tone.SOFT, "soft", Name("soft"), np.str_("soft")], ["SOFT", "loud", None, b"soft", ["soft"]]),
+    (Grade, [Grade.GOOD, "good"], ["GOOD", "grade good", 1]),
+    (Share, [Share.HALF, 0.5, 1, np.float32(0.5), Fraction(1, 2)], [0.25, True, "0.5", math.nan, 10**400]),
+    (Access, [Access.READ, 1, 3, 0, np.int8(2), Access.READ | Access.WRITE], [True, 1.0, "READ", None]),
+    (Optional[Level], [1, Level.LOW, None], [2, True, "LOW"]),
+    (Level | Tone, [3, "soft", Tone.SOFT], [2, "loud"]),
+    (Level | str, [1, "anything"], [2, True]),
+    (Annotated[Level, annotated_types.Ge(2)], [3, Level.HIGH], [1, Level.LOW, 2]),
+    (NewType("Rank", Level), [3, Level.LOW], [2]),
+    (Pair2, [Pair2.LEFT], [(1, 2), ARRAY, [1], "LEFT"]),
     (Mode, [Mode.READ, Mode.READ | Mode.WRITE, Mode(0)], [1]),
     (Options, [{}, {"size": "unchecked"}, types.MappingProxyType({})], [[], None]),
     (Loose, [{}], [[], None]),
@@ -844,7 +891,13 @@ def test_an_enumeration_of_many_members_is_cut_short() -> None:
 PROBLEMS: list[tuple[Any, Any, str]] = [
     (int, None, "'value' must be int, not None"),
     (int, True, "'value' must be int, not True (bool)"),
-    (Fruit, "pear", "'value' must be one of Fruit.APPLE, Fruit.PEAR, not 'pear' (str)"),
+    (Fruit, "pear", "'value' must be one of Fruit.APPLE, Fruit.PEAR, not 'pear' (str): give Fruit.PEAR"),
+    (Fruit, 1, "'value' must be one of Fruit.APPLE, Fruit.PEAR, not 1 (int): give Fruit.APPLE"),
+    (Fruit, "APPLE", "'value' must be one of Fruit.APPLE, Fruit.PEAR, not 'APPLE' (str): give Fruit.APPLE"),
+    (Mode | None, "READ", "'value' must be one of Mode.READ, Mode.WRITE or None, not 'READ' (str): give Mode.READ"),
+    (Fruit, "plum", "'value' must be one of Fruit.APPLE, Fruit.PEAR, not 'plum' (str)"),
+    (Fruit, True, "'value' must be one of Fruit.APPLE, Fruit.PEAR, not True (bool)"),
+    (Level, 2, "'value' must be one of Level.LOW, Level.HIGH, not 2 (int)"),
     (Annotated[str, annotated_types.MinLen(2)], "a", "'value' must have a length >= 2, not 1"),
     (Annotated[Any, annotated_types.MinLen(2)], 5, "'value' must have a length >= 2, and 5 (int) has none"),
     (Annotated[Any, annotated_types.Ge(0)], "a", "'value' must be >= 0, not 'a'"),
