@@ -377,7 +377,13 @@ class Bridged(SyncExecution):
         self._finish(stop)
         if not is_pending:
             self._request_stop()
-            self._closed(is_inside or await self._channel.wait_end_task(self.grace))
+            try:
+                is_final = is_inside or await self._channel.wait_end_task(self.grace)
+            except BaseException:  # this task was cancelled: it leaves the clean-up to its owner, as it leaves a pull
+                self._channel.desert()
+                self._log_unseen(self._channel.end)
+                raise
+            self._closed(is_final)
 
     def _seal(self) -> None:
         self._claim = self._stop = Stop("closed")

@@ -4,6 +4,10 @@ The body is a machine that is stepped inside the call's own context: what it wai
 the loop answers is passed in. Nobody owns an idle one, so whoever stops it finalises it; while a pull waits, a stop
 interrupts it where it waits. Turns are taken as in `inline`.
 
+A body is cleaned up in the task that stepped it, since cancel scopes belong to their task, but once it was cancelled
+nothing cancels what its clean-up waits for: a cancel scope may deliver its cancellation at every turn of the loop. The
+task then waits for something else in its place, see `shield`.
+
 An open stream is three objects: the `TaskExecution`, which its event loop's `Guard` keeps; its machine; and what the
 consumer holds of it, a `Held`. A `Held` that is dropped, or the end of the loop, has the body closed.
 """
@@ -13,6 +17,7 @@ from __future__ import annotations
 import types
 import warnings
 from contextlib import suppress
+from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -262,7 +267,7 @@ class TaskExecution(Execution):
         self._watch = watch = Watch(self.grace)
         try:
             if isinstance(self._turn, Stop):  # posted before there was anything to interrupt
-                self._interrupt()
+                self.interrupt()
             yield from attend(self, answer, watch)
         finally:
             watch.over()
@@ -320,7 +325,7 @@ class TaskExecution(Execution):
             return
         if self._turn is BUSY:
             self._turn = stop  # posted: the pull is interrupted where it waits
-            self._post(self._interrupt)
+            self._post(self.interrupt)
 
     def _finalise_later(self, stop: Stop) -> None:
         is_pending = self.outcome.state == "pending"
@@ -332,9 +337,10 @@ class TaskExecution(Execution):
             self._post(self._finalise_now, stop)
 
     def _finalise_now(self, stop: Stop) -> None:
-        self._finalise_with(self._carry_out(stop))
+        self._finalise_with(self._carry_out(stop, is_shielded=True))
 
     def _finalise_with(self, coroutine: Any) -> None:
+        """Finalise the body in a task of its own, which nobody but the end of its loop cancels."""
         if self._guard is not None:
             finalising = self._guard.loop.create_task(coroutine)
             _finalising.add(finalising)
@@ -352,7 +358,8 @@ class TaskExecution(Execution):
             except RuntimeError:  # that loop is closed, and closed its streams
                 return
 
-    def _interrupt(self) -> None:
+    def interrupt(self) -> None:
+        """Carry a stop that was posted to the body, where it waits."""
         stop, watch = self._turn, self._watch
         if isinstance(stop, Stop) and watch is not None:
             watch.interrupt(stop)
@@ -380,16 +387,30 @@ class TaskExecution(Execution):
     def _seal(self) -> None:
         self._turn = ENDED
 
-    async def _carry_out(self, stop: Stop) -> None:
+    async def _carry_out(self, stop: Stop, *, is_shielded: bool = False) -> None:
+        """Finalise the body; what its clean-up raises is the stop's to tell.
+
+        Raises:
+            BaseException: the calling task was cancelled, or is being closed.
+        """
         caught: BaseException | None = None
+        interruption: BaseException | None = None
         try:
-            await finish(self)
+            await finish(self, is_shielded=is_shielded)
         except BaseException as error:
-            caught = error if is_foreign_cancel(error) else explain(error, self.call, self.outcome.count)
+            if is_foreign_cancel(error) or isinstance(error, GeneratorExit):
+                interruption = error
+            else:
+                caught = error
         self._turn = ENDED
         self.end(stop.state, stop.failure or caught)
         self._let_go()
         stop.settle(caught)
+        if interruption is not None:
+            try:
+                raise interruption
+            finally:
+                del interruption, self  # or this frame and the exception keep each other alive
 
     def abandon(self) -> None:
         """Nobody can pull any more: the loop is told to close the body, without lock or wait."""
@@ -415,7 +436,7 @@ class TaskExecution(Execution):
         self._turn = ENDED
         self.end("closed")
         try:
-            await finish(self)
+            await finish(self, is_shielded=True)
         except Exception as error:
             warn(f"{self.call.tag}: error while an abandoned stream was closed", error)
         finally:
@@ -516,12 +537,15 @@ class Guard:
         finally:
             _guards.pop(self.loop, None)
             left = [each.leave() for each in tuple(self.open) if each.is_left_open]
+            errors: list[Any] = []
             if left:
                 import asyncio
 
-                for error in await asyncio.gather(*left, return_exceptions=True):
-                    if error is not None:
-                        raise error  # the loop reports it
+                errors = await asyncio.gather(*left, return_exceptions=True)
+            await finalised()
+            for error in errors:
+                if error is not None:
+                    raise error  # the loop reports it
 
 
 def running_for(live: Live) -> list[TaskExecution]:
@@ -533,8 +557,8 @@ _guards: dict[asyncio.AbstractEventLoop, Guard] = {}
 _finalising: set[asyncio.Task[None]] = set()  # asyncio itself would let a task be collected while it waits
 
 
-async def finalised(seconds: float) -> None:
-    """Wait at most `seconds` for the clean-up of this loop's stopped streams."""
+async def finalised(seconds: float | None = None) -> None:
+    """Wait, at most `seconds`, for the clean-up of this loop's stopped streams, each of which has its own bound."""
     import asyncio
 
     mine = {each for each in tuple(_finalising) if each.get_loop() is asyncio.get_running_loop()}
@@ -581,15 +605,16 @@ def _machine(execution: TaskExecution) -> Generator[Any, Any, Any]:
 @types.coroutine
 def resumed(coroutine: Any, answer: Any) -> Generator[Any, Any, Any]:
     """Go on awaiting a coroutine that was stepped by hand and gave `answer`, what it waits for."""
-    try:
-        yield answer
-    except BaseException as error:
+    while True:
         try:
-            answer = coroutine.throw(error)
-        except StopIteration as stop:
-            return stop.value
-        return (yield from resumed(coroutine, answer))
-    return (yield from coroutine)
+            yield answer
+        except BaseException as error:
+            try:
+                answer = coroutine.throw(error)
+            except StopIteration as stop:
+                return stop.value
+        else:
+            return (yield from coroutine)
 
 
 def _each(execution: TaskExecution, iterator: Iterator[Any]) -> Generator[Any, None, Any]:
@@ -659,15 +684,23 @@ class Watch:
 
     asyncio has one way to interrupt a waiting task, to cancel it, so the three are told apart here. A cancellation
     counts as the consumer's own only while `Task.cancelling()` says so: a timeout scope inside the body takes its own
-    back.
+    back. One that is asked for here, on behalf of a stop, is taken back where the wait is over; until then the body,
+    and what it awaits of the engine's, sees a task that is being cancelled, as indeed its part of it is.
+
+    Attributes:
+        cancellation: the consumer's own, if there was one. Of several one with a message is kept: cancel scopes know
+            theirs by it.
+        is_closed: whether the coroutine that waits was closed.
     """
 
     __slots__ = (
         "_baseline",
         "_borrowed",
+        "_cuts",
         "_grace",
-        "_is_delivered",
-        "_is_expired",
+        "_is_closing",
+        "_is_shielded",
+        "_stand_in",
         "_task",
         "_timer",
         "cancellation",
@@ -684,74 +717,178 @@ class Watch:
             0 if self._task is None else self._task.cancelling() - bool(getattr(self._task, "_must_cancel", False))
         )
         self._timer: asyncio.TimerHandle | None = None
+        self._stand_in: asyncio.Future[None] | None = None
         self._borrowed = 0
-        self._is_delivered = False
-        self._is_expired = False
+        self._cuts = 0  # how often the grace has run out
+        self._is_closing = False  # the body was closed at a yield, and has one grace from then on
+        self._is_shielded = False  # for good: whoever takes a cancellation back, the body has to end
         self.cancellation: BaseException | None = None
-        self.is_closed = False  # the coroutine that waits was closed
+        self.is_closed = False
 
-    def arm(self) -> None:
+    def close(self, *, is_shielded: bool) -> None:
+        """Note that the body was asked to clean up; it is shielded if its task is being cancelled already."""
+        self._is_closing = True
+        self._is_shielded = is_shielded or (self._task is not None and self._task.cancelling() > 0)
+        self._arm()
+
+    def over(self) -> None:
+        """Nothing is waited for any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.cancellation is not None and self._excess() <= 0:
+            self.cancellation = None  # the body took it back: it was a scope of its own
+        task, self._task = self._task, None
+        while self._borrowed and task is not None:
+            self._borrowed -= 1
+            task.uncancel()
+
+    def is_cancelled(self) -> bool:
+        """Whether the consumer's own task was cancelled, for good, during this wait."""
+        return self.cancellation is not None
+
+    def is_cut(self) -> bool:
+        """Whether the grace ran out, so that the body was cancelled from here."""
+        return self._cuts > 0
+
+    def is_given_up(self) -> bool:
+        """Whether the body went on for a grace more, and is not waited for any longer."""
+        return self._cuts > 1
+
+    def is_shielding(self) -> bool:
+        """Whether the body was cancelled, so that it is left alone while it cleans up."""
+        return self._is_shielded or self._excess() > 0
+
+    def _excess(self) -> int:
+        """The cancellations of the task, since this wait began, that nobody has taken back."""
+        return 0 if self._task is None else self._task.cancelling() - self._borrowed - self._baseline
+
+    def interrupt(self, stop: Stop) -> None:
+        """Carry a stop to the body that is waited in; one that is cleaning up hears of it if it goes on after all."""
+        if self._task is not None and not stop.is_delivered and not self.is_shielding():
+            stop.is_delivered = True
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._task is not None:
+            self._borrowed += 1  # it was never the task's own cancellation
+            self._task.cancel()
+
+    def thrown(self, error: BaseException) -> None:
+        """Take note of what asyncio threw in where the task waited for what the body waits for."""
+        if not is_foreign_cancel(error):
+            self.is_closed = self.is_closed or isinstance(error, GeneratorExit)
+            return
+        self._is_shielded = self._is_shielded or self._borrowed > 0
+        if not self.is_shielding():  # a future the body waits for was cancelled: its own affair
+            return
+        is_first = self.cancellation is None
+        self._keep(error)
+        if not self._is_closing:
+            self._cuts = 0  # of a scope of the body's own that expired before, if any
+            self._arm()
+        elif is_first:  # scopes in a clean-up that expire one after another gain it no time
+            self._arm()
+
+    def _keep(self, error: BaseException) -> None:
+        if self._excess() > 0 and (self.cancellation is None or error.args):
+            self.cancellation = error
+
+    def _arm(self) -> None:
         """Give the body one grace from now on."""
         if self._timer is not None:
             self._timer.cancel()
         if self._task is not None:
             self._timer = self._task.get_loop().call_later(self._grace, self._expire)
 
-    def over(self) -> None:
-        """Nothing is waited for any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._give_back()
-        task, self._task = self._task, None
-        if self.cancellation is not None and task is not None and task.cancelling() <= self._baseline:
-            self.cancellation = None  # the body took it back: it was a scope of its own
-
-    def is_cancelled(self) -> bool:
-        """Whether the consumer's own task was cancelled, for good, during this wait."""
-        return self.cancellation is not None
-
-    def interrupt(self, stop: Stop) -> None:
-        """Carry a stop to the body that is waited in."""
-        if self._task is not None and not stop.is_delivered:
-            stop.is_delivered = True
-            self._interrupt()
-
     def _expire(self) -> None:
-        if self._task is not None and (self._is_delivered is False or self._is_final()):
-            self._is_expired = True
+        self._timer = None
+        if self._task is None or not (self._is_closing or self.is_shielding()):  # a scope of the body's had expired
+            return
+        self._cuts += 1
+        self._arm()
+        if not self.is_shielding():
             self._interrupt()
+        elif self._stand_in is not None:
+            _resolve(self._stand_in)
 
-    def _is_final(self) -> bool:
-        # A scope inside the body may have caused the cancellation and have dealt with it since.
-        return self.cancellation is None or (self._task is not None and self._task.cancelling() > self._baseline)
+    def wait(self, answer: Any) -> Generator[Any, None, None]:
+        """Wait for what a body waits for, on something that stands in for it and that cannot be cancelled.
 
-    def _interrupt(self) -> None:
-        if self._task is not None:
-            self._borrowed += 1  # given back when it arrives: it was never the task's own cancellation
-            self._task.cancel()
+        Raises:
+            CancelledError: the grace has run out, and what is waited for could not be cancelled.
+        """
+        import asyncio
 
-    def _give_back(self) -> None:
-        while self._borrowed and self._task is not None:
-            self._borrowed -= 1
-            self._task.uncancel()
+        cuts = self._cuts
+        if not self._can_stand_in_for(answer):
+            try:
+                yield answer
+            except asyncio.CancelledError as error:
+                if answer is not None:
+                    raise
+                self._keep(error)  # the body let the loop turn once, which it did
+            if self._cuts > cuts:
+                raise asyncio.CancelledError(*self._message())
+            return
+        answer._asyncio_future_blocking = False  # noqa: SLF001 - as a task does that takes it up
+        answer.add_done_callback(self._wake)
+        try:
+            while not answer.done():
+                yield from self._sleep()
+                if self._cuts > cuts:
+                    cuts = self._cuts
+                    if self.is_given_up() or not answer.cancel(*self._message()):
+                        raise asyncio.CancelledError(*self._message())
+        finally:
+            answer.remove_done_callback(self._wake)
 
-    def thrown(self, error: BaseException) -> bool:
-        """Take note of what asyncio threw in; tell whether to give the body up."""
-        if not is_foreign_cancel(error):
-            self.is_closed = self.is_closed or isinstance(error, GeneratorExit)
+    def _message(self) -> tuple[Any, ...]:
+        """What a cancellation of ours says: a scope of the clean-up's own that expired is to know it for its own."""
+        return () if self.cancellation is None else self.cancellation.args
+
+    def _can_stand_in_for(self, answer: Any) -> bool:
+        """Whether a task would wait for `answer`; anything else it refuses, and says why."""
+        task = self._task
+        return (
+            task is not None
+            and answer is not task
+            and getattr(answer, "_asyncio_future_blocking", False) is True
+            and answer.get_loop() is task.get_loop()
+        )
+
+    def _sleep(self) -> Generator[Any, None, None]:
+        import asyncio
+
+        self._stand_in = _stand_ins()(loop=asyncio.get_running_loop())
+        try:
+            yield from self._stand_in
+        except asyncio.CancelledError as error:  # the loop keeps a cancellation that was refused until it is over
+            self._keep(error)
+        finally:
+            self._stand_in = None
+
+    def _wake(self, _answer: object) -> None:
+        if self._stand_in is not None:
+            _resolve(self._stand_in)
+
+
+@cache
+def _stand_ins() -> type[asyncio.Future[None]]:
+    import asyncio
+
+    class StandIn(asyncio.Future[None]):
+        """What a task waits for in place of what its body waits for."""
+
+        def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002 - asyncio's own signature
+            """Refuse, so that one cancellation is kept for this wait, however often it comes."""
             return False
-        is_ours = bool(self._borrowed)
-        self._give_back()
-        if self._task is not None and self._task.cancelling() > self._baseline:
-            self.cancellation = error
-        elif not is_ours:  # a future the body waits for was cancelled: its own affair
-            return False
-        if self._is_expired and self._is_delivered:
-            return True
-        self._is_expired = False
-        self._is_delivered = True
-        self.arm()
-        return False
+
+    return StandIn
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def attend(execution: TaskExecution, answer: Any, watch: Watch) -> Generator[Any, Any, None]:
@@ -760,41 +897,91 @@ def attend(execution: TaskExecution, answer: Any, watch: Watch) -> Generator[Any
         try:
             yield answer
         except BaseException as error:
-            if watch.thrown(error):
-                warn(f"{execution.call.tag}: the body went on after being cancelled; it is abandoned")
-                raise
-            answer = execution.throw(error)
+            watch.thrown(error)
+            answer = _throw(execution, watch, error)
+            if watch.is_shielding():
+                answer = yield from shield(execution, answer, watch)
+                execution.interrupt()  # a stop that came meanwhile
         else:
             answer = execution.step()
 
 
+def shield(execution: TaskExecution, answer: Any, watch: Watch) -> Generator[Any, Any, Any]:
+    """Go on with a body that was cancelled, while nothing cancels what it waits for until the grace is over.
+
+    It runs in the task it ran in before: another one, behind `asyncio.shield`, could not leave the cancel scopes that
+    the body holds open.
+
+    Returns:
+        What the body waits for, or `_ITEM`, once it has taken the cancellation back (a scope of its own had expired)
+        or has yielded a partial.
+    """
+    while answer is not _ITEM and watch.is_shielding():
+        try:
+            yield from watch.wait(answer)
+        except BaseException as error:
+            answer = _throw(execution, watch, error)
+        else:
+            answer = execution.step()
+    return answer
+
+
+def _throw(execution: TaskExecution, watch: Watch, error: BaseException) -> Any:
+    """Raise `error` where the body stands, unless it is given up."""
+    if watch.is_given_up():
+        warn(f"{execution.call.tag}: the body went on after being cancelled; it is abandoned")
+        raise error
+    return execution.throw(error)
+
+
 @types.coroutine
-def finish(execution: TaskExecution) -> Generator[Any, Any, None]:
+def finish(execution: TaskExecution, *, is_shielded: bool = False) -> Generator[Any, Any, None]:
     """Run the clean-up of a body that rests at a yield, in its context, as part of the calling task.
 
     It is given one grace, then cancelled, then given up after one more.
 
+    Args:
+        execution: whose body it is.
+        is_shielded: whether nothing of the task's own reaches the clean-up, as for a task that is being cancelled.
+
     Raises:
-        BaseException: what the clean-up raised, or the calling task's own cancellation.
+        CancelledError: the calling task's own, and nothing else.
+        GeneratorExit: the coroutine that calls this is closed, and nothing else.
+        BaseException: what the clean-up raised, explained.
     """
+    watch: Watch | None = None
     try:
         answer = execution.throw(GeneratorExit())
-    except (GeneratorExit, Over):
-        return
-    watch = Watch(execution.grace)
-    watch.arm()
-    try:
+        watch = Watch(execution.grace)
+        watch.close(is_shielded=is_shielded)
+        if watch.is_shielding():
+            answer = yield from shield(execution, answer, watch)
         yield from attend(execution, answer, watch)
-    except (GeneratorExit, Over):
-        return
     except BaseException as error:
+        failure = _raised_at_last(execution, watch, error)
+    else:
         watch.over()
-        if is_foreign_cancel(error) and not watch.is_cancelled():  # our own interruption came back
-            return
-        raise
-    finally:
+        ignored = RuntimeError("the predictor ignored GeneratorExit and yielded again")
+        failure = explain(ignored, execution.call, execution.outcome.count)
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure, execution  # or this frame and the exception keep each other alive
+
+
+def _raised_at_last(execution: TaskExecution, watch: Watch | None, error: BaseException) -> BaseException | None:
+    """What `finish` raises where `error` came out of the body; `watch` is of its waits, if it had any."""
+    is_over = isinstance(error, (GeneratorExit, Over))
+    if watch is not None:
         watch.over()
-    raise RuntimeError("the predictor ignored GeneratorExit and yielded again")
+        if watch.is_closed and isinstance(error, GeneratorExit):
+            return error
+        if is_over or is_foreign_cancel(error):
+            if watch.cancellation is not None:
+                return watch.cancellation
+            is_over = is_over or watch.is_cut()
+    return None if is_over else explain(error, execution.call, execution.outcome.count)
 
 
 def _exhaust(closing: Any) -> None:

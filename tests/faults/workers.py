@@ -64,6 +64,16 @@ class FileGate:
                 raise TimeoutError(f"the gate {self.path.name} was never opened")
             time.sleep(0.001)
 
+    async def await_(self) -> None:
+        """Wait in an async body."""
+        import asyncio  # the others need none
+
+        deadline = time.monotonic() + LIMIT
+        while not self.is_open:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the gate {self.path.name} was never opened")
+            await asyncio.sleep(0.001)
+
 
 @attrs.frozen
 class Journal:
