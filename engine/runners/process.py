@@ -535,8 +535,21 @@ def carry_context(names: Iterable[str]) -> None:
     for name in names:
         variable = import_name(name)
         if not isinstance(variable, ContextVar):
-            raise TypeError(f"{name} is no ContextVar: name one as 'module:NAME'")
+            raise TypeError(_no_variable(name, variable))
         _names[name] = variable
+
+
+def _no_variable(name: str, found: Any) -> str:
+    """What to say of a name that is no context variable's: an object may keep one, or several, of its own."""
+    from contextvars import ContextVar
+
+    kept = [each for each, value in getattr(found, "__dict__", {}).items() if isinstance(value, ContextVar)]
+    advice = "name one as 'module:NAME'"
+    if kept:
+        advice = f"name what it keeps, {' and '.join(repr(f'{name}.{each}') for each in kept)}"
+    elif found is None:
+        advice = "nothing is there yet; name it once it is, as 'module:NAME'"
+    return f"{name} is no ContextVar but {quote(found)} of type {type(found).__qualname__}: {advice}"
 
 
 def _carried(body: Body) -> tuple[tuple[str, bytes], ...]:

@@ -43,10 +43,12 @@ _STDOUT: Final = 1
 _STDERR: Final = 2
 _REPORT: Final = 8_192  # characters of a crash report
 _KILLED: Final = 5.0  # seconds a killed process has to be gone
+_MARK: Final = "PREDICTOR_ENGINE_WORKER_OF"  # a variable that tells a program which was started in place of a worker
 
 # The first thing a worker does: it takes the engine's `sys.path`, for the engine itself may only be found there.
-_START: Final = """\
+_START: Final = f"""\
 import marshal, os, sys
+os.environ.pop({_MARK!r}, None)
 def read(size):
     data = b""
     while len(data) < size:
@@ -111,6 +113,7 @@ class Worker:
     __slots__ = (
         "__weakref__",
         "_descriptors",
+        "_is_reaped_elsewhere",
         "_process",
         "_segments",
         "_sending",
@@ -143,6 +146,7 @@ class Worker:
     def __init__(self, process: subprocess.Popen[bytes], descriptors: Mapping[str, int]) -> None:
         """Take charge of a process that was just started, and of the descriptors that lead to it."""
         self._process = process
+        self._is_reaped_elsewhere = False
         self.pid = process.pid
         self.holder: Holder | None = None
         self.wire: Any = None  # a `Wire`, which is made of what stands here
@@ -176,6 +180,12 @@ class Worker:
 
     def is_alive(self) -> bool:
         """Whether the process still runs; one that ended is reaped."""
+        if self._process.returncode is None and hasattr(os, "waitid"):
+            try:
+                if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    return True
+            except ChildProcessError:  # `subprocess` takes that for a clean end
+                self._is_reaped_elsewhere = True
         return self._process.poll() is None
 
     def wait(self, seconds: float) -> bool:
@@ -196,6 +206,8 @@ class Worker:
         code = self._process.returncode
         if code is None:
             return "it does not answer"
+        if code == 0 and (self._is_reaped_elsewhere or signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN):
+            return "how it ended is not known, for this program ignores SIGCHLD or reaps every child itself"
         if code >= 0:
             return f"exit code {code}"
         try:
@@ -359,10 +371,10 @@ def start_worker(start: Start) -> Worker:
     """
     import subprocess
 
-    if not sys.executable:
-        raise EngineError("workers need a Python interpreter, and sys.executable names none: set it, or use threads")
+    _refuse_where_none_can_be()
     ours: dict[str, int] = {}
     theirs: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
     try:
         with _standard_ones_taken() as missing:
             _open(ours, theirs)
@@ -371,18 +383,60 @@ def start_worker(start: Start) -> Worker:
             inherited = (*theirs, ours["inbound"], ours["outbound"], ours["report"])
             command = [sys.executable, *flags, "-c", _START, *map(str, inherited)]
             process = _start(command, inherited, start, missing)
-        worker = Worker(process, {**ours, "exit": _exit_pipe(process.pid)})
+        ours["exit"] = _exit_pipe(process.pid)
+        worker = Worker(process, ours)
     except BaseException:
+        if process is not None:  # nobody else knows of it
+            process.kill()
+            process.wait()
         for each in ours.values():
-            os.close(each)
+            if each >= 0:
+                os.close(each)
         raise
     finally:
         for each in theirs:
             os.close(each)
-    hello = marshal.dumps({"path": list(map(str, sys.path)), "argv": list(sys.argv)})
-    with contextlib.suppress(BrokenPipeError):  # it is gone already: whoever calls it finds out
-        worker.send([len(hello).to_bytes(8, "little"), hello])
+    try:
+        _greet(worker)
+    except BaseException:
+        worker.end_now()
+        raise
     return worker
+
+
+def _greet(worker: Worker) -> None:
+    """Tell a new worker what it needs before it can import the engine."""
+    hello = marshal.dumps({"path": list(map(str, sys.path)), "argv": list(sys.argv)})
+    with contextlib.suppress(BrokenPipeError):  # it is gone already: its first call finds out
+        worker.send([len(hello).to_bytes(8, "little"), hello])
+
+
+def _refuse_where_none_can_be() -> None:
+    """Refuse to start a worker where that could not become one.
+
+    Raises:
+        EngineError: why, and what to do.
+    """
+    if not sys.executable:
+        raise EngineError("workers need a Python interpreter, and sys.executable names none: set it, or use threads")
+    name = os.path.basename(sys.executable)  # noqa: PTH119 - a path object is made for nobody here
+    if getattr(sys, "frozen", False) and not name.lower().startswith(("python", "pypy")):
+        raise EngineError(
+            f"workers need a Python interpreter, and this program is frozen: sys.executable is the program itself "
+            f"({name}), which would only start again: use threads (runner='thread'), or set sys.executable to an "
+            "interpreter that has this program's packages"
+        )
+    if starter := os.environ.get(_MARK):
+        raise EngineError(
+            f"this program was started in place of a worker of process {starter}, so sys.executable is no Python "
+            f"interpreter ({name}): set it to one that has this program's packages, or use threads (runner='thread')"
+        )
+    if not hasattr(select, "poll"):
+        raise EngineError(
+            "workers need select.poll, which was taken out of this program, as the monkey-patching of gevent and "
+            "eventlet does: patch without select, as with monkey.patch_all(select=False), or use threads "
+            "(runner='thread')"
+        )
 
 
 @contextlib.contextmanager
@@ -427,6 +481,7 @@ def _start(
     import subprocess
 
     stdout, stderr = (subprocess.DEVNULL if each in missing else None for each in (_STDOUT, _STDERR))
+    folder = _folder_of(start)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and program
@@ -435,11 +490,32 @@ def _start(
             stdout=stdout,
             stderr=stderr,
             pass_fds=inherited,
-            cwd=start.folder,
-            env=start.environment,
+            cwd=folder,
+            env={**start.environment, _MARK: str(os.getpid())},
         )
+    except OSError as error:
+        if folder is None or error.filename != folder:
+            raise
+        raise EngineError(
+            f"workers start in the folder where their engine was made, and {folder} cannot be entered "
+            f"({error.strerror}): make the engine in another"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _folder_of(start: Start) -> str | None:
+    """Where a worker has to go from here; `None` where it starts in the right folder as any process does.
+
+    So it need not be able to enter that folder: it may have been deleted, or belong to another user.
+    """
+    try:
+        here = os.getcwd()  # noqa: PTH109 - as for the name of the interpreter
+    except OSError:  # it was deleted
+        here = ""
+    if start.folder in {None, here}:
+        return None
+    return start.folder if here or os.path.isdir(start.folder) else None  # noqa: PTH112 - the same
 
 
 def _exit_pipe(pid: int) -> int:

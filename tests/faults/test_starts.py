@@ -155,7 +155,7 @@ def test_where_a_thread_cannot_be_started_the_call_fails_the_next_works_and_the_
 
 
 @pytest.mark.parametrize("has_begun", [False, True], ids=["before-it-runs", "once-it-runs"])
-@pytest.mark.parametrize("name", ["create-in-a-thread", "create-on-the-loop", "load-on-the-loop", "create-in-a-worker"])
+@pytest.mark.parametrize("name", ["create-in-a-thread", "create-on-the-loop", "create-in-a-worker"])
 def test_where_ctrl_c_interrupts_the_start_of_a_thread_the_next_call_works_and_the_engine_closes(
     name: str, has_begun: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
