@@ -11,12 +11,15 @@ import functools
 import sys
 import types
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _known: Final[dict[str, tuple[Any, bool]]] = {}  # the spec that a module had when it was first looked at; the answer
+_changed: Final[dict[str, tuple[Any, float]]] = {}  # the spec of one that was imported again, and when that was noticed
+_workers: Final[dict[object, float]] = {}  # those of this process that run, and when each was started
 CACHED: Final = type(functools.lru_cache(len))
 NAMED: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, CACHED})  # what is found by its name
 
@@ -44,11 +47,33 @@ def is_importable(module: types.ModuleType) -> bool:
         return getattr(module, "__name__", "") in sys.builtin_module_names
     name = getattr(spec, "name", "")
     known = _known.get(name)
-    if known is not None and (known[0] is spec or known[1]):
-        return known[0] is spec and known[1]  # else it was imported again, and workers may have it as it was before
+    if known is not None and known[0] is spec:
+        return known[1]
+    if known is not None and known[1] and _may_be_older(name, spec):
+        return False
     found = _is_importable(module, spec, name)
     _known[name] = spec, found
     return found
+
+
+def _may_be_older(name: str, spec: Any) -> bool:
+    """Whether a worker that runs may have a module as it was before it was imported again here."""
+    if not _workers:
+        return False
+    noticed = _changed.get(name)
+    if noticed is None or noticed[0] is not spec:
+        noticed = _changed[name] = spec, monotonic()
+    return min(_workers.values(), default=monotonic()) <= noticed[1]
+
+
+def note_worker(worker: object) -> None:
+    """A worker was started: it imports modules as they are from now on."""
+    _workers[worker] = monotonic()
+
+
+def forget_worker(worker: object) -> None:
+    """A worker is over."""
+    _workers.pop(worker, None)
 
 
 def _is_importable(module: types.ModuleType, spec: Any, name: str) -> bool:

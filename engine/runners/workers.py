@@ -26,6 +26,7 @@ import attrs
 from engine import _pipes
 from engine._errors import EngineError
 from engine._frames import Decoder, pack_stop
+from engine._importable import forget_worker, note_worker
 from engine._segments import Segment, make_segment
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class Worker:
         self._process = process
         self._is_reaped_elsewhere = False
         self.pid = process.pid
+        note_worker(self)
         self.holder: Holder | None = None
         self.wire: Any = None  # a `Wire`, which is made of what stands here
         self.idle_since = monotonic()
@@ -247,6 +249,7 @@ class Worker:
 
     def _close(self, descriptors: Sequence[int]) -> None:
         self.is_closed = True
+        forget_worker(self)
         self.inbound.close()
         self.outbound.close()
         # Somebody may still be about to use one, such as a collector: the number must not lead to a stranger's file.
