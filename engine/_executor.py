@@ -41,6 +41,7 @@ from engine.runners.task import Held, TaskExecution, resumed, running_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
 
     from engine._channel import Wake
     from engine._reducers import Reducer
@@ -90,7 +91,7 @@ class Executor:
         self._routes: dict[str, Resident] = {}  # tags seen before, straight to their residents
         # Held to change them, never to read; reentrant, for a collector may call from within.
         self._routing = threading.RLock()
-        self._looking: _Look | None = None
+        self._attempts: dict[Any, _Attempt] = {}
 
     # The four consumers.
 
@@ -452,7 +453,7 @@ class Executor:
         if record is None:
             found = self._given(tag)
         elif self._is_unimported(record, runner):
-            found = await self.in_owner(record.tag, self._ready, tag, record, runner)
+            found = await self._imported(tag, record, runner)
         else:
             found = self._ready(tag, record, runner)
         if self._is_to_be_read_for(found.profile.runner):
@@ -461,19 +462,50 @@ class Executor:
             raise EngineClosedError
         return found
 
+    async def _imported(self, tag: Any, record: Predictor, runner: str | None) -> Resident:
+        """Have a predictor imported, or described by a worker, in an owner thread.
+
+        Tasks that come while one has it imported wait for that one, for a thread each would keep their loop. Each has
+        it described for itself: of a worker, only the task that waits knows what it holds.
+        """
+        wish = record.tag, self._ready, tag, record, runner
+        if self._is_for_workers_alone(record, runner):
+            found: Resident = await self.in_owner(*wish)
+        else:
+            found, _ = await self._shared((record, isinstance(tag, str)), *wish)
+        return found
+
     async def _look(self, tag: Any, runner: str | None) -> None:
-        """Have plugins looked for in an owner thread; tasks that come meanwhile wait for the same look."""
-        mine = _Look()
-        while (look := self._looking) is not None:
-            await look.wait()
-            if not self._must_look(tag, runner):
-                return
-        self._looking = mine  # no call stands between the test and this line: one task gets here
+        """Have plugins looked for in an owner thread, once for all tasks that come meanwhile."""
+        is_mine = False
+        while not is_mine and self._must_look(tag, runner):
+            _, is_mine = await self._shared("plugins", _title_of(tag), self._registry.look)
+
+    async def _shared(self, key: Any, name: str, function: Callable[..., Any], *args: Any) -> tuple[Any, bool]:
+        """Call a function in an owner thread on behalf of every task that wants the same of it meanwhile.
+
+        Returns:
+            What it gave, and whether this task had it called.
+
+        Raises:
+            BaseException: what it raised.
+        """
+        mine = _Attempt()
+        while (attempt := self._attempts.setdefault(key, mine)) is not mine:
+            await attempt.wait()
+            if attempt.is_decided:  # else its task was cancelled, and another takes it up
+                return attempt.outcome(), False
         try:
-            await self.in_owner(_title_of(tag), self._registry.look)
+            found = await self.in_owner(name, function, *args)
+            mine.land(found)
+        except Exception as error:
+            mine.crash(error)
+            raise
         finally:
-            self._looking = None
+            self._attempts.pop(key, None)
             mine.end()
+            del mine, attempt  # which refer to the error, and its traceback to this frame
+        return found, True
 
     async def in_owner(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the engine's own in an owner thread, and wait for it in an asyncio task."""
@@ -836,26 +868,49 @@ class Executor:
         for each in self.live:
             each.forget()
         self._live.clear()
-        self._routing, self._looking = threading.RLock(), None
+        self._routing = threading.RLock()
+        self._attempts = {}
         self._threads, self._loop = threads, loop
 
 
-class _Look:
-    """One search for plugins on behalf of asyncio tasks, which other tasks wait for."""
+class _Attempt:
+    """What one asyncio task has done in an owner thread, and what others wait for.
 
-    __slots__ = ("_is_over", "_parked")
+    Attributes:
+        is_decided: whether it came to an end of its own, and was not left by its task.
+    """
+
+    __slots__ = ("_error", "_found", "_is_over", "_parked", "_traceback", "is_decided")
 
     def __init__(self) -> None:
-        self._is_over = False
         self._parked: deque[Wake] = deque()
+        self._is_over = self.is_decided = False
+        self._found: Any = None
+        self._error: Exception | None = None
+        self._traceback: TracebackType | None = None
 
     async def wait(self) -> None:
         while not self._is_over:
             await park_task(self._parked, lambda: self._is_over)
 
+    def land(self, found: Any) -> None:
+        self._found, self.is_decided = found, True
+
+    def crash(self, error: Exception) -> None:
+        self._error, self._traceback, self.is_decided = error, error.__traceback__, True
+
     def end(self) -> None:
         self._is_over = True
         wake_all(self._parked)
+
+    def outcome(self) -> Any:
+        error = self._error
+        if error is None:
+            return self._found
+        try:
+            raise error.with_traceback(self._traceback)  # it does not grow with every task that waited
+        finally:
+            del error, self
 
 
 def _title_of(tag: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -114,6 +115,7 @@ class Registry(Mapping[str, Predictor]):
         # Reentrant, for a plugin may use the registry while it is being imported; it sees what there is so far.
         self._discovery = threading.RLock()
         self._is_discovering = False
+        self._looker = 0  # the thread that looks for plugins
         # Never held while foreign code runs.
         self._writing = threading.Lock()
 
@@ -234,7 +236,7 @@ class Registry(Mapping[str, Predictor]):
             return False
         tag, view = tag_of(tag), self._view
         if view is None:
-            return not self.is_read
+            return not self.is_read and self._looker != get_ident()  # a plugin's import gets what there is so far
         return tag not in view.ready and tag not in view.clashes and self._plugins.is_due
 
     def look(self) -> None:
@@ -335,11 +337,11 @@ class Registry(Mapping[str, Predictor]):
             # Threads that waited here while another looked take what it found.
             if self._view is not None and not (again and self._plugins.is_due):
                 return self._view
-            self._is_discovering = True
+            self._is_discovering, self._looker = True, get_ident()
             try:
                 self._plugins.load()
             finally:
-                self._is_discovering = False
+                self._is_discovering, self._looker = False, 0
             with self._writing:
                 self._offered = _by_tag(self._plugins.offers)
                 before, self._view = self._view, self._settled(self._offered)

@@ -23,6 +23,7 @@ from engine import (
     EngineClosedError,
     InvalidInputError,
     InvalidTagError,
+    PluginError,
     Predictor,
     PredictorNotFoundError,
     hookimpl,
@@ -369,6 +370,54 @@ def test_many_first_calls_of_asyncio_wait_for_one_look_in_one_thread(slow: Slow)
 
     asyncio.run(main())
     assert slow.times == 1
+
+
+def test_many_first_calls_of_asyncio_wait_for_one_import_in_one_thread(muna: Engine, gate: SimpleNamespace) -> None:
+    muna.predictors.register("@home/say", "early_home:say")
+
+    async def main() -> None:
+        calls = [asyncio.create_task(call(muna, "@home/say")) for call in (created, streamed) for _ in range(20)]
+        await aeventually(gate.reached.is_set, "it is imported")
+        await asyncio.sleep(0)
+        assert len(muna._threads.owners) == 1
+        calls[0].cancel()  # it is the one that imports: another goes on for all
+        gate.go.set()
+        assert (await asyncio.gather(*calls, return_exceptions=True))[1:] == ["early"] * 39
+
+    asyncio.run(main())
+
+
+def test_tasks_that_wait_for_one_import_all_hear_why_it_failed_and_the_next_call_tries_again(
+    muna: Engine, gate: SimpleNamespace
+) -> None:
+    muna.predictors.register("@home/say", "early_home:absent")
+
+    async def main() -> None:
+        calls = [asyncio.create_task(call(muna, "@home/say")) for call in (created, streamed) for _ in range(5)]
+        await aeventually(gate.reached.is_set, "it is imported")
+        gate.go.set()
+        failures = await asyncio.gather(*calls, return_exceptions=True)
+        assert len({id(failure) for failure in failures if isinstance(failure, PluginError)}) == 1
+        sys.modules["early_home"].__dict__["absent"] = late
+        assert await created(muna, "@home/say") == "late"
+
+    asyncio.run(main())
+
+
+def test_a_plugin_may_call_from_an_event_loop_of_its_own_while_it_is_imported() -> None:
+    seen: list[Any] = []
+
+    class Curious:
+        @hookimpl
+        def engine_predictors(self) -> list[Predictor]:
+            seen.append(asyncio.run(created(asked, "@me/late")))
+            seen.append(asyncio.run(streamed(asked, "@me/late")))
+            return []
+
+    with Engine([Predictor("@me/late", late)], discover=False, plugins=[Curious()]) as asked:
+        assert asked.predictions.create("@me/late").value == "late"
+        assert asyncio.run(created(asked, "@me/late")) == "late"
+    assert seen == ["late", "late"]
 
 
 @pytest.mark.fault(117)
