@@ -951,23 +951,47 @@ def test_what_a_module_without_a_file_defines_is_packed_whole() -> None:
     assert decode(data[1]).tell() == "bb"
 
 
-@pytest.mark.fault(24)
-@pytest.mark.usefixtures("forgotten")
-def test_a_module_that_is_imported_again_is_taken_as_it_is_now(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def anew(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give a module whose class and function have travelled by name."""
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "anew.py").write_text("class Voice: pass\ndef speak(): return 1\n")
-    module = importlib.import_module("anew")
-    old = module.Voice, module.speak
-    assert decode(encode_whole(old)) == old
-    importlib.reload(module)
-    for value in (old[0](), old[1]):
-        assert decode(encode_whole(value)) is not None  # by value, for by name another is found
-    data = encode_whole((module.Voice, module.speak))  # the same: a worker may have imported what there was before
-    del sys.modules["anew"]
-    voice, speak = decode(data)
-    assert (voice, speak()) == (module.Voice, 1)
+    module: Any = importlib.import_module("anew")
+    before = module.Voice, module.speak
+    assert decode(encode_whole(before)) == before
+    return module
+
+
+@pytest.mark.fault(24)
+@pytest.mark.usefixtures("forgotten")
+def test_a_module_that_is_imported_again_goes_by_value_while_a_worker_may_have_it_as_it_was(anew: Any) -> None:
+    before = anew.Voice(), anew.speak
+    older, newer = object(), object()
+    _importable.note_worker(older)
+    try:
+        importlib.reload(anew)
+        data = encode_whole((anew.Voice, anew.speak))
+        del sys.modules["anew"]
+        voice, speak = decode(data)
+        sys.modules["anew"] = anew
+        assert (voice, speak()) == (anew.Voice, 1)
+        for value in before:
+            assert decode(encode_whole(value)) is not None  # by value, for by name another is found
+        _importable.note_worker(newer)
+        assert not is_importable(anew)
+        _importable.forget_worker(older)
+        assert is_importable(anew)
+    finally:
+        _importable.forget_worker(older)
+        _importable.forget_worker(newer)
+
+
+@pytest.mark.fault(24)
+@pytest.mark.usefixtures("forgotten")
+def test_a_module_that_is_imported_again_goes_by_name_where_no_worker_runs(anew: Any) -> None:
+    importlib.reload(anew)
+    assert is_importable(anew)
+    assert decode(encode_whole((anew.Voice, anew.speak))) == (anew.Voice, anew.speak)
 
 
 # Failures
