@@ -44,8 +44,12 @@ _FIXED: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
 
 def is_fixed(value: object) -> bool:
     """Whether a producer may run on past this partial: immutable text, bytes, numbers, None, or a tuple of these."""
-    kind = value.__class__
-    return kind in _FIXED or (kind is tuple and all(item.__class__ in _FIXED for item in value))  # type: ignore[attr-defined]
+    kind = type(value)
+    return all(_is_one(type(item)) for item in value) if kind is tuple else _is_one(kind)  # type: ignore[attr-defined]
+
+
+def _is_one(kind: type) -> bool:
+    return type(kind) is type and kind in _FIXED  # a class of another kind may refuse to be hashed
 
 
 @attrs.define(eq=False)
@@ -212,7 +216,8 @@ class Channel(Ending):
             self._last_wake = now
             wake_one(self.consumers)
         if self.is_adaptive:
-            if value.__class__ not in _FIXED and not is_fixed(value):
+            kind = type(value)
+            if kind is not str and kind is not int and not is_fixed(value):
                 self._demand = True
                 return True
         elif not self._window:

@@ -125,7 +125,7 @@ class Executor:
             NoPartialsError: there was no partial and the reducer needs one.
             BaseException: what the predictor raised, as its own type.
         """
-        resident = self._routes.get(tag) if tag.__class__ is str else None
+        resident = self._routes.get(tag) if type(tag) is str else None
         if resident is None:
             resident = self.resolve(tag, runner)
         profile = resident.profile
@@ -154,7 +154,8 @@ class Executor:
                 value = context.run(resident.function, **kwargs)
         except BaseException as error:
             return _failed(error, call, None, started, errors)
-        if value.__class__ in PLAIN and (reducer is LAST or reducer is RETURNED):
+        kind = type(value)
+        if type(kind) is type and kind in PLAIN and (reducer is LAST or reducer is RETURNED):  # as `look` tells
             call.parent = None
             return Prediction(call, value, 0, (perf_counter() - started) * 1000.0)
         return self._drain(resident, call, context, value, reducer, started, runner, errors)
@@ -239,7 +240,7 @@ class Executor:
             NoPartialsError: there was no partial and the reducer needs one.
             BaseException: what the predictor raised, as its own type.
         """
-        resident = self._routes.get(tag) if tag.__class__ is str else None
+        resident = self._routes.get(tag) if type(tag) is str else None
         if resident is None:
             resident = await self.aresolve(tag, runner)
         profile = resident.profile
@@ -257,12 +258,13 @@ class Executor:
             started = perf_counter()
             try:
                 produced = context.run(resident.function, *args, **kwargs)
-                if produced.__class__ is CoroutineType:
+                if type(produced) is CoroutineType:
                     try:
                         answer = context.run(produced.send, None)
                     except StopIteration as stop:
                         produced = stop.value
-                        if produced.__class__ in PLAIN and (reducer is LAST or reducer is RETURNED):
+                        kind = type(produced)
+                        if type(kind) is type and kind in PLAIN and (reducer is LAST or reducer is RETURNED):
                             call.parent = None
                             return Prediction(call, produced, 0, (perf_counter() - started) * 1000.0)
                     else:
@@ -328,7 +330,7 @@ class Executor:
         return tag if isinstance(tag, Predictor) else None
 
     def resolve(self, tag: Any, runner: str | None = None) -> Resident:
-        if tag.__class__ is str:
+        if type(tag) is str:
             known = self._routes.get(tag)
             if known is not None:
                 return known
@@ -383,7 +385,7 @@ class Executor:
 
     def _undescribed(self, tag: Any, runner: str | None) -> Predictor | None:
         """The record of a predictor that a worker is still to describe."""
-        if tag.__class__ is str and tag in self._routes:
+        if type(tag) is str and tag in self._routes:
             return None
         record = self._record(tag)
         if record is None or not self._is_unimported(record, runner):
@@ -414,7 +416,7 @@ class Executor:
 
         Neither, where plugins have to be looked for first.
         """
-        if tag.__class__ is str and (known := self._routes.get(tag)) is not None:
+        if type(tag) is str and (known := self._routes.get(tag)) is not None:
             return known, None
         if self._must_look(tag, runner):
             return None, None

@@ -227,7 +227,7 @@ class Outlet(Channel):
         The hot path of every stream from a worker: a partial that waits for others costs an append.
         """
         made = self._made = self._made + 1
-        kind = value.__class__
+        kind = type(value)
         if (kind is str and len(value) <= SMALL) or is_light(value):
             batch = self._batch
             batch.append((value, latency))
@@ -467,7 +467,7 @@ class Outlet(Channel):
 
 def is_light(value: object) -> bool:
     """Whether a partial cannot change, and is small enough to wait for others."""
-    if value.__class__ is tuple:
+    if type(value) is tuple:
         return len(value) <= _FEW and all(map(is_plain, value))
     return is_plain(value)
 

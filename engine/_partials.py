@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from abc import ABCMeta
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator
 from contextlib import suppress
 from contextvars import Context  # noqa: TC003 - attrs resolves annotations
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from engine._errors import PredictionCancelledError, PredictorError, say
 from engine._records import Call  # noqa: TC001
 from engine._reducers import LAST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ONE: Final = "one value"
 ITERATOR: Final = "iterator"
@@ -169,8 +173,8 @@ def look(value: object, follows: bool) -> str:  # noqa: FBT001 - the second fact
         value: what the function returned, or what awaiting it gave.
         follows: whether the author declared that a returned iterator is a stream of partials.
     """
-    kind = value.__class__
-    if kind in PLAIN:
+    kind = type(value)
+    if type(kind) is type and kind in PLAIN:  # a class of another kind may refuse to be hashed
         return ONE
     if kind is types.GeneratorType:
         is_coroutine = value.gi_code.co_flags & _ITERABLE_COROUTINE  # type: ignore[attr-defined]
@@ -179,19 +183,48 @@ def look(value: object, follows: bool) -> str:  # noqa: FBT001 - the second fact
         return ASYNC
     if kind is types.CoroutineType:
         return AWAITABLE
-    return _look_closer(value, follows)
+    return _look_closer(value, kind, follows)
 
 
-def _look_closer(value: object, follows: bool) -> str:  # noqa: FBT001
-    if isinstance(value, Generator):
+def _look_closer(value: object, kind: type, follows: bool) -> str:  # noqa: FBT001
+    """Tell what a value is by its class; a stand-in for a generator must have the methods of an iterator itself."""
+    is_a: Callable[[type, Any], bool] = issubclass if type(kind) is type or type(kind) is ABCMeta else _has_methods_of
+    if is_a(kind, Generator):
         return ITERATOR
-    if isinstance(value, AsyncGenerator):
+    if is_a(kind, AsyncGenerator):
         return ASYNC
-    if isinstance(value, Awaitable):
+    if is_a(kind, Awaitable):
         return AWAITABLE
-    if follows and isinstance(value, AsyncIterator):
+    said = _said_class(value)
+    if (follows or said is types.AsyncGeneratorType) and is_a(kind, AsyncIterator):
         return ASYNC
-    return ITERATOR if follows and isinstance(value, Iterator) else ONE
+    return ITERATOR if (follows or said is types.GeneratorType) and is_a(kind, Iterator) else ONE
+
+
+def _said_class(value: object) -> Any:
+    """What an object says that it is, which those pass on that stand for another."""
+    try:
+        return value.__class__
+    except Exception:
+        return None
+
+
+# What makes a class one of each, and what a class has, whatever its metaclass has under these names.
+_METHODS: Final[dict[type, tuple[str, ...]]] = {
+    Generator: ("__iter__", "__next__", "send", "throw", "close"),
+    AsyncGenerator: ("__aiter__", "__anext__", "asend", "athrow", "aclose"),
+    Awaitable: ("__await__",),
+    AsyncIterator: ("__aiter__", "__anext__"),
+    Iterator: ("__iter__", "__next__"),
+}
+_order_of, _members_of = (vars(type)[name].__get__ for name in ("__mro__", "__dict__"))
+
+
+def _has_methods_of(kind: type, protocol: type) -> bool:
+    """Tell what `issubclass` does, of a class that may refuse to be hashed, as that does."""
+    order = [_members_of(each) for each in _order_of(kind)]
+    found = (next((members[name] for members in order if name in members), None) for name in _METHODS[protocol])
+    return all(each is not None for each in found)
 
 
 def one(value: Any) -> Generator[Any, None, Any]:

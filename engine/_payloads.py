@@ -72,7 +72,7 @@ def encode(value: Any) -> Payload:
     Raises:
         BaseException: whatever its pickling raises; see `refused`.
     """
-    if value.__class__ in _ATOMS:
+    if _is_atom(value):
         return Payload(pickle.dumps(value, _PROTOCOL))
     buffers: list[Chunk] = []
     data = _pickled(value, buffers)
@@ -81,10 +81,17 @@ def encode(value: Any) -> Payload:
 
 def is_plain(value: object) -> bool:
     """Whether a value is immutable, small, and told by its value alone, so that it may stand in a frame's own words."""
-    kind = value.__class__
+    kind = type(value)
     if kind is str or kind is bytes:
         return len(value) <= SMALL  # type: ignore[arg-type]
-    return kind in _ATOMS and (kind is not int or value.bit_length() <= 8 * SMALL)  # type: ignore[attr-defined]
+    if kind is int:
+        return value.bit_length() <= 8 * SMALL  # type: ignore[attr-defined, no-any-return]
+    return value is None or kind is bool or kind is float or kind is complex
+
+
+def _is_atom(value: object) -> bool:
+    kind = type(value)
+    return type(kind) is type and kind in _ATOMS  # a class of another kind may refuse to be hashed
 
 
 def are_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -133,7 +140,7 @@ def _place_in(value: object, path: str) -> str:
     left = iter(range(_MOST_TRIED))
     with contextlib.suppress(Exception):  # an object may refuse to be looked into
         for _ in range(_DEEPEST):
-            parts = ((step, part) for step, part in _parts_of(value) if part.__class__ not in _ATOMS)
+            parts = ((step, part) for step, part in _parts_of(value) if not _is_atom(part))
             tried = ((step, part) for _, (step, part) in zip(left, parts, strict=False))
             step, value = next((each for each in tried if _failure_of(each[1]) is not None), ("", None))
             if not step:  # nothing in it, so that it is the one itself
@@ -580,14 +587,14 @@ class _Plain(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         cls = type(obj)
-        named = obj if cls in NAMED or isinstance(obj, type) else cls
+        named = obj if (type(cls) is type and cls in NAMED) or issubclass(cls, type) else cls
         if id(named) not in by_reference:
             if not is_found(named):
                 raise _NotByReferenceError
             note_found(named)
         if id(cls) in with_sentinels:
             return reduced_sentinel(obj) or NotImplemented
-        return _reduced(obj, self.apart) if isinstance(obj, BaseException) else NotImplemented
+        return _reduced(obj, self.apart) if issubclass(cls, BaseException) else NotImplemented
 
 
 def _reduced(error: BaseException, apart: Collection[int]) -> Any:

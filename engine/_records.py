@@ -202,7 +202,7 @@ class Prediction:
     def results(self) -> tuple[Any, ...]:
         """The value as a tuple: `return a, b` gives `(a, b)`, anything else one element."""
         value = self.value
-        return value if value.__class__ is tuple else (value,)
+        return value if type(value) is tuple else (value,)
 
     @property
     def error(self) -> str | None:

@@ -83,8 +83,8 @@ class _Concat:
 
 
 def _join(pieces: list[Any]) -> Any:
-    kind = next((kind for kind in (str, bytes, list) if isinstance(pieces[0], kind)), None)
-    stranger = next((piece for piece in pieces if kind is None or not isinstance(piece, kind)), EMPTY)
+    kind = next((kind for kind in (str, bytes, list) if issubclass(type(pieces[0]), kind)), None)
+    stranger = next((piece for piece in pieces if kind is None or not issubclass(type(piece), kind)), EMPTY)
     if stranger is not EMPTY or kind is None:
         raise TypeError(
             f"the reducer 'concat' joins partials that are all str, all bytes or all lists, not {quote(stranger)}: "

@@ -347,7 +347,7 @@ class _Compiler:
         required = [(number, each) for number, each in numbered if each.required]
         optional = [(number, each) for number, each in numbered if not each.required]
         yield "def bind(inputs=None):"
-        yield "    if inputs.__class__ is dict:"
+        yield "    if type(inputs) is dict:"
         if not required:
             yield "        if not inputs: return nothing"
         yield "        kwargs = inputs.copy()"
@@ -420,7 +420,7 @@ class _Compiler:
 
     def swift_class(self, variable: str, cls: type, values: frozenset[Any] | None, bounds: Bounds) -> str:
         """One exact class with its values and bounds as an expression; "" where the check has to decide."""
-        tests = [f"{variable} is None" if cls is type(None) else f"{variable}.__class__ is {self.constant(cls)}"]
+        tests = [f"{variable} is None" if cls is type(None) else f"type({variable}) is {self.constant(cls)}"]
         if values is not None:
             tests.append(f"{variable} in {self.constant(values)}")
         for name, bound in bounds:

@@ -28,7 +28,7 @@ from engine._channel import End
 from engine._errors import NestingError, PayloadError, PluginError, say
 from engine._frames import LOG, ORDER, Decoder, pack, read_order
 from engine._outlet import Link, Outlet, Tail, Terminated
-from engine._partials import ITERATOR, ONE, PLAIN, Body, Reduction, look, trim
+from engine._partials import ITERATOR, ONE, Body, Reduction, look, trim
 from engine._payloads import Spare, decode
 from engine._predictor import import_name, import_target
 from engine._process_state import ProcessState, start_thread
@@ -412,7 +412,7 @@ class _Host:
         started = clock()
         try:
             produced = body.start()
-            kind = ONE if produced.__class__ in PLAIN else look(produced, body.follows)
+            kind = look(produced, body.follows)
         except BaseException as error:
             outlet.finish(End(error))
             return

@@ -18,12 +18,13 @@ from engine._channel import End
 from engine._errors import EngineClosedError, NestingError
 from engine._partials import (
     ASYNC,
+    AWAITABLE,
     ONE,
-    PLAIN,
     aclose_iterator,
     dispose,
     first_step,
     is_foreign_cancel,
+    look,
     settle,
     stopped,
 )
@@ -330,13 +331,13 @@ class _Owner:
         try:
             if produced is None:
                 produced = await body.astart() if body.function is None else body.start()
-            if produced.__class__ is types.CoroutineType:  # what most bodies here give, without the calls of `settle`
+            if type(produced) is types.CoroutineType:  # what most bodies here give, without the calls of `settle`
                 try:
                     produced = await produced
                 except (StopIteration, StopAsyncIteration) as error:
                     raise stopped(error) from error
-            kind = ONE
-            if produced.__class__ not in PLAIN:
+            kind = look(produced, body.follows)
+            if kind is AWAITABLE:
                 kind, produced = await settle(produced, body.follows)
         finally:
             self._is_stepping = False

@@ -175,7 +175,7 @@ class TaskExecution(Execution):
                     await self._wait(answer)
             except BaseException as error:
                 answer = self._failed(error)
-                if answer.__class__ is StopAsyncIteration:
+                if type(answer) is StopAsyncIteration:
                     return
                 try:
                     raise answer
@@ -237,7 +237,7 @@ class TaskExecution(Execution):
         self.bridge = None
         if body is not None and body.release is None:
             self._body = None
-        return produced if isinstance(produced, types.AsyncGeneratorType) else _Foreign(produced)
+        return produced if type(produced) is types.AsyncGeneratorType else _Foreign(produced)
 
     def step(self) -> Any:
         """Run the body on, to its next partial, which gives `_ITEM`, or to what it waits for."""

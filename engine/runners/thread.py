@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import End
 from engine._errors import EngineBusyError, EngineClosedError
-from engine._partials import ITERATOR, ONE, PLAIN, close_iterator, dispose, look, one
+from engine._partials import ITERATOR, ONE, close_iterator, dispose, look, one
 from engine._records import current
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _own(body: Body, channel: Ending, adopt: Adopt) -> None:
     started = clock()
     try:
         produced = body.start()
-        kind = ONE if produced.__class__ in PLAIN else look(produced, body.follows)
+        kind = look(produced, body.follows)
     except BaseException as error:
         _finish(body, channel, End(error))
         return

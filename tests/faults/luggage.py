@@ -10,7 +10,7 @@ import enum
 import os
 import threading
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import attrs
@@ -185,6 +185,93 @@ class Only:
 
 
 ONLY: Final = Only()
+
+
+# What says something else of itself than it is, or has a class that does.
+
+
+class Unhashed(type):  # noqa: PLW1641 - that is what it is for
+    """Classes that are compared in their own way, and so cannot be hashed."""
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other
+
+
+class HardToHash(type):
+    """Classes that will not be hashed."""
+
+    def __hash__(cls) -> int:
+        raise RuntimeError("nobody hashes this")
+
+
+class OfUnhashed(metaclass=Unhashed):
+    """An object of a class that cannot be hashed."""
+
+
+class OfHardToHash(metaclass=HardToHash):
+    """An object of a class that will not be hashed."""
+
+
+class Masked:
+    """An object that says it is a text."""
+
+    @property  # type: ignore[misc]  # elsewhere it may be set
+    def __class__(self) -> Any:
+        return str
+
+    def __len__(self) -> int:
+        return 1
+
+    def __reduce__(self) -> Any:
+        return Masked, ()
+
+
+class Veiled:
+    """An object that does not say what it is, as a proxy that is not bound to anything."""
+
+    @property  # type: ignore[misc]  # elsewhere it may be set
+    def __class__(self) -> Any:
+        raise RuntimeError("this is not bound to anything")
+
+    def __reduce__(self) -> Any:
+        return Veiled, ()
+
+
+class Wrapped:
+    """A stand-in for a generator, as those that trace one are: it says that it is one, and can be stepped."""
+
+    def __init__(self, generator: Iterator[Any]) -> None:
+        self._generator = generator
+
+    @property  # type: ignore[misc]  # elsewhere it may be set
+    def __class__(self) -> Any:
+        return type(self._generator)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._generator)
+
+
+class AsyncWrapped:
+    """A stand-in for an async generator."""
+
+    def __init__(self, generator: AsyncIterator[Any]) -> None:
+        self._generator = generator
+
+    @property  # type: ignore[misc]  # elsewhere it may be set
+    def __class__(self) -> Any:
+        return type(self._generator)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await anext(self._generator)
+
+
+DISGUISED: Final = (OfUnhashed, OfHardToHash, Masked, Veiled)
 
 
 # Predictors.

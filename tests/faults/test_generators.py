@@ -26,6 +26,7 @@ from tests.faults.conftest import (
     each_cell,
     predictor_with,
 )
+from tests.faults.luggage import DISGUISED, AsyncWrapped, Wrapped
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -219,6 +220,7 @@ DISGUISES: Final[dict[str, tuple[Any, Any]]] = {
     "wraps": (wrapped(hello), wrapped(ahello)),
     "async-wraps": (async_wrapped(hello), async_wrapped(ahello)),
     "returned-by-a-def": (gives_hello, gives_ahello),
+    "stands-for-one": (lambda: Wrapped(hello()), lambda: AsyncWrapped(ahello())),
     "partial": (functools.partial(takes, 2, hello), functools.partial(async_takes, 2, ahello)),
     "bound-method": (Greeter().method, Greeter().async_method),
     "class-method": (Greeter.of_class, Greeter.async_of_class),
@@ -437,6 +439,7 @@ ODD: Final[tuple[Any, ...]] = (
     ValueError("a value, not a failure"),
     SystemExit(1),
     ValueError,
+    *(make() for make in DISGUISED),
     END,
     object(),
     Falsy(),
@@ -471,8 +474,9 @@ def test_odd_values_are_delivered_as_the_objects_they_are(yielding: Cell) -> Non
 
 
 @pytest.mark.fault(68)
-@pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
-def test_an_odd_value_is_a_result_of_create(cell: Cell, value: Any) -> None:
+@pytest.mark.parametrize("number", range(len(ODD)), ids=[type(value).__name__ for value in ODD])
+def test_an_odd_value_is_a_result_of_create(cell: Cell, number: int) -> None:
+    value = ODD[number]
     predictor = predictor_with(cell.kind, Fault(partials=(value,)))
 
     async def scenario(consumer: Consumer) -> None:

@@ -1119,6 +1119,19 @@ def test_neither_side_sees_the_other_change_a_partial(muna: Engine, worker: int)
 
 
 @pytest.mark.fault(28)
+@each_way
+def test_what_says_something_else_of_itself_arrives_or_is_named(muna: Engine, worker: int, way: str) -> None:
+    for make in (luggage.Masked, luggage.Veiled):
+        (value,) = values_of(muna, way, yields_back, {"value": make()})
+        assert type(value) is make
+    for hard in (luggage.OfUnhashed, luggage.OfHardToHash):  # which `pickle` itself cannot take
+        with pytest.raises(PayloadError, match=f"input 'value' of type {hard.__qualname__} cannot be carried"):
+            values_of(muna, way, yields_back, {"value": hard()})
+        with pytest.raises(PayloadError, match=f"of type {hard.__qualname__} cannot be carried"):
+            values_of(muna, way, lambda kind: getattr(luggage, kind)(), {"kind": hard.__name__})
+
+
+@pytest.mark.fault(28)
 def test_a_class_of_the_callers_is_not_changed_by_its_copies_return(muna: Engine, worker: int) -> None:
     class Counted:
         made = 0
