@@ -7,9 +7,9 @@ import dataclasses
 import decimal
 import enum
 import functools
+import inspect
 import io
 import math
-import operator
 import re
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -432,7 +432,7 @@ def test_a_checked_value_is_never_coerced(muna: Engine, call: Call, annotation: 
     ("target", "inputs", "result"),
     [
         (len, {"obj": "abc"}, 3),
-        (abs, {"x": -2}, 2),
+        (abs, {next(iter(inspect.signature(abs).parameters)): -2}, 2),  # its name differs between versions
         (math.hypot, {}, 0.0),
         (functools.partial(pow, 2), {"exp": 3}, 8),
         (functools.partial(functools.partial(pow, 2), exp=4), {}, 16),
@@ -458,7 +458,7 @@ def test_callables_of_every_make_can_be_called(
 
 
 @pytest.mark.fault(127)
-@pytest.mark.parametrize("target", [max, getattr, operator.itemgetter(1)], ids=["max", "getattr", "itemgetter"])
+@pytest.mark.parametrize("target", [max, getattr, functools.partial(max)], ids=["max", "getattr", "partial"])
 def test_inputs_of_a_callable_that_cannot_be_read_go_to_it_by_name_and_it_answers_itself(
     muna: Engine, call: Call, target: Any
 ) -> None:
@@ -482,8 +482,6 @@ def test_a_wrapped_function_shows_the_inputs_of_the_inner_one(muna: Engine, call
 
 @pytest.mark.fault(127)
 def test_a_signature_that_lies_ends_in_pythons_own_error(muna: Engine, call: Call) -> None:
-    import inspect
-
     def liar(actual: int) -> int:
         return actual
 
