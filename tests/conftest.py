@@ -140,8 +140,8 @@ def left_behind(before: Census, patience: float) -> list[str]:
 
 @pytest.fixture(scope="session")
 def settling_time() -> float:
-    """Seconds that what a test started has to be gone after it."""
-    return 2.0
+    """Seconds that what a test started has to be gone after it; only what stays takes them all."""
+    return 15.0
 
 
 @pytest.fixture(autouse=True)

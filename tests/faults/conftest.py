@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine import AsyncPredictionStream, Prediction, PredictionStream
     from engine._records import Outcome
 
-LIMIT: Final = 5.0  # seconds any single wait of a test may take before it counts as a hang
+LIMIT: Final = 20.0  # seconds any single wait of a test may take before it counts as a hang
 PARTIALS: Final = ("first", "second")
 END: Final = "(the stream has ended)"
 

@@ -76,7 +76,7 @@ def run(cell: Cell, scenario: Callable[[Consumer], Coroutine[Any, Any, None]], m
 def run_script(source: str) -> subprocess.CompletedProcess[str]:
     """Run a script as its user would; ended by force, and so a failure, if it takes longer than it may."""
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=50, check=False
     )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 KINDS: Final = ("def", "gen", "async", "agen")
 PARTIALS: Final = ("first", "second")
-LIMIT: Final = 10.0  # seconds a body waits for its test; only a test that fails waits as long
+LIMIT: Final = 30.0  # seconds a body waits for its test; only a test that fails waits as long
 AGES: Final = 60.0  # seconds that only a signal cuts short
 
 
