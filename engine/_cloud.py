@@ -39,12 +39,14 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
     Attributes:
         apart: the `id` of exceptions that will be rebuilt without their constructor.
         holds_files: whether a text file that is open for reading arrives as what is left to read in it.
+        whole: names of modules that are taken whole though the other side could import them.
         reduce_failure: how an exception is reduced.
     """
 
     dispatch_table: ClassVar[Any] = ChainMap({types.CodeType: _reduced_code}, cloudpickle.Pickler.dispatch_table)
     apart: Collection[int] = ()
     holds_files = True
+    whole: Collection[str] = ()
     reduce_failure: Callable[[BaseException, Collection[int]], Any]
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
@@ -62,12 +64,26 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         if not isinstance(obj, (type, types.FunctionType)):
             _refuse_copy(obj, holds_files=self.holds_files)
             return _reduced_instance(obj)
-        reduced = super().reducer_override(obj)
+        is_whole = self.whole and obj.__module__ in self.whole and _is_made_at_run_time(obj)
+        reduced = self._reduced_whole(obj) if is_whole else super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
             if id(obj) not in _received:
                 _own[id(obj)] = obj
             return (*reduced[:2], (reduced[5], reduced[2], obj.__qualname__), None, None, _fill_class)
         return reduced
+
+    def _reduced_whole(self, obj: Any) -> Any:
+        """Reduce a class or function by value, wherever it is found."""
+        if isinstance(obj, type):
+            return cloudpickle.cloudpickle._dynamic_class_reduce(obj)  # noqa: SLF001 - it has no public way but for good
+        return self._dynamic_function_reduce(obj)
+
+
+def _is_made_at_run_time(obj: Any) -> bool:
+    return not isinstance(obj, type) or bool(obj.__flags__ & _HEAP_TYPE)
+
+
+_HEAP_TYPE: Final = 1 << 9  # of a type's flags
 
 
 def _used_in_classes(code: types.CodeType) -> Iterator[str]:

@@ -187,12 +187,17 @@ class Engine:
 
     def _load_in_worker(self, resident: Resident) -> None:
         profile = resident.profile
-        self._workers().load(profile.tag, resident.target, profile.set_up_limit, resident.worker_slots)
+        self._workers().load(
+            profile.tag, resident.target, profile.set_up_limit, resident.worker_slots, by_value=profile.by_value
+        )
 
     def _unload(self, resident: Resident, runner: str | None) -> None:
         profile = resident.profile
         if self._executor.is_for_workers(resident, runner):
-            self._workers().unload(profile.tag, resident.target, profile.set_up_limit, resident.worker_slots)
+            self._workers().unload(
+                profile.tag, resident.target, profile.set_up_limit, resident.worker_slots, by_value=profile.by_value
+            )
+            resident.unloaded()
         else:
             resident.unload(self._grace)
 

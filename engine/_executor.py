@@ -351,6 +351,8 @@ class Executor:
         is_tag = isinstance(tag, str)
         if self._is_for_workers_alone(record, runner):
             resident = self._residents.described(record) or self._described(record, is_tag)
+            if resident.profile.by_value:  # as only its mark tells
+                return self._ready(tag, record, runner)
         elif is_tag:
             resident = self._registered(record)
             self._route(tag, record, resident)
@@ -371,9 +373,11 @@ class Executor:
         target = record.target
         if not isinstance(target, str) or self._residents.find(record) is not None:
             return False
+        described = self._residents.described(record)
+        if record.by_value or (described is not None and described.profile.by_value):  # what is here is to be sent
+            return False
         if target.partition(":")[0] in sys.modules:  # it is here already
             return False
-        described = self._residents.described(record)
         author = record.runner or (described.profile.runner if described is not None else None)
         return not is_worker() and (runner or author or self._default) == "process"
 
@@ -629,6 +633,8 @@ class Executor:
         body.reduction = reduction
         if place is not None and place is not self._threads and place is not self._loop:
             body.target = resident.target
+            if profile.by_value:
+                body.by_value = True
         if resident.is_described:
             body.bind = profile.is_opaque and (profile.is_checked if check is None else check)
         elif profile.is_class:
@@ -806,6 +812,8 @@ class Executor:
             return errand, slots and (slots.atake if is_task else slots.take)
         parcel = Parcel(*facts)
         parcel.target = resident.target
+        if profile.by_value:
+            parcel.by_value = True
         if resident.is_described:
             parcel.bind = profile.is_opaque and (profile.is_checked if check is None else check)
         parcel.wire = wire = place.wire(None, profile.tag)

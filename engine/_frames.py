@@ -76,6 +76,7 @@ class Order:
         variables: context variables that travel, as `"module:name"`, with their values.
         inputs: the inputs themselves, where they are of built-in types that are told by their value.
         placed: where they are otherwise.
+        path: the program's `sys.path`, where it is not what the worker was told last.
     """
 
     what: Literal["run", "load", "unload", "describe", "leave"]
@@ -95,6 +96,7 @@ class Order:
     variables: tuple[tuple[str, bytes], ...] = ()
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     placed: Placed | None = None
+    path: tuple[str, ...] | None = None
 
 
 _facts_of: Final = attrgetter(*(field.name for field in attrs.fields(Order)))

@@ -60,6 +60,7 @@ class Body:
         is_started: whether the predictor's code has been reached.
         target: the function, class or object itself, or `"module:name"` where this process has not imported it: what a
             runner that runs bodies in other processes sends there, with `args` and `kwargs`, instead of starting it.
+        by_value: whether its author wishes it to be sent by value though it could be imported there.
         bind: with such a name, whether the inputs, all in `kwargs`, are still to be checked where the body runs;
             `None` where they are bound already.
     """
@@ -72,6 +73,7 @@ class Body:
     aprepare: Callable[[], Awaitable[Callable[..., Any]]] | None = None
     is_started: bool = False
     target: Any = None
+    by_value: bool = False
     bind: bool | None = None
 
     def __init__(  # noqa: PLR0917 - as attrs would make it

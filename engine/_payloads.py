@@ -66,8 +66,12 @@ class Payload:
         return (len(self.data), *map(len, self.buffers))
 
 
-def encode(value: Any) -> Payload:
+def encode(value: Any, whole: Collection[str] = ()) -> Payload:
     """Encode any value, its large buffers outside.
+
+    Args:
+        value: what is to travel.
+        whole: names of modules of which everything is taken by value.
 
     Raises:
         BaseException: whatever its pickling raises; see `refused`.
@@ -75,7 +79,7 @@ def encode(value: Any) -> Payload:
     if _is_atom(value):
         return Payload(pickle.dumps(value, _PROTOCOL))
     buffers: list[Chunk] = []
-    data = _pickled(value, buffers)
+    data = _pickled(value, buffers, whole=whole)
     return Payload(data, buffers)
 
 
@@ -104,14 +108,14 @@ def are_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def encode_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
-    """Encode the inputs of a call.
+def encode_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], whole: Collection[str] = ()) -> Payload:
+    """Encode the inputs of a call, for a predictor with which modules travel `whole`.
 
     Raises:
         PayloadError: one of them cannot travel; it is named.
     """
     try:
-        return encode((args, kwargs))
+        return encode((args, kwargs), whole)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -303,28 +307,33 @@ def refused(what: str, value: object, error: BaseException, place: str = "") -> 
     )
 
 
-def encode_target(tag: str, target: Any) -> bytes:
-    """Encode a function, class or object to run, by reference where the other side can import it.
+def encode_target(tag: str, target: Any, whole: Collection[str] = ()) -> bytes:
+    """Encode a function, class or object to run: by reference where the other side can import it.
+
+    Args:
+        tag: its tag.
+        target: itself.
+        whole: names of modules of which everything is taken by value all the same.
 
     Raises:
         PayloadError: it cannot travel; what it holds that cannot is named.
     """
     try:
-        return _pickled_target(target)
+        return _pickled_target(target, whole)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         failure = error
-    name, value = _culprit(target)
+    name, value = _culprit(target, whole)
     what = f"the predictor {tag}" if name is None else f"{quote(name)}, which the predictor {tag} uses,"
     raise refused(what, target if name is None else value, failure) from failure
 
 
-def _pickled_target(target: Any) -> bytes:
-    return _pickled(target, None, holds_files=False)
+def _pickled_target(target: Any, whole: Collection[str]) -> bytes:
+    return _pickled(target, None, holds_files=False, whole=whole)
 
 
-def _culprit(target: Any) -> tuple[str | None, object]:
+def _culprit(target: Any, whole: Collection[str]) -> tuple[str | None, object]:
     """The variable of a function, or of a class's methods, that keeps it from travelling."""
     owner = vars(target).values() if isinstance(target, type) else (target,)
     for each in owner:
@@ -333,7 +342,7 @@ def _culprit(target: Any) -> tuple[str | None, object]:
             continue
         for name, value in _used_by(function).items():
             try:
-                _pickled_target(value)
+                _pickled_target(value, whole)
             except KeyboardInterrupt:
                 raise
             except BaseException:
@@ -597,6 +606,13 @@ class _Plain(pickle.Pickler):
         return _reduced(obj, self.apart) if issubclass(cls, BaseException) else NotImplemented
 
 
+class _BuiltIn(_Plain):
+    """Plain pickle that stops at whatever is of no built-in type."""
+
+    def reducer_override(self, _obj: Any) -> Any:
+        raise _NotByReferenceError
+
+
 def _reduced(error: BaseException, apart: Collection[int]) -> Any:
     """How an exception travels that is rebuilt without its constructor, for it is one of those `apart`.
 
@@ -663,11 +679,13 @@ def _pickled(
     apart: Collection[int] = (),
     *,
     holds_files: bool = True,
+    whole: Collection[str] = (),
 ) -> bytes:
     """Pickle a value, its large buffers into `buffers` if there is such a list.
 
     Exceptions whose `id` is in `apart` will be rebuilt without their constructor. A text file that is open for reading
-    arrives as what is left to read in it, if the value `holds_files`.
+    arrives as what is left to read in it, if the value `holds_files`. What a module of those `whole` defines goes by
+    value.
 
     Raises:
         _TooLargeError: it has more than `most` bytes.
@@ -684,7 +702,7 @@ def _pickled(
 
     callback = None if buffers is None else aside
     try:
-        plain = _Plain(file, _PROTOCOL, buffer_callback=callback)
+        plain = (_BuiltIn if whole else _Plain)(file, _PROTOCOL, buffer_callback=callback)
         plain.apart = apart
         plain.dump(value)
         return file.getvalue()
@@ -696,7 +714,7 @@ def _pickled(
         if buffers is not None:
             buffers.clear()
     cloud = _by_value(file, callback)  # out here, so that what it raises is told alone
-    cloud.apart, cloud.holds_files = apart, holds_files
+    cloud.apart, cloud.holds_files, cloud.whole = apart, holds_files, whole
     cloud.dump(value)
     return file.getvalue()
 

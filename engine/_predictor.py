@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Target = TypeVar("Target")
 
-OPTIONS: Final = ("description", "reduce", "runner", "concurrency", "yields", "check")
+OPTIONS: Final = ("description", "reduce", "runner", "concurrency", "by_value", "yields", "check")
 MARK: Final = "__predictor__"
 
 _TAG = re.compile(r"@[a-z0-9._-]{1,64}/[a-z0-9._-]{1,64}")
@@ -120,6 +120,8 @@ class Predictor:
             `Reducer`.
         runner: the author's default place: `"inline"`, `"thread"`, or `None` for the engine's choice.
         concurrency: calls at a time: from 1; default unlimited (`math.inf`) for functions, 1 for classes and objects.
+        by_value: whether workers get it by value though they could import it, with all that is defined in its module
+            and used by it, so that it has there what the program has set in that module (default no).
         yields: whether a returned iterator that is no generator is followed (default: what the return annotation says).
         check: whether inputs are checked against the signature (default yes).
 
@@ -135,6 +137,7 @@ class Predictor:
     reduce: Any = attrs.field(default=None, kw_only=True, validator=_check_reduce)
     runner: str | None = attrs.field(default=None, kw_only=True, validator=_check_runner)
     concurrency: float | None = attrs.field(default=None, kw_only=True, validator=_check_concurrency)
+    by_value: bool | None = attrs.field(default=None, kw_only=True, validator=_check_flag)
     yields: bool | None = attrs.field(default=None, kw_only=True, validator=_check_flag)
     check: bool | None = attrs.field(default=None, kw_only=True, validator=_check_flag)
 
@@ -169,6 +172,7 @@ def predictor(
     reduce: Any = None,
     runner: str | None = None,
     concurrency: float | None = None,
+    by_value: bool | None = None,
     yields: bool | None = None,
     check: bool | None = None,
 ) -> Callable[[Target], Target]:
@@ -183,6 +187,7 @@ def predictor(
         reduce: a reducer's name or object.
         runner: a runner's name.
         concurrency: calls at a time.
+        by_value: whether workers get it by value though they could import it.
         yields: whether a returned iterator is followed.
         check: whether inputs are checked.
 
@@ -191,7 +196,7 @@ def predictor(
         ValueError: an option has no meaning.
         TypeError: what is decorated cannot be called.
     """
-    given = zip(OPTIONS, (description, reduce, runner, concurrency, yields, check), strict=True)
+    given = zip(OPTIONS, (description, reduce, runner, concurrency, by_value, yields, check), strict=True)
     mark: dict[str, Any] = {"tag": tag_of(tag), **{name: value for name, value in given if value is not None}}
 
     def decorate(target: Target) -> Target:

@@ -48,6 +48,7 @@ class Profile:
         runner: the author's default place.
         limit: calls at a time; `math.inf` for any number.
         is_checked: whether inputs are checked.
+        by_value: whether workers get it by value though they could import it.
         bind: turns a mapping of inputs into arguments, checked as declared.
         is_opaque: some of its annotations mean nothing in this process, so that a worker has to check again.
     """
@@ -65,6 +66,7 @@ class Profile:
     is_checked: bool
     bind: Bind
     is_opaque: bool = False
+    by_value: bool = False
     _other: Bind | None = None
 
     @property
@@ -134,6 +136,7 @@ def _profile(kind: type[Profile], tag: str, facts: Facts, options: Mapping[str, 
         is_checked=options.get("check", True),
         bind=_unbound,
         is_opaque=facts.is_opaque,
+        by_value=bool(options.get("by_value")),
     )
     made.bind = made.make_binder(check=made.is_checked)
     return made

@@ -7,7 +7,6 @@ torn down once. No user code runs under a lock.
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import types
 import weakref
@@ -16,7 +15,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from engine._channel import park_task, park_thread, wake_all
-from engine._errors import EngineClosedError, EngineError, NestingError
+from engine._errors import EngineClosedError, EngineError, NestingError, warn
 from engine._partials import invoke, is_async
 from engine._predictor import Predictor, name_of
 from engine._profiles import Profile, RemoteProfile, function_of, options_of, profile_from, profile_of
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from engine._channel import Wake
+    from engine._snapshots import Home
     from engine.runners.loop import LoopRunner
 
 
@@ -36,14 +36,6 @@ def _slots_of(profile: Profile) -> tuple[Slots | None, Slots | None]:
     is_counted = profile.is_class or profile.limit != math.inf
     made = [Slots(profile.tag, profile.limit) if is_counted else None for _ in range(2)]
     return made[0], made[1]
-
-
-def _is_found_by(text: str) -> bool:
-    """Whether a worker finds a predictor by its text: its module is not one that was only made in this process."""
-    from engine._importable import is_importable  # only what workers run needs it
-
-    module = sys.modules.get(text.partition(":")[0])
-    return module is None or is_importable(module)
 
 
 class Resident:
@@ -61,8 +53,10 @@ class Resident:
     __slots__ = (
         "_engine",
         "_flight",
+        "_home",
         "_instance",
         "_is_closed",
+        "_is_named",
         "_lock",
         "_loop",
         "_target",
@@ -96,6 +90,8 @@ class Resident:
         """
         self.is_described = isinstance(profile, RemoteProfile)
         self._text = text
+        self._home: Home | None = None
+        self._is_named = False  # workers have a class or an object by its text, until it is unloaded
         self._engine = engine
         self._is_closed = False
         self.profile = profile
@@ -111,8 +107,35 @@ class Resident:
     @property
     def target(self) -> Any:
         """What workers get to run: the function, class or object, or `"module:name"` where they find it by that."""
-        text = self._text
-        return text if self.is_described or (text is not None and _is_found_by(text)) else self._target
+        if self._text is None or self.is_described:
+            return self._text or self._target
+        return self._named(self._text)
+
+    def _named(self, text: str) -> Any:
+        """The text by which workers find what runs here; itself, where they would find another, or nothing."""
+        home = self._home
+        if home is None:
+            from engine._snapshots import Home, is_function  # only what workers run needs it
+
+            home = self._home = Home(self._target, *text.split(":"))
+            if self.profile.by_value or not home.is_importable():
+                self._text = None
+                return self._target
+            self._is_named = not is_function(self._target)
+        if home.is_there():
+            return text
+        if not self._is_named:
+            return self._target
+        warn(
+            f"{self.profile.tag}: {text} is another since it was sent to workers, where a class or an object stays as "
+            "it was: unload it there, with unload(..., runner='process'), and the next call sends what runs here"
+        )
+        self._home = home.forgotten()
+        return text
+
+    def unloaded(self) -> None:
+        """Workers have it no more: what they get next is what runs here."""
+        self._home = None
 
     @property
     def is_ready(self) -> bool:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._importable import CACHED, NAMED, is_found
+from engine._importable import CACHED, NAMED, is_found, is_importable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -149,7 +149,7 @@ class Home:
         path: its name in its module.
     """
 
-    __slots__ = ("_module", "_named", "_names", "path")
+    __slots__ = ("_is_made_anew", "_module", "_named", "_names", "path")
 
     def __init__(self, named: Any, module: str, path: str) -> None:
         """Note what stands under the name."""
@@ -157,13 +157,29 @@ class Home:
         self._module = module
         self._names = path.split(".")
         self.path = path
+        # A method of a class, and what a module makes when it is asked for, is another object each time.
+        self._is_made_anew = self._found() is not self._found()
 
-    def is_there(self) -> bool:
-        """Whether it is still what its module has under that name."""
+    def _found(self) -> Any:
         found: Any = sys.modules.get(self._module)
         for name in self._names:
             found = getattr(found, name, None)
-        return found is self._named
+        return found
+
+    def is_there(self) -> bool:
+        """Whether it is still what its module has under that name."""
+        return self._found() is self._named or self._is_made_anew
+
+    def is_importable(self) -> bool:
+        """Whether it is there, in a module that workers can import."""
+        module = sys.modules.get(self._module)
+        return module is not None and is_importable(module) and self.is_there()
+
+    def forgotten(self) -> Home:
+        """The same place, whatever stands there."""
+        made = Home(self._named, self._module, self.path)
+        made._is_made_anew = True
+        return made
 
 
 class _Variables:
@@ -290,6 +306,18 @@ def _named(target: Any) -> Any:
     if type(target) is types.MethodType:
         target = target.__self__
     return target if type(target) in NAMED or isinstance(target, type) else type(target)
+
+
+def modules_of(target: Any) -> frozenset[str]:
+    """The names of the modules that a predictor is defined in: that of its function, and of what that wraps."""
+    found: set[str] = set()
+    named = _named(target)
+    while named is not None and len(found) < _FEW:
+        module = getattr(named, "__module__", None)
+        if isinstance(module, str) and getattr(sys.modules.get(module), "__spec__", None) is not None:
+            found.add(module)
+        named = vars(named).get("__wrapped__") if type(named) in {types.FunctionType, CACHED} else None
+    return frozenset(found)
 
 
 def is_function(target: Any) -> bool:

@@ -18,6 +18,7 @@ import sys
 import threading
 from contextvars import copy_context
 from functools import partial
+from itertools import takewhile
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -293,6 +294,8 @@ class _Host:
 
     def _do(self, order: Order, frame: Frame, outlet: Outlet) -> None:
         try:
+            if order.path is not None:
+                _take_path(order.path)
             for key in order.forget:
                 self._forget(key)
             if order.what != "run":
@@ -480,6 +483,20 @@ def _leave_to_the_engine(_number: int, _frame: Any) -> None:
     """Ctrl-C at a terminal reaches every process there; what it means is the engine's to decide."""
 
 
+def _take_path(path: Sequence[str]) -> None:
+    """Look for modules where the program does now; what a predictor put before or behind that stays there."""
+    import importlib
+
+    ahead = list(takewhile(lambda each: each not in _told_path, sys.path))
+    rest = [each for each in sys.path[len(ahead) :] if each not in path]
+    sys.path[:] = [*(each for each in ahead if each not in path), *path, *rest]
+    _told_path.update(path)
+    importlib.invalidate_caches()
+
+
+_told_path: Final[set[str]] = set()  # where the program looked or looks for modules
+
+
 def _imported(order: Order) -> Any:
     try:
         return import_target(order.text or "")
@@ -543,6 +560,7 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     faulthandler.enable(report)
     become_worker()
     sys.argv[:] = hello["argv"]
+    _told_path.update(hello["path"])
     link = Link(calls, answers)
     host = _Host(link, Segment(inbound), Segment(outbound))
     _errors.diverted.append(host.log)

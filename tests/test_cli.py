@@ -732,6 +732,7 @@ def test_show_gives_the_same_as_json(site: Site, engine: Command) -> None:
         "description": "Grows a text.",
         "kind": "function",
         "is_async": False,
+        "by_value": False,
         "yields": True,
         "reducer": "concat",
         "runner": "thread",

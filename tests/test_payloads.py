@@ -721,12 +721,50 @@ def test_an_object_that_stands_for_a_module_and_a_finder_that_raises_are_survive
         def find_spec(*_facts: object) -> None:
             raise LookupError("broken")
 
+    encode_whole(lambda: None)  # what that needs is imported
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     sys.modules["standing"] = Standing()  # type: ignore[assignment]
     Local = type("Local", (), {"__module__": "standing"})
     assert not is_importable(sys.modules["standing"])
     assert type(travelled(Local())).__name__ == "Local"
     assert is_importable(importlib.import_module("json.scanner"))
+
+
+FINDER: Final = """
+    import importlib.abc, importlib.machinery, sys
+
+    class Finder(importlib.abc.Loader):
+        def find_spec(self, name, path=None, target=None):
+            wanted = name.rpartition(".")[2].startswith("virtual")
+            return importlib.machinery.ModuleSpec(name, self, origin="nowhere") if wanted else None
+        def exec_module(self, module):
+            pass
+
+    def install():
+        sys.meta_path.append(Finder())
+"""
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_what_a_finder_imports_is_importable_only_where_workers_have_that_finder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "with_own_finder").mkdir()
+    (tmp_path / "with_own_finder" / "__init__.py").write_text(textwrap.dedent(FINDER) + "install()\n")
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(tmp_path)])
+    monkeypatch.setattr(_importable, "_at_start", None)
+    assert is_importable(importlib.import_module("with_own_finder.virtual"))  # its package brings the finder
+    assert not is_importable(importlib.import_module("virtual_of_the_program"))
+    made_by_hand("of_an_editable_install", FINDER).install()
+    sys.meta_path.append(sys.meta_path.pop(-2))  # it comes first of the two
+    assert not is_importable(importlib.import_module("virtual_of_another"))
+    (tmp_path / "editable.pth").write_text(
+        "/some/folder\nimport of_an_editable_install; of_an_editable_install.install()\n"
+    )
+    monkeypatch.setattr(_importable, "_at_start", None)
+    assert is_importable(importlib.import_module("virtual_of_an_editable_install"))
 
 
 def test_a_pickle_is_rebuilt_out_of_modules_that_are_there_or_not_at_all() -> None:

@@ -259,7 +259,8 @@ def test_an_option_there_is_not_is_refused_with_those_there_are(first: Any) -> N
 
 @pytest.mark.fault(115)
 @pytest.mark.parametrize(
-    ("option", "value"), [("concurrency", 0), ("runner", 3), ("yields", 1), ("check", "no"), ("description", b"")]
+    ("option", "value"),
+    [("concurrency", 0), ("runner", 3), ("yields", 1), ("check", "no"), ("by_value", 1), ("description", b"")],
 )
 def test_an_option_without_a_meaning_is_refused(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=option):

@@ -148,6 +148,7 @@ def _facts(muna: Engine, resident: Resident) -> dict[str, Any]:
         "reducer": profile.reducer.name,
         "runner": profile.runner,
         "concurrency": None if profile.limit == math.inf else int(profile.limit),
+        "by_value": profile.by_value,
         "source": muna.predictors.source(profile.tag),
     }
 
@@ -185,6 +186,7 @@ def _described(resident: Resident, facts: dict[str, Any]) -> str:
         ("reducer", facts["reducer"]),
         ("runner", facts["runner"] or "the caller's choice"),
         ("concurrency", "unlimited" if facts["concurrency"] is None else f"{facts['concurrency']} at a time"),
+        *([("by value", "to workers, with all of its module that it uses")] if facts["by_value"] else []),
         ("source", facts["source"]),
     ]
     inputs = [_input_row(each) for each in profile.signature.parameters]

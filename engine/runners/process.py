@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import threading
 import types
 import weakref
@@ -25,7 +26,7 @@ from engine._partials import Body
 from engine._payloads import Payload, are_plain, encode_inputs, encode_target, encode_whole, read_only_bits, refused
 from engine._records import Call
 from engine._segments import WORTH
-from engine._snapshots import Snapshot, is_function
+from engine._snapshots import Snapshot, is_function, modules_of
 from engine.runners.pool import Need, Pool
 from engine.runners.warden import Warden
 from engine.runners.wire import Wire
@@ -103,13 +104,13 @@ class ProcessRunner:
     def _prepare(self, wire: Wire, body: Body, limit: float) -> Need:
         if self._is_closing:
             raise EngineClosedError
-        shipment = self.shipment(body.call.tag, body.target, limit)
+        shipment = self.shipment(body.call.tag, body.target, limit, by_value=body.by_value)
         wire.body = body
         wire.shipment = shipment
         if are_plain(body.args, body.kwargs):
             wire.inputs = body.args, body.kwargs
         else:
-            wire.payload = encode_inputs(body.args, body.kwargs)
+            wire.payload = encode_inputs(body.args, body.kwargs, shipment.whole)
         body.function, body.target, body.args, body.kwargs = None, None, (), {}
         need: Need = shipment.need
         return need
@@ -119,7 +120,7 @@ class ProcessRunner:
         wire.worker = worker
         worker.wire = wire
 
-    def shipment(self, tag: str, target: Any, limit: float) -> Shipment:
+    def shipment(self, tag: str, target: Any, limit: float, *, by_value: bool = False) -> Shipment:
         """A predictor ready to be sent.
 
         Raises:
@@ -131,16 +132,17 @@ class ProcessRunner:
             if found is None:
                 found = self._shipments.setdefault(name, (None, _shipment(tag, target, limit)))
             return found[1]
-        name, owner, _ = _name_of(tag, target, limit)
+        whole = modules_of(target) if by_value else frozenset()
+        name, owner, _ = _name_of(tag, target, limit, whole)
         shipment = self._kept(name, owner)
         if shipment is None:
-            return self._encoded(tag, target, limit)
+            return self._encoded(tag, target, limit, whole)
         change = None if shipment.snapshot is None else shipment.snapshot.change()
         if change is None:
             return shipment
         if is_function(target):
             self._unlearn(shipment.key)
-            return self._encoded(tag, target, limit)
+            return self._encoded(tag, target, limit, whole)
         shipment.snapshot = None
         warn(
             f"{tag}: {quote(change)} has changed since it was sent to workers, where a class or an object stays as it "
@@ -153,13 +155,13 @@ class ProcessRunner:
         found = self._shipments.get(name)
         return None if found is None or found[0] is None or found[0]() is not owner else found[1]
 
-    def _encoded(self, tag: str, target: Any, limit: float) -> Shipment:
+    def _encoded(self, tag: str, target: Any, limit: float, whole: frozenset[str]) -> Shipment:
         """Encode a function, class or object as it is now."""
-        snapshot = Snapshot(target)  # before it is: what changes meanwhile is noticed by the next call
-        data = encode_target(tag, target)
-        name, owner, function = _name_of(tag, target, limit)
+        snapshot = Snapshot(target, whole)  # before it is: what changes meanwhile is noticed by the next call
+        data = encode_target(tag, target, whole)
+        name, owner, function = _name_of(tag, target, limit, whole)
         made = _shipment(tag, None, limit, data, function)
-        made.snapshot = snapshot
+        made.snapshot, made.whole = snapshot, whole
         try:
             reference = weakref.ref(owner, lambda _gone: self._forget(name, made.key))
         except TypeError:  # it cannot be referred to weakly: sent again with every call
@@ -226,6 +228,8 @@ class ProcessRunner:
         if shipment is not None and (order.forget or shipment.key not in worker.known):
             # Neither before all that may fail, nor after an answer may come that says otherwise.
             worker.learn(shipment.key, shipment.tag, order.forget)
+        if order.path is not None:
+            worker.path = list(order.path)
         is_gone = False
         try:
             worker.send(frame)
@@ -314,24 +318,24 @@ class ProcessRunner:
         """
         return self._errand(Order("describe", tag=tag, text=text), None, Need())
 
-    def load(self, tag: str, target: Any, limit: float, slots: Slots | None) -> None:
+    def load(self, tag: str, target: Any, limit: float, slots: Slots | None, *, by_value: bool = False) -> None:
         """Have a worker import a predictor, or get it, and set it up if it is a class.
 
         Raises:
             BaseException: what its import, constructor or `setup` raised.
         """
-        shipment = self.shipment(tag, target, limit)
+        shipment = self.shipment(tag, target, limit, by_value=by_value)
         self._errand(Order("load", shipment.key, tag, shipment.text), shipment, shipment.need, slots)
 
-    def unload(self, tag: str, target: Any, limit: float, slots: Slots | None) -> None:
+    def unload(self, tag: str, target: Any, limit: float, slots: Slots | None, *, by_value: bool = False) -> None:
         """Have every worker tear a class predictor down that has it set up, once its calls are over.
 
         Raises:
             EngineError: a call still uses it after the grace.
             BaseException: what `teardown` raised.
         """
-        name, owner, _ = _name_of(tag, target, limit)
-        shipment = self._kept(name, owner) or self.shipment(tag, target, limit)
+        name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
+        shipment = self._kept(name, owner) or self.shipment(tag, target, limit, by_value=by_value)
         left = () if slots is None else slots.wait_for(slots.holders, self._grace)
         if left:
             raise EngineError(
@@ -466,11 +470,11 @@ def _giving_up(body: Body, seconds: float | None) -> Iterator[None]:
         timer.join()
 
 
-def _name_of(tag: str, target: Any, limit: float) -> tuple[Any, Any, Any]:
+def _name_of(tag: str, target: Any, limit: float, whole: frozenset[str]) -> tuple[Any, Any, Any]:
     """What a predictor is kept by; the object that is referred to for it, and the function of a method of that."""
     is_method = isinstance(target, types.MethodType)
     owner, function = (target.__self__, target.__func__) if is_method else (target, None)
-    return (tag, id(owner), id(function), limit), owner, function
+    return (tag, id(owner), id(function), limit, whole), owner, function
 
 
 def _shipment(tag: str, text: str | None, limit: float, data: bytes | None = None, function: Any = None) -> Shipment:
@@ -485,6 +489,7 @@ def _nothing(*_facts: object) -> None:
 def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Payload | None) -> list[Chunk]:
     """The bytes that tell `worker` what to do; what is large lies in shared memory then, if there is room."""
     chunks: list[Chunk] = []
+    order.path = None if worker.path == sys.path else tuple(map(str, sys.path))
     if shipment is not None and shipment.key in worker.known and not worker.forgotten:  # as almost always
         worker.known.move_to_end(shipment.key)
         order.forget, order.size = (), 0

@@ -78,6 +78,7 @@ class Shipment:
         is_kept: whether it is known again when it comes again.
         data: itself, encoded at the first call.
         function: of a bound method, which must not make room for another at its address.
+        whole: names of modules of which everything it uses travels by value, also in its inputs.
         snapshot: what it was made of; `None` where that is not looked at, or no longer.
     """
 
@@ -89,6 +90,7 @@ class Shipment:
     is_kept: bool = True
     data: bytes | None = None
     function: Any = None
+    whole: frozenset[str] = frozenset()
     snapshot: Snapshot | None = None
 
 
@@ -106,6 +108,7 @@ class Worker:
         inbound: shared memory that it reads.
         outbound: shared memory that it writes.
         calls: number of the last call or errand it was given.
+        path: the `sys.path` it was told last.
         unsent: what its pipe did not take yet.
         is_doomed: whether it was told to end, so that it serves no more calls.
         is_new: whether it was just started, for a holder that does not hold it yet.
@@ -132,6 +135,7 @@ class Worker:
         "is_new",
         "known",
         "outbound",
+        "path",
         "pid",
         "poll",
         "registrations",
@@ -158,6 +162,7 @@ class Worker:
         self.forgotten: list[int] = []
         self.decoder = Decoder()
         self.calls = 0
+        self.path: list[str] = []
         self.is_doomed = False
         self.is_closed = False
         self.is_new = True
@@ -409,7 +414,8 @@ def start_worker(start: Start) -> Worker:
 
 def _greet(worker: Worker) -> None:
     """Tell a new worker what it needs before it can import the engine."""
-    hello = marshal.dumps({"path": list(map(str, sys.path)), "argv": list(sys.argv)})
+    worker.path = list(map(str, sys.path))
+    hello = marshal.dumps({"path": worker.path, "argv": list(sys.argv)})
     with contextlib.suppress(BrokenPipeError):  # it is gone already: its first call finds out
         worker.send([len(hello).to_bytes(8, "little"), hello])
 

@@ -18,6 +18,8 @@ import fractions
 import functools
 import gc
 import importlib
+import importlib.abc
+import importlib.machinery
 import io
 import math
 import os
@@ -41,8 +43,9 @@ import numpy as np
 import pydantic
 import pytest
 
-from engine import Engine, PayloadError, PredictorError, WorkerLostError, _payloads, _segments
+from engine import Engine, PayloadError, Predictor, PredictorError, WorkerLostError, _payloads, _segments
 from engine._frames import ITEM, pack, pack_order
+from engine._importable import is_importable
 from engine._outlet import Link
 from engine._segments import WORTH, Segment
 from engine.runners import process, workers
@@ -955,11 +958,170 @@ def test_a_module_whose_file_is_gone_travels_whole_or_is_named(
     voice, _, _ = muna.predictions.create(first.speaks, {"name": "Ada"}, runner="process").value
     assert type(voice) is first.Voice
     second: Any = importlib.import_module("made_up_late")
-    with pytest.raises(PayloadError, match="made_up_late"):  # the worker started without that folder
-        muna.predictions.create(second.speaks, {"name": "Ada"}, runner="process")
+    (data,) = values_of(muna, "create", second.speaks, {"name": "Ada"})
+    assert type(data[0]) is second.Voice
+    assert is_importable(second)
     late.unlink()
-    with pytest.raises(PayloadError, match="made_up_late"):
-        muna.predictions.create(second.speaks, {"name": "Ada"}, runner="process")
+    with Engine(discover=False, workers=1) as other, pytest.raises(PayloadError, match="made_up_late"):
+        other.predictions.create(second.speaks, {"name": "Ada"}, runner="process")
+
+
+MODULE: Final = """
+import dataclasses
+LEVEL = "{level}"
+@dataclasses.dataclass
+class Voice:
+    name: str
+    def tells(self):
+        return self.name, LEVEL
+def speaks(name="Ada"):
+    return "{level}", Voice(name).tells()
+def answers(voice: Voice):
+    yield isinstance(voice, Voice), voice.tells()
+    yield voice
+class Model:
+    def setup(self):
+        self.level = LEVEL
+    def predict(self):
+        return self.level, LEVEL
+"""
+
+
+@pytest.fixture
+def write(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, forgotten_modules: None) -> Callable[..., Any]:
+    """Write a module that can be imported, and import it; or write it again, and reload it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file written twice in a second looks like the same
+
+    def write(name: str, level: str) -> Any:
+        (tmp_path / f"{name}.py").write_text(MODULE.replace("{level}", level))
+        importlib.invalidate_caches()
+        known = sys.modules.get(name)
+        return importlib.import_module(name) if known is None else importlib.reload(known)
+
+    return write
+
+
+@pytest.mark.fault(24)
+def test_after_a_reload_workers_run_what_runs_here(muna: Engine, worker: int, write: Callable[..., Any]) -> None:
+    module = write("made_up_reloaded", "before")
+    by_text = Predictor("@tests/text", "made_up_reloaded:speaks")
+    targets = [module.speaks, by_text]
+    assert {values_of(muna, "create", each)[0][0] for each in targets} == {"before"}
+    write("made_up_reloaded", "after it")
+    for target in (*targets, module.speaks, Predictor("@tests/new", "made_up_reloaded:speaks")):
+        here = values_of(muna, "create", target, runner="inline")
+        assert values_of(muna, "create", target) == here
+        assert here[0][1] == ("Ada", "after it")
+    (told, voice) = values_of(muna, "stream", module.answers, {"voice": module.Voice("Bo")})
+    assert (told, type(voice)) == ((True, ("Bo", "after it")), module.Voice)
+
+
+@pytest.mark.fault(24)
+def test_what_stands_under_a_predictors_name_meanwhile_is_not_run_for_it(
+    muna: Engine, worker: int, write: Callable[..., Any]
+) -> None:
+    module = write("made_up_replaced", "one")
+    by_text = Predictor("@tests/text", "made_up_replaced:speaks")
+    assert values_of(muna, "create", by_text) == [("one", ("Ada", "one"))]
+    speaks, module.speaks = module.speaks, lambda: "another"
+    for target in (by_text, speaks):
+        assert values_of(muna, "create", target) == [("one", ("Ada", "one"))]
+
+
+@pytest.mark.fault(24)
+def test_a_class_that_was_reloaded_stays_as_it_was_until_it_is_unloaded(
+    write: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    write("made_up_class", "before")
+    with Engine([Predictor("@tests/model", "made_up_class:Model")], discover=False, workers=1) as muna:
+        assert values_of(muna, "create", "@tests/model") == [("before", "before")]
+        write("made_up_class", "after it")
+        for _ in range(2):
+            assert values_of(muna, "create", "@tests/model") == [("before", "before")]
+        (record,) = caplog.records
+        assert "@tests/model: made_up_class:Model is another" in record.getMessage()
+        muna.unload("@tests/model", runner="process")
+        assert values_of(muna, "create", "@tests/model") == [("after it", "after it")]
+
+
+@pytest.mark.fault(24)
+def test_a_path_that_grew_is_told_to_workers_that_run_and_what_a_predictor_added_there_stays(
+    muna: Engine, worker: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, forgotten_modules: None
+) -> None:
+    def adds() -> None:
+        sys.path.insert(0, "/ahead/of/all")
+        sys.path.append("/behind/all")
+
+    values_of(muna, "create", adds)
+    (tmp_path / "made_up_grown.py").write_text(MODULE.replace("{level}", "grown"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert values_of(muna, "create", Predictor("@tests/grown", "made_up_grown:speaks")) == [("grown", ("Ada", "grown"))]
+    path = values_of(muna, "create", lambda: list(sys.path))[0]
+    assert (path[0], path[1], path[-1]) == ("/ahead/of/all", str(tmp_path), "/behind/all")
+    monkeypatch.undo()
+
+    def removes() -> list[str]:
+        sys.path[:] = [each for each in sys.path if not each.endswith("/all")]
+        return list(sys.path)
+
+    assert values_of(muna, "create", removes)[0][: len(sys.path)] == sys.path
+
+
+class Finder(importlib.abc.Loader):
+    """Imports modules out of nothing, as a program may have it."""
+
+    @classmethod
+    def find_spec(cls, name: str, _path: Any = None, _target: Any = None) -> Any:
+        return importlib.machinery.ModuleSpec(name, cls(), origin="nothing") if name == "made_up_found" else None
+
+    def exec_module(self, module: Any) -> None:
+        exec(MODULE.replace("{level}", "found"), vars(module))
+
+
+@pytest.mark.fault(24)
+@each_way
+def test_what_a_finder_of_the_programs_own_imported_travels_whole(
+    muna: Engine, worker: int, way: str, monkeypatch: pytest.MonkeyPatch, forgotten_modules: None
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    module: Any = importlib.import_module("made_up_found")
+    assert values_of(muna, way, module.speaks) == [("found", ("Ada", "found"))]
+    voice = values_of(muna, way, module.answers, {"voice": module.Voice("Bo")})[-1]
+    assert type(voice) is module.Voice
+
+
+@pytest.mark.fault(24)
+def test_by_value_a_predictor_has_what_the_program_set_in_its_module(
+    muna: Engine, worker: int, write: Callable[..., Any]
+) -> None:
+    module = write("made_up_by_value", "in the file")
+    module.LEVEL = "set"
+    for target, expected in (
+        (Predictor("@tests/by-name", "made_up_by_value:speaks"), "in the file"),
+        (Predictor("@tests/by-text", "made_up_by_value:speaks", by_value=True), "set"),
+        (Predictor("@tests/by-value", module.speaks, by_value=True), "set"),
+    ):
+        assert values_of(muna, "create", target) == [("in the file", ("Ada", expected))]
+    target = Predictor("@tests/answers", module.answers, by_value=True)
+    module.LEVEL = "set again"
+    told, voice = values_of(muna, "stream", target, {"voice": module.Voice("Bo")})
+    assert (told, type(voice)) == ((True, ("Bo", "set again")), module.Voice)
+    assert values_of(muna, "create", Predictor("@tests/model", module.Model, by_value=True)) == [("set again",) * 2]
+    muna.unload(Predictor("@tests/model", module.Model, by_value=True), runner="process")
+
+
+@pytest.mark.fault(24)
+def test_by_value_on_a_mark_counts_though_only_a_worker_has_imported_it(
+    muna: Engine, worker: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, forgotten_modules: None
+) -> None:
+    source = "LEVEL = 'in the file'\ndef tells(): return LEVEL\ntells.__predictor__ = {'by_value': True}\n"
+    (tmp_path / "made_up_marked.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    target = Predictor("@tests/marked", "made_up_marked:tells")
+    assert values_of(muna, "create", target) == ["in the file"]
+    sys.modules["made_up_marked"].LEVEL = "set"  # type: ignore[attr-defined]
+    assert values_of(muna, "create", target) == ["set"]
 
 
 # 25: predictors that cannot travel.
