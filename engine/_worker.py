@@ -92,17 +92,26 @@ class _MainLoop(LoopRunner):
             coroutine.close()
             raise
         task = loop.create_task(coroutine, context=context)
+        if seconds is not None:
+            task = loop.create_task(asyncio.wait_for(task, seconds))
         self.is_turning = True
         try:
-            return loop.run_until_complete(task if seconds is None else asyncio.wait_for(task, seconds))
+            while True:
+                try:
+                    return loop.run_until_complete(task)
+                except (SystemExit, KeyboardInterrupt):  # as in `turn`
+                    if task.done():
+                        raise
         finally:
             self.is_turning = False
 
     def turn(self) -> None:
-        """Turn the loop until somebody stops it."""
+        """Turn the loop until it is stopped, or a task of a body's stops it: the caller looks whether to go on."""
         self.is_turning = True
         try:
-            self.loop().run_forever()
+            # asyncio raises these out of the loop though the task, one that a body made, has them as its exception.
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                self.loop().run_forever()
         finally:
             self.is_turning = False
 

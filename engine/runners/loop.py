@@ -56,6 +56,7 @@ class LoopRunner:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._wound_up: list[bool] = []  # filled once the loop may end
         self._is_closed = False
         self._owners: set[_Owner] = set()  # asyncio itself would let a task be collected while it waits
 
@@ -80,7 +81,7 @@ class LoopRunner:
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
         """Have a new loop run in a thread; where there is none to be had, it is as if it had never been made."""
-        thread = DaemonThread(partial(_run, loop), "engine-loop")
+        thread = DaemonThread(partial(_run, loop, self._wound_up), "engine-loop")
         try:
             thread.start()
         except BaseException:
@@ -193,7 +194,7 @@ class LoopRunner:
             self._is_closed = True
             loop, thread, self._loop = self._loop, self._thread, None
             if loop is not None:
-                loop.call_soon_threadsafe(_start_winding_up, loop, grace)
+                loop.call_soon_threadsafe(_start_winding_up, loop, grace, self._wound_up)
         if wait and thread is not None and thread is not threading.current_thread():
             thread.join(grace * 2 + 1.0)
 
@@ -218,9 +219,12 @@ def adopt_here(take: TakeOver, body: Body, channel: Ending, produced: Any, elaps
     loop.close(0.0)
 
 
-def _start_winding_up(loop: asyncio.AbstractEventLoop, grace: float) -> None:
-    task = loop.create_task(_wind_up(grace))
-    task.add_done_callback(lambda _task: loop.stop())
+def _start_winding_up(loop: asyncio.AbstractEventLoop, grace: float, wound_up: list[bool]) -> None:
+    def stop(_task: object) -> None:
+        wound_up.append(True)
+        loop.stop()
+
+    loop.create_task(_wind_up(grace)).add_done_callback(stop)
 
 
 @types.coroutine
@@ -241,12 +245,16 @@ async def _wind_up(grace: float) -> None:
         await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), grace or 0.1)
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
+def _run(loop: asyncio.AbstractEventLoop, wound_up: list[bool]) -> None:
+    """Turn the loop until it is wound up, whatever is done to it: others have bodies there, too."""
     import asyncio
 
     asyncio.set_event_loop(loop)
     try:
-        loop.run_forever()
+        while not wound_up:  # a body may have stopped it
+            # asyncio raises these out of the loop though the task, one that a body made, has them as its exception.
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                loop.run_forever()
     finally:
         for task in asyncio.all_tasks(loop):
             # It outlived its cancellation by the whole grace; its stream has ended, and nobody will step it again.

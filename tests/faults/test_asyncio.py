@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import decimal
+import itertools
 import logging
 import subprocess
 import sys
@@ -1443,3 +1444,61 @@ def test_what_a_predictor_raises_is_explained_while_asyncios_own_errors_are_not_
         muna.predictions.create(fails)
     with pytest.raises(LookupError, match="in the body"):
         muna.predictions.create(fails, runner="thread")
+
+
+# What a predictor does to the loop it shares.
+
+
+async def ends(error: type[BaseException]) -> None:
+    raise error
+
+
+async def has_a_task_that_exits() -> None:
+    await asyncio.create_task(ends(SystemExit))
+
+
+async def has_a_task_that_is_interrupted() -> None:
+    await asyncio.create_task(ends(KeyboardInterrupt))
+
+
+async def leaves_a_task_that_exits() -> str:
+    task = asyncio.create_task(ends(SystemExit))
+    await asyncio.wait([task])
+    return type(task.exception()).__name__
+
+
+class HasATaskThatExits:
+    async def setup(self) -> None:
+        self.found = await leaves_a_task_that_exits()
+
+    async def predict(self) -> str:
+        return self.found
+
+
+async def stops_its_loop() -> str:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0)
+    return "it goes on"
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("runner", ["thread", "process"])
+def test_nothing_a_predictor_does_ends_the_engines_loop(muna: Engine, runner: str) -> None:
+    create = muna.predictions.create
+    waiting = muna.predictions.stream(counts_slowly, runner=runner)
+    assert next(waiting).value == 0
+    for predictor, cause in ((has_a_task_that_exits, SystemExit), (has_a_task_that_is_interrupted, KeyboardInterrupt)):
+        with pytest.raises(PredictorError) as raised:
+            create(predictor, runner=runner)
+        assert cause.__name__ in str(raised.value)
+    assert create(leaves_a_task_that_exits, runner=runner).value == "SystemExit"
+    assert create(HasATaskThatExits, runner=runner).value == "SystemExit"
+    assert create(stops_its_loop, runner=runner).value == "it goes on"
+    assert next(waiting).value == 1
+    waiting.close()
+
+
+async def counts_slowly() -> AsyncIterator[int]:
+    for number in itertools.count():
+        yield number
+        await asyncio.sleep(0)
