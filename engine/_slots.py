@@ -188,7 +188,7 @@ class Slots(Line):
 
     async def atake(self, body: Body) -> None:
         """The same for an asyncio task."""
-        holder = Holder(body.call)  # as in `take`
+        holder = Holder(body.call, needs_loop=body.call.runner == "inline")  # as in `take`
         if not self._takes_token(body):
             await self.await_(Ticket(body.call), body)
         self._hold(holder, body)
@@ -306,13 +306,18 @@ class Ticket:
 
 
 class Holder:
-    """A call that holds a slot, and the thread and task that consume it."""
+    """A call that holds a slot, and the thread and task that consume it.
 
-    __slots__ = ("call", "task", "thread")
+    Attributes:
+        needs_loop: whether its body is cleaned up by the event loop of that thread.
+    """
 
-    def __init__(self, call: Call) -> None:
+    __slots__ = ("call", "needs_loop", "task", "thread")
+
+    def __init__(self, call: Call, *, needs_loop: bool = False) -> None:
         """Note where the slot is taken."""
         self.call = call
+        self.needs_loop = needs_loop
         self.thread = threading.current_thread()  # itself: the number of one that is over is used again
         self.task = current_task() if "asyncio" in sys.modules else None
 
@@ -320,8 +325,8 @@ class Holder:
         """Whether `call`, waiting in `thread` (this one) or in `task`, would keep this holder from ever going on."""
         if call is not self.call and call.is_within(self.call):
             return True
-        if self.call.stopping:  # abandoned: it ends by itself, whatever its consumer does
-            return False
+        if self.call.stopping and not (self.needs_loop and task is None):
+            return False  # abandoned: it ends by itself, whatever its consumer does, unless its loop stands still
         if task is not None and self.task is not None:
             return self.task() is task  # a task that is over has left it to others
         return self.thread is (threading.current_thread() if thread is None else thread)

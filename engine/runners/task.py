@@ -420,6 +420,7 @@ class TaskExecution(Execution):
         if self._turn is None:
             self._turn = _LEFT
             self.end("closed")
+        self.call.stopping = True  # it ends by itself: a call may wait for its slot
         try:
             guard.loop.call_soon_threadsafe(self._close_left)
         except RuntimeError:  # that loop was closed without closing its streams: what can be done is done here

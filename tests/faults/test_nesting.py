@@ -190,6 +190,45 @@ def test_a_slot_held_by_an_open_stream_of_the_same_task_is_refused_and_of_anothe
     asyncio.run(main())
 
 
+class CountsInClass:
+    def predict(self) -> Iterator[int]:
+        yield from range(10)
+
+
+async def acounts_ten() -> AsyncIterator[int]:
+    for number in range(10):
+        yield number
+
+
+@pytest.mark.fault(97)
+@pytest.mark.filterwarnings("ignore:a stream of:ResourceWarning")
+@pytest.mark.parametrize("left", ["dropped", "cancelled"])
+@pytest.mark.parametrize("kind", ["class", "async"])
+def test_a_stream_that_its_task_left_is_waited_for_by_the_next_call_of_that_task_unless_that_keeps_the_loop(
+    muna: Engine, kind: str, left: str
+) -> None:
+    muna.predictors.register(
+        Predictor("@tests/counts", CountsInClass if kind == "class" else acounts_ten, concurrency=1)
+    )
+    runner = "inline" if kind == "class" else None
+
+    async def leave_one() -> None:
+        stream = muna.predictions.astream("@tests/counts", runner=runner)
+        await anext(stream)
+        if left == "cancelled":
+            stream.cancel()
+
+    async def main() -> None:
+        await leave_one()
+        assert (await muna.predictions.acreate("@tests/counts", runner=runner)).value == 9
+        await leave_one()
+        with pytest.raises(NestingError, match="cannot go on meanwhile"):
+            muna.predictions.create("@tests/counts")
+        assert (await muna.predictions.acreate("@tests/counts", runner=runner)).value == 9
+
+    in_time(lambda: asyncio.run(main()))
+
+
 @pytest.mark.fault(97)
 def test_a_sync_call_of_an_async_predictor_on_the_engines_own_loop_is_refused(muna: Engine) -> None:
     async def inner() -> str:
