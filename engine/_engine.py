@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from engine.runners.process import ProcessRunner
 
 _LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
+_SHORTLY: Final = 0.1  # seconds a thread that carries large values waits for the next: starting one costs little beside
 _numbers: Final = count(1)  # tells the engines of a process from each other
 _engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
 
@@ -374,6 +375,7 @@ class _Workers:
 
     def __init__(self, most: int | None, grace: float, start: Start) -> None:
         self._facts = most, grace, start
+        self._threads = ThreadRunner(patience=_SHORTLY)  # for what would keep an event loop for long
         self._lock = threading.Lock()
         self._runner: ProcessRunner | None = None
         self._is_closed = False
@@ -387,7 +389,7 @@ class _Workers:
                 if self._runner is None:
                     from engine.runners.process import ProcessRunner
 
-                    self._runner = ProcessRunner(*self._facts)
+                    self._runner = ProcessRunner(*self._facts, self._threads.run)
                 return self._runner
         return runner
 
@@ -402,13 +404,17 @@ class _Workers:
         self._is_closed = True
         if self._runner is not None:
             self._runner.close_soon()
+        self._threads.close(0.0)
 
     def close(self, grace: float) -> list[BaseException]:
-        return [] if self._runner is None else self._runner.close(grace)
+        errors = [] if self._runner is None else self._runner.close(grace)
+        self._threads.close(grace)
+        return errors
 
     def abandon(self) -> None:
         """In a forked child: the workers are the parent's."""
         runner, self._runner, self._lock = self._runner, None, threading.Lock()
+        self._threads = ThreadRunner(patience=_SHORTLY)
         if runner is not None:
             runner.abandon()
 

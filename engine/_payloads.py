@@ -20,6 +20,7 @@ import attrs
 
 from engine._errors import PayloadError, PredictorError, quote, say
 from engine._importable import NAMED, by_reference, is_found
+from engine._pieces import AT_ONCE, PIECE, Pieces, Source, Turns, UnwantedError, copied
 from engine._records import cut, traceback_of
 from engine._sentinels import find_sentinel, note_found, reduced_sentinel, with_sentinels
 
@@ -48,22 +49,24 @@ class Payload:
     """An encoded value: a pickle, and the buffers it refers to.
 
     Attributes:
-        data: the pickle.
+        data: the pickle, or its beginning.
         buffers: contiguous bytes outside it, in its order.
+        more: the rest of the pickle, where it was made in pieces.
     """
 
     data: bytes
     buffers: Sequence[Chunk] = ()
+    more: Sequence[Chunk] = ()
 
     @property
     def chunks(self) -> list[Chunk]:
         """Everything, one after the other."""
-        return [self.data, *self.buffers]
+        return [self.data, *self.more, *self.buffers]
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The length of each chunk, in bytes."""
-        return (len(self.data), *map(len, self.buffers))
+        """The length of the pickle and of each buffer, in bytes."""
+        return (len(self.data) + sum(map(len, self.more)), *map(len, self.buffers))
 
 
 def encode(value: Any, whole: Collection[str] = ()) -> Payload:
@@ -108,37 +111,121 @@ def are_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def encode_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], whole: Collection[str] = ()) -> Payload:
-    """Encode the inputs of a call, for a predictor with which modules travel `whole`.
+def encode_at_once(args: tuple[Any, ...], kwargs: dict[str, Any], whole: Collection[str] = ()) -> Payload | None:
+    """Encode the inputs of a call on an event loop; `None` where they are too large for that, or cannot travel.
+
+    Buffers, bytes and text are sized by looking. Everything else is begun, and left once it is more than pickle writes
+    at a time.
+    """
+    buffers: list[Chunk] = []
+    chunks = _at_once((args, kwargs), buffers, whole)
+    return None if chunks is None else Payload(chunks[0], buffers, chunks[1:])
+
+
+def _at_once(value: Any, buffers: list[Chunk] | None, whole: Collection[str] = ()) -> list[bytes] | None:
+    seen = _sizes_in(value)
+    if seen > PIECE:
+        return None
+    file = _Hurried(AT_ONCE + seen)
+    try:
+        _dump(value, file, buffers, whole=whole, is_hurried=True)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # too large, or told where all of it is tried
+        return None
+    return file.chunks
+
+
+def _sizes_in(value: object) -> int:
+    """Bytes, as far as a short look goes, that a value has in texts, bytes and buffers, each taken in one step."""
+    size, seen = 0, [value]
+    for each in islice(seen, _MOST_SIZED):  # which grows meanwhile
+        kind: Any = type(each)
+        if kind is int or kind is float or kind is bool or each is None:
+            continue
+        if kind is str or kind is bytes:
+            size += len(each)  # type: ignore[arg-type]
+        elif kind is dict:
+            seen += islice(dict.values(each), _MOST_SIZED)  # type: ignore[arg-type]
+        elif kind is list or kind is tuple:
+            seen += islice(each, _MOST_SIZED)  # type: ignore[call-overload]
+        else:
+            size += _size_of_buffer(each)
+    return size
+
+
+_MOST_SIZED: Final = 32  # objects that are looked at
+
+
+def _size_of_buffer(value: object) -> int:
+    """Bytes in a buffer, or in something that says how many it has; 0 for anything else."""
+    known: Any = value
+    try:
+        return int(known.nbytes) if hasattr(type(known), "nbytes") else memoryview(known).nbytes
+    except Exception:
+        return 0
+
+
+def encode_inputs(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    whole: Collection[str] = (),
+    is_unwanted: Callable[[], bool] | None = None,
+) -> Payload:
+    """Encode the inputs of a call, in pieces between which other threads have their turn.
+
+    Args:
+        args: inputs by place.
+        kwargs: inputs by name.
+        whole: names of modules of which everything is taken by value.
+        is_unwanted: tells, between two pieces, whether nobody waits for it any more.
 
     Raises:
         PayloadError: one of them cannot travel; it is named.
+        UnwantedError: nobody waited for it any more.
     """
     try:
-        return encode((args, kwargs), whole)
-    except KeyboardInterrupt:
+        return _encode_in_pieces((args, kwargs), is_unwanted, whole)
+    except (KeyboardInterrupt, UnwantedError):
         raise
     except BaseException as error:
         failure = error
+    advice = _LEAVE_ALONE if isinstance(failure, RuntimeError) and "during iteration" in say(failure) else _OTHERWISE
     for name, value in (*enumerate(args), *kwargs.items()):
-        own = _failure_of(value)
+        own = _failure_of(value, is_unwanted)
         if own is not None:
-            raise refused(f"input {quote(name)}", value, own, _place_in(value, f"inputs[{quote(name)}]")) from own
-    raise refused("the inputs", kwargs, failure) from failure
+            place = _place_in(value, f"inputs[{quote(name)}]", is_unwanted)
+            raise refused(f"input {quote(name)}", value, own, place, advice) from own
+    raise refused("the inputs", kwargs, failure, "", advice) from failure
 
 
-def _failure_of(value: object) -> BaseException | None:
+_OTHERWISE: Final = "Pass what it is made from instead, or run the predictor with runner='thread'"
+_LEAVE_ALONE: Final = (
+    "It was changed while it was encoded: leave inputs as they are from the first await of a call until its body has "
+    "started, or pass a copy"
+)
+
+
+def _encode_in_pieces(value: Any, is_unwanted: Callable[[], bool] | None, whole: Collection[str] = ()) -> Payload:
+    buffers: list[Chunk] = []
+    pieces = Pieces(is_unwanted)
+    _dump(value, pieces, buffers, whole=whole)
+    first, *more = pieces.chunks
+    return Payload(first, buffers, more)
+
+
+def _failure_of(value: object, is_unwanted: Callable[[], bool] | None) -> BaseException | None:
     """What keeps a value from being encoded."""
     try:
-        encode(value)
-    except KeyboardInterrupt:
+        _encode_in_pieces(value, is_unwanted)
+    except (KeyboardInterrupt, UnwantedError):
         raise
     except BaseException as error:
         return error
     return None
 
 
-def _place_in(value: object, path: str) -> str:
+def _place_in(value: object, path: str, is_unwanted: Callable[[], bool] | None) -> str:
     """Where in a value that cannot be encoded the innermost part is that cannot; empty if that is not soon found."""
     found = ""
     left = iter(range(_MOST_TRIED))
@@ -146,7 +233,7 @@ def _place_in(value: object, path: str) -> str:
         for _ in range(_DEEPEST):
             parts = ((step, part) for step, part in _parts_of(value) if not _is_atom(part))
             tried = ((step, part) for _, (step, part) in zip(left, parts, strict=False))
-            step, value = next((each for each in tried if _failure_of(each[1]) is not None), ("", None))
+            step, value = next((each for each in tried if _failure_of(each[1], is_unwanted) is not None), ("", None))
             if not step:  # nothing in it, so that it is the one itself
                 return found
             path += step
@@ -174,13 +261,22 @@ _MOST_LOOKED_AT: Final = 10_000  # of one container
 _AS_ANY_OBJECT: Final = (object.__reduce_ex__, object.__reduce__, object.__getstate__)
 
 
-def encode_whole(value: Any) -> bytes:
-    """Encode any value, with everything inside.
+def encode_whole(value: Any, is_unwanted: Callable[[], bool] | None = None) -> bytes:
+    """Encode any value, with everything inside, in pieces between which other threads have their turn.
 
     Raises:
+        UnwantedError: nobody waited for it any more.
         BaseException: whatever its pickling raises; see `refused`.
     """
-    return _pickled(value, None)
+    pieces = Pieces(is_unwanted)
+    _dump(value, pieces, None)
+    return pieces.joined()
+
+
+def encode_whole_at_once(value: Any) -> bytes | None:
+    """Encode any value on an event loop; `None` where it is too large for that, or cannot travel."""
+    chunks = _at_once(value, None)
+    return None if chunks is None else b"".join(chunks)
 
 
 class Spare:
@@ -269,6 +365,26 @@ def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0, spare: Sp
             return pickle.loads(part, buffers=buffers)  # noqa: S301
 
 
+def decode_in_pieces(view: Chunk, sizes: Sequence[int], read_only: int = 0) -> Any:
+    """Do what `decode` does, in pieces between which other threads have their turn.
+
+    Raises:
+        ValueError: there are more or fewer bytes than that.
+        BaseException: whatever its unpickling raises.
+    """
+    if sum(sizes) != len(view):
+        raise ValueError(f"{len(view)} bytes, where {sum(sizes)} were announced")
+    turns, start = Turns(), sizes[0]
+    buffers: list[Chunk] = []
+    with memoryview(view) as whole:
+        for number, size in enumerate(sizes[1:]):
+            with whole[start : start + size] as part:
+                buffers.append(copied(part, turns, is_fixed=bool(read_only >> number & 1)))
+            start += size
+        with whole[: sizes[0]] as part:
+            return pickle.load(Source(part, turns), buffers=buffers)  # noqa: S301 - as in `decode`
+
+
 def decode_known(data: bytes, otherwise: Any) -> Any:
     """Rebuild a value out of modules that are imported here already; `otherwise` where it needs others."""
     try:
@@ -295,13 +411,13 @@ def read_only_bits(buffers: Iterable[Chunk]) -> int:
     return sum(1 << number for number, each in enumerate(buffers) if memoryview(each).readonly)
 
 
-def refused(what: str, value: object, error: BaseException, place: str = "") -> PayloadError:
+def refused(what: str, value: object, error: BaseException, place: str = "", advice: str = _OTHERWISE) -> PayloadError:
     """What somebody is told whose value cannot travel, because of what is at some `place` in it."""
     kind = type(value)
     because = f" because of {place}" if place else ""
     return PayloadError(
         f"{what} of type {kind.__qualname__} cannot be carried to or from a worker{because}: {type(error).__name__}: "
-        f"{say(error).rstrip('.')}. Pass what it is made from instead, or run the predictor with runner='thread'.",
+        f"{say(error).rstrip('.')}. {advice}.",
         f"{kind.__module__}.{kind.__qualname__}",
         traceback_of(error),
     )
@@ -574,6 +690,29 @@ class _Bounded(io.BytesIO):
         return super().write(data)
 
 
+class _Hurried:
+    """A file that keeps what comes, and refuses to grow beyond some size."""
+
+    __slots__ = ("_left", "chunks")
+
+    def __init__(self, most: int) -> None:
+        self.chunks: list[bytes] = []
+        self._left = most
+
+    def write(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            raise _TooLargeError
+        self.chunks.append(data if data.__class__ is bytes else bytes(data))  # or it may change
+
+    def seek(self, _start: int) -> None:
+        """Go back to the beginning."""
+
+    def truncate(self) -> None:
+        self._left += sum(map(len, self.chunks))
+        self.chunks.clear()
+
+
 class _Measure(pickle.Pickler):
     """Runs no code of anybody's: of other than built-in types it counts nothing."""
 
@@ -681,17 +820,37 @@ def _pickled(
     holds_files: bool = True,
     whole: Collection[str] = (),
 ) -> bytes:
-    """Pickle a value, its large buffers into `buffers` if there is such a list.
-
-    Exceptions whose `id` is in `apart` will be rebuilt without their constructor. A text file that is open for reading
-    arrives as what is left to read in it, if the value `holds_files`. What a module of those `whole` defines goes by
-    value.
+    """Pickle a value into one piece; see `_dump`.
 
     Raises:
         _TooLargeError: it has more than `most` bytes.
         BaseException: whatever its pickling raises.
     """
     file = io.BytesIO() if most is None else _Bounded(most)
+    _dump(value, file, buffers, apart, holds_files=holds_files, whole=whole)
+    return file.getvalue()
+
+
+def _dump(
+    value: Any,
+    file: Any,
+    buffers: list[Chunk] | None,
+    apart: Collection[int] = (),
+    *,
+    holds_files: bool = True,
+    whole: Collection[str] = (),
+    is_hurried: bool = False,
+) -> None:
+    """Pickle a value into an empty file, its large buffers into `buffers` if there is such a list.
+
+    Exceptions whose `id` is in `apart` will be rebuilt without their constructor. A text file that is open for reading
+    arrives as what is left to read in it, if the value `holds_files`. What a module of those `whole` defines goes by
+    value.
+
+    Raises:
+        _TooLargeError: the file takes no more; or cloudpickle would have to be imported, and it `is_hurried`.
+        BaseException: whatever its pickling raises.
+    """
 
     def aside(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
@@ -705,10 +864,12 @@ def _pickled(
         plain = (_BuiltIn if whole else _Plain)(file, _PROTOCOL, buffer_callback=callback)
         plain.apart = apart
         plain.dump(value)
-        return file.getvalue()
+        return
     except _TooLargeError:
         raise
     except Exception:  # what is no Exception wants to be out of here
+        if is_hurried and "engine._cloud" not in sys.modules:
+            raise _TooLargeError from None
         file.seek(0)
         file.truncate()
         if buffers is not None:
@@ -716,10 +877,9 @@ def _pickled(
     cloud = _by_value(file, callback)  # out here, so that what it raises is told alone
     cloud.apart, cloud.holds_files, cloud.whole = apart, holds_files, whole
     cloud.dump(value)
-    return file.getvalue()
 
 
-def _by_value(file: io.BytesIO, callback: Callable[[pickle.PickleBuffer], Any] | None) -> Any:
+def _by_value(file: Any, callback: Callable[[pickle.PickleBuffer], Any] | None) -> Any:
     """A pickler of what is taken by value; imported only where something needs it, for it is not cheap to import."""
     from engine._cloud import Cloud
 

@@ -13,10 +13,13 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from engine._pieces import copy
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine._frames import Chunk
+    from engine._pieces import Turns
 
 WORTH: Final = 1 << 15  # bytes from which a payload goes by shared memory: below, a pipe is as fast
 LARGEST: Final = 1 << 28  # bytes up to which several partials lie side by side; a single one may be larger
@@ -78,14 +81,18 @@ class Segment:
             return False
         return True
 
-    def write(self, start: int, chunks: Sequence[Chunk]) -> None:
-        """Copy `chunks`, one after the other, to where there is room for them."""
+    def write(self, start: int, chunks: Sequence[Chunk], turns: Turns | None = None) -> None:
+        """Copy `chunks`, one after the other, to where there is room for them; with `turns`, in pieces."""
         if self._map is None:
             raise AssertionError("room is made before it is written")
         with memoryview(self._map) as view:
             for chunk in chunks:
                 end = start + len(chunk)
-                view[start:end] = chunk
+                if turns is None:
+                    view[start:end] = chunk
+                else:
+                    with view[start:end] as there:
+                        copy(there, chunk, turns)
                 start = end
 
     def read(self, start: int, size: int) -> memoryview:

@@ -11,12 +11,14 @@ import contextlib
 import functools
 import signal
 import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 import engine.runners.process
-from engine import Engine, EngineClosedError
+from engine import Engine, EngineClosedError, PayloadError
+from engine._segments import Segment
 from engine.runners.workers import Worker, start_worker
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 PATIENCE: Final = 10.0  # seconds; only a test that fails waits as long
 ENOUGH: Final = 20  # beats that prove that the loop turns
+ROWS: Final = [{"a": number} for number in range(20_000)]  # some hundred KiB of pickle
+LARGE: Final = bytes(1 << 19)
 
 
 class Gate:
@@ -44,7 +48,7 @@ class Gate:
 
     async def beat(self) -> None:
         while True:
-            await asyncio.sleep(0.0)
+            await asyncio.sleep(0.001)
             if self.is_shut.is_set():
                 self.beats += 1
                 if self.beats == ENOUGH:
@@ -69,6 +73,14 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
         asyncio.run(test(**fixtures))
 
     return run
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Engine]:
+    """Give an engine whose worker is there."""
+    with Engine(discover=False, workers=1) as muna:
+        muna.predictions.create(echo, {"value": LARGE}, runner="process")  # so that its shared memory is there, too
+        yield muna
 
 
 @pytest.fixture
@@ -181,3 +193,223 @@ async def test_an_engine_that_closes_while_a_worker_starts_waits_for_it_and_leav
         await waiting
     assert held_start.passed == 1
     assert not [each for each in threading.enumerate() if each.name in {"engine-starter", "engine-warden"}]
+
+
+# Large inputs
+
+
+class Noting:
+    """Notes in which thread it is pickled, after whatever it is told to do; arrives as a number."""
+
+    def __init__(self, first: Callable[[], object] = bool) -> None:
+        self.first = first
+        self.threads: list[threading.Thread] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.threads.append(threading.current_thread())
+        self.first()
+        return int, (7,)
+
+
+def measured(value: Any) -> tuple[int, int]:
+    return len(value[0]), value[-1]
+
+
+def measured_again(value: Any) -> Iterator[tuple[int, int]]:
+    yield measured(value)
+    yield measured(value)
+
+
+@pytest.mark.parametrize("part", [ROWS, LARGE], ids=["records", "bytes"])
+@pytest.mark.parametrize("consumer", ["acreate", "astream"])
+@in_loop
+async def test_the_loop_turns_while_large_inputs_are_encoded(
+    worker: Engine, consumer: str, part: Any, gate: Gate
+) -> None:
+    noting = Noting(gate.hold)
+    inputs = {"value": [part, noting]}
+    async with heartbeat(gate):
+        if consumer == "acreate":
+            assert (await worker.predictions.acreate(measured, inputs, runner="process")).value == (len(part), 7)
+        else:
+            stream = worker.predictions.astream(measured_again, inputs, runner="process")
+            assert [value async for value in stream.values()] == [(len(part), 7)] * 2
+    assert threading.main_thread() not in noting.threads
+
+
+@in_loop
+async def test_what_is_small_is_encoded_where_it_is_and_costs_no_other_thread(worker: Engine) -> None:
+    noting = Noting()
+    inputs = {"value": [[1.5] * 200, bytearray(1 << 15), {"a": "b" * 10_000}, noting]}
+    for _ in range(2):
+        await worker.predictions.acreate(measured, inputs, runner="process")
+    assert not [each for each in threading.enumerate() if each.name == "engine-owner"]
+    assert set(noting.threads) == {threading.main_thread()}
+
+
+@in_loop
+async def test_the_loop_turns_while_buffers_are_copied_to_where_a_worker_finds_them(
+    worker: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Segment.write
+
+    def hold(segment: Segment, *args: Any) -> None:
+        gate.hold()
+        write(segment, *args)
+
+    async with heartbeat(gate):
+        monkeypatch.setattr(Segment, "write", hold)
+        prediction = await worker.predictions.acreate(measured, {"value": [LARGE, 7]}, runner="process")
+        assert prediction.value == (len(LARGE), 7)
+    assert gate.passed == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "asyncio"])
+@in_loop
+async def test_inputs_that_change_while_they_are_encoded_are_refused_with_advice(
+    worker: Engine, is_async: bool
+) -> None:
+    value: dict[Any, Any] = {"rows": ROWS}
+    value["changing"] = Noting(lambda: value.update({len(value): 0}))
+    advised = pytest.raises(PayloadError, match="leave inputs as they are from the first await of a call")
+    if is_async:
+        with advised:
+            await worker.predictions.acreate(echo, {"value": value}, runner="process")
+    else:
+        with advised:
+            worker.predictions.create(echo, {"value": value}, runner="process")
+
+
+@pytest.mark.parametrize("way", ["cancelled", "closed"])
+@in_loop
+async def test_a_call_that_ends_while_its_inputs_are_encoded_waits_for_nothing_and_the_rest_is_left(
+    way: str, gate: Gate
+) -> None:
+    first, second = Noting(gate.hold), Noting()
+    inputs = {"value": [ROWS, first, list(range(100_000)), second]}
+    muna = Engine(discover=False, workers=1)
+    task = asyncio.create_task(muna.predictions.acreate(measured, inputs, runner="process"))
+    await asyncio.to_thread(gate.is_shut.wait, PATIENCE)
+    closing = asyncio.create_task(muna.aclose()) if way == "closed" else None
+    if closing is None:
+        task.cancel()
+    with pytest.raises((asyncio.CancelledError, EngineClosedError)):
+        await task
+    async with heartbeat(gate):
+        if closing is None:
+            assert (await muna.predictions.acreate(echo, {"value": 1}, runner="process")).value == 1
+        await (closing or muna.aclose())
+    assert gate.passed == 1
+    assert second.threads == []
+
+
+held_variable: ContextVar[Any] = ContextVar("held_variable")
+
+
+def variable_seen() -> int:
+    return len(held_variable.get()[0])
+
+
+@in_loop
+async def test_the_loop_turns_while_a_large_context_variable_is_encoded(worker: Engine, gate: Gate) -> None:
+    engine.runners.carry("tests.test_heartbeat:held_variable")
+    noting = Noting(gate.hold)
+    held_variable.set([ROWS, noting])
+    async with heartbeat(gate):
+        assert (await worker.predictions.acreate(variable_seen, runner="process")).value == len(ROWS)
+    assert threading.main_thread() not in noting.threads
+
+
+# Large partials and results
+
+
+class Rebuilt:
+    """Passes a gate when it is unpickled in the process that has set one."""
+
+    gate: Gate | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuilt, ()
+
+
+def rebuilt() -> Rebuilt:
+    if Rebuilt.gate is not None:
+        Rebuilt.gate.hold()
+    return Rebuilt()
+
+
+@pytest.fixture
+def held_arrival(gate: Gate) -> Iterator[Gate]:
+    Rebuilt.gate = gate
+    yield gate
+    Rebuilt.gate = None
+
+
+def large() -> Any:
+    return [[{"a": number} for number in range(20_000)], Rebuilt()]
+
+
+def large_and_small(count: int) -> Iterator[Any]:
+    for number in range(count):
+        yield number
+        yield large()
+        yield str(number)
+
+
+def large_then_failing() -> Iterator[Any]:
+    yield large()
+    raise ValueError("after it")
+
+
+@in_loop
+async def test_the_loop_turns_while_a_large_result_is_decoded(worker: Engine, held_arrival: Gate) -> None:
+    async with heartbeat(held_arrival):
+        prediction = await worker.predictions.acreate(large, runner="process")
+        assert len(prediction.value[0]) == 20_000
+        assert held_arrival.passed == 1
+        failed = await worker.predictions.acreate(large_then_failing, runner="process", errors="return")
+        assert isinstance(failed.exception, ValueError)
+        assert len(failed.value[0]) == 20_000
+
+
+@in_loop
+async def test_large_partials_are_decoded_beside_the_loop_and_arrive_in_order(
+    worker: Engine, held_arrival: Gate
+) -> None:
+    async with heartbeat(held_arrival):
+        stream = worker.predictions.astream(large_and_small, {"count": 3}, runner="process")
+        kinds = [value if isinstance(value, (int, str)) else len(value[0]) async for value in stream.values()]
+        assert kinds == [0, 20_000, "0", 1, 20_000, "1", 2, 20_000, "2"]
+    assert held_arrival.passed == 3
+
+
+@in_loop
+async def test_two_tasks_share_a_stream_of_large_partials_without_losing_or_doubling_one(
+    worker: Engine,
+) -> None:
+    async def read(stream: Any) -> list[Any]:
+        return [value async for value in stream.values()]
+
+    stream = worker.predictions.astream(large_and_small, {"count": 10}, runner="process")
+    both = await asyncio.gather(read(stream), read(stream))
+    found = [value if isinstance(value, (int, str)) else "large" for part in both for value in part]
+    assert sorted(map(str, found)) == sorted([*map(str, range(10)), *map(str, range(10)), *["large"] * 10])
+
+
+@in_loop
+async def test_a_stream_that_is_closed_while_a_large_partial_is_decoded_ends_and_the_next_call_works(
+    worker: Engine,
+    held_arrival: Gate,
+) -> None:
+    stream = worker.predictions.astream(large_and_small, {"count": 3}, runner="process")
+    values = stream.values()
+    assert await anext(values) == 0
+    pull = asyncio.ensure_future(anext(values))
+    await asyncio.to_thread(held_arrival.is_shut.wait, PATIENCE)
+    async with heartbeat(held_arrival):
+        await stream.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await pull
+    assert stream.outcome.state == "closed"
+    assert (await worker.predictions.acreate(echo, {"value": 1}, runner="process")).value == 1
+    assert held_arrival.passed == 1

@@ -15,17 +15,30 @@ import threading
 import types
 import weakref
 from collections import deque
+from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._channel import Channel, End, wake_all
+from engine._channel import Channel, End, Ending, wake_all
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, WorkerLostError, quote, warn
 from engine._frames import Order, pack_order
 from engine._partials import Body
-from engine._payloads import Payload, are_plain, encode_inputs, encode_target, encode_whole, read_only_bits, refused
+from engine._payloads import (
+    Payload,
+    are_plain,
+    encode_at_once,
+    encode_inputs,
+    encode_target,
+    encode_whole,
+    encode_whole_at_once,
+    read_only_bits,
+    refused,
+)
+from engine._pieces import PIECE, Turns, are_small
 from engine._records import Call
 from engine._segments import WORTH
+from engine._slots import refuse_stopped
 from engine._snapshots import Snapshot, is_function, modules_of
 from engine.runners.pool import Need, Pool
 from engine.runners.warden import Warden
@@ -33,11 +46,12 @@ from engine.runners.wire import Wire
 from engine.runners.workers import Shipment, Worker, start_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from engine._frames import Chunk
     from engine._records import Start
     from engine._slots import Slots
+    from engine.runners.wire import Aside
 
 _keys: Final = itertools.count(1)  # numbers that predictors are known by in workers
 _MOST_HOLDING: Final = 512  # predictors that may keep objects of the program alive, to know them again
@@ -50,14 +64,16 @@ class ProcessRunner:
         most: workers at one time; `None` for as many as there are processors to use.
         grace: seconds from one rung of stopping to the next.
         start: where and with what they start.
+        aside: has an owner thread do what would keep an event loop for long.
     """
 
     name = "process"
 
-    def __init__(self, most: int | None, grace: float, start: Start) -> None:
+    def __init__(self, most: int | None, grace: float, start: Start, aside: Aside) -> None:
         """Note where and with what workers will start; none is started."""
         self._grace = grace
         self._start = start
+        self._aside = aside
         self._pool = Pool(most or _default_workers(), self._spawn)
         self._warden = Warden(self._pool, grace, self._leave)
         self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
@@ -69,7 +85,7 @@ class ProcessRunner:
 
     def wire(self, prefetch: int | None, label: str) -> Wire:
         """Make the channel of one call."""
-        return Wire(prefetch, label, self._warden.see_to, self._finished, self._restart)
+        return Wire(prefetch, label, self._warden.see_to, self._finished, self._restart, self._aside)
 
     def admit(self, wire: Wire, slots: Slots | None, limit: float, body: Body) -> None:
         """Encode a call, and take a slot and a worker for it, before its body starts; waits in a thread.
@@ -92,11 +108,12 @@ class ProcessRunner:
 
     async def aadmit(self, wire: Wire, slots: Slots | None, limit: float, body: Body) -> None:
         """The same for an asyncio task."""
-        need = self._prepare(wire, body, limit)
+        need = await self._aprepare(wire, body, limit)
         if slots is not None:
             await slots.atake(body)
         try:
             self._join(wire, await self._pool.atake(body, need))
+            wire.is_large = _is_large(wire)
         except BaseException:
             self._forsake(body.call)
             raise
@@ -105,15 +122,71 @@ class ProcessRunner:
         if self._is_closing:
             raise EngineClosedError
         shipment = self.shipment(body.call.tag, body.target, limit, by_value=body.by_value)
-        wire.body = body
-        wire.shipment = shipment
         if are_plain(body.args, body.kwargs):
             wire.inputs = body.args, body.kwargs
         else:
             wire.payload = encode_inputs(body.args, body.kwargs, shipment.whole)
+        return self._prepared(wire, body, shipment)
+
+    async def _aprepare(self, wire: Wire, body: Body, limit: float) -> Need:
+        """The twin of `_prepare` for an asyncio task: what is large is encoded in an owner thread."""
+        if self._is_closing:
+            raise EngineClosedError
+        shipment = self.shipment(body.call.tag, body.target, limit, by_value=body.by_value)
+        args, kwargs = body.args, body.kwargs
+        if are_plain(args, kwargs):
+            wire.inputs = args, kwargs
+        else:
+            wire.payload = encode_at_once(args, kwargs, shipment.whole) or await self._in_thread(
+                body, lambda is_unwanted: encode_inputs(args, kwargs, shipment.whole, is_unwanted)
+            )
+        if _names:
+            wire.variables = _carried_at_once(body)
+            if wire.variables is None:
+                wire.variables = await self._in_thread(body, lambda is_unwanted: _carried(body, is_unwanted))
+        return self._prepared(wire, body, shipment)
+
+    @staticmethod
+    def _prepared(wire: Wire, body: Body, shipment: Shipment) -> Need:
+        wire.body = body
+        wire.shipment = shipment
         body.function, body.target, body.args, body.kwargs = None, None, (), {}
         need: Need = shipment.need
         return need
+
+    async def _in_thread(self, body: Body, work: Callable[[Callable[[], bool]], Any]) -> Any:
+        """Have an owner thread do something for a call, and wait for it in an asyncio task.
+
+        Args:
+            body: what the call is to run.
+            work: is told how to find out, now and then, whether nobody waits for it any more.
+
+        Raises:
+            PredictionCancelledError: the call was stopped meanwhile.
+            BaseException: what it raised.
+        """
+        refuse_stopped(body.call)
+        ending = Ending(body.call.tag)
+        body.nudge = ending.request_stop
+        try:
+            self._aside(ending, partial(copy_context().run, _tell, ending, work))
+            while ending.end is None and not ending.stop:
+                await ending.wait_task_for_end()
+        except BaseException:
+            ending.request_stop()
+            raise
+        finally:
+            body.nudge = None
+        end = ending.end
+        if end is None:
+            raise PredictionCancelledError(body.call.tag, body.call.id)
+        error, end.error = end.error, None
+        try:
+            if error is not None:
+                raise error
+            return end.returned
+        finally:
+            del error  # or this frame and the exception keep each other alive
 
     @staticmethod
     def _join(wire: Wire, worker: Worker) -> None:
@@ -211,10 +284,24 @@ class ProcessRunner:
             None if reducer is None else reducer.name,
             wire.first_limit() if reducer is None else 0,  # it is never asked for a partial
             wire.is_adaptive,
-            _carried(body) if _names else (),
+            (_carried(body) if wire.variables is None else wire.variables) if _names else (),
             wire.inputs,
         )
-        self._send(wire)
+        if wire.is_large:
+            self._aside(wire, partial(self._send_aside, wire))
+        else:
+            self._send(wire)
+
+    def _send_aside(self, wire: Wire) -> None:
+        """In a thread of the engine's: send a call, unless it was stopped before, and have its consumers hear it."""
+        try:
+            if wire.stop:
+                wire.finish(End())
+            else:
+                self._send(wire)
+        except BaseException as error:
+            wire.finish(End(error))
+        wake_all(wire.consumers)
 
     def _send(self, wire: Wire) -> None:
         """Send what a wire has to its worker, or to another if that is gone and has not read it."""
@@ -270,11 +357,7 @@ class ProcessRunner:
                 wire.finish(End(None if wire.stop else error))
             return
         self._join(wire, worker)
-        try:
-            self._send(wire)
-        except BaseException as failure:
-            wire.finish(End(failure))
-        wake_all(wire.consumers)  # who may hear the worker now
+        self._send_aside(wire)
 
     def _spawn(self) -> Worker:
         worker = start_worker(self._start)
@@ -402,7 +485,7 @@ class ProcessRunner:
 
     def _leave(self, worker: Worker) -> Wire:
         """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
-        wire = Wire(None, f"worker {worker.pid}", _nothing, _nothing, _nothing)
+        wire = Wire(None, f"worker {worker.pid}", _nothing, _nothing, _nothing, self._aside)
         self._join(wire, worker)
         if self._is_closing:
             self._leaving.append(wire)
@@ -507,7 +590,7 @@ def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Pay
     if chunks:
         start: int | None = None
         if size >= WORTH and worker.inbound.grow(size):
-            worker.inbound.write(0, chunks)
+            worker.inbound.write(0, chunks, Turns() if size > PIECE else None)
             chunks, start = [], 0
         sizes, bits = ((), 0) if payload is None else (payload.sizes, read_only_bits(payload.buffers))
         order.placed = sizes, bits, start
@@ -557,16 +640,48 @@ def _no_variable(name: str, found: Any) -> str:
     return f"{name} is no ContextVar but {quote(found)} of type {type(found).__qualname__}: {advice}"
 
 
-def _carried(body: Body) -> tuple[tuple[str, bytes], ...]:
+def _carried(body: Body, is_unwanted: Callable[[], bool] | None = None) -> tuple[tuple[str, bytes], ...]:
     """The named variables that are set where the call was made."""
-    context, found = body.context, []
-    for name, variable in tuple(_names.items()):
-        if variable in context:
-            try:
-                found.append((name, encode_whole(context[variable])))
-            except Exception as error:
-                raise refused(f"the context variable {name}", context[variable], error) from error
+    found = []
+    for name, value in _carried_values(body):
+        try:
+            found.append((name, encode_whole(value, is_unwanted)))
+        except Exception as error:
+            raise refused(f"the context variable {name}", value, error) from error
     return tuple(found)
+
+
+def _carried_at_once(body: Body) -> tuple[tuple[str, bytes], ...] | None:
+    """What `_carried` gives, on an event loop; `None` where they are too large for that, or cannot travel."""
+    found = [(name, encode_whole_at_once(value)) for name, value in _carried_values(body)]
+    small = tuple((name, data) for name, data in found if data is not None)
+    return small if len(small) == len(found) else None
+
+
+def _carried_values(body: Body) -> list[tuple[str, Any]]:
+    context = body.context
+    return [(name, context[variable]) for name, variable in tuple(_names.items()) if variable in context]
+
+
+def _is_large(wire: Wire) -> bool:
+    """Whether what is to be sent to a wire's worker would keep an event loop for long."""
+    payload, shipment, worker = wire.payload, wire.shipment, wire.worker
+    if payload is not None and not are_small(payload.sizes):
+        return True
+    data = None if shipment is None else shipment.data
+    if data is None or len(data) <= PIECE:
+        return False
+    return worker is None or shipment.key not in worker.known  # type: ignore[union-attr]  # it has data
+
+
+def _tell(ending: Ending, work: Callable[[Callable[[], bool]], Any]) -> None:
+    """In an owner thread: do something, and tell what came of it."""
+    end = End()
+    try:
+        end.returned = work(lambda: ending.stop)
+    except BaseException as error:
+        end.error = error
+    ending.finish(end)
 
 
 def _default_workers() -> int:

@@ -45,16 +45,18 @@ class ThreadRunner:
 
     name = "thread"
 
-    def __init__(self, grace: float = 0.0) -> None:
+    def __init__(self, grace: float = 0.0, patience: float = _IDLE) -> None:
         """Make a runner without threads.
 
         Args:
             grace: seconds that a body may take to end after its consumer has left, before it counts as abandoned.
+            patience: seconds a thread waits for its next body.
         """
         self.adopt: Adopt = _unjoined
         self.idle: deque[_Owner] = deque()
         self.owners: set[_Owner] = set()
         self.is_closed = False
+        self.patience = patience
         self._grace = grace
         self._looks_again = 0.0  # until then, by `perf_counter`, too few can be abandoned for anything to be refused
         self._collected = -_COLLECTION
@@ -217,7 +219,7 @@ class _Owner:
                 runner.idle.append(self)
                 if runner.is_closed and runner.retire(self):
                     break
-                while not self.lock.acquire(timeout=_IDLE):
+                while not self.lock.acquire(timeout=runner.patience):
                     if runner.retire(self):
                         return
         finally:

@@ -14,20 +14,23 @@ import pickle
 import select
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import BOUND, MOST, Channel, End, park_thread, wait_until, wait_until_task, wake_all, wake_one
 from engine._errors import PayloadError, WorkerLostError, say, warn
 from engine._frames import CREDIT_SIZE, DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
-from engine._payloads import decode, unpack_failure
+from engine._payloads import decode, decode_in_pieces, unpack_failure
+from engine._pieces import are_small
 from engine._records import Ladder, traceback_of
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable
 
-    from engine._frames import Frame, Order
+    from engine._channel import Ending
+    from engine._frames import Frame, Order, Placed
     from engine._partials import Body
     from engine._payloads import Payload
     from engine.runners.workers import Shipment, Worker
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     Hand = Callable[["Wire"], None]  # gives a stopped or lost call to the warden
     Restart = Callable[["Wire", Worker], None]  # sends the call to another worker
     Finished = Callable[["Wire", Worker, bool], None]  # gives the worker back; False if it serves no more calls
+    Aside = Callable[[Ending, Callable[[], None]], None]  # has an owner thread do something
 
 _READ: Final = 1 << 16  # bytes one read takes at most: memory for more would come from the system each time
 _HEAVY: Final = 1 << 17  # bytes received after which a consumer that waits tells the producer what it has taken
@@ -51,10 +55,13 @@ class Wire(Channel):
         hand: called, from anywhere, when the call was stopped or its worker lost.
         finished: called once the worker has nothing more to say of this call.
         restart: sends the call to another worker.
+        aside: has an owner thread do what would keep an event loop for long.
     """
 
     # What few calls have, or have for a while, is a default of the class: one is made with every call.
     _is_reading = False  # somebody reads the pipe; see `wait`
+    _is_aside = False  # that is an owner thread, on behalf of an event loop
+    _broken: Exception | None = None  # what kept the last bytes from being frames
     _reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
     _is_cut = False
     _received = 0
@@ -70,10 +77,14 @@ class Wire(Channel):
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same, where they are plain
     worker: Worker | None = None
     number = 0  # of the call in its worker; 0 until that may have it
+    is_large = False  # what is sent would keep an event loop for long, and is that of a task
+    variables: tuple[tuple[str, bytes], ...] | None = None  # context variables that travel, if encoded by now
     is_sent = False  # until then its sender finds out that the worker is gone, and no consumer reads what it says
     reason = ""  # why the worker was lost, where that is not how its process ended
 
-    def __init__(self, prefetch: int | None, label: str, hand: Hand, finished: Finished, restart: Restart) -> None:
+    def __init__(  # noqa: PLR0917 - made in one place
+        self, prefetch: int | None, label: str, hand: Hand, finished: Finished, restart: Restart, aside: Aside
+    ) -> None:
         """Make an empty channel that no worker serves yet."""
         self.label = label  # as in `Channel`, without its calls
         self.consumers = deque()
@@ -89,6 +100,7 @@ class Wire(Channel):
         self._hand = hand
         self._finished = finished
         self._restart = restart
+        self._aside = aside
         self._futures: deque[Future[None]] = deque()
 
     @property
@@ -268,8 +280,9 @@ class Wire(Channel):
     def _is_unheard(self, loop: AbstractEventLoop) -> bool:
         """Whether there is a worker to hear that this loop does not, for the call was sent to it just now."""
         worker = self.worker
-        is_heard = worker is None or self._is_cut or not self.is_sent or worker.registrations.get(loop) is self
-        return not is_heard
+        if worker is None or self._is_cut or self._is_aside or not self.is_sent:
+            return False
+        return worker.registrations.get(loop) is not self
 
     def _watch(self, loop: AbstractEventLoop) -> None:
         """Have this loop read the pipe, until the end."""
@@ -292,18 +305,36 @@ class Wire(Channel):
         if not self._is_served_by(worker):
             self._unwatch(loop, worker)
         elif not self._is_reading:
+            is_large = False
             try:
                 self._is_reading = True  # as in `wait`
                 self._reader = loop
-                self._read(worker)
+                is_large = self._read(worker)
             finally:
-                self._is_reading = False
+                self._is_reading = self._is_aside = is_large
                 self._reader = None
-            if not self._is_served_by(worker):
+            if is_large:
+                self._go_on_aside(loop, worker)
+            elif not self._is_served_by(worker):
                 self._unwatch(loop, worker)
         if self._has_news() or self._is_cut:
             for future in tuple(self._futures):
                 _resolve_from(loop, future)
+
+    def _go_on_aside(self, loop: AbstractEventLoop, worker: Worker) -> None:
+        """Have an owner thread take in what is large, and what came behind it; this loop does not watch meanwhile."""
+        self._unwatch(loop, worker)
+        try:
+            self._aside(self, partial(self._take_in_aside, worker))
+        except Exception:  # the engine is closed, or no thread is to be had: late is better than never
+            self._take_in_aside(worker)
+
+    def _take_in_aside(self, worker: Worker) -> None:
+        try:
+            self._take_in_all(worker)
+        finally:
+            self._is_reading = self._is_aside = False
+            wake_all(self.consumers)  # they take what came, or watch again
 
     def _is_served_by(self, worker: Worker) -> bool:
         """Whether more may come from this worker."""
@@ -331,33 +362,58 @@ class Wire(Channel):
 
     # Reading
 
-    def _read(self, worker: Worker) -> None:
-        """Take in what the pipe holds; only by whoever has set `_is_reading`."""
+    def _read(self, worker: Worker) -> bool:
+        """Take in what the pipe holds; only by whoever has set `_is_reading`.
+
+        Returns:
+            Whether an event loop met something large, which is still to be taken in, elsewhere.
+        """
         try:
             data = os.read(worker.answers, _READ)
         except BlockingIOError:
-            return
+            return False
         except OSError:  # it is closed
             data = b""
         if not data:
             self._cut(worker)
-            return
+            return False
+        try:
+            worker.decoder.feed(data)
+        except ProtocolError as error:  # what stands before bytes that are no frame has arrived all the same
+            self._broken = error
+        except BaseException:
+            self._interrupt(worker)
+            raise
+        return self._take_in_all(worker)
+
+    def _take_in_all(self, worker: Worker) -> bool:
+        """Take in the frames that have come; see `_read`."""
         frames = worker.decoder.frames
         try:
-            try:
-                worker.decoder.feed(data)
-            finally:  # what stands before bytes that are no frame has arrived all the same
-                while frames and self.worker is worker:
-                    self._take_in(frames.popleft(), worker)
+            while frames and self.worker is worker:
+                self._take_in(frames.popleft(), worker)
+            self._refuse_broken()
+        except _LargeError as large:
+            frames.appendleft(large.frame)
+            return True
         except Exception as error:  # what predictors send is rebuilt elsewhere: this is a frame that means nothing
             warn(f"{self.label}: worker {worker.pid} does not speak the engine's protocol", error)
             self.reason = "it did not speak the engine's protocol, and was killed"
             self._cut(worker)
-        except BaseException:  # Ctrl-C in the middle of a frame: what follows could not be told apart any more
-            if self._is_served_by(worker) and not self.stop:
-                self.reason = "reading its answer was interrupted, and it was killed"
-                self._cut(worker)
+        except BaseException:
+            self._interrupt(worker)
             raise
+        return False
+
+    def _refuse_broken(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+    def _interrupt(self, worker: Worker) -> None:
+        """Ctrl-C came in the middle of a frame: what follows could not be told apart any more."""
+        if self._is_served_by(worker) and not self.stop:
+            self.reason = "reading its answer was interrupted, and it was killed"
+            self._cut(worker)
 
     def read_rest(self, worker: Worker) -> bool:
         """Take in all there is, for the warden; tell whether that could be done, for a reader may be in its way."""
@@ -421,6 +477,7 @@ class Wire(Channel):
         latency, placed = pickle.loads(frame.meta)  # noqa: S301
         if self.stop:
             return
+        self._leave_large(placed, frame)
         try:
             value = _value_of(placed, frame, worker)
         except BaseException as error:
@@ -433,6 +490,7 @@ class Wire(Channel):
     def _take_in_end(self, frame: Frame, worker: Worker) -> None:
         latency, kept, is_one, placed, value, keep = pickle.loads(frame.meta)  # noqa: S301
         if placed is not None and not self.stop:
+            self._leave_large(placed, frame)
             try:
                 value = _value_of(placed, frame, worker)
             except BaseException as error:
@@ -450,6 +508,8 @@ class Wire(Channel):
 
     def _take_in_failure(self, frame: Frame, worker: Worker) -> None:
         packed, is_bodys, is_cleanup, kept, placed, keep = pickle.loads(frame.meta)  # noqa: S301
+        if placed is not None:
+            self._leave_large(placed, frame)
         error = unpack_failure(packed, f"in worker {worker.pid}" if is_bodys else "")
         body = self.body
         if body is not None:
@@ -462,6 +522,15 @@ class Wire(Channel):
         if self.shipment is not None and not is_bodys:
             worker.unlearn(self.shipment.key)
         self._conclude(End(error, is_cleanup=is_cleanup), worker, keep=keep)
+
+    def _leave_large(self, placed: Placed, frame: Frame) -> None:
+        """Leave what is large to an owner thread, where an event loop reads.
+
+        Raises:
+            _LargeError: it does, and this is.
+        """
+        if self._reader is not None and not are_small(placed[0]):
+            raise _LargeError(frame)
 
     def _refuse(self, error: BaseException, what: str, worker: Worker, *, is_over: bool = False) -> None:
         """Something cannot be unpickled here: this call fails, and its body is stopped."""
@@ -616,13 +685,22 @@ def _has_data(worker: Worker) -> bool:
     return bool(poll.poll(0))
 
 
-def _value_of(placed: tuple[Any, ...], frame: Frame, worker: Worker) -> Any:
+class _LargeError(Exception):
+    """A frame brings more than an event loop takes in."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__(frame)
+        self.frame = frame
+
+
+def _value_of(placed: Placed, frame: Frame, worker: Worker) -> Any:
     """Rebuild what a frame brings: out of its rest, or out of shared memory."""
     sizes, read_only, start = placed
+    rebuild = decode if are_small(sizes) else decode_in_pieces
     if start is None:
-        return decode(frame.rest, sizes, read_only)
+        return rebuild(frame.rest, sizes, read_only)
     with worker.outbound.read(start, sum(sizes)) as view:
-        return decode(view, sizes, read_only)
+        return rebuild(view, sizes, read_only)
 
 
 def _log(worker: Worker, text: bytes) -> None:
