@@ -8,9 +8,10 @@ listed among the problems, and refused when asked for. Nothing here imports a pr
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Mapping
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from pluggy import HookRelay
 
 
+_COMPARED: Final = 256  # tags that a misspelt one is compared with: 1 ms, and whoever missed one may be an event loop
+
+
 @attrs.frozen(eq=False)
 class _Registration(Offer):
     """What the user registered; `replaces` says it stands above whatever plugins offer under its tag."""
@@ -38,7 +42,23 @@ class _Registration(Offer):
     replaces: bool = False
 
 
-@attrs.frozen(eq=False)
+class _Neighbours:
+    """Many tags by how they begin and by how they end, to find those that a misspelt one may have been meant for."""
+
+    def __init__(self, tags: Iterable[str]) -> None:
+        self._forward = sorted(tags)
+        self._backward = sorted(tag[::-1] for tag in self._forward)
+
+    def of(self, tag: str) -> list[str]:
+        return [*_around(tag, self._forward), *(each[::-1] for each in _around(tag[::-1], self._backward))]
+
+
+def _around(text: str, ordered: list[str]) -> list[str]:
+    place, reach = bisect_left(ordered, text), _COMPARED // 4
+    return ordered[max(0, place - reach) : place + reach]
+
+
+@attrs.define(eq=False)
 class _View:
     """Everything known since plugins were looked for, to be read without a lock.
 
@@ -51,9 +71,11 @@ class _View:
 
     ready: dict[str, Offer] = attrs.field(factory=dict)
     clashes: dict[str, tuple[Offer, ...]] = attrs.field(factory=dict)
+    _neighbours: _Neighbours | None = None  # made once a tag is missed
 
     def put(self, tag: str, claims: Sequence[Offer]) -> None:
         """Take in who claims a tag now; under the lock of who writes."""
+        self._neighbours = None
         if len(claims) == 1:
             self.ready[tag] = claims[0]
             self.clashes.pop(tag, None)
@@ -63,6 +85,16 @@ class _View:
         else:
             self.clashes.pop(tag, None)
         self.ready.pop(tag, None)
+
+    def near(self, tag: str) -> list[str]:
+        """What a misspelt tag is compared with: of many tags, those that begin or end most like it."""
+        neighbours = self._neighbours
+        if neighbours is None:
+            tags = [*self.ready.copy(), *self.clashes.copy()]
+            if len(tags) <= _COMPARED:
+                return tags
+            self._neighbours = neighbours = _Neighbours(tags)
+        return [each for each in dict.fromkeys(neighbours.of(tag)) if each in self.ready or each in self.clashes]
 
 
 class Registry(Mapping[str, Predictor]):
@@ -320,7 +352,7 @@ class Registry(Mapping[str, Predictor]):
                 return _plugin_error(problem), None
         from difflib import get_close_matches  # only a misspelt tag needs it
 
-        error = PredictorNotFoundError(tag, get_close_matches(tag, [*view.ready, *view.clashes]))
+        error = PredictorNotFoundError(tag, get_close_matches(tag, view.near(tag)))
         # An entry point of the first group claims nothing but its name; what else failed may have had any tag.
         suspects = [problem for problem in problems if problem.group != PREDICTORS]
         for problem in suspects:

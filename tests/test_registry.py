@@ -3,6 +3,7 @@
 No test here looks for installed plugins: tests/test_plugins.py does.
 """
 
+import difflib
 import functools
 import io
 import re
@@ -123,6 +124,51 @@ def test_a_missing_tag_names_those_that_look_like_it() -> None:
         registry_of(shout, Count)["@me/shuot"]
     assert caught.value.matches[0] == "@me/shout"
     assert isinstance(caught.value, KeyError)
+
+
+def test_a_misspelt_tag_is_compared_with_few_of_many_and_still_names_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[int] = []
+
+    def matches(tag: str, tags: list[str], *more: Any) -> list[str]:
+        compared.append(len(tags))
+        return close_matches(tag, tags, *more)
+
+    close_matches = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", matches)
+    registry = registry_of(shout, *(Predictor(f"@many/number-{number}", one) for number in range(2000)))
+
+    for misspelt in ("@me/shuot", "@we/shout", "@me/shouts", "me/shut"):
+        with pytest.raises(PredictorNotFoundError) as caught:
+            registry[misspelt]
+        assert caught.value.matches[0] == "@me/shout"
+    registry.unregister("@me/shout")
+    with pytest.raises(PredictorNotFoundError) as caught:
+        registry["@me/shuot"]
+    assert "@me/shout" not in caught.value.matches
+    assert max(compared) <= 256
+
+
+def test_a_change_of_one_tag_looks_at_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = [Predictor(f"@offered/number-{number}", one) for number in range(100)]
+    registry = registry_of(plugins=[Offering(*offered)])
+    assert len(registry) == 100
+    looked_at: list[str] = []
+    claims = registry._claims
+
+    def counted(tag: str, *more: Any) -> Any:
+        looked_at.append(tag)
+        return claims(tag, *more)
+
+    monkeypatch.setattr(registry, "_claims", counted)
+    registry.register(shout)
+    registry.register("@offered/number-5", two, replace=True)
+    registry.unregister("@offered/number-7")
+    registry.unregister("@me/shout")
+
+    assert set(looked_at) == {"@me/shout", "@offered/number-5", "@offered/number-7"}
+    assert len(registry) == 99
 
 
 @pytest.mark.fault(119)
