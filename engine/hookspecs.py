@@ -1,9 +1,10 @@
 """The hooks a plugin may implement, each with an example, and the marker `hookimpl` that says it does.
 
 A plugin is a module or an object named by the entry-point group `predictor_engine.plugins`, or given to
-`Engine(plugins=[...])`. It is imported, and its hooks are called, in whatever thread first needs the registry: one of the
-engine's own where that is an asyncio task. One that fails is imported and asked again, after a while. Names that start with `engine_` are kept for hooks: a function of such a name that is no hook,
-or lacks its mark, is reported as a mistake instead of being passed over. Nothing here finds or calls a plugin.
+`Engine(plugins=[...])`. It is imported, and its hooks are called, in whatever thread first needs the registry: one of
+the engine's own where that is an asyncio task. One that fails is tried again, after a while. Names that start with
+`engine_` are kept for hooks: a function of such a name that is no hook, or lacks its mark, is reported as a mistake
+instead of being passed over. Nothing here finds or calls a plugin.
 """
 
 from __future__ import annotations
