@@ -7,6 +7,7 @@ allocated before it is written, and where there is none the caller sends the byt
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from collections import deque
@@ -33,7 +34,12 @@ def make_segment() -> int:
         OSError: no descriptor is left.
     """
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("engine", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("engine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with suppress(OSError):  # an older system
+            os.fchmod(descriptor, 0o600)  # it is nobody else's, whoever finds it in /proc
+            # What is mapped by one side must not be cut off by the other: reading it would end the process by SIGBUS.
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        return descriptor
     import tempfile
 
     with tempfile.TemporaryFile() as file:
@@ -67,18 +73,21 @@ class Segment:
         self.is_giant = self.is_giant or size > LARGEST
         if size <= self.size:
             return True
-        rounded = -(-size // _STEP) * _STEP
-        before = os.fstat(self._descriptor).st_size
+        rounded = _rounded(size)
+        try:
+            if rounded > os.fstat(self._descriptor).st_size:
+                os.ftruncate(self._descriptor, rounded)  # which takes no memory yet, and cannot be undone where sealed
+            found = mmap.mmap(self._descriptor, rounded)
+        except (OSError, ValueError, OverflowError):  # address space or file size at its limit
+            return False
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self._descriptor, 0, rounded)  # checked: written pages never end in SIGBUS
-            else:
-                os.ftruncate(self._descriptor, rounded)
-            self._remap(rounded)
-        except (OSError, ValueError, OverflowError):  # memory, address space or file size at its limit
-            with suppress(OSError):
-                os.ftruncate(self._descriptor, before)  # nobody was told of more
+        except OSError:  # memory at its limit
+            found.close()
             return False
+        self.close()
+        self._map = found
         return True
 
     def write(self, start: int, chunks: Sequence[Chunk], turns: Turns | None = None) -> None:
@@ -105,7 +114,7 @@ class Segment:
             there = os.fstat(self._descriptor).st_size
             if start + size > there:
                 raise ValueError(f"{start + size} bytes of {there} in shared memory")
-            self._remap(there)
+            self._remap(min(there, _rounded(start + size)))
         with memoryview(self._map) as view:  # type: ignore[arg-type]  # mapped by now
             return view[start : start + size]
 
@@ -117,9 +126,9 @@ class Segment:
         Only the side that writes may do so, and only while there is nothing to read.
         """
         if max(self._wanted, coming) <= LARGEST:
-            if self.size > LARGEST:
+            if self._map is not None and self.size > LARGEST:
+                _give_back(self._descriptor, self._map, LARGEST)
                 self.close()
-                os.ftruncate(self._descriptor, LARGEST)
             self.is_giant = False
         self._wanted = 0
 
@@ -133,6 +142,18 @@ class Segment:
         found = mmap.mmap(self._descriptor, size)
         self.close()
         self._map = found
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _STEP) * _STEP
+
+
+def _give_back(descriptor: int, there: mmap.mmap, start: int) -> None:
+    """Give the memory of a segment from `start` on back to the system; one that is sealed keeps its length."""
+    try:
+        os.ftruncate(descriptor, start)
+    except PermissionError:
+        there.madvise(mmap.MADV_REMOVE, start, len(there) - start)
 
 
 class Ring:

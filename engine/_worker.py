@@ -370,7 +370,10 @@ class _Host:
         if order.placed is None:
             return None, order.inputs or ((), {})
         sizes, bits, start = order.placed
-        rest = memoryview(frame.rest) if start is None else self.inbound.read(start, order.size + sum(sizes))
+        try:
+            rest = memoryview(frame.rest) if start is None else self.inbound.read(start, order.size + sum(sizes))
+        except OSError as error:  # it may not have as much memory
+            raise _unmapped(order.tag, sum(sizes), error) from None
         with rest:
             with rest[: order.size] as part:
                 target = _rebuilt(order.tag, part) if order.size and order.key not in self.residents else None
@@ -535,6 +538,15 @@ def _inputs(
             raise
         raise _unreadable(f"an input of {tag}", error) from None
     return args, kwargs
+
+
+def _unmapped(tag: str, size: int, error: OSError) -> PayloadError:
+    return PayloadError(
+        f"the inputs of {tag}, {size} bytes, cannot be mapped in a worker: {type(error).__name__}: {say(error)}. "
+        "Pass less at once, give the worker more memory, or run the predictor with runner='thread'.",
+        "",
+        traceback_of(error),
+    )
 
 
 def _unreadable(what: str, error: BaseException) -> PayloadError:

@@ -5,7 +5,9 @@ What the system's limits forbid is tried in processes of their own.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 import textwrap
@@ -55,7 +57,22 @@ def size_of(descriptor: int) -> int:
     return os.fstat(descriptor).st_size
 
 
+def memory_of(descriptor: int) -> int:
+    return os.fstat(descriptor).st_blocks * 512
+
+
 # Segments
+
+
+def test_a_segment_is_its_owners_alone_and_is_never_cut_off_under_the_other_side(descriptor: int) -> None:
+    assert stat.S_IMODE(os.fstat(descriptor).st_mode) == 0o600
+    os.ftruncate(descriptor, 3 * MiB)
+    if hasattr(os, "memfd_create"):  # elsewhere nothing can be sealed
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, MiB)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    assert size_of(descriptor) == 3 * MiB
 
 
 def test_a_segment_has_no_name_is_inherited_by_nobody_unasked_and_takes_no_memory(descriptor: int) -> None:
@@ -106,20 +123,29 @@ def test_what_was_written_outlives_the_writers_view(writer: Segment, reader: Seg
     assert seen(writer, 0, 4) == b"text"
 
 
+@pytest.mark.parametrize("is_sealed", [True, False], ids=["sealed", "not-sealed"])
 def test_memory_for_one_giant_partial_is_given_back_once_a_call_did_without_it(
-    descriptor: int, writer: Segment, reader: Segment, monkeypatch: pytest.MonkeyPatch
+    is_sealed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_segments, "LARGEST", 2 * MiB)
+    if not is_sealed:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    held = memory_of if is_sealed and hasattr(os, "memfd_create") else size_of
+    descriptor = make_segment()
+    writer, reader = Segment(descriptor), Segment(descriptor)
     ring = Ring(writer)
     sizes = []
     for index, size in enumerate([5 * MiB, 4 * MiB, MiB, MiB, 3 * MiB]):
         ring.clear()
-        sizes.append(size_of(descriptor))
+        sizes.append(held(descriptor))
         start = ring.find(0, size)
         assert start == 0
         writer.write(start, [bytes([index]) * size])
         assert seen(reader, start, size) == bytes([index]) * size  # through a view that once was larger
     assert sizes == [0, 5 * MiB, 5 * MiB, 2 * MiB, 2 * MiB]
+    writer.close()
+    reader.close()
+    os.close(descriptor)
 
 
 def test_memory_within_the_usual_bound_is_kept_for_the_next_call(descriptor: int, writer: Segment) -> None:

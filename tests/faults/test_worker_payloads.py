@@ -1656,6 +1656,60 @@ def test_a_worker_that_does_not_speak_the_protocol_is_killed_and_costs_its_own_c
 # Shared memory that is full.
 
 
+@pytest.mark.fault(21, 90)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the space of addresses has no limit")
+def test_an_input_that_a_worker_cannot_map_is_refused_and_its_worker_serves_on() -> None:
+    def limits() -> int:
+        import resource  # the others need none
+
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+        now = pages * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + 16 * MIB, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        return os.getpid()
+
+    with Engine(discover=False, workers=1) as muna:
+        pid = muna.predictions.create(limits, runner="process").value
+        with pytest.raises(PayloadError, match="cannot be mapped in a worker") as refused:
+            muna.predictions.create(gives_back, {"value": bytes(64 * MIB)}, runner="process")
+        assert "Cannot allocate memory" in str(refused.value)
+        assert number_of(muna) == pid
+
+
+VANDAL: Final = """
+import fcntl, os
+from engine import Engine
+
+def cuts_off(data):
+    cut = 0
+    for number in os.listdir("/dev/fd"):
+        try:
+            is_ours = os.readlink(f"/dev/fd/{number}").startswith("/memfd:engine")
+            if not is_ours or not os.fstat(int(number)).st_size:
+                continue
+        except OSError:
+            continue
+        for cut_off in (os.ftruncate, lambda it, _: fcntl.fcntl(it, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)):
+            try:
+                cut_off(int(number), 0)
+                cut += 1
+            except PermissionError:
+                pass
+    yield cut
+    yield data
+
+with Engine(discover=False, workers=1, runner="process") as muna:
+    large = os.urandom(1 << 20)
+    for _ in range(2):
+        assert list(muna.predictions.stream(cuts_off, {"data": large}).values()) == [0, large]
+"""
+
+
+@pytest.mark.fault(9, 90)
+def test_a_worker_cannot_cut_shared_memory_off_under_its_engine() -> None:
+    done = subprocess.run([sys.executable, "-c", VANDAL], check=False, capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 FULL: Final = """
 import asyncio, os, resource, signal, sys, threading
 import numpy as np
@@ -1732,7 +1786,8 @@ def test_memory_for_a_giant_input_is_given_back_as_soon_as_a_call_does_without_i
     (one,) = muna._workers()._pool.workers
 
     def room() -> int:
-        return os.fstat(one.inbound._descriptor).st_size
+        status = os.fstat(one.inbound._descriptor)
+        return status.st_blocks * 512 if hasattr(os, "memfd_create") else status.st_size
 
     for size in (8 * MIB, 5 * MIB):  # giant calls in a row use the same memory
         assert values_of(muna, "create", gives_back, {"value": bytes(size)}) == [bytes(size)]
