@@ -274,7 +274,7 @@ def test_a_call_in_an_exit_hook_works_or_is_refused_with_a_runtime_error(tmp_pat
         )
     )
     assert (found, err) == (0, "")
-    assert out in {"3\n", "EngineClosedError\n"}
+    assert out in {"3\n", "EngineClosedError\n", "RuntimeError\n"}  # the last is 3.12's, which starts no thread then
 
 
 @pytest.mark.fault(106)
