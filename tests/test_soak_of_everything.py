@@ -43,6 +43,7 @@ from tests.conftest import child_processes, open_descriptors
 
 IS_NIGHTLY: Final = settings().max_examples > 1_000
 SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "600"))  # of a nightly run
+LIMIT: Final = SECONDS + 120.0 if IS_NIGHTLY else 60.0  # seconds until it counts as stuck
 SEED: Final = 4711
 ROUND: Final = 400  # calls of a round, of which the suite runs one after another that warms up
 SIDES: Final = 4  # threads that call at one time; one of them has an event loop, with as many tasks
@@ -657,10 +658,11 @@ def settle(soak: Soak) -> None:
     assert [reference() for reference in closed if reference() is not None] == []
 
 
-@pytest.mark.timeout(SECONDS + 120.0 if IS_NIGHTLY else 60.0)
+@pytest.mark.timeout(LIMIT)
 @pytest.mark.filterwarnings("ignore:.*abandoned after:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # such a warning, raised in a `__del__`
 def test_every_call_gives_what_its_script_says_or_what_was_done_to_it_explains_and_nothing_grows() -> None:
+    faulthandler.dump_traceback_later(LIMIT + 30.0, exit=True)  # instead of pytest's, which leaves no test that long
     began, rounds = time.monotonic(), 0
     seed = random.randrange(1 << 32) if IS_NIGHTLY else SEED
     with new_engine() as lasting:
