@@ -21,7 +21,7 @@ import time
 import traceback
 import weakref
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,7 @@ from engine import (
     WorkerLostError,
 )
 from tests.conftest import child_processes, open_descriptors
+from tests.soaked import ASYNC, LIVES, SYNC, partial_of
 
 IS_NIGHTLY: Final = settings().max_examples > 1_000
 SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "600"))  # of a nightly run
@@ -50,41 +51,10 @@ SIDES: Final = 4  # threads that call at one time; one of them has an event loop
 EACH_KILL: Final = 150  # calls, on average
 EACH_ENGINE: Final = 120  # calls that an engine serves, on average, before it is closed
 SLACK: Final = 40  # how much longer anything the engine keeps may be after a round
-LARGE: Final = 40_000  # bytes, enough to go through shared memory
 PATIENCE: Final = 20.0  # seconds for what still runs to end
 
 
 # What runs, and what must arrive.
-
-
-class Lives:
-    """How many bodies began and ended in this process; a worker has one of its own, which nobody looks at."""
-
-    def __init__(self) -> None:
-        self.began: deque[None] = deque()
-        self.ended: deque[None] = deque()
-
-    def __reduce__(self) -> Any:
-        return Lives, ()
-
-    def __enter__(self) -> None:
-        self.began.append(None)
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.append(None)
-
-    @property
-    def going_on(self) -> int:
-        return len(self.began) - len(self.ended)
-
-
-LIVES: Final = Lives()
-
-
-def partial_of(sort: str, index: int) -> Any:
-    if sort == "number":
-        return index
-    return f"{index} " * 10 if sort == "text" else bytes((index % 256,)) * LARGE
 
 
 @attrs.frozen
@@ -113,69 +83,6 @@ class Script:
         return partial_of(self.sort, self.count)
 
 
-def plain(sort: str, count: int, fails: bool) -> Any:
-    with LIVES:
-        if fails:
-            raise LookupError(count)
-        return partial_of(sort, count)
-
-
-async def aplain(sort: str, count: int, fails: bool) -> Any:
-    with LIVES:
-        if count % 2:
-            await asyncio.sleep(0)
-        if fails:
-            raise LookupError(count)
-        return partial_of(sort, count)
-
-
-def counting(sort: str, count: int, fails: bool) -> Generator[Any, None, Any]:
-    with LIVES:
-        for index in range(count):
-            yield partial_of(sort, index)
-        if fails:
-            raise LookupError(count)
-        return partial_of(sort, count)
-
-
-async def acounting(sort: str, count: int, fails: bool) -> AsyncIterator[Any]:
-    with LIVES:
-        for index in range(count):
-            if not index % 3:
-                await asyncio.sleep(0)
-            yield partial_of(sort, index)
-        if fails:
-            raise LookupError(count)
-
-
-class Model:
-    """Set up once in each place."""
-
-    def setup(self) -> None:
-        self.is_set_up = True
-
-    def predict(self, sort: str, count: int, fails: bool) -> Iterator[Any]:
-        assert self.is_set_up
-        return counting(sort, count, fails)
-
-    def teardown(self) -> None:
-        self.is_set_up = False
-
-
-class AsyncModel:
-    """Lives on the engine's own loop."""
-
-    async def setup(self) -> None:
-        self.loop = asyncio.get_running_loop()
-
-    async def predict(self, sort: str, count: int, fails: bool) -> AsyncIterator[Any]:
-        assert asyncio.get_running_loop() is self.loop
-        async for each in acounting(sort, count, fails):
-            yield each
-
-
-SYNC: Final = {"plain": plain, "counting": counting, "Model": Model}
-ASYNC: Final = {"aplain": aplain, "acounting": acounting, "AsyncModel": AsyncModel}
 TARGETS: Final[dict[str, Any]] = {**SYNC, **ASYNC}
 
 
