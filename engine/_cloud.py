@@ -6,6 +6,7 @@ Imported only where something needs it. Both sides rebuild by the functions belo
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import sys
 import types
@@ -16,11 +17,13 @@ from weakref import WeakValueDictionary
 
 import cloudpickle
 
+from engine._aliases import Aliases
 from engine._importable import CACHED, by_reference, is_found, is_importable
 from engine._sentinels import has_sentinels, reduced_sentinel
 from engine._snapshots import global_names
 
 if TYPE_CHECKING:
+    import pickle
     from collections.abc import Callable, Collection, Iterator
 
 _WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
@@ -49,10 +52,18 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
     whole: Collection[str] = ()
     reduce_failure: Callable[[BaseException, Collection[int]], Any]
 
+    def __init__(self, file: io.BytesIO, protocol: int, callback: Callable[[pickle.PickleBuffer], Any] | None) -> None:
+        """Pickle into `file`, and give buffers to `callback`."""
+        super().__init__(file, protocol, callback)
+        self._aliases = Aliases()
+
     def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
-        reduced = super()._dynamic_function_reduce(func)
-        sent, scope = reduced[2][1]["__globals__"], func.__globals__
-        sent.update((name, scope[name]) for name in _used_in_classes(func.__code__) if name in scope)
+        reduced = super()._dynamic_function_reduce(_readable(func))
+        facts, scope = reduced[2][1], func.__globals__
+        facts["__globals__"].update((name, scope[name]) for name in _used_in_classes(func.__code__) if name in scope)
+        variables = getattr(func, "__type_params__", ())
+        if variables:
+            facts["__type_params__"] = variables
         return reduced
 
     def reducer_override(self, obj: Any) -> Any:
@@ -63,12 +74,13 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
             return self.reduce_failure(obj, self.apart)
         if not isinstance(obj, (type, types.FunctionType)):
             _refuse_copy(obj, holds_files=self.holds_files)
-            return _reduced_instance(obj)
+            return self._aliases.reduced(obj) or _reduced_instance(obj)
         is_whole = self.whole and obj.__module__ in self.whole and _is_made_at_run_time(obj)
         reduced = self._reduced_whole(obj) if is_whole else super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
             if id(obj) not in _received:
                 _own[id(obj)] = obj
+            _put_annotations(obj, reduced[2][0])
             return (*reduced[:2], (reduced[5], reduced[2], obj.__qualname__), None, None, _fill_class)
         return reduced
 
@@ -77,6 +89,43 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         if isinstance(obj, type):
             return cloudpickle.cloudpickle._dynamic_class_reduce(obj)  # noqa: SLF001 - it has no public way but for good
         return self._dynamic_function_reduce(obj)
+
+
+def _readable(function: types.FunctionType) -> types.FunctionType:
+    """A function whose annotations can be read: itself, or one like it that has their texts.
+
+    From Python 3.14 on they are evaluated when they are first read, and may name what only a type checker imports.
+    """
+    try:
+        function.__annotations__  # noqa: B018 - evaluated here
+        return function
+    except Exception:
+        texts = _texts_of_annotations(function)
+    made = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    made.__dict__.update(function.__dict__)
+    for name in ("__kwdefaults__", "__qualname__", "__module__", "__doc__"):
+        setattr(made, name, getattr(function, name))
+    made.__annotations__ = texts
+    return made
+
+
+def _texts_of_annotations(annotated: Any) -> dict[str, Any]:
+    annotationlib: Any = importlib.import_module("annotationlib")  # where annotations can fail, there is one
+    texts: dict[str, Any] = annotationlib.get_annotations(annotated, format=annotationlib.Format.STRING)
+    return texts
+
+
+def _put_annotations(cls: type, state: dict[str, Any]) -> None:
+    """Have the annotations of a class travel that are evaluated when they are first read; cloudpickle drops those."""
+    if "__annotate_func__" in vars(cls) and "__annotations__" not in state:
+        try:
+            annotations = cls.__annotations__
+        except Exception:
+            annotations = _texts_of_annotations(cls)
+        state.pop("__annotations_cache__", None)
+        state["__annotations__"] = annotations
 
 
 def _is_made_at_run_time(obj: Any) -> bool:

@@ -7,9 +7,11 @@ goes by value.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import sys
 import types
+import typing
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +23,13 @@ _known: Final[dict[str, tuple[Any, bool]]] = {}  # the spec that a module had wh
 _changed: Final[dict[str, tuple[Any, float]]] = {}  # the spec of one that was imported again, and when that was noticed
 _workers: Final[dict[object, float]] = {}  # those of this process that run, and when each was started
 CACHED: Final = type(functools.lru_cache(len))
-NAMED: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, CACHED})  # what is found by its name
+# What pickle knows by a name of its own, where Python has it.
+_FORMS: Final = ("NewType", "ParamSpec", "TypeAliasType", "TypeVar", "TypeVarTuple")
+SELF_NAMED: Final[dict[str, Any]] = {name: vars(typing)[name] for name in _FORMS if name in vars(typing)}
+if "sentinel" in vars(builtins):  # from Python 3.15 on
+    SELF_NAMED["sentinel"] = vars(builtins)["sentinel"]
+FUNCTIONS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, CACHED})
+NAMED: Final = FUNCTIONS.union(SELF_NAMED.values())  # what is found by its name
 
 # Classes and functions found to be importable, by their address: they stay, with their modules.
 by_reference: Final[dict[int, Any]] = {}
@@ -30,12 +38,12 @@ _STANDARD: Final = (BuiltinImporter, FrozenImporter, PathFinder)
 
 
 def is_found(obj: Any) -> bool:
-    """Whether a class or function is what the other side finds under its name."""
+    """Whether a class, function or the like is what the other side finds under its name."""
     module = sys.modules.get(getattr(obj, "__module__", None) or "")
     if module is None:
         return False
     found: Any = module
-    for name in obj.__qualname__.split("."):
+    for name in getattr(obj, "__qualname__", obj.__name__).split("."):
         found = getattr(found, name, None)
     return found is obj and is_importable(module)
 

@@ -451,8 +451,10 @@ def _pickled_target(target: Any, whole: Collection[str]) -> bytes:
 
 def _culprit(target: Any, whole: Collection[str]) -> tuple[str | None, object]:
     """The variable of a function, or of a class's methods, that keeps it from travelling."""
-    owner = vars(target).values() if isinstance(target, type) else (target,)
-    for each in owner:
+    own = (
+        [each for name, each in vars(target).items() if name != "__annotate_func__"] if isinstance(target, type) else ()
+    )
+    for each in own or (target,):
         function = getattr(each, "__func__", each)
         if not isinstance(function, types.FunctionType):
             continue

@@ -80,7 +80,7 @@ def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
         return None
     if home is not None and not is_by_value and is_importable(home[0]):
         return (find_sentinel, (home[0].__name__, home[1], kind, state)) if _is_small(kind, state) else None
-    return (_known_by_number, (_number_of(obj), kind)) if state is None else None
+    return (_known_by_number, (number_of(obj), kind)) if state is None else None
 
 
 def _is_pickled_by_attributes(kind: Any) -> bool:
@@ -163,19 +163,30 @@ def _made(kind: type, state: Any) -> object:
     return made
 
 
-def _number_of(obj: object) -> str:
+def number_of(obj: object) -> str:
+    """The number that an object which travels keeps; it is given one."""
     known = _tracked.get(id(obj))
+    number = known[1] if known is not None else os.urandom(12).hex()
     if known is None:
-        known = _tracked[id(obj)] = obj, os.urandom(12).hex()
-        _arrived[known[1]] = obj
-    return known[1]
+        note_number(number, obj)
+    return number
+
+
+def known_by(number: str) -> Any:
+    """The object of a number; `None` if there is none here."""
+    return _arrived.get(number)
+
+
+def note_number(number: str, obj: object) -> Any:
+    """Have an object keep a number, and give it."""
+    _tracked[id(obj)] = obj, number
+    _arrived[number] = obj
+    return obj
 
 
 def _known_by_number(number: str, kind: type) -> object:
     """Give the sentinel of a script that has this number; a new one where it is not here, or was given attributes."""
-    found = _arrived.get(number)
+    found = known_by(number)
     if found is None or _state_of(found) is not None:
-        found = object.__new__(kind)
-        _arrived[number] = found
-        _tracked[id(found)] = found, number
+        found = note_number(number, object.__new__(kind))
     return found

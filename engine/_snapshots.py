@@ -20,7 +20,7 @@ from contextlib import suppress
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._importable import CACHED, NAMED, is_found, is_importable
+from engine._importable import CACHED, FUNCTIONS, is_found, is_importable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -305,7 +305,7 @@ def _named(target: Any) -> Any:
         target = target.func
     if type(target) is types.MethodType:
         target = target.__self__
-    return target if type(target) in NAMED or isinstance(target, type) else type(target)
+    return target if type(target) in FUNCTIONS or isinstance(target, type) else type(target)
 
 
 def modules_of(target: Any) -> frozenset[str]:
@@ -324,7 +324,7 @@ def is_function(target: Any) -> bool:
     """Whether a target is a function or a method, so that nothing was set up for it."""
     while type(target) is functools.partial:
         target = target.func
-    return type(target) in NAMED or type(target) is types.MethodType
+    return type(target) in FUNCTIONS or type(target) is types.MethodType
 
 
 def _parts_of_function(function: types.FunctionType, names: Iterable[str]) -> Iterator[Any]:

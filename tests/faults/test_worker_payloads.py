@@ -581,7 +581,7 @@ def test_a_predictor_that_cannot_be_unpickled_in_the_worker_is_named_and_tried_a
 
 
 SCRIPT: Final = """
-import asyncio, dataclasses, enum, functools, math, os, sys
+import asyncio, dataclasses, enum, functools, math, os, sys, typing
 from engine import Engine
 
 print("main runs", os.getpid())
@@ -684,7 +684,67 @@ def is_unset(value=UNSET, other=None):
 def gives_unset():
     yield UNSET
 
+UserId = typing.NewType("UserId", int)
+Item, Rest, Items = typing.TypeVar("Item", bound=UserId), typing.ParamSpec("Rest"), typing.TypeVarTuple("Items")
+
+def typed(user: UserId = UserId(1), call: "typing.Callable[Rest, Item] | None" = None):
+    yield UserId(user), UserId.__supertype__, Item.__bound__ is UserId, f"{Item} {Rest} {Items}"
+    yield UserId
+
+NEWER = []
+if sys.version_info >= (3, 12):
+    exec('''
+type Text = str
+type Json = dict[str, Json] | list[Json] | Text
+type Tree[T: (int, Text), *Ts, **P] = T | list[Tree[T, *Ts, P]]
+type Lazy = Missing
+Late = typing.TypeAliasType("Late", list[Item], type_params=(Item,))
+def aliased(x: Json = "a", y: Tree[int, int, [int]] = 1):
+    tree = Tree.__value__.__args__[1].__args__[0]
+    try:
+        Lazy.__value__
+    except NameError as error:
+        lazy = str(error)
+    yield Json.__value__.__args__[1].__args__[0] is Json, tree.__origin__ is Tree, str(Tree.__value__), lazy
+    yield Tree.__type_params__[0] is Tree.__value__.__args__[0], Tree.__type_params__[0].__constraints__[1] is Text
+    yield str(Late.__value__), Late.__type_params__[0] is Item
+    yield Json
+def generic[T](x: T = 1) -> T:
+    return str(generic.__type_params__)
+class Box[T]:
+    size: T
+    def predict(self, x: T = 1) -> T:
+        return str(Box[int]), str(Box.__type_params__)
+NEWER += [
+    (aliased, {}, list(aliased())), (generic, {}, ["(T,)"]), (Box, {}, [("__main__.Box[int]", "(T,)")])
+]
+''')
+if sys.version_info >= (3, 14):
+    exec('''
+import annotationlib
+def helper(x: Missing) -> Missing: return x
+def lazy(x: Missing = 1) -> Missing:
+    texts = annotationlib.Format.STRING
+    return helper(x), [annotationlib.get_annotations(each, format=texts) for each in (lazy, helper, Holder)]
+class Holder:
+    size: Missing = 2
+    also: int = 3
+    def predict(self, x: Missing = 1) -> Missing:
+        return self.size + x
+NEWER += [(lazy, {}, [lazy()]), (Holder, {}, [3])]
+''')
+if sys.version_info >= (3, 15):
+    exec('''
+UNKNOWN = sentinel("UNKNOWN")
+def is_unknown(x=UNKNOWN):
+    yield x is UNKNOWN
+    yield UNKNOWN
+NEWER += [(is_unknown, {"x": UNKNOWN}, [True, UNKNOWN])]
+''')
+
 CASES = [
+    *NEWER,
+    (typed, {}, list(typed())),
     (lambda x: x + OFFSET, {"x": 1}, [101]),
     (nested(5), {"y": 1}, [106]),
     (plain, None, [101]),
