@@ -504,6 +504,10 @@ def _start(
         )
     except OSError as error:
         if folder is None or error.filename != folder:
+            if error.filename == command[0]:
+                error.add_note(
+                    "workers are started with sys.executable: set it to a Python interpreter, or use threads"
+                )
             raise
         raise EngineError(
             f"workers start in the folder where their engine was made, and {folder} cannot be entered "

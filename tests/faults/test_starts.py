@@ -41,6 +41,16 @@ async def gives_a_generator() -> Iterator[str]:
     return yields()
 
 
+class Plain:
+    """A class that belongs to the thread that sets it up."""
+
+    def setup(self) -> None:
+        self.word = "given"
+
+    def predict(self) -> str:
+        return self.word
+
+
 class Lasting:
     """A class that lives on the engine's loop."""
 
@@ -80,6 +90,9 @@ SCENARIOS: Final = {
     "create-on-the-loop": create(agives),
     "stream-from-the-loop": stream(ayields),
     "create-on-the-loop-and-in-a-thread": create(gives_a_generator),
+    "create-of-a-class-in-a-thread": create(Plain, "thread"),
+    "acreate-of-a-class-in-a-thread": acreate(Plain),
+    "aload-in-a-thread": in_asyncio(lambda muna: muna.aload(Plain)),
     "create-of-a-class-on-the-loop": create(Lasting),
     "load-on-the-loop": lambda muna: muna.load(Lasting),
     "create-in-a-worker": create(number_of_worker, "process"),

@@ -824,8 +824,9 @@ def test_a_worker_that_cannot_be_started_fails_its_call_alone_and_leaves_nothing
         assert left[0] == left[1] == left[2]
         monkeypatch.setattr(sys, "executable", "/nonexistent/python")
         monkeypatch.setattr(subprocess, "Popen", popen)
-        with pytest.raises(FileNotFoundError, match="nonexistent"):
+        with pytest.raises(FileNotFoundError, match="nonexistent") as raised:
             await consumer.create(predictor)
+        assert "sys.executable" in raised.value.__notes__[0]
         monkeypatch.setattr(sys, "executable", "")
         with pytest.raises(EngineError, match=r"sys\.executable names none"):
             await consumer.create(predictor)
