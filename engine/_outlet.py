@@ -40,6 +40,7 @@ _TAIL: Final = 0.001  # seconds after which a partial that waits is sent, though
 _CALM: Final = 50  # times the tail is looked at without finding one before its thread sleeps
 _WINDOW: Final = 1 << 20  # bytes on their way beyond which a producer with an adaptive window waits
 _BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
+_GLANCE: Final = 0.05  # seconds the tail waits for room in a full pipe before it looks whether it is to end
 _READ: Final = 1 << 16
 
 
@@ -505,6 +506,7 @@ class Tail:
         self._link = link
         self._outlet = outlet
         self._thread: threading.Thread | None = None
+        self._is_ending = False
         self._lock = threading.Lock()
         self._lock.acquire()
 
@@ -518,6 +520,18 @@ class Tail:
             self._lock.release()
         return True
 
+    def stop(self) -> bool:
+        """Have the thread end, as before a fork; tell whether there was one, so that it is to be armed again."""
+        thread = self._thread
+        if thread is None:
+            return False
+        self._is_ending = True
+        with contextlib.suppress(RuntimeError):  # it was armed
+            self._lock.release()
+        thread.join(_BOUND)
+        self._thread, self._is_ending = None, False
+        return True
+
     def _starts(self) -> bool:
         try:
             self._thread = start_thread(self._run, "engine-tail")
@@ -529,9 +543,11 @@ class Tail:
         while True:
             self._lock.acquire()
             calm = 0
-            while calm < _CALM:
+            while calm < _CALM and not self._is_ending:
                 self._rest()
                 calm = 0 if self._flush() else calm + 1
+            if self._is_ending:
+                return
             self.is_armed = False
             if self._flush() and not self.is_armed:  # it came just before
                 self.arm()
@@ -540,7 +556,7 @@ class Tail:
         """Give what follows a moment to come; where the pipe was too full for what came before, push that."""
         link = self._link
         if link.unsent and not link.is_waited_for:
-            link.push_within(_BOUND)
+            link.push_within(_GLANCE)
         else:
             time.sleep(_TAIL)
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from engine._frames import Frame, Order
 
 _READ: Final = 1 << 16  # bytes one read takes at most
+_BOUND: Final = 5.0  # seconds a thread that is to end has to do so
 
 
 class _MainLoop(LoopRunner):
@@ -154,6 +155,57 @@ class _Uninterrupted:
             self._host.catch_up()
 
 
+class _Listener:
+    """A thread that hears requests to stop, until the engine is gone; then so is this process.
+
+    Args:
+        stops: the pipe they come by.
+        lifeline: the pipe whose end tells that the engine is gone.
+    """
+
+    def __init__(self, stops: int, lifeline: int) -> None:
+        """Hear nothing yet."""
+        self.hear: Callable[[int], None] = _ignore
+        self._stops = stops
+        self._decoder = Decoder()
+        self._wake_reader, self._wake_writer = os.pipe()
+        self._poll = select.poll()
+        for each in (stops, lifeline, self._wake_reader):
+            self._poll.register(each, select.POLLIN)
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to listen, unless that is done already, or the system gives no thread just now."""
+        if self._thread is None:
+            with contextlib.suppress(RuntimeError):
+                self._thread = start_thread(self._hear_stops, "engine-stops")
+
+    def stop(self) -> None:
+        """Have the thread end; what comes meanwhile is heard by the next."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            os.write(self._wake_writer, b"\0")
+            thread.join(_BOUND)
+
+    def _hear_stops(self) -> None:
+        while True:
+            ready = [descriptor for descriptor, _ in self._poll.poll()]
+            for descriptor in ready:
+                data = os.read(descriptor, _READ)
+                if not data:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if descriptor == self._stops:
+                    self._decoder.feed(data)
+            while self._decoder.frames:
+                self.hear(self._decoder.frames.popleft().number)
+            if self._wake_reader in ready:
+                return
+
+
+def _ignore(_number: int) -> None:
+    """What a listener tells that was not started."""
+
+
 @attrs.define(eq=False)
 class _Host:
     """What one worker has and does."""
@@ -161,6 +213,7 @@ class _Host:
     link: Link
     inbound: Segment
     outbound: Segment
+    listener: _Listener
     ring: Ring = attrs.field(init=False)
     loop: _MainLoop = attrs.field(init=False)
     residents: dict[int, Resident] = attrs.field(factory=dict)
@@ -173,10 +226,12 @@ class _Host:
     is_deferred: bool = False
     _handed: Callable[[], None] | None = None
     tail: Tail = attrs.field(init=False)
+    _had_tail: bool = False
 
     def __attrs_post_init__(self) -> None:
         self.ring = Ring(self.outbound)
         self.loop = _MainLoop(self)
+        self.listener.hear = self.hear_stop
         self.tail = Tail(self.link, lambda: self.outlet)
 
     # Signals
@@ -187,15 +242,26 @@ class _Host:
         signal.signal(signal.SIGTERM, self._terminate)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the program may block it
 
-    def hold_signals(self) -> None:
-        """Before a fork: a SIGTERM that comes to the child before it has its own handlers back must not be lost."""
+    def before_fork(self) -> None:
+        """Hold SIGTERM back, which must not be lost if it comes to a child before that has its own handlers back.
+
+        Threads of the engine's own end until the fork is over: what a predictor that has none forks is a process with
+        one thread, as inline, and the interpreter does not warn of others.
+        """
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if threading.current_thread() is threading.main_thread():
+            self.listener.stop()
+            self._had_tail = self.tail.stop()
 
-    def release_signals(self) -> None:
-        """After it."""
+    def after_fork(self) -> None:
+        """In the worker itself, after a fork."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        self.listener.start()
+        if self._had_tail:
+            self._had_tail = False
+            self.tail.arm()
 
-    def forget(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child, which is the predictor's: neither the pipes nor the signals are its to see to."""
         self.link.forget()
         for number, ours, default in (
@@ -204,7 +270,7 @@ class _Host:
         ):
             if signal.getsignal(number) == ours:
                 signal.signal(number, default)
-        self.release_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _terminate(self, _number: int, frame: Any) -> None:
         if self.is_terminated:  # once is enough: the clean-up that runs now must not be interrupted
@@ -257,6 +323,7 @@ class _Host:
     def serve(self, state: ProcessState) -> None:
         """Take orders until the engine has none, and have each find its process in the same `state`."""
         while (frame := self._next()) is not None:
+            self.listener.start()  # where there was no thread for it before
             order = read_order(frame)
             outlet = Outlet(self, order, frame.number)
             self.outlet = outlet
@@ -466,23 +533,12 @@ class _Host:
 
     # What other threads do
 
-    def hear_stops(self, stops: int, lifeline: int) -> None:
-        """Hear requests to stop, until the engine is gone; then so is this process."""
-        decoder = Decoder()
-        poll = select.poll()
-        poll.register(stops, select.POLLIN)
-        poll.register(lifeline, select.POLLIN)
-        while True:
-            for descriptor, _ in poll.poll():
-                data = os.read(descriptor, _READ)
-                if not data:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                decoder.feed(data)
-            while decoder.frames:
-                self.stopped = decoder.frames.popleft().number
-                outlet = self.outlet
-                if outlet is not None and outlet.number == self.stopped:
-                    outlet.request_stop()
+    def hear_stop(self, number: int) -> None:
+        """Take note of a request to stop a call, which may be over, or have come no further than the pipe."""
+        self.stopped = number
+        outlet = self.outlet
+        if outlet is not None and outlet.number == number:
+            outlet.request_stop()
 
     def log(self, text: str) -> None:
         """Send a line to the engine's log."""
@@ -583,10 +639,12 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     sys.argv[:] = hello["argv"]
     _told_path.update(hello["path"])
     link = Link(calls, answers)
-    host = _Host(link, Segment(inbound), Segment(outbound))
+    host = _Host(link, Segment(inbound), Segment(outbound), _Listener(stops, lifeline))
     _errors.diverted.append(host.log)
-    os.register_at_fork(before=host.hold_signals, after_in_parent=host.release_signals, after_in_child=host.forget)
-    start_thread(host.hear_stops, "engine-stops", stops, lifeline)
+    os.register_at_fork(
+        before=host.before_fork, after_in_parent=host.after_fork, after_in_child=host.after_fork_in_child
+    )
+    host.listener.start()
     try:
         host.guard()
         host.serve(ProcessState(report))

@@ -362,7 +362,7 @@ class Worker:
 def _arranged(report: str) -> str:
     """A crash report with the thread that crashed first, and without the one that hears requests to stop."""
     headline, *rest = report.split("\n\n")
-    rest = [each for each in rest if not (each.startswith("Thread ") and " in hear_stops\n" in each)]
+    rest = [each for each in rest if not (each.startswith("Thread ") and " in _hear_stops\n" in each)]
     rest.sort(key=lambda each: not each.startswith("Current thread "))  # the others keep their order
     return "\n\n".join([headline, *rest])
 

@@ -222,3 +222,52 @@ def forks(kind: str) -> Callable[[], Any]:
         yield os.getpid(), code
 
     return {"def": returns, "gen": yields, "async": async_returns, "agen": async_yields}[kind]
+
+
+def warnings_of_forks(gate: FileGate) -> list[str]:
+    """Fork a few times; tell what was said of it, or open a gate where nothing was."""
+    import warnings  # the others need none
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            if not (copy := os.fork()):
+                os._exit(0)
+            os.waitpid(copy, 0)
+    if not caught:
+        gate.open()
+    return [str(each.message) for each in caught]
+
+
+def stands() -> list[str]:
+    """Go on until this call is asked to stop."""
+    from engine import current_call
+
+    call = current_call()
+    while call is not None and not call.stopping:
+        time.sleep(0.001)
+    return []
+
+
+def forks_and_stands(kind: str, gate: FileGate) -> Callable[[], Any]:
+    """Make a predictor that forks and tells what it was warned of, or else goes on until it is asked to stop.
+
+    One that yields gives a hundred numbers before, so fast that a thread looks after them.
+    """
+
+    def returns() -> Any:
+        return warnings_of_forks(gate) or stands()
+
+    def yields() -> Iterator[Any]:
+        yield from range(100)
+        yield warnings_of_forks(gate)
+        stands()
+
+    async def async_returns() -> Any:
+        return returns()
+
+    async def async_yields() -> AsyncIterator[Any]:
+        for each in yields():
+            yield each
+
+    return {"def": returns, "gen": yields, "async": async_returns, "agen": async_yields}[kind]

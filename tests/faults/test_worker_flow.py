@@ -41,6 +41,7 @@ from tests.faults.producers import (
     echo,
     failing,
     forks,
+    forks_and_stands,
     holdings,
     megabytes,
     overflows,
@@ -337,6 +338,30 @@ def test_processes_that_a_predictor_forks_are_its_own(lasting: Engine) -> None:
             return process.exitcode, pool.map(abs, [-1, -2])
 
     assert lasting.predictions.create(ends_a_process, runner="process").value == (-signal.SIGTERM, [1, 2])
+
+
+@pytest.mark.fault(87)
+@each_kind
+def test_a_predictor_that_forks_in_a_worker_is_warned_of_no_threads_but_its_own(kind: str, tmp_path: Path) -> None:
+    """Those of the engine are gone meanwhile, and there again after it: the body is stopped as any other."""
+
+    gate = FileGate(tmp_path / "gate")
+
+    def leaves() -> None:
+        gate.wait()
+        stream.close()
+
+    with Engine(discover=False, workers=1, grace=10.0) as muna:
+        pid = muna.predictions.create(number_of_worker, runner="process").value
+        with muna.predictions.stream(forks_and_stands(kind, gate), runner="process", prefetch=200) as stream:
+            if kind in {"gen", "agen"}:
+                assert [next(stream).value for _ in range(101)] == [*range(100), []]
+            else:
+                with Elsewhere(leaves):
+                    assert list(stream.values()) == []
+        eventually(lambda: stream.outcome.rung is not None, "its worker has let go")
+        assert stream.outcome.rung == "asked"
+        assert muna.predictions.create(number_of_worker, runner="process").value == pid
 
 
 # 88, 89: what predictors print.
