@@ -421,7 +421,7 @@ class Executor:
         Neither, where plugins have to be looked for first.
         """
         if type(tag) is str and (known := self._routes.get(tag)) is not None:
-            return known, None
+            return (None, None) if self._is_to_be_read_for(self._wish(known, runner)) else (known, None)
         if self._must_look(tag, runner):
             return None, None
         self.check_runner(runner)
@@ -430,7 +430,7 @@ class Executor:
             return None, record
         found = self._given(tag) if record is None else self._ready(tag, record, runner)
         # Only now it is known what its author wishes.
-        return (None, record) if self._is_to_be_read_for(found.profile.runner) else (found, record)
+        return (None, record) if self._is_to_be_read_for(self._wish(found, runner)) else (found, record)
 
     def _must_look(self, tag: Any, runner: str | None) -> bool:
         """Whether plugins have to be looked for before a call can be made; that keeps no event loop."""
@@ -441,8 +441,8 @@ class Executor:
         return self._is_to_be_read_for(runner) or self._is_to_be_read_for(self._default)
 
     def _is_to_be_read_for(self, runner: str | None) -> bool:
-        """Whether only a plugin that was not looked for yet could have a runner."""
-        return runner is not None and runner not in BUILT_IN and not self._registry.is_read
+        """Whether plugins have to be looked for, or again, because of a runner."""
+        return runner is not None and runner not in BUILT_IN and self._registry.must_look_for_runner(runner)
 
     async def aresolve(self, tag: Any, runner: str | None = None, record: Predictor | None = None) -> Resident:
         """Resolve without blocking the loop: owner threads look for plugins, import, and have workers describe.
@@ -452,8 +452,10 @@ class Executor:
             runner: where it is to run.
             record: what the tag stood for at the call, if that is known.
         """
-        if self._must_look(tag, runner) and record is None:
-            await self._look(tag, runner)
+        if self._live.is_closed:
+            raise EngineClosedError
+        if record is None and self._must_look(tag, runner):
+            await self._look(_title_of(tag), lambda: self._must_look(tag, runner))
         self.check_runner(runner)
         record = record or self._record(tag, may_look=False)
         if record is None:
@@ -462,8 +464,9 @@ class Executor:
             found = await self._imported(tag, record, runner)
         else:
             found = self._ready(tag, record, runner)
-        if self._is_to_be_read_for(found.profile.runner):
-            await self._look(tag, found.profile.runner)
+        wish = self._wish(found, runner)
+        if self._is_to_be_read_for(wish):
+            await self._look(found.profile.tag, lambda: self._is_to_be_read_for(wish))
         if self._live.is_closed:  # before this task went on
             raise EngineClosedError
         return found
@@ -481,11 +484,11 @@ class Executor:
             found, _ = await self._shared((record, isinstance(tag, str)), *wish)
         return found
 
-    async def _look(self, tag: Any, runner: str | None) -> None:
-        """Have plugins looked for in an owner thread, once for all tasks that come meanwhile."""
+    async def _look(self, name: str, is_wanted: Callable[[], bool]) -> None:
+        """Have plugins looked for in an owner thread if need be, once for all tasks that come meanwhile."""
         is_mine = False
-        while not is_mine and self._must_look(tag, runner):
-            _, is_mine = await self._shared("plugins", _title_of(tag), self._registry.look)
+        while not is_mine and is_wanted():
+            _, is_mine = await self._shared("plugins", name, self._registry.look)
 
     async def _shared(self, key: Any, name: str, function: Callable[..., Any], *args: Any) -> tuple[Any, bool]:
         """Call a function in an owner thread on behalf of every task that wants the same of it meanwhile.
@@ -544,9 +547,12 @@ class Executor:
 
     # Deciding where.
 
+    def _wish(self, resident: Resident, runner: str | None) -> str | None:
+        return runner or resident.profile.runner or self._default
+
     def _choice(self, resident: Resident, runner: str | None) -> str | None:
         self.check_runner(runner)
-        choice = runner or resident.profile.runner or self._default
+        choice = self._wish(resident, runner)
         return None if choice == "process" and is_worker() else choice  # a worker starts no workers
 
     def is_for_workers(self, resident: Resident, runner: str | None) -> bool:
@@ -559,6 +565,8 @@ class Executor:
         self._plugin_runner(runner)
 
     def _plugin_runner(self, name: str) -> Runner:
+        if self._registry.must_look_for_runner(name):  # for a sync caller; a task had them looked for before
+            self._registry.look()
         offered = self._registry.runners()
         if name in offered:
             found = offered[name]
@@ -762,6 +770,9 @@ class Executor:
         errors: Errors,
     ) -> Prediction:
         """The same for `acreate`."""
+        wish = runner or resident.profile.runner or self._default
+        if wish is not None and self._is_to_be_read_for(wish):
+            await self._look(resident.profile.tag, lambda: self._is_to_be_read_for(wish))
         place: Any = self._async_place(resident, runner)
         is_kept = place is not None and reducer in _KEPT_BY_OWNERS
         if is_kept and self._takes_errands(place):

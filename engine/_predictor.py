@@ -250,6 +250,5 @@ def name_of(target: object) -> str:
         return target
     while isinstance(target, functools.partial):
         target = target.func
-    target = class_behind(target) or target
-    named = target if hasattr(target, "__qualname__") else type(target)
+    named = target if hasattr(target, "__qualname__") else class_behind(target) or type(target)
     return f"{getattr(named, '__module__', None) or 'builtins'}:{getattr(named, '__qualname__', '?')}"

@@ -271,6 +271,10 @@ class Registry(Mapping[str, Predictor]):
             return not self.is_read and self._looker != get_ident()  # a plugin's import gets what there is so far
         return tag not in view.ready and tag not in view.clashes and self._plugins.is_due
 
+    def must_look_for_runner(self, name: str) -> bool:
+        """Whether only plugins that are still to be looked for, or again, may have a runner."""
+        return not self.is_read or (name not in self.runners() and self._plugins.is_due)
+
     def look(self) -> None:
         """Look for plugins, or again for what may be there by now; threads that come meanwhile wait for this look."""
         self._discover(again=self._view is not None)

@@ -462,6 +462,42 @@ def test_a_loop_turns_while_a_failed_plugin_is_tried_again_for_a_tag_that_is_not
     assert failing.times == 2
 
 
+@pytest.mark.fault(118)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("wish", ["call", "author", "engine"])
+def test_the_runner_of_a_plugin_that_failed_is_tried_again_too_once_it_is_due(
+    monkeypatch: pytest.MonkeyPatch, way: str, wish: str
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("engine._plugins.monotonic", lambda: now)
+
+    class Recovering:
+        is_broken = True
+        threads: Final[list[threading.Thread]] = []
+
+        @hookimpl
+        def engine_runners(self) -> Iterator[Runner]:
+            self.threads.append(threading.current_thread())
+            yield Elsewhere()
+            if self.is_broken:
+                raise RuntimeError("not today")
+
+    record = Predictor("@me/late", late, runner="elsewhere" if wish == "author" else None)
+    options = {"runner": "elsewhere"} if wish == "call" else {}
+    recovering, engines = Recovering(), "elsewhere" if wish == "engine" else None
+    with Engine([record], discover=False, plugins=[recovering], runner=engines) as muna:
+        for _ in range(2):
+            with pytest.raises(PluginError, match="not today"):
+                value_of(muna, way, "@me/late", **options)
+        assert len(recovering.threads) == 1
+        recovering.is_broken = False
+        now += 1
+        assert value_of(muna, way, "@me/late", **options) == "late"
+        assert len(recovering.threads) == 2
+        is_here = [thread is threading.current_thread() for thread in recovering.threads]
+        assert is_here == [way in {"create", "stream"}] * 2  # an event loop's own thread imports nothing
+
+
 def test_what_is_wrong_with_a_call_is_told_by_the_first_await_before_plugins_were_looked_for(slow: Slow) -> None:
     slow.go.set()
 
