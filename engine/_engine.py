@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
 _SHORTLY: Final = 0.1  # seconds a thread that carries large values waits for the next: starting one costs little beside
+_MOMENT: Final = 0.1  # seconds in which a thread whose calls are over is ready for the next thing
 _numbers: Final = count(1)  # tells the engines of a process from each other
 _engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
 
@@ -97,7 +98,7 @@ class Engine:
         self._threads, self._loop = _owners(self._grace)
         self._workers = _Workers(_count(workers), self._grace, Start.here())
         number = next(_numbers)
-        self._residents = Residents(self._loop, number)
+        self._residents = Residents(self._loop, self._threads, number)
         self._executor = _executor_class()(
             self._registry,
             self._residents,
@@ -130,6 +131,10 @@ class Engine:
     def load(self, tag: Any, runner: str | None = None) -> None:
         """Make a predictor ready before its first call: import it, set its class up.
 
+        A class without async methods is set up in a thread kept for it, where calls from asyncio and with
+        `runner="thread"` find what `setup` made in its own thread. Where sync code is to call it in threads of its
+        own, say `runner="inline"`: it is then set up in this one.
+
         Args:
             tag: what `create` would be given.
             runner: where it will run: `"process"` makes it ready in one worker; the other built-in runners share one
@@ -145,15 +150,18 @@ class Engine:
             self._load_in_worker(resident)
         elif resident.profile.is_async and not resident.is_ready:
             self._loop.run(resident.aprepare(), copy_context(), f"setup() of {resident.profile.tag}")
-        else:
+        elif self._executor.is_inline(resident, runner):
             resident.prepare()
+        else:
+            resident.prepare_in_thread()
 
     async def aload(self, tag: Any, runner: str | None = None) -> None:
-        """The same for asyncio; the event loop is never blocked.
+        """Make a predictor ready before its first call, as `load` does, without blocking the event loop.
 
         Args:
             tag: what `create` would be given.
-            runner: where it will run.
+            runner: where it will run; a class without async methods that is to run `"inline"` is set up on the event
+                loop itself, as its calls run there.
 
         Raises:
             EngineError: there is no such predictor.
@@ -169,8 +177,10 @@ class Engine:
             import asyncio  # a loop runs, so it is imported
 
             await asyncio.wrap_future(self._loop.submit(resident.aprepare(), copy_context()))
+        elif resident.thread is not None and self._executor.is_inline(resident, runner):
+            await resident.aprepare()
         else:
-            await self._executor.in_owner(resident.profile.tag, resident.prepare)
+            await self._executor.in_owner(resident.profile.tag, resident.prepare_in_thread)
 
     def unload(self, tag: Any, runner: str | None = None) -> None:
         """Tear a class predictor down; the next call sets it up again. Nothing happens where none is set up.
@@ -281,10 +291,11 @@ class Engine:
                 continue
             slots = resident.slots
             left = () if slots is None else slots.wait_for(slots.holders, max(0.0, deadline - perf_counter()))
-            if left:
+            if left and not resident.is_thread_busy:
                 warn(f"{resident.profile.tag} is torn down while {', '.join(map(str, left))} still uses it")
             try:
-                resident.teardown(instance, grace or _LONGEST)
+                patience = None if is_on_a_loop() else max(_MOMENT, deadline - perf_counter())
+                resident.teardown(instance, grace or _LONGEST, patience)
             except BaseException as error:
                 failures.append(error)
         return failures
@@ -349,7 +360,7 @@ class Engine:
         self._threads, self._loop = _owners(self._grace)
         self._registry.forget_locks()
         self._executor.forget_parents(self._threads, self._loop)
-        self._residents.forget_parents(self._loop)
+        self._residents.forget_parents(self._loop, self._threads)
 
 
 Engine.__module__ = "engine"  # where people import it from

@@ -37,7 +37,10 @@ from engine.runners.base import Live, Runner, primed
 from engine.runners.bridge import Bridged
 from engine.runners.errand import Errand, Parcel
 from engine.runners.inline import InlineExecution, is_main_thread
+from engine.runners.loop import LoopRunner
+from engine.runners.pinned import PinnedThread
 from engine.runners.task import Held, TaskExecution, resumed, running_for
+from engine.runners.thread import ThreadRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,14 +51,13 @@ if TYPE_CHECKING:
     from engine._registry import Registry
     from engine._residents import Resident, Residents
     from engine.runners.base import AsyncExecution, Execution, SyncExecution
-    from engine.runners.loop import LoopRunner
     from engine.runners.process import ProcessRunner
-    from engine.runners.thread import ThreadRunner
 
     Errors = Literal["raise", "return"]
 
 DEEPEST: Final = 50  # calls of predictors by predictors, one in another
 BUILT_IN: Final = ("inline", "thread", "process")
+_OWNERS: Final = frozenset({ThreadRunner, PinnedThread, LoopRunner})  # what runs bodies elsewhere in this process
 _KEPT_BY_OWNERS: Final = (LAST, CONCAT, COLLECT, RETURNED)  # no code of the user's: reduced where the body runs
 
 
@@ -559,6 +561,10 @@ class Executor:
         """Whether calls of a predictor go to workers."""
         return resident.is_described or self._choice(resident, runner) == "process"
 
+    def is_inline(self, resident: Resident, runner: str | None) -> bool:
+        """Whether calls of a predictor run in their callers' threads and tasks because that was asked for."""
+        return self._choice(resident, runner) == "inline"
+
     def check_runner(self, runner: str | None) -> None:
         if runner is None or runner in BUILT_IN:
             return
@@ -599,7 +605,7 @@ class Executor:
                 )
             self._loop.refuse_to_wait(profile.tag)
             return self._loop
-        place: Runner | None = self._threads if choice == "thread" else None
+        place: Runner | None = (resident.owner or self._threads) if choice == "thread" else None
         resident.places[runner] = place
         return place
 
@@ -614,7 +620,7 @@ class Executor:
             return self._plugin_runner(choice)
         if profile.is_async:
             return self._loop if choice == "thread" or profile.lives_on_loop else None
-        return None if choice == "inline" else self._threads
+        return None if choice == "inline" else resident.owner or self._threads
 
     # Opening.
 
@@ -639,14 +645,16 @@ class Executor:
         function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
         body = Body(call, function, args, kwargs, profile.follows, copy_context())
         body.reduction = reduction
-        if place is not None and place is not self._threads and place is not self._loop:
+        is_owned = place.__class__ in _OWNERS
+        if place is not None and not is_owned:
             body.target = resident.target
             if profile.by_value:
                 body.by_value = True
         if resident.is_described:
             body.bind = profile.is_opaque and (profile.is_checked if check is None else check)
         elif profile.is_class:
-            body.prepare, body.aprepare = resident.prepare, resident.aprepare
+            body.prepare = resident.prepare_in_thread if is_owned else resident.prepare
+            body.aprepare = resident.aprepare
         return body
 
     def _open(  # noqa: PLR0917
@@ -795,7 +803,7 @@ class Executor:
 
     def _takes_errands(self, place: Any) -> bool:
         """Whether it is a runner of our own; one that a plugin offers is given a channel for everything."""
-        return place is self._threads or place is self._loop or place.name == "process"
+        return place.__class__ in _OWNERS or place.name == "process"
 
     def _errand(  # noqa: PLR0917
         self,
@@ -818,7 +826,7 @@ class Executor:
         if place.name != "process":
             errand = Errand(*facts)
             if profile.is_class:
-                errand.prepare, errand.aprepare = resident.prepare, resident.aprepare
+                errand.prepare, errand.aprepare = resident.prepare_in_thread, resident.aprepare
             slots = resident.slots
             return errand, slots and (slots.atake if is_task else slots.take)
         parcel = Parcel(*facts)

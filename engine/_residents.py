@@ -1,7 +1,8 @@
 """Predictors made ready in this process: their slots, and the life of class predictors.
 
 A `Resident` is a profile with its target, ready to be called; a class's is set up once, by whoever comes first, and
-torn down once. No user code runs under a lock.
+torn down once. An instance of a class with an async method lives on the engine's loop; any other lives in the thread
+that sets it up: a `PinnedThread` kept for it, or that of a caller who runs it inline. No user code runs under a lock.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import types
 import weakref
 from collections import deque
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine._channel import park_task, park_thread, wake_all
@@ -21,6 +23,7 @@ from engine._predictor import Predictor, name_of
 from engine._profiles import Profile, RemoteProfile, function_of, options_of, profile_from, profile_of
 from engine._records import Call, current, current_call
 from engine._slots import Patience, Slots, current_task
+from engine.runners.pinned import PinnedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from engine._channel import Wake
     from engine._snapshots import Home
     from engine.runners.loop import LoopRunner
+    from engine.runners.thread import ThreadRunner
 
 
 def _slots_of(profile: Profile) -> tuple[Slots | None, Slots | None]:
@@ -48,6 +52,9 @@ class Resident:
         worker_slots: the same for its calls in workers, which are a place of their own.
         is_described: it is known from a worker's description alone, and runs in workers only.
         places: where sync callers' `runner=` leads, once that is known; kept by the executor.
+        thread: of a class without async methods, where this process has owner threads: the one kept for it.
+        owner: what runs its calls in owner threads, where that is not any of them: its `thread`, if it serves one call
+            at a time.
     """
 
     __slots__ = (
@@ -59,13 +66,16 @@ class Resident:
         "_is_named",
         "_lock",
         "_loop",
+        "_pinned",
         "_target",
         "_text",
         "function",
         "is_described",
+        "owner",
         "places",
         "profile",
         "slots",
+        "thread",
         "worker_slots",
     )
 
@@ -77,6 +87,7 @@ class Resident:
         engine: int,
         slots: tuple[Slots | None, Slots | None] | None = None,
         text: str | None = None,
+        threads: ThreadRunner | None = None,
     ) -> None:
         """Make `target` ready, but for a class's instance.
 
@@ -87,6 +98,7 @@ class Resident:
             engine: the number of the engine.
             slots: shared by all residents of one object.
             text: `"module:name"`, where it was registered by that.
+            threads: the owner threads there are; `None` where everything runs in one thread.
         """
         self.is_described = isinstance(profile, RemoteProfile)
         self._text = text
@@ -103,6 +115,19 @@ class Resident:
         self._lock = threading.Lock()
         self.function: Any = None if profile.is_class or self.is_described else function_of(target)
         self.slots, self.worker_slots = slots or _slots_of(profile)
+        self._pinned: dict[int, Any] = {}  # instances that were set up in `thread` and are not torn down yet, by `id`
+        self.thread: PinnedThread | None = None
+        self.owner: PinnedThread | None = None
+        if threads is not None and profile.is_class and not profile.lives_on_loop and not self.is_described:
+            self._pin(threads)
+
+    def _pin(self, threads: ThreadRunner) -> None:
+        self.thread = PinnedThread(threads, self._is_thread_kept)
+        self.owner = self.thread if self.profile.limit == 1 else None
+
+    def _is_thread_kept(self) -> bool:
+        """Whether an instance lives in its thread, or is called there."""
+        return bool(self._pinned) or self._instance is not None
 
     @property
     def target(self) -> Any:
@@ -143,27 +168,69 @@ class Resident:
         return self.function is not None
 
     def prepare(self) -> Any:
-        """Give what is called, setting the class up first if nobody has; in a thread, which waits for another's setup.
+        """Give what is called, setting the class up in this thread if nobody has, and waiting for another's setup.
 
         Raises:
             NestingError: the class is being set up by this very call chain, or would block the engine's loop.
             BaseException: what the constructor or `setup` raised; the next call tries again.
         """
+        function = self.function  # as in almost every call
+        return self._prepare(self._set_up) if function is None else function
+
+    def prepare_in_thread(self) -> Any:
+        """Give what is called, setting the class up in the thread kept for it; as `prepare` where there is none."""
+        function = self.function
+        if function is not None:
+            return function
+        return self._prepare(self._set_up if self.thread is None or self.thread.is_here() else self._have_set_up)
+
+    def _prepare(self, set_up: Callable[[_Flight, Context], None]) -> Any:
         while (function := self.function) is None:
             context = self._aside()
             flight, is_mine = self._join(context)
-            if not is_mine:
+            if is_mine:
+                set_up(flight, context)
+            else:
                 flight.wait(self.profile.tag)
-                continue
-            try:
-                instance = self._make(context)
-                if self._is_closed:
-                    self._run_member(instance, "teardown", self._aside())
-                self._land(flight, instance)
-            except BaseException as error:
-                self._crash(flight, error)
-                raise
         return function
+
+    def _have_set_up(self, flight: _Flight, context: Context) -> None:
+        """Have it set up in its thread, and wait for that; the set-up goes on though the wait is interrupted."""
+        thread: Any = self.thread
+        try:
+            work = thread.post(partial(self._set_up, flight, context), context[current])
+        except BaseException as error:
+            self._crash(flight, error)
+            raise
+        waited = Patience(self.profile.tag, None)
+        while not work.wait(waited.left()):
+            if thread.is_waited_for:  # by a call that nobody else would tell of
+                waited.report()
+        work.result()
+
+    def _set_up(self, flight: _Flight, context: Context) -> None:
+        """Set it up in this thread."""
+        flight.thread = threading.get_ident()
+        try:
+            if self.function is None:  # else by one that went on when its caller was interrupted
+                instance = self._make(context)
+                if self.thread is not None and self.thread.is_here():
+                    self._pinned[id(instance)] = instance
+                self._keep(instance)
+        except BaseException as error:
+            self._crash(flight, error)
+            raise
+        self._land(flight)
+
+    def _keep(self, instance: Any) -> None:
+        self._instance = instance
+        self.function = instance.predict
+        if self._is_closed and self.detach() is not None:  # closed while it was being set up
+            try:
+                self._run_member(instance, "teardown", self._aside())
+            finally:
+                self._pinned.pop(id(instance), None)
+            raise EngineClosedError
 
     async def aprepare(self) -> Any:
         """The same on the engine's loop, for a class that lives there."""
@@ -174,13 +241,11 @@ class Resident:
                 await flight.await_()
                 continue
             try:
-                instance = await self._amake(context)
-                if self._is_closed:
-                    await _arun_member(instance, "teardown", self._aside())
-                self._land(flight, instance)
+                await self._akeep(await self._amake(context))
             except BaseException as error:
                 self._crash(flight, error)
                 raise
+            self._land(flight)
         return function
 
     def _join(self, context: Context) -> tuple[_Flight, bool]:
@@ -192,16 +257,20 @@ class Resident:
         flight.refuse_nesting(self.profile.tag)
         return flight, False
 
-    def _land(self, flight: _Flight, instance: Any) -> None:
-        if self._is_closed:  # while it was being set up: it has been torn down again
-            raise EngineClosedError
+    async def _akeep(self, instance: Any) -> None:
         self._instance = instance
         self.function = instance.predict
+        if self._is_closed and self.detach() is not None:  # as in `_keep`
+            await _arun_member(instance, "teardown", self._aside())
+            raise EngineClosedError
+
+    def _land(self, flight: _Flight) -> None:
         self._flight = None
         flight.land(None)
 
     def _crash(self, flight: _Flight, error: BaseException) -> None:
-        self._flight = None
+        if self._flight is flight:
+            self._flight = None
         flight.land(error)
 
     def _make(self, context: Context) -> Any:
@@ -239,6 +308,11 @@ class Resident:
         """Whether there is an instance to tear down."""
         return self._instance is not None
 
+    @property
+    def is_thread_busy(self) -> bool:
+        """Whether the thread kept for it does something just now, if there is one."""
+        return self.thread is not None and self.thread.is_busy
+
     def close(self) -> Any:
         """Take the instance out for good; one that is being set up just now is torn down as soon as it stands."""
         self._is_closed = True
@@ -269,20 +343,59 @@ class Resident:
                 f"{self.profile.tag} is in use by {', '.join(map(str, left))}: read that stream to its end or close "
                 "it, then unload again"
             )
-        self.teardown(instance, None)
+        self.teardown(instance, None, grace)
 
-    def teardown(self, instance: Any, seconds: float | None) -> None:
-        """Tear an instance down, from a thread; an async one on the loop, within `seconds`."""
+    def teardown(self, instance: Any, seconds: float | None, patience: float | None = None) -> None:
+        """Tear an instance down where it lives, from a thread.
+
+        Args:
+            instance: what was taken out; `None` does nothing.
+            seconds: how long what is async of it may take.
+            patience: seconds that the thread it lives in may still be busy, or it is not torn down at all; `None` to
+                leave that thread to tear it down, without waiting for it, if it is busy.
+        """
         if instance is None:
             return
         if self.profile.lives_on_loop and not self._loop.is_here():
             context = self._aside()
             closing = _arun_member(instance, "teardown", context)
             self._loop.run(closing, context.copy(), f"teardown() of {self.profile.tag}", seconds)
+        elif id(instance) in self._pinned:
+            self._teardown_in_thread(instance, seconds, patience)
         else:
             self._run_member(instance, "teardown", self._aside(), seconds)
+            if self.thread is not None:  # its calls had it all the same
+                self.thread.look_again()
 
-    def renew(self, loop: LoopRunner) -> None:
+    def _teardown_in_thread(self, instance: Any, seconds: float | None, patience: float | None) -> None:
+        thread: Any = self.thread
+        context, is_left = self._aside(), patience is None and thread.is_busy
+
+        def tear_down() -> None:
+            try:
+                self._run_member(instance, "teardown", context, seconds)
+            except BaseException as error:
+                if not is_left:
+                    raise
+                warn(f"{self.profile.tag}: error in teardown", error)
+            finally:
+                self._pinned.pop(id(instance), None)
+
+        if thread.is_here():
+            tear_down()
+            return
+        work = thread.post(tear_down, context[current])
+        if is_left:
+            return
+        if patience is not None and not work.wait(patience) and thread.withdraw(work):
+            self._pinned.pop(id(instance), None)
+            warn(
+                f"{self.profile.tag} is not torn down: the thread that set it up, where teardown belongs, is still busy"
+            )
+            return
+        work.result()
+
+    def renew(self, loop: LoopRunner, threads: ThreadRunner) -> None:
         """In a forked child: the parent's threads hold no slot and no lock here, and its loop does not exist."""
         self._loop = loop
         self.places.clear()
@@ -291,9 +404,23 @@ class Resident:
         self.slots, self.worker_slots = _slots_of(self.profile)
         if self.profile.lives_on_loop:
             _parents_own.append(self.detach())
+        if self.thread is not None:
+            self._forget_thread(threads)
+
+    def _forget_thread(self, threads: ThreadRunner) -> None:
+        """In a forked child: what lives in the parent's thread is the parent's, and the next call sets up a new one."""
+        if self.thread is not None:
+            self.thread.forget()
+        if id(self._instance) in self._pinned:
+            self.detach()
+        _parents_own.extend(self._pinned.values())
+        self._pinned = {}
+        self._pin(threads)
 
 
-_parents_own: list[Any] = []  # instances that belong to a parent's loop; kept, so that no finaliser runs for them here
+_parents_own: list[
+    Any
+] = []  # instances that belong to a parent's loop or thread; kept, so that no finaliser runs for them here
 
 
 async def _call(member: Callable[[], Any]) -> None:
@@ -321,11 +448,11 @@ async def _arun_member(instance: Any, name: str, context: Context) -> None:
 class _Flight:
     """One attempt to set a class up, which everybody who comes meanwhile waits for."""
 
-    __slots__ = ("_call", "_error", "_is_landed", "_parked", "_thread", "_traceback")
+    __slots__ = ("_call", "_error", "_is_landed", "_parked", "_traceback", "thread")
 
     def __init__(self, call: Call | None) -> None:
         self._call = call
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()  # where the setup runs
         self._is_landed = False
         self._error: BaseException | None = None
         self._traceback: types.TracebackType | None = None
@@ -334,7 +461,7 @@ class _Flight:
     def refuse_nesting(self, tag: str) -> None:
         call = current_call()
         is_chain = call is not None and self._call is not None and call.is_within(self._call)
-        if is_chain or (self._thread == threading.get_ident() and current_task() is None):
+        if is_chain or (self.thread == threading.get_ident() and current_task() is None):
             raise NestingError(f"{tag} is being set up, and its setup calls {tag} again: it would wait for itself", tag)
 
     def land(self, error: BaseException | None) -> None:
@@ -370,9 +497,16 @@ class Residents:
     kept, to be torn down with the engine.
     """
 
-    def __init__(self, loop: LoopRunner, engine: int) -> None:
-        """Start empty; classes with async methods will live on `loop`; `engine` is the number calls know theirs by."""
+    def __init__(self, loop: LoopRunner, threads: ThreadRunner, engine: int) -> None:
+        """Start empty.
+
+        Args:
+            loop: where classes with async methods will live.
+            threads: where other classes will, each in one of its own.
+            engine: the number calls know theirs by.
+        """
         self._loop = loop
+        self._threads = threads
         self._engine = engine
         self._lock = threading.Lock()
         self._by_record: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
@@ -388,7 +522,7 @@ class Residents:
             target = predictor.load()
             profile = profile_of(predictor.tag, target, predictor.options(target))
             text = predictor.target if isinstance(predictor.target, str) else None
-            made = Resident(profile, target, self._loop, self._engine, text=text)
+            made = Resident(profile, target, self._loop, self._engine, text=text, threads=self._threads)
             resident = self._by_record.setdefault(predictor, made)
             if resident is made and profile.is_class:
                 self._kept.append(made)
@@ -420,7 +554,7 @@ class Residents:
         if found is not None and found[0]() is key and found[1].tag == name_of(given):
             return Resident(found[1], given, self._loop, self._engine, found[2])
         profile = profile_of(name_of(given), given, options_of(given))
-        resident = Resident(profile, given, self._loop, self._engine)
+        resident = Resident(profile, given, self._loop, self._engine, threads=self._threads)
         if profile.is_class:
             with self._lock:
                 return self._classes.setdefault(name, (given, resident))[1]
@@ -445,14 +579,14 @@ class Residents:
         ready = [record for record, resident in _items(self._by_record) if resident.is_ready]
         return tuple(sorted(record.tag for record in ready if stands_for(record)))
 
-    def forget_parents(self, loop: LoopRunner) -> None:
-        """In a forked child: what lives on the parent's loop, and locks and slots its threads hold, are not ours."""
-        self._loop = loop
+    def forget_parents(self, loop: LoopRunner, threads: ThreadRunner) -> None:
+        """In a forked child: the parent's loop and threads, what lives there, and what they hold, are not ours."""
+        self._loop, self._threads = loop, threads
         self._lock = threading.Lock()
         self._profiles.clear()
         known = (resident for residents in (self._by_record, self._described) for _, resident in _items(residents))
         for resident in {*self, *known}:
-            resident.renew(loop)
+            resident.renew(loop, threads)
 
 
 def _items(residents: weakref.WeakKeyDictionary[Predictor, Resident]) -> list[tuple[Predictor, Resident]]:

@@ -54,7 +54,7 @@ class ThreadRunner:
         """
         self.adopt: Adopt = _unjoined
         self.idle: deque[_Owner] = deque()
-        self.owners: set[_Owner] = set()
+        self.owners: set[OwnerThread] = set()
         self.is_closed = False
         self.patience = patience
         self._grace = grace
@@ -78,7 +78,7 @@ class ThreadRunner:
             EngineClosedError: the engine is closed.
             EngineBusyError: too many threads are abandoned or running already.
         """
-        self.run(channel, partial(body.context.run, _own, body, channel, self.adopt))
+        self.run(channel, partial(body.context.run, step_through, body, channel, self.adopt))
 
     def take_over(self, body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) -> None:
         """Go on, on an owner thread, with a sync iterator that an async body produced after `elapsed` seconds."""
@@ -169,9 +169,11 @@ class ThreadRunner:
                 break
         deadline = perf_counter() + grace
         for owner in tuple(self.owners):
+            thread = owner.thread
+            owner.look_again()
             # One that was not started yet, or never will be, cannot be waited for; it looks whether this is closed.
-            if owner.thread.is_alive() and owner.thread is not threading.current_thread():
-                owner.thread.join(max(0.0, min(deadline, owner.patience(grace)) - perf_counter()))
+            if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+                thread.join(max(0.0, min(deadline, owner.patience(grace)) - perf_counter()))
 
     def retire(self, owner: _Owner) -> bool:
         """Whether an idle `owner` may end; not if a body has just been given to it."""
@@ -187,29 +189,47 @@ def _unjoined(_body: Body, _channel: Ending, produced: Any, _elapsed: float) -> 
     raise AssertionError("a thread runner is joined with a loop before it is used")
 
 
-class _Owner:
-    """One thread that owns one body at a time; the other half of `ThreadRunner`.
+class OwnerThread:
+    """What every thread that owns bodies has.
 
     Attributes:
-        lock: released once there is something to do, or nothing any more.
         channel: where what it does now ends.
-        work: what it is to do next.
+        thread: itself, where there is one.
     """
 
-    __slots__ = ("_runner", "channel", "lock", "thread", "work")
+    __slots__ = ("channel", "thread")
 
-    def __init__(self, runner: ThreadRunner) -> None:
-        self._runner = runner
-        self.lock = allocate_lock()
-        self.lock.acquire()
+    def __init__(self) -> None:
+        """Own nothing yet."""
         self.channel: Ending | None = None
-        self.work: Callable[[], None] | None = None
-        self.thread = threading.Thread(target=self._main, name="engine-owner", daemon=True)
+        self.thread: threading.Thread | None = None
 
     def patience(self, grace: float) -> float:
         """Until when to wait for this owner: one whose consumer has left gets no second grace."""
         channel = self.channel
         return perf_counter() + grace if channel is None or channel.deserted is None else channel.deserted + grace
+
+    def look_again(self) -> None:
+        """Have it end, if it is idle, where its runner is closed."""
+
+
+class _Owner(OwnerThread):
+    """One thread that owns one body at a time; the other half of `ThreadRunner`.
+
+    Attributes:
+        lock: released once there is something to do, or nothing any more.
+        work: what it is to do next.
+    """
+
+    __slots__ = ("_runner", "lock", "work")
+
+    def __init__(self, runner: ThreadRunner) -> None:
+        super().__init__()
+        self._runner = runner
+        self.lock = allocate_lock()
+        self.lock.acquire()
+        self.work: Callable[[], None] | None = None
+        self.thread: threading.Thread = threading.Thread(target=self._main, name="engine-owner", daemon=True)
 
     def _main(self) -> None:
         runner = self._runner
@@ -248,10 +268,11 @@ def own(body: Body, channel: Ending, adopt: Adopt) -> None:
         channel: where its partials go, and where requests to stop come from.
         adopt: takes over what turns out to be async, with the seconds spent so far.
     """
-    body.context.run(_own, body, channel, adopt)
+    body.context.run(step_through, body, channel, adopt)
 
 
-def _own(body: Body, channel: Ending, adopt: Adopt) -> None:
+def step_through(body: Body, channel: Ending, adopt: Adopt) -> None:
+    """Be the owner of a sync body, as `own`, in the body's own context."""
     current.set(body.call)
     clock = perf_counter
     started = clock()
