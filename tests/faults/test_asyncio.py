@@ -1387,7 +1387,7 @@ HALF_IMPORTED = """
 
     class Gate:
         def find_spec(self, name, path=None, target=None):
-            if name != "asyncio.{module}":
+            if name != "asyncio.constants":
                 return None
             spec = PathFinder.find_spec(name, path)
             execute = spec.loader.exec_module
@@ -1427,9 +1427,8 @@ HALF_IMPORTED = """
 """
 
 
-@pytest.mark.parametrize("module", ["constants", "tasks"])
-def test_where_another_thread_has_imported_asyncio_only_half_calls_work_and_the_engine_closes(module: str) -> None:
-    done = run_script(HALF_IMPORTED.replace("{module}", module))
+def test_where_another_thread_has_imported_asyncio_only_half_calls_work_and_the_engine_closes() -> None:
+    done = run_script(HALF_IMPORTED)
     assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
 
 

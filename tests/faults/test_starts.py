@@ -101,7 +101,6 @@ SCENARIOS: Final = {
     "acreate-on-the-loop": acreate(agives, "thread"),
     "astream-from-the-loop": astream(ayields, "thread"),
     "aload-on-the-loop": in_asyncio(lambda muna: muna.aload(Lasting)),
-    "astream-from-a-worker": astream(number_of_worker, "process"),
     "aload-in-a-worker": in_asyncio(lambda muna: muna.aload(number_of_worker, "process")),
 }
 

@@ -867,13 +867,8 @@ def is_described(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callabl
     muna.predictions.create("@tests/described")
 
 
-def is_loaded(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]) -> None:
-    trouble()
-    muna.load(number_of_worker, "process")
-
-
 @pytest.mark.fault(11)
-@pytest.mark.parametrize("scenario", [is_moved_unsent, is_moved_unread, is_described, is_loaded])
+@pytest.mark.parametrize("scenario", [is_moved_unsent, is_moved_unread, is_described])
 def test_where_no_worker_can_be_started_for_a_call_under_way_it_fails_and_the_next_works(
     scenario: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
