@@ -90,6 +90,7 @@ class Executor:
         self._grace = grace
         self._live = live
         self.number = number
+        self._is_imported = False  # whether what runs workers is; see `_must_import`
         self._routes: dict[str, Resident] = {}  # tags seen before, straight to their residents
         # Held to change them, never to read; reentrant, for a collector may call from within.
         self._routing = threading.RLock()
@@ -309,6 +310,8 @@ class Executor:
         found, record = self._at_hand(tag, runner)
         if found is not None:
             args, kwargs = self._bind(found, inputs, check)
+            if self._must_import(found, runner):
+                return self._astream_late(found, args, kwargs, runner, check, prefetch)
             execution = self._aopen(found, args, kwargs, self._async_place(found, runner), runner, check, prefetch)
             return AsyncPredictionStream(execution, found.profile.reducer)
         context = copy_context()
@@ -321,6 +324,33 @@ class Executor:
             return context.run(self._aopen, found, *bound, place, runner, check, prefetch), found.profile.reducer
 
         return AsyncPredictionStream(None, None, resolve, record.tag if record is not None else _title_of(tag))
+
+    def _astream_late(  # noqa: PLR0917 - as `_aopen`
+        self,
+        resident: Resident,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        runner: str | None,
+        check: bool | None,  # noqa: FBT001
+        prefetch: int | None,
+    ) -> AsyncPredictionStream:
+        """`astream` of a call that is checked by now, while what runs workers is still to be imported."""
+        context = copy_context()
+
+        async def open_it() -> tuple[AsyncExecution, Reducer]:
+            await self.in_owner(resident.profile.tag, self._workers)
+            place = self._async_place(resident, runner)
+            execution = context.run(self._aopen, resident, args, kwargs, place, runner, check, prefetch)
+            return execution, resident.profile.reducer
+
+        return AsyncPredictionStream(None, None, open_it, resident.profile.tag)
+
+    def _must_import(self, resident: Resident, runner: str | None) -> bool:
+        """Whether a call needs what runs workers, and that is still to be imported, which is no work for a loop."""
+        if self._is_imported:
+            return False
+        self._is_imported = hasattr(sys.modules.get("engine.runners.process"), "ProcessRunner")
+        return not self._is_imported and self.is_for_workers(resident, runner)
 
     # Looking up.
 
@@ -781,6 +811,8 @@ class Executor:
         wish = runner or resident.profile.runner or self._default
         if wish is not None and self._is_to_be_read_for(wish):
             await self._look(resident.profile.tag, lambda: self._is_to_be_read_for(wish))
+        if self._must_import(resident, runner):
+            await self.in_owner(resident.profile.tag, self._workers)
         place: Any = self._async_place(resident, runner)
         is_kept = place is not None and reducer in _KEPT_BY_OWNERS
         if is_kept and self._takes_errands(place):

@@ -446,7 +446,9 @@ def encode_target(tag: str, target: Any, whole: Collection[str] = ()) -> bytes:
 
 
 def _pickled_target(target: Any, whole: Collection[str]) -> bytes:
-    return _pickled(target, None, holds_files=False, whole=whole)
+    pieces = Pieces()
+    _dump(target, pieces, None, holds_files=False, whole=whole)
+    return pieces.joined()
 
 
 def _culprit(target: Any, whole: Collection[str]) -> tuple[str | None, object]:

@@ -10,6 +10,9 @@ import asyncio
 import contextlib
 import functools
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -318,6 +321,99 @@ async def test_the_loop_turns_while_a_large_context_variable_is_encoded(worker: 
     async with heartbeat(gate):
         assert (await worker.predictions.acreate(variable_seen, runner="process")).value == len(ROWS)
     assert threading.main_thread() not in noting.threads
+
+
+# Predictors that travel by value
+
+
+def measuring(part: Any) -> Callable[[], Any]:
+    """Make a predictor that cannot be imported, and takes something along."""
+
+    def measure() -> int:
+        return len(part[0])
+
+    return measure
+
+
+@pytest.mark.parametrize("consumer", ["acreate", "astream"])
+@in_loop
+async def test_the_loop_turns_while_a_large_predictor_is_encoded_once_for_all_who_call_it(
+    worker: Engine, consumer: str, gate: Gate
+) -> None:
+    noting = Noting(gate.hold)
+    predictor = measuring([LARGE, noting])
+
+    async def call() -> Any:
+        if consumer == "acreate":
+            return (await worker.predictions.acreate(predictor, runner="process")).value
+        async with worker.predictions.astream(predictor, runner="process") as stream:
+            return await anext(stream.values())
+
+    async with heartbeat(gate):
+        assert await asyncio.gather(*(call() for _ in range(5))) == [len(LARGE)] * 5
+    assert gate.passed == 1
+    assert threading.main_thread() not in noting.threads
+
+
+@in_loop
+async def test_each_call_of_a_predictor_that_cannot_travel_is_told_why(worker: Engine) -> None:
+    predictor = measuring([threading.Lock()])
+    calls = (worker.predictions.acreate(predictor, runner="process") for _ in range(3))
+    told = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in told] == [PayloadError] * 3
+    assert len({id(each) for each in told}) == 3
+    assert all("'part', which the predictor" in str(each) for each in told)
+
+
+@in_loop
+async def test_a_call_that_is_cancelled_while_its_predictor_is_encoded_keeps_nobody_else_from_it(
+    worker: Engine, gate: Gate
+) -> None:
+    predictor = measuring([LARGE, Noting(gate.hold)])
+    left, other = (asyncio.ensure_future(worker.predictions.acreate(predictor, runner="process")) for _ in range(2))
+    await asyncio.to_thread(gate.is_shut.wait, PATIENCE)
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    async with heartbeat(gate):
+        assert (await other).value == len(LARGE)
+    assert gate.passed == 1
+
+
+@pytest.mark.parametrize("verb", ["acreate", "astream"])
+def test_what_runs_workers_is_imported_beside_the_loop(verb: str) -> None:
+    """In a process of its own, for here it is imported by now; the call gets no further than its inputs."""
+    script = f"""
+        import asyncio, sys, threading
+        from engine import Engine, PayloadError
+
+        class Watch:
+            seen = []
+
+            def find_spec(self, name, path=None, target=None):
+                if name == "engine.runners.process":
+                    self.seen.append(threading.current_thread() is threading.main_thread())
+
+        def show(value):
+            return value
+
+        async def main():
+            inputs = {{"value": threading.Lock()}}
+            async with Engine(discover=False, runner="process") as muna:
+                try:
+                    if "{verb}" == "acreate":
+                        await muna.predictions.acreate(show, inputs)
+                    else:
+                        await anext(muna.predictions.astream(show, inputs).values())
+                except PayloadError:
+                    print(Watch.seen)
+
+        sys.meta_path.insert(0, Watch())
+        asyncio.run(main())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("[False]\n", "")
 
 
 # Large partials and results

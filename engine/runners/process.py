@@ -20,7 +20,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._channel import Channel, End, Ending, wake_all
+from engine._channel import Channel, End, Ending, park_task, wake_all
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, WorkerLostError, quote, warn
 from engine._frames import Order, pack_order
 from engine._partials import Body
@@ -78,6 +78,7 @@ class ProcessRunner:
         self._warden = Warden(self._pool, grace, self._leave)
         self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
         self._holding: deque[tuple[Any, int]] = deque()  # those of them that keep objects of the program alive
+        self._encodings: dict[Any, Ending] = {}  # predictors that are being encoded
         self._is_closing = False
         self._leaving: list[Wire] = []
 
@@ -132,7 +133,9 @@ class ProcessRunner:
         """The twin of `_prepare` for an asyncio task: what is large is encoded in an owner thread."""
         if self._is_closing:
             raise EngineClosedError
-        shipment = self.shipment(body.call.tag, body.target, limit, by_value=body.by_value)
+        shipment = self._known(body.call.tag, body.target, limit, by_value=body.by_value)
+        if shipment is None:
+            shipment = await self._ashipment(body, limit)
         args, kwargs = body.args, body.kwargs
         if are_plain(args, kwargs):
             wire.inputs = args, kwargs
@@ -180,13 +183,8 @@ class ProcessRunner:
         end = ending.end
         if end is None:
             raise PredictionCancelledError(body.call.tag, body.call.id)
-        error, end.error = end.error, None
-        try:
-            if error is not None:
-                raise error
-            return end.returned
-        finally:
-            del error  # or this frame and the exception keep each other alive
+        _raise_of(end)
+        return end.returned
 
     @staticmethod
     def _join(wire: Wire, worker: Worker) -> None:
@@ -199,23 +197,66 @@ class ProcessRunner:
         Raises:
             PayloadError: it cannot travel.
         """
+        known = self._known(tag, target, limit, by_value=by_value)
+        if known is not None:
+            return known
+        return self._encoded(tag, target, limit, modules_of(target) if by_value else frozenset())
+
+    async def _ashipment(self, body: Body, limit: float) -> Shipment:
+        """The twin of `shipment` for an asyncio task: an owner thread encodes it, once for all who wait for it.
+
+        Raises:
+            PayloadError: it cannot travel.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        call, target = body.call, body.target
+        name, *_ = _name_of(call.tag, target, limit, modules_of(target) if body.by_value else frozenset())
+        made: Shipment | None = None
+        while made is None:
+            mine = Ending(call.tag)
+            encoding = self._encodings.setdefault(name, mine)
+            if encoding is mine:
+                self._encode_aside(encoding, name, call.tag, target, limit, by_value=body.by_value)
+            end = await _end_of(encoding, body)
+            made = end.returned
+            if encoding is mine:  # others find out for themselves what is wrong
+                _raise_of(end)
+        return made
+
+    def _encode_aside(
+        self, encoding: Ending, name: Any, tag: str, target: Any, limit: float, *, by_value: bool
+    ) -> None:
+        def encode(_is_unwanted: Callable[[], bool]) -> Shipment:
+            try:
+                return self.shipment(tag, target, limit, by_value=by_value)
+            finally:
+                self._encodings.pop(name, None)  # before its end is told: who finds none looks again
+
+        try:
+            self._aside(encoding, partial(copy_context().run, _tell, encoding, encode))
+        except BaseException as error:
+            self._encodings.pop(name, None)
+            encoding.finish(End(error))  # for those who wait for it by now
+            raise
+
+    def _known(self, tag: str, target: Any, limit: float, *, by_value: bool) -> Shipment | None:
+        """A predictor that is ready to be sent; `None` for one that is to be encoded, for the first time or anew."""
         if isinstance(target, str):
             name: Any = (tag, target, limit)
             found = self._shipments.get(name)
             if found is None:
                 found = self._shipments.setdefault(name, (None, _shipment(tag, target, limit)))
             return found[1]
-        whole = modules_of(target) if by_value else frozenset()
-        name, owner, _ = _name_of(tag, target, limit, whole)
+        name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
         shipment = self._kept(name, owner)
         if shipment is None:
-            return self._encoded(tag, target, limit, whole)
+            return None
         change = None if shipment.snapshot is None else shipment.snapshot.change()
         if change is None:
             return shipment
         if is_function(target):
             self._unlearn(shipment.key)
-            return self._encoded(tag, target, limit, whole)
+            return None
         shipment.snapshot = None
         warn(
             f"{tag}: {quote(change)} has changed since it was sent to workers, where a class or an object stays as it "
@@ -661,6 +702,33 @@ def _carried_at_once(body: Body) -> tuple[tuple[str, bytes], ...] | None:
 def _carried_values(body: Body) -> list[tuple[str, Any]]:
     context = body.context
     return [(name, context[variable]) for name, variable in tuple(_names.items()) if variable in context]
+
+
+async def _end_of(ending: Ending, body: Body) -> End:
+    """Wait in an asyncio task, among others, for what an owner thread does.
+
+    Raises:
+        PredictionCancelledError: the call was stopped meanwhile.
+    """
+    call = body.call
+    body.nudge = partial(wake_all, ending.consumers)
+    try:
+        while ending.end is None:
+            refuse_stopped(call)
+            await park_task(ending.consumers, lambda: ending.end is not None or call.stopping)
+    finally:
+        body.nudge = None
+    return ending.end
+
+
+def _raise_of(end: End) -> None:
+    """Raise what an owner thread met, once."""
+    error, end.error = end.error, None
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # or this frame and the exception keep each other alive
 
 
 def _is_large(wire: Wire) -> bool:
