@@ -11,6 +11,7 @@ import io
 import sys
 import types
 from collections import ChainMap
+from contextlib import suppress
 from inspect import CO_OPTIMIZED
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakValueDictionary
@@ -19,12 +20,13 @@ import cloudpickle
 
 from engine._aliases import Aliases
 from engine._importable import CACHED, by_reference, is_found, is_importable
+from engine._main import MainScope, lend_name, put_names, variables_of_main
 from engine._sentinels import has_sentinels, reduced_sentinel
 from engine._snapshots import global_names
 
 if TYPE_CHECKING:
     import pickle
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 _WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
 _own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes made here that travelled by value
@@ -56,15 +58,54 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         """Pickle into `file`, and give buffers to `callback`."""
         super().__init__(file, protocol, callback)
         self._aliases = Aliases()
+        self._main: MainScope | None = None
+        self._tried: dict[int, bool] | None = {}  # whether what is nice to have travels, by its address; else a trial
+
+    def _function_getnewargs(self, func: types.FunctionType) -> Any:
+        code, scope, *rest = super()._function_getnewargs(func)
+        return code, self._scope_of(func.__globals__) or scope, *rest
+
+    def _scope_of(self, scope: dict[str, Any]) -> MainScope | None:
+        """What stands for the variables of `__main__`; `None` for those of any other module."""
+        if scope is not variables_of_main():
+            return None
+        if self._main is None:
+            self._main = MainScope(scope)
+        return self._main
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
-        reduced = super()._dynamic_function_reduce(_readable(func))
+        readable = _readable(func)
+        reduced = super()._dynamic_function_reduce(readable)
         facts, scope = reduced[2][1], func.__globals__
-        facts["__globals__"].update((name, scope[name]) for name in _used_in_classes(func.__code__) if name in scope)
+        sent = facts["__globals__"]
+        sent.update((name, scope[name]) for name in _used_in_classes(func.__code__) if name in scope)
+        for name, value in self._nice_to_have(_named_in(readable.__annotations__, func.__code__), scope).items():
+            sent.setdefault(name, value)
         variables = getattr(func, "__type_params__", ())
         if variables:
             facts["__type_params__"] = variables
-        return reduced
+        if scope.get(func.__name__) is not func or scope is not variables_of_main():
+            return reduced
+        sent[func.__name__] = func
+        return *reduced[:2], (reduced[5], reduced[2], func.__name__), None, None, _fill_function
+
+    def _nice_to_have(self, names: Iterable[str], scope: Mapping[str, Any]) -> dict[str, Any]:
+        """Those variables of a module that can travel: none of them is needed to run what is sent."""
+        if self._tried is None:
+            return {}
+        return {name: scope[name] for name in names if name in scope and self._can_travel(scope[name], self._tried)}
+
+    def _can_travel(self, value: Any, tried: dict[int, bool]) -> bool:
+        if id(value) not in tried:
+            trial = Cloud(io.BytesIO(), self.proto, None)
+            trial._tried, trial.reduce_failure = None, self.reduce_failure
+            trial.holds_files, trial.whole = False, self.whole
+            try:
+                trial.dump(value)
+                tried[id(value)] = True
+            except Exception:
+                tried[id(value)] = False
+        return tried[id(value)]
 
     def reducer_override(self, obj: Any) -> Any:
         """Say how an object is reduced, where that is not as plain pickle does it."""
@@ -80,9 +121,18 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
             if id(obj) not in _received:
                 _own[id(obj)] = obj
-            _put_annotations(obj, reduced[2][0])
-            return (*reduced[:2], (reduced[5], reduced[2], obj.__qualname__), None, None, _fill_class)
+            annotations = _put_annotations(obj, reduced[2][0])
+            told = reduced[5], reduced[2], obj.__qualname__, self._known_in_main(obj, annotations)
+            return (*reduced[:2], told, None, None, _fill_class)
         return reduced
+
+    def _known_in_main(self, cls: type, annotations: dict[str, Any]) -> Any:
+        """What a class of a script is known by there, and what its annotations name; `None` for any other class."""
+        scope = variables_of_main()
+        if cls.__module__ != "__main__":
+            return None
+        own = {cls.__name__: cls} if scope.get(cls.__name__) is cls else {}
+        return self._scope_of(scope), own, self._nice_to_have(_named_in(annotations), scope)
 
     def _reduced_whole(self, obj: Any) -> Any:
         """Reduce a class or function by value, wherever it is found."""
@@ -117,8 +167,21 @@ def _texts_of_annotations(annotated: Any) -> dict[str, Any]:
     return texts
 
 
-def _put_annotations(cls: type, state: dict[str, Any]) -> None:
-    """Have the annotations of a class travel that are evaluated when they are first read; cloudpickle drops those."""
+def _named_in(annotations: dict[str, Any], code: types.CodeType | None = None) -> Iterator[str]:
+    """The names in annotations that are texts, and those that code may ask the module `__main__` for."""
+    for text in annotations.values():
+        if type(text) is str:
+            with suppress(SyntaxError, ValueError):
+                yield from compile(text, "<annotation>", "eval").co_names
+    if code is not None and "__main__" in code.co_names:
+        yield from code.co_names
+
+
+def _put_annotations(cls: type, state: dict[str, Any]) -> dict[str, Any]:
+    """Give the annotations of a class, and have them travel.
+
+    Those that are evaluated when they are first read, as from Python 3.14 on, cloudpickle leaves out.
+    """
     if "__annotate_func__" in vars(cls) and "__annotations__" not in state:
         try:
             annotations = cls.__annotations__
@@ -126,6 +189,8 @@ def _put_annotations(cls: type, state: dict[str, Any]) -> None:
             annotations = _texts_of_annotations(cls)
         state.pop("__annotations_cache__", None)
         state["__annotations__"] = annotations
+    found: dict[str, Any] = state.get("__annotations__") or {}
+    return found
 
 
 def _is_made_at_run_time(obj: Any) -> bool:
@@ -172,12 +237,23 @@ def _refuse_copy(obj: object, *, holds_files: bool) -> None:
         )
 
 
-def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any, str]) -> None:
+def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any, str, Any]) -> None:
     """Give a class that came by value what is in it; one that was made here is not changed by its copy's return."""
     if id(cls) not in _own:
         _received[id(cls)] = cls
-        set_state, state, cls.__qualname__ = told  # its full name is shown by many a `repr`
+        set_state, state, cls.__qualname__, in_main = told  # its full name is shown by many a `repr`
         set_state(cls, state)
+        if in_main is not None:
+            put_names(*in_main[1:])
+
+
+def _fill_function(
+    function: types.FunctionType, told: tuple[Callable[[types.FunctionType, Any], None], Any, str]
+) -> None:
+    """Give a function of a script what it uses, and have it found by its name."""
+    set_state, state, name = told
+    set_state(function, state)
+    lend_name(name, function)
 
 
 def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:

@@ -28,6 +28,7 @@ from engine import _errors
 from engine._channel import End
 from engine._errors import NestingError, PayloadError, PluginError, say
 from engine._frames import LOG, ORDER, Decoder, pack, read_order
+from engine._main import Mains
 from engine._outlet import Link, Outlet, Tail, Terminated
 from engine._partials import ITERATOR, ONE, Body, Reduction, look, trim
 from engine._payloads import Spare, decode
@@ -217,6 +218,7 @@ class _Host:
     ring: Ring = attrs.field(init=False)
     loop: _MainLoop = attrs.field(init=False)
     residents: dict[int, Resident] = attrs.field(factory=dict)
+    mains: Mains = attrs.field(factory=Mains)
     binders: dict[tuple[int, bool], Any] = attrs.field(factory=dict)
     spare: Spare = attrs.field(factory=Spare)
     outlet: Outlet | None = None
@@ -374,6 +376,7 @@ class _Host:
                 _take_path(order.path)
             for key in order.forget:
                 self._forget(key)
+            self.mains.enter(order.key)
             if order.what != "run":
                 outlet.finish(End(returned=self._seen_to(order, frame)))
                 return
@@ -441,9 +444,12 @@ class _Host:
             rest = memoryview(frame.rest) if start is None else self.inbound.read(start, order.size + sum(sizes))
         except OSError as error:  # it may not have as much memory
             raise _unmapped(order.tag, sum(sizes), error) from None
+        target = None
         with rest:
             with rest[: order.size] as part:
-                target = _rebuilt(order.tag, part) if order.size and order.key not in self.residents else None
+                if order.size and order.key not in self.residents:
+                    with self.mains.arrival(order.key):
+                        target = _rebuilt(order.tag, part)
             with rest[order.size :] as part:
                 inputs = _inputs(order.tag, part, sizes, bits, self.spare) if sizes else order.inputs or ((), {})
         return target, inputs
@@ -470,11 +476,13 @@ class _Host:
             resident.prepare()
 
     def _forget(self, key: int) -> None:
+        self.mains.enter(key)
         resident = self.residents.pop(key, None)
         for checked in (True, False):
             self.binders.pop((key, checked), None)
         if resident is not None:
             resident.teardown(resident.close(), None)
+        self.mains.forget(key)
 
     def _tear_all_down(self) -> None:
         errors: list[BaseException] = []

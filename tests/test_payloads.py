@@ -604,7 +604,7 @@ def culprits() -> Iterator[tuple[str, Any, str]]:
         def predict(self) -> Any:
             return guard
 
-    def by_hand(source: str) -> Any:
+    def by_hand(source: Any) -> Any:
         scope: dict[str, Any] = {"GUARD": guard, "harmless": [1]}
         exec(source, scope)
         return scope["f"]
@@ -615,6 +615,10 @@ def culprits() -> Iterator[tuple[str, Any, str]]:
     yield "default", with_default, "guarded"
     yield "named-default", with_named_default, "guarded"
     yield "method-of-a-class", Predictor, "guard"
+    source = compile(
+        "class f:\n    size: int = 1\n    def predict(self, x: int): return GUARD", "", "exec", dont_inherit=True
+    )
+    yield "method-of-an-annotated-class", by_hand(source), "GUARD"
     yield "method", Predictor().predict, "guard"
 
 

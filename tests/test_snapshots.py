@@ -176,15 +176,13 @@ def test_a_predictor_that_is_found_by_its_name_has_changed_once_another_stands_t
     target = textwrap.dedent
     snapshot = Snapshot(target)
     assert snapshot.change() is None
-    monkeypatch.setattr(textwrap, "_whitespace_only_re", None)  # what its module has is its own affair
+    monkeypatch.setattr(textwrap, "made_up", None, raising=False)  # what else its module has is its own affair
     assert snapshot.change() is None
     monkeypatch.setattr(textwrap, "dedent", lambda text: text)
     assert snapshot.change() == "dedent"
     monkeypatch.undo()
     assert snapshot.change() is None
     assert Snapshot(target, {"textwrap"}).change() is None
-    monkeypatch.setattr(textwrap, "re", None)
-    assert snapshot.change() is None
     monkeypatch.delitem(sys.modules, "textwrap")
     assert snapshot.change() == "dedent"
 

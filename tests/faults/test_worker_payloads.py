@@ -832,6 +832,112 @@ def test_whatever_a_script_defines_can_run_in_a_worker_and_main_runs_once(how: s
     assert re.fullmatch(r"main runs \d+\nmain ends\n", done.stdout)
 
 
+OF_MAIN: Final = """
+from __future__ import annotations
+import dataclasses, multiprocessing, pickle, sys, threading, typing
+import __main__ as main
+from engine import Engine
+
+LEVEL = 3
+
+class Guarded:
+    guard = threading.Lock()  # it cannot travel, and is nothing but named
+
+@dataclasses.dataclass
+class Inner:
+    number: int
+
+@dataclasses.dataclass
+class Point:
+    inner: Inner | None = None
+    guarded: Guarded | None = None
+
+class OfAnInput:
+    def __eq__(self, other):
+        return type(other) is OfAnInput
+
+def copied(value):
+    return pickle.loads(pickle.dumps(value))
+
+def helper(number):
+    return number * LEVEL
+
+def callback():
+    return LEVEL
+
+def pickles(value):
+    class Local:
+        pass
+    try:
+        pickle.dumps(Local)
+    except (AttributeError, pickle.PicklingError):
+        refused = True
+    return copied(value) == value, copied(Point) is Point, copied(helper) is helper, copied(pickles) is pickles, refused
+
+def pools():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.map(helper, [1, 2])
+
+def hints(point: Point | None = None, guarded: Guarded | None = None):
+    try:
+        names = [str(each) for each in typing.get_type_hints(pools_of).values()]
+    except NameError as error:
+        names = str(error)
+    return names, str(typing.get_type_hints(Inner)), str(typing.get_type_hints(Point, localns={"Guarded": int}))
+
+def pools_of(inner: Inner, points: list[Point]):
+    pass
+
+def asks():
+    import __main__
+    return __main__.LEVEL, __main__.asks is asks, main is __main__, __main__.__name__, sys.modules["__main__"] is main
+
+class Model:
+    def setup(self):
+        self.copy = pickle.loads(pickle.dumps(self))
+    def predict(self):
+        return type(self.copy) is Model is main.Model
+    def teardown(self):
+        print("torn down", copied(Model) is Model)
+
+def sets():
+    global LEVEL
+    LEVEL += 1
+    return LEVEL, main.LEVEL
+
+def own():
+    return main.LEVEL, LEVEL
+
+if __name__ == "__main__":
+    with Engine(discover=False, workers=1) as muna:
+        cases = [(pickles, {"value": OfAnInput()}), (pickles, {"value": [Inner(1), callback]}), (pools, {}),
+                 (hints, {}), (asks, {}), (Model, {}), (pickles, {"value": OfAnInput()})]
+        for target, inputs in cases:
+            here, there = (muna.predictions.create(target, inputs, runner=each).value for each in ("inline", "process"))
+            assert here == there, (target, here, there)
+        for target, expected in ((sets, 4), (sets, 5), (own, 3)):  # each has its own
+            assert muna.predictions.create(target, runner="process").value == (expected, expected), target
+        muna.unload(Model, runner="inline")
+        muna.unload(Model, runner="process")
+"""
+
+
+@pytest.mark.fault(22, 23)
+@pytest.mark.parametrize("how", ["script", "module"])
+def test_what_asks_for_main_in_a_worker_finds_what_it_finds_in_the_program(how: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "script.py").write_text(OF_MAIN)
+    done = subprocess.run(
+        [sys.executable, *(["-m", "script"] if how == "module" else ["script.py"])],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["torn down True"] * 2
+
+
 # 22, 24: modules that are not where their name says.
 
 
