@@ -567,6 +567,7 @@ def settle(soak: Soak) -> None:
     assert [reference() for reference in closed if reference() is not None] == []
 
 
+@pytest.mark.fault(94)
 @pytest.mark.timeout(LIMIT)
 @pytest.mark.filterwarnings("ignore:.*abandoned after:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # such a warning, raised in a `__del__`
