@@ -32,17 +32,36 @@ def quote(value: object) -> str:
         text = _shortener.repr(value)
         text = ascii(text)[1:-1] if not (text.isascii() and text.isprintable()) else text
     except Exception:
-        text = f"<{type(value).__name__} object that cannot be shown>"
+        text = f"<{name_shown(type(value).__name__)} object that cannot be shown>"
     return text if len(text) <= _LIMIT else f"{text[: _LIMIT - 30]}...{text[-27:]}"
 
 
+def printable(text: str) -> str:
+    """`text` on its lines, with everything escaped that a terminal would obey and not show."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
+
+
+def name_shown(name: object) -> str:
+    """The name of a class or function in a message, whatever its author made of it: short, on one line, printable."""
+    if type(name) is str and len(name) <= _LIMIT and name.isprintable():
+        return name
+    try:
+        text = str(name)[: _LIMIT + 1]
+    except Exception:
+        return "?"
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return text if len(text) <= _LIMIT else f"{text[: _LIMIT - 3]}..."
+
+
 def say(error: BaseException) -> str:
-    """The text of any exception: `str(error)`, or a stand-in where that raises or is not text."""
+    """The text of any exception, printable: `str(error)`, or a stand-in where that raises or is not text."""
     try:
         text = str(error)
     except Exception:
         return "unrepresentable"
-    return text if len(text) <= 20 * _LIMIT else f"{text[: 19 * _LIMIT]} ... {text[-_LIMIT:]}"
+    return printable(text if len(text) <= 20 * _LIMIT else f"{text[: 19 * _LIMIT]} ... {text[-_LIMIT:]}")
 
 
 def counted(number: int) -> str:
@@ -55,7 +74,7 @@ diverted: Final[list[Callable[[str], None]]] = []  # in a worker: what sends war
 
 def warn(text: str, error: BaseException | None = None) -> None:
     """Write one warning to the log `engine`, with the traceback of an `error` that nobody is left to raise to."""
-    described = text if error is None else f"{text}: {type(error).__name__}: {say(error)}"
+    described = text if error is None else f"{text}: {name_shown(type(error).__name__)}: {say(error)}"
     for divert in diverted:
         divert(described)
         return

@@ -22,7 +22,7 @@ from engine._channel import MOST, Channel, End, park_task, wake_all
 from engine._frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Decoder, Order, Placed, pack, read_credit
 from engine._partials import Body, trim
 from engine._payloads import SMALL, Payload, encode, is_plain, pack_failure, read_only_bits, refused, tamed
-from engine._process_state import start_thread
+from engine._process_state import end_thread, start_thread
 from engine._segments import WORTH, Ring, Segment
 
 if TYPE_CHECKING:
@@ -528,7 +528,7 @@ class Tail:
         self._is_ending = True
         with contextlib.suppress(RuntimeError):  # it was armed
             self._lock.release()
-        thread.join(_BOUND)
+        end_thread(thread, _BOUND)
         self._thread, self._is_ending = None, False
         return True
 

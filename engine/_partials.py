@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from engine._errors import PredictionCancelledError, PredictorError, say
+from engine._errors import PredictionCancelledError, PredictorError, name_shown, say
 from engine._records import Call  # noqa: TC001
 from engine._reducers import LAST
 
@@ -257,8 +257,8 @@ def _refuse_foreign(awaitable: Any) -> None:
 
     if asyncio.isfuture(awaitable) and awaitable.get_loop() is not asyncio.get_running_loop():
         raise PredictorError(
-            f"the predictor returned a {type(awaitable).__name__} that belongs to another event loop: await it inside "
-            "an `async def` predictor, or return its result",
+            f"the predictor returned a {name_shown(type(awaitable).__name__)} that belongs to another event loop: "
+            "await it inside an `async def` predictor, or return its result",
             type(awaitable).__qualname__,
         )
 
@@ -339,7 +339,7 @@ def explain(error: BaseException, call: Call, delivered: int) -> BaseException:
         failure.__cause__ = error
     elif isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit)) or is_foreign_cancel(error):
         name, text = type(error).__name__, say(error)
-        failure = PredictorError(f"the predictor raised {name}{f': {text}' if text else ''}", name)
+        failure = PredictorError(f"the predictor raised {name_shown(name)}{f': {text}' if text else ''}", name)
         failure.__cause__ = error
     else:
         failure = error

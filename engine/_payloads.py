@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from engine._errors import PayloadError, PredictorError, quote, say
+from engine._errors import PayloadError, PredictorError, name_shown, quote, say
 from engine._importable import NAMED, by_reference, is_found
 from engine._pieces import AT_ONCE, PIECE, Pieces, Source, Turns, UnwantedError, copied
 from engine._records import cut, traceback_of
@@ -237,7 +237,7 @@ def _place_in(value: object, path: str, is_unwanted: Callable[[], bool] | None) 
             if not step:  # nothing in it, so that it is the one itself
                 return found
             path += step
-            found = f"{path} of type {type(value).__qualname__}"
+            found = f"{name_shown(path)} of type {name_shown(type(value).__qualname__)}"
     return ""
 
 
@@ -416,7 +416,8 @@ def refused(what: str, value: object, error: BaseException, place: str = "", adv
     kind = type(value)
     because = f" because of {place}" if place else ""
     return PayloadError(
-        f"{what} of type {kind.__qualname__} cannot be carried to or from a worker{because}: {type(error).__name__}: "
+        f"{what} of type {name_shown(kind.__qualname__)} cannot be carried to or from a worker{because}: "
+        f"{name_shown(type(error).__name__)}: "
         f"{say(error).rstrip('.')}. {advice}.",
         f"{kind.__module__}.{kind.__qualname__}",
         traceback_of(error),
@@ -501,7 +502,8 @@ def tamed(error: BaseException) -> BaseException:
         return error
     except BaseException as own:
         name = type(error).__qualname__
-        made = PredictorError(f"{name}, whose attributes cannot be read: {type(own).__name__}: {say(own)}", name)
+        shown = f"{name_shown(name)}, whose attributes cannot be read: {name_shown(type(own).__name__)}: {say(own)}"
+        made = PredictorError(shown, name)
         made.__traceback__ = _traceback_in(error)
         return made
 
@@ -551,7 +553,7 @@ def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
         except BaseException:
             error = None
     if not isinstance(error, BaseException):
-        error = PredictorError(f"{name}: {text}", name, traceback)
+        error = PredictorError(f"{name_shown(name)}: {text}", name, traceback)
     if place:
         with contextlib.suppress(Exception):  # it may refuse attributes: then it arrives without its traceback
             error.add_note(f"{place}:\n{traceback.rstrip()}")
@@ -611,7 +613,7 @@ def _portable_leaf(error: BaseException, apart: set[int]) -> BaseException:
         return found[0]
     name = type(error).__qualname__
     text, traceback = _texts_of(error)
-    return PredictorError(f"{name}: {text}", name, traceback)
+    return PredictorError(f"{name_shown(name)}: {text}", name, traceback)
 
 
 def _texts_of(error: BaseException) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
-from engine._errors import InvalidTagError, quote
+from engine._errors import InvalidTagError, name_shown, quote
 from engine._reducers import reducer_of
 
 if TYPE_CHECKING:
@@ -251,4 +251,5 @@ def name_of(target: object) -> str:
     while isinstance(target, functools.partial):
         target = target.func
     named = target if hasattr(target, "__qualname__") else class_behind(target) or type(target)
-    return f"{getattr(named, '__module__', None) or 'builtins'}:{getattr(named, '__qualname__', '?')}"
+    module, name = getattr(named, "__module__", None) or "builtins", getattr(named, "__qualname__", "?")
+    return f"{name_shown(module)}:{name_shown(name)}"

@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from operator import is_
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -125,6 +126,14 @@ def start_thread(target: Callable[..., object], name: str, *args: Any) -> thread
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return thread
+
+
+def end_thread(thread: threading.Thread, seconds: float) -> None:
+    """Wait at most `seconds` until a thread that is about to end is gone for the system, too."""
+    deadline = monotonic() + seconds
+    thread.join(seconds)
+    while os.access(f"/proc/self/task/{thread.native_id}", os.F_OK) and monotonic() < deadline:
+        sleep(0.0001)  # before Python 3.13 a thread is joined a moment before its end
 
 
 def _is_open(stream: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import attrs
 
-from engine._errors import PredictorError, quote, say
+from engine._errors import PredictorError, name_shown, quote, say
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -237,7 +237,8 @@ class Prediction:
 
     def __repr__(self) -> str:
         """Short and safe, whatever the value."""
-        outcome = f"failed: {type(self.exception).__name__}" if self.exception is not None else quote(self.value)
+        error = self.exception
+        outcome = quote(self.value) if error is None else f"failed: {name_shown(type(error).__name__)}"
         return f"<Prediction {self.tag} #{self.index} {outcome} {self.latency:.3f} ms>"
 
     def __reduce__(self) -> tuple[Any, ...]:

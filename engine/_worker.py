@@ -26,14 +26,14 @@ import attrs
 
 from engine import _errors
 from engine._channel import End
-from engine._errors import NestingError, PayloadError, PluginError, say
+from engine._errors import NestingError, PayloadError, PluginError, name_shown, say
 from engine._frames import LOG, ORDER, Decoder, pack, read_order
 from engine._main import Mains
 from engine._outlet import Link, Outlet, Tail, Terminated
 from engine._partials import ITERATOR, ONE, Body, Reduction, look, trim
 from engine._payloads import Spare, decode
 from engine._predictor import import_name, import_target
-from engine._process_state import ProcessState, start_thread
+from engine._process_state import ProcessState, end_thread, start_thread
 from engine._profiles import describe, profile_of
 from engine._records import TravelledCall, become_worker, current, traceback_of
 from engine._reducers import BY_NAME, EMPTY, LAST
@@ -186,7 +186,7 @@ class _Listener:
         thread, self._thread = self._thread, None
         if thread is not None:
             os.write(self._wake_writer, b"\0")
-            thread.join(_BOUND)
+            end_thread(thread, _BOUND)
 
     def _hear_stops(self) -> None:
         while True:
@@ -615,8 +615,8 @@ def _unmapped(tag: str, size: int, error: OSError) -> PayloadError:
 
 def _unreadable(what: str, error: BaseException) -> PayloadError:
     return PayloadError(
-        f"{what} cannot be rebuilt in a worker: {type(error).__name__}: {say(error)}. It must be importable there, or "
-        "be pickled by value.",
+        f"{what} cannot be rebuilt in a worker: {name_shown(type(error).__name__)}: {say(error)}. "
+        "It must be importable there, or be pickled by value.",
         type(error).__qualname__,
         traceback_of(error),
     )

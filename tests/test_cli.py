@@ -1311,7 +1311,13 @@ def deltas():
 deltas.__predictor__ = {"reduce": "concat"}
 
 def text():
-    return "\\x1b[1mbold"
+    return "\\x1b[1mbold\\r"
+
+def colours():
+    yield "\\x1b[31mred"
+    yield "\\n\\u202e"
+
+colours.__predictor__ = {"reduce": "concat"}
 
 def interrupted():
     yield "half"
@@ -1334,6 +1340,16 @@ def test_deltas_are_written_on_a_terminal_as_they_come(site: Site) -> None:
     assert on_a_terminal(site, "stream", "@cli/deltas") == (0, "ab\ncd\n")
     assert site.run("stream", "@cli/deltas").stdout == b"a\n\nb\nc\nd\n"
     assert on_a_terminal(site, "create", "@cli/deltas") == (0, "ab\ncd\n")
+
+
+def test_a_result_has_nothing_that_a_terminal_would_obey_and_is_raw_in_a_pipe(site: Site) -> None:
+    site.predictors(TYPING, "text", "colours")
+
+    for how in ("create", "stream"):
+        assert on_a_terminal(site, how, "@cli/text") == (0, "\\x1b[1mbold\\r\n")
+        assert on_a_terminal(site, how, "@cli/colours") == (0, "\\x1b[31mred\n\\u202e\n")
+        assert site.run(how, "@cli/text").stdout == b"\x1b[1mbold\r\n"
+    assert site.run("create", "@cli/colours").stdout == "\x1b[31mred\n\u202e\n".encode()
 
 
 def test_ctrl_c_on_a_terminal_leaves_what_stands_on_the_line(site: Site) -> None:

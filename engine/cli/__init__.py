@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import Engine, EngineError, InvalidInputError, InvalidTagError, PredictorNotFoundError
+from engine._errors import printable
 from engine._kinds import MISSING
 from engine.cli import _arguments
 from engine.cli._arguments import Finished, UsageError
@@ -24,7 +25,6 @@ from engine.cli._show import (
     complain,
     document,
     failure_text,
-    printable,
 )
 
 if TYPE_CHECKING:

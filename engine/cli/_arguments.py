@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import attrs
 
-from engine._errors import quote
+from engine._errors import printable, quote
 from engine._signature import Parameter
 from engine.cli import _values
-from engine.cli._show import printable, text_of
+from engine.cli._show import text_of
 from engine.cli._values import UnreadableError
 
 if TYPE_CHECKING:

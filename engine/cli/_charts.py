@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from engine._errors import printable
 from engine.cli._figures import Spread, in_words
-from engine.cli._show import printable, width_of
+from engine.cli._show import width_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

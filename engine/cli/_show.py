@@ -1,8 +1,7 @@
 """What the command line prints: results on stdout, told apart by whether a terminal reads them, and failures.
 
-A pipe gets a line for each value, flushed, and bytes as they are. A terminal sees text grow in one place. A result is
-printed as the predictor made it; what comes from elsewhere, such as the text of an error, never reaches a terminal
-with characters it would obey.
+A pipe gets a line for each value, flushed, and bytes as they are. A terminal sees text grow in one place, and no
+character that it would obey: not of a result, whoever made that, nor of the text of an error.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ import fcntl
 import json
 import math
 import os
-import re
 import sys
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._errors import EngineError, quote, say
+from engine._errors import EngineError, printable, quote, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +30,6 @@ _ENGINE: Final = f"{Path(__file__).parent.parent}{os.sep}"
 _OURS: Final = (f"{_ENGINE}_", f"{_ENGINE}runners{os.sep}", f"{_ENGINE}cli{os.sep}", "<engine binder>")
 _IMPORTING: Final = ("<frozen importlib", f"{os.sep}importlib{os.sep}__init__.py", f"{os.sep}asyncio{os.sep}")
 _REWRITE: Final = "\r\x1b[K"  # to the start of the line, which is erased
-
-
-def printable(text: str) -> str:
-    """`text` on its lines, with everything escaped that a terminal would obey and not show."""
-    return re.sub(r"[^\n\t]", lambda found: found[0] if found[0].isprintable() else ascii(found[0])[1:-1], text)
 
 
 class ReaderGoneError(Exception):
@@ -186,7 +179,7 @@ class Display:
 
     def _show_text(self, text: str) -> None:
         if self._is_growing:
-            self._output.write(text)
+            self._output.write(printable(text))
             self._is_open = not text.endswith("\n") if text else self._is_open
         elif self._is_replaced and text.isprintable() and width_of(text) < self._columns:
             self._output.write(f"{_REWRITE if self._is_open else ''}{text}")
@@ -196,7 +189,7 @@ class Display:
 
     def _line(self, text: str) -> None:
         self.end()
-        self._output.write(f"{text}\n")
+        self._output.write(f"{printable(text) if self._is_terminal else text}\n")
 
     def end(self) -> None:
         """End the line that is open, if one is."""

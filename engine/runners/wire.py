@@ -19,7 +19,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import BOUND, MOST, Channel, End, park_thread, wait_until, wait_until_task, wake_all, wake_one
-from engine._errors import PayloadError, WorkerLostError, say, warn
+from engine._errors import PayloadError, WorkerLostError, name_shown, say, warn
 from engine._frames import CREDIT_SIZE, DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
 from engine._payloads import decode, decode_in_pieces, unpack_failure
 from engine._pieces import are_small
@@ -535,8 +535,8 @@ class Wire(Channel):
     def _refuse(self, error: BaseException, what: str, worker: Worker, *, is_over: bool = False) -> None:
         """Something cannot be unpickled here: this call fails, and its body is stopped."""
         failure = PayloadError(
-            f"{what} of {self.label} cannot be rebuilt here: {type(error).__name__}: {say(error)}. Yield what can be "
-            "pickled and unpickled, or run the predictor with runner='thread'.",
+            f"{what} of {self.label} cannot be rebuilt here: {name_shown(type(error).__name__)}: {say(error)}. "
+            "Yield what can be pickled and unpickled, or run the predictor with runner='thread'.",
             type(error).__qualname__,
             traceback_of(error),
         )

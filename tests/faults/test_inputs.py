@@ -13,14 +13,15 @@ import math
 import re
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import numpy as np
 import pydantic
 import pytest
 
-from engine import Engine, InvalidInputError
+from engine import Engine, EngineError, InvalidInputError
+from tests.faults.luggage import lock, raising
 
 Call = Callable[[Engine, Any, Mapping[str, Any] | None], Any]
 
@@ -258,6 +259,46 @@ def test_awkward_values_are_refused_in_words_that_can_be_printed_anywhere(muna: 
     assert len(text) < 1000
     assert text.isascii()
     assert all(character.isprintable() or character == "\n" for character in text)
+
+
+LOUD: Final = "\x1b[31mloud\r\n\u202e" + "e" * 1000
+
+
+def is_safe(text: str) -> bool:
+    """Whether a terminal, a log or a file shows a short text as it is; its lines are its own."""
+    return text.replace("\n", "").isprintable() and len(text) < 2000
+
+
+@pytest.mark.fault(116, 123)
+def test_whatever_a_users_classes_and_functions_are_called_and_say_is_printable_in_messages(muna: Engine) -> None:
+    def loud(number: int) -> Any:
+        return number
+
+    def fails() -> None:
+        raise kind(LOUD)
+
+    def gives() -> Any:
+        return lock()
+
+    kind = type("Loud", (Exception,), {"__reduce__": lambda _self: 1 / 0})
+    loud.__qualname__ = fails.__qualname__ = gives.__qualname__ = kind.__qualname__ = kind.__name__ = LOUD
+    holder = type("Holder", (), {"__reduce__": lambda _self: raising(ValueError, LOUD)()})
+    holder.__qualname__ = LOUD
+    held = holder()
+    shown = [repr(muna.predictions.create(loud, {"number": 1}))]
+    shown.append(repr(muna.predictions.create(fails, errors="return")))
+    calls: list[Callable[[], Any]] = [
+        lambda: muna.predictions.create(loud, {}),
+        lambda: muna.predictions.create(loud, {"number": held}, runner="process", check=False),
+        lambda: muna.predictions.create(gives, runner="process"),
+        lambda: muna.predictions.create(fails, runner="process"),
+    ]
+    for call in calls:
+        with pytest.raises(EngineError) as caught:
+            call()
+        shown.append(str(caught.value))
+    assert [text for text in shown if not is_safe(text)] == []
+    assert sum("\\x1b[31mloud" in text for text in shown) == len(shown) - 1  # a lock has a name of its own
 
 
 @pytest.mark.fault(123)
