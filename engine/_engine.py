@@ -126,7 +126,8 @@ class Engine:
     @property
     def loaded(self) -> tuple[str, ...]:
         """Tags of predictors that are ready here or in a worker: imported, and set up if they are classes."""
-        return tuple(sorted({*self._residents.loaded(self._registry.stands_for), *self._workers.loaded()}))
+        there = {tag for tag in self._workers.loaded() if self._registry.standing(tag) is not None}
+        return tuple(sorted({*self._residents.loaded(self._registry.stands_for), *there}))
 
     def load(self, tag: Any, runner: str | None = None) -> None:
         """Make a predictor ready before its first call: import it, set its class up.

@@ -238,11 +238,15 @@ class Registry(Mapping[str, Predictor]):
         """
         return str(self._search(tag_of(tag)).origin)
 
+    def standing(self, tag: str) -> Predictor | None:
+        """The record that a tag stands for now, as far as is known; looks for nothing."""
+        view = self._view
+        offer = self._own.get(tag) if view is None else view.ready.get(tag)
+        return None if offer is None else offer.predictor
+
     def stands_for(self, record: Predictor) -> bool:
         """Whether this very record is what its tag stands for now, as far as is known; looks for nothing."""
-        view = self._view
-        offer = self._own.get(record.tag) if view is None else view.ready.get(record.tag)
-        return offer is not None and offer.predictor is record
+        return self.standing(record.tag) is record
 
     def source_of(self, record: Predictor) -> str:
         """Where a record comes from; where it is registered no longer, what its target is called."""

@@ -184,6 +184,8 @@ def test_a_change_of_a_tag_counts_although_a_worker_still_describes_it(tmp_path:
                 else:
                     assert first.result(PATIENCE) == "early"
             check_that_it_counts(change, muna)
+            if change != "closed":
+                assert list(muna.loaded) == (["@home/say"] if change == "replaced" else [])
     finally:
         sys.path.remove(str(tmp_path))
     assert not {"far_home", "late_home"} & set(sys.modules)
