@@ -125,9 +125,11 @@ class Resident:
         self.thread = PinnedThread(threads, self._is_thread_kept)
         self.owner = self.thread if self.profile.limit == 1 else None
 
-    def _is_thread_kept(self) -> bool:
-        """Whether an instance lives in its thread, or is called there."""
-        return bool(self._pinned) or self._instance is not None
+    def _is_thread_kept(self, is_closed: bool) -> bool:  # noqa: FBT001
+        """Whether an instance lives in its thread or is called there; in a closed engine, one being unloaded."""
+        if is_closed:
+            return self._instance is None and bool(self._pinned)
+        return self._instance is not None or bool(self._pinned)
 
     @property
     def target(self) -> Any:
@@ -175,21 +177,23 @@ class Resident:
             BaseException: what the constructor or `setup` raised; the next call tries again.
         """
         function = self.function  # as in almost every call
-        return self._prepare(self._set_up) if function is None else function
+        return self._prepare(is_posted=False) if function is None else function
 
     def prepare_in_thread(self) -> Any:
         """Give what is called, setting the class up in the thread kept for it; as `prepare` where there is none."""
         function = self.function
         if function is not None:
             return function
-        return self._prepare(self._set_up if self.thread is None or self.thread.is_here() else self._have_set_up)
+        return self._prepare(is_posted=self.thread is not None and not self.thread.is_here())
 
-    def _prepare(self, set_up: Callable[[_Flight, Context], None]) -> Any:
+    def _prepare(self, *, is_posted: bool) -> Any:
         while (function := self.function) is None:
             context = self._aside()
-            flight, is_mine = self._join(context)
-            if is_mine:
-                set_up(flight, context)
+            flight, is_mine = self._join(context, is_posted=is_posted)
+            if is_mine and is_posted:
+                self._have_set_up(flight, context)
+            elif is_mine or (flight.is_posted and self.thread is not None and self.thread.is_here()):
+                self._set_up(flight, context)  # here, where it would wait behind what waits for it
             else:
                 flight.wait(self.profile.tag)
         return function
@@ -209,10 +213,13 @@ class Resident:
         work.result()
 
     def _set_up(self, flight: _Flight, context: Context) -> None:
-        """Set it up in this thread."""
+        """Set it up in this thread, unless that attempt was made already."""
+        if flight.has_landed():
+            flight.report()
+            return
         flight.thread = threading.get_ident()
         try:
-            if self.function is None:  # else by one that went on when its caller was interrupted
+            if self.function is None:  # else by another just before, or by one that outlived its caller's wait
                 instance = self._make(context)
                 if self.thread is not None and self.thread.is_here():
                     self._pinned[id(instance)] = instance
@@ -241,18 +248,19 @@ class Resident:
                 await flight.await_()
                 continue
             try:
-                await self._akeep(await self._amake(context))
+                if self.function is None:  # else by another, just before
+                    await self._akeep(await self._amake(context))
             except BaseException as error:
                 self._crash(flight, error)
                 raise
             self._land(flight)
         return function
 
-    def _join(self, context: Context) -> tuple[_Flight, bool]:
+    def _join(self, context: Context, *, is_posted: bool = False) -> tuple[_Flight, bool]:
         with self._lock:
             flight = self._flight
             if flight is None:
-                self._flight = flight = _Flight(context.get(current))
+                self._flight = flight = _Flight(context.get(current), is_posted)
                 return flight, True
         flight.refuse_nesting(self.profile.tag)
         return flight, False
@@ -265,7 +273,8 @@ class Resident:
             raise EngineClosedError
 
     def _land(self, flight: _Flight) -> None:
-        self._flight = None
+        if self._flight is flight:
+            self._flight = None
         flight.land(None)
 
     def _crash(self, flight: _Flight, error: BaseException) -> None:
@@ -448,10 +457,11 @@ async def _arun_member(instance: Any, name: str, context: Context) -> None:
 class _Flight:
     """One attempt to set a class up, which everybody who comes meanwhile waits for."""
 
-    __slots__ = ("_call", "_error", "_is_landed", "_parked", "_traceback", "thread")
+    __slots__ = ("_call", "_error", "_is_landed", "_parked", "_traceback", "is_posted", "thread")
 
-    def __init__(self, call: Call | None) -> None:
+    def __init__(self, call: Call | None, is_posted: bool) -> None:  # noqa: FBT001
         self._call = call
+        self.is_posted = is_posted  # whether the setup waits its turn in the thread kept for the class
         self.thread = threading.get_ident()  # where the setup runs
         self._is_landed = False
         self._error: BaseException | None = None
@@ -470,22 +480,22 @@ class _Flight:
         self._is_landed = True
         wake_all(self._parked)
 
-    def _has_landed(self) -> bool:
+    def has_landed(self) -> bool:
         return self._is_landed
 
     def wait(self, tag: str) -> None:
         waited = Patience(tag, None)
         while not self._is_landed:
-            park_thread(self._parked, self._has_landed, waited.left())
+            park_thread(self._parked, self.has_landed, waited.left())
             waited.report()
-        self._report()
+        self.report()
 
     async def await_(self) -> None:
         while not self._is_landed:
-            await park_task(self._parked, self._has_landed)
-        self._report()
+            await park_task(self._parked, self.has_landed)
+        self.report()
 
-    def _report(self) -> None:
+    def report(self) -> None:
         if self._error is not None:
             raise self._error.with_traceback(self._traceback)  # it does not grow with everyone who waited
 

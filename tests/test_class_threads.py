@@ -20,6 +20,7 @@ import pytest
 
 from engine import Engine, EngineClosedError, EngineError, NestingError, Predictor
 from engine import _slots as slots_module
+from engine.runners.pinned import PinnedThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -451,6 +452,31 @@ def test_unload_waits_for_the_call_that_runs_and_tears_down_in_its_thread(notes:
     assert len(notes.threads()) == 1
 
 
+def test_an_unload_that_is_on_its_way_when_the_engine_closes_tears_down_in_its_thread_all_the_same(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go = threading.Event(), threading.Event()
+    post = PinnedThread.post
+
+    def slow_post(thread: PinnedThread, function: Any, call: Any) -> Any:
+        asked.set()
+        assert go.wait(PATIENCE)
+        return post(thread, function, call)
+
+    muna = Engine([Predictor(TAG, bound(notes))], discover=False, grace=0.05)
+    muna.load(TAG)
+    with monkeypatch.context() as patched:
+        patched.setattr(PinnedThread, "post", slow_post)
+        unloader = in_thread(lambda: muna.unload(TAG))
+        assert asked.wait(PATIENCE)
+        muna.close()
+        go.set()
+        joined(unloader)
+    assert [line for line, _ in notes.lines] == ["constructor", "setup", "teardown"]
+    (thread,) = notes.threads()
+    joined(thread)
+
+
 def test_a_sync_close_on_a_loops_own_thread_leaves_the_teardown_to_its_thread(notes: Notes) -> None:
     async def main() -> None:
         muna = Engine(discover=False)
@@ -462,6 +488,48 @@ def test_a_sync_close_on_a_loops_own_thread_leaves_the_teardown_to_its_thread(no
     until(lambda: notes.count("teardown") == 1, "the teardown")
     assert [line for line, _ in notes.lines] == ["constructor", "setup", "predict", "finally", "teardown"]
     assert len(notes.threads()) == 1
+
+
+@pytest.mark.fault(107)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_call_in_its_thread_does_not_wait_for_a_setup_that_waits_for_that_thread(
+    muna: Engine, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go, setups = threading.Event(), threading.Event(), []
+    post = PinnedThread.post
+
+    def slow_post(thread: PinnedThread, function: Any, call: Any) -> Any:
+        asked.set()
+        assert go.wait(PATIENCE)
+        return post(thread, function, call)
+
+    class Model:
+        def setup(self) -> None:
+            setups.append(threading.current_thread())
+            if fails:
+                raise OSError("no model file")
+
+        def predict(self) -> int:
+            return 1
+
+    muna.predictors.register(TAG, Model)
+    ends: list[object] = []
+
+    def ended(call: Callable[[], object]) -> None:
+        try:
+            ends.append(call())
+        except OSError as error:
+            ends.append(str(error))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PinnedThread, "post", slow_post)
+        loader = in_thread(lambda: ended(lambda: muna.load(TAG)))
+        assert asked.wait(PATIENCE)
+        joined(in_thread(lambda: ended(lambda: muna.predictions.create(TAG, runner="thread").value)))
+        go.set()
+        joined(loader)
+    assert ends == (["no model file"] * 2 if fails else [1, None])
+    assert len(setups) == 1
 
 
 @pytest.mark.fault(97)
@@ -582,7 +650,7 @@ def test_a_setup_goes_on_when_ctrl_c_ends_the_wait_for_it_and_serves_the_next_ca
 @pytest.mark.filterwarnings("ignore:an engine was left unclosed:ResourceWarning")
 def test_an_engine_that_is_dropped_lets_the_threads_of_its_instances_go(notes: Notes) -> None:
     muna = Engine(discover=False)
-    muna.predictions.create(bound(notes), runner="thread")
+    muna.predictions.create(moving(notes), runner="thread")
     gone = weakref.ref(muna)
     (thread,) = pinned_threads()
     del muna

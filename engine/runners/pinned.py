@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine._channel import BOUND, End, Ending
-from engine._errors import EngineClosedError, NestingError
+from engine._errors import NestingError
 from engine.runners.base import DaemonThread
 from engine.runners.thread import OwnerThread, step_through
 
@@ -35,12 +35,13 @@ class PinnedThread(OwnerThread):
 
     __slots__ = ("_bell", "_current", "_ident", "_is_kept", "_is_parked", "_lock", "_runner", "_waiting")
 
-    def __init__(self, runner: ThreadRunner, is_kept: Callable[[], bool]) -> None:
+    def __init__(self, runner: ThreadRunner, is_kept: Callable[[bool], bool]) -> None:
         """Make it without a thread.
 
         Args:
             runner: whose limits hold, and whose closing ends the thread.
-            is_kept: tells, without a lock or a call of user code, whether something lives in the thread.
+            is_kept: tells, without a lock or a call of user code, whether something lives in the thread; it is told
+                whether the runner is closed.
         """
         super().__init__()
         self._runner = runner
@@ -75,11 +76,8 @@ class PinnedThread(OwnerThread):
         """Have it call a function of ours, a set-up or a teardown on behalf of `call`; see `Work.result`.
 
         Raises:
-            EngineClosedError: the engine is closed.
             NestingError: `call` is part of what the thread does just now, so that to wait for it would never end.
         """
-        if self._runner.is_closed:
-            raise EngineClosedError
         current = self._current
         if current is not None and call.is_within(current.call):
             raise _would_wait_for_itself(call.tag)
@@ -119,7 +117,7 @@ class PinnedThread(OwnerThread):
         """In a forked child: the thread is the parent's; if it is the one that forked, it ends with what it does."""
         self._lock = allocate_lock()
         self._waiting.clear()
-        self._is_kept = bool  # which says no
+        self._is_kept = _is_not_kept
 
     # The thread.
 
@@ -183,7 +181,7 @@ class PinnedThread(OwnerThread):
                     continue
             self._is_parked = True
             if not waiting:
-                if not self._runner.is_closed and self._is_kept():
+                if self._is_kept(self._runner.is_closed):
                     self._bell.acquire()
                 elif self._has_ended():
                     return None
@@ -237,6 +235,10 @@ class Work:
             finally:
                 del error, end
         return None if end is None else end.returned
+
+
+def _is_not_kept(_is_closed: bool) -> bool:  # noqa: FBT001
+    return False
 
 
 def _answer(function: Callable[[], object], channel: Ending) -> None:
