@@ -170,15 +170,14 @@ def pack_stop(number: int) -> bytes:
 
 
 class Decoder:
-    """Turns the bytes of one pipe into frames, however they were cut."""
+    """Turns the bytes of one pipe into frames, however they were cut; a long frame grows, and is not joined at once."""
 
-    __slots__ = ("_have", "_need", "_pieces", "frames")
+    __slots__ = ("_left", "_need", "frames")
 
     def __init__(self) -> None:
         """Start at the beginning of a frame."""
         self.frames: deque[Frame] = deque()
-        self._pieces: list[bytes] = []
-        self._have = 0
+        self._left = bytearray()  # the beginning of a frame
         self._need = HEADER_SIZE
 
     def feed(self, data: bytes) -> None:
@@ -187,7 +186,7 @@ class Decoder:
         Raises:
             ProtocolError: the bytes are no frame of this version; nothing after them can be read.
         """
-        if not self._have:  # the fast path: nothing was left over, and often it is just one frame without a rest
+        if not self._left:  # the fast path: nothing was left over, and often it is just one frame without a rest
             if len(data) >= HEADER_SIZE:
                 magic, version, kind, number, meta, rest = _HEADER.unpack_from(data)
                 is_known = magic == _MAGIC and version == VERSION and kind in _KINDS
@@ -198,16 +197,14 @@ class Decoder:
             if start == len(data):
                 return
             data = data[start:] if start else data
-        self._pieces.append(data)
-        self._have += len(data)
-        while self._have >= self._need:
-            whole = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._left += data
+        while len(self._left) >= self._need:
+            whole = self._left
             start, self._need = self._cut(whole)
-            left = whole[start:] if start else whole
-            self._pieces = [left] if left else []
-            self._have = len(left)
+            if start:
+                self._left = whole[start:]
 
-    def _cut(self, data: bytes) -> tuple[int, int]:
+    def _cut(self, data: bytes | bytearray) -> tuple[int, int]:
         """Take every whole frame off `data`; give where the next begins, and how many bytes of it are needed."""
         start, end = 0, len(data)
         while end - start >= HEADER_SIZE:
@@ -218,12 +215,12 @@ class Decoder:
                 return start, size
             body = begin + meta
             view = memoryview(data)[body : body + rest] if rest else b""
-            self.frames.append(Frame(kind, number, data[begin:body], view))
+            self.frames.append(Frame(kind, number, bytes(data[begin:body]), view))
             start += size
         return start, HEADER_SIZE
 
 
-def _read_header(data: bytes, start: int) -> tuple[int, int, int, int]:
+def _read_header(data: bytes | bytearray, start: int) -> tuple[int, int, int, int]:
     fields: tuple[Any, ...] = _HEADER.unpack_from(data, start)
     magic, version, kind, number, meta, rest = fields
     if magic != _MAGIC or kind not in _KINDS:
