@@ -310,7 +310,7 @@ class Executor:
         found, record = self._at_hand(tag, runner)
         if found is not None:
             args, kwargs = self._bind(found, inputs, check)
-            if self._must_import(found, runner):
+            if not self._is_imported and self._must_import(found, runner):
                 return self._astream_late(found, args, kwargs, runner, check, prefetch)
             execution = self._aopen(found, args, kwargs, self._async_place(found, runner), runner, check, prefetch)
             return AsyncPredictionStream(execution, found.profile.reducer)
@@ -347,8 +347,6 @@ class Executor:
 
     def _must_import(self, resident: Resident, runner: str | None) -> bool:
         """Whether a call needs what runs workers, and that is still to be imported, which is no work for a loop."""
-        if self._is_imported:
-            return False
         self._is_imported = hasattr(sys.modules.get("engine.runners.process"), "ProcessRunner")
         return not self._is_imported and self.is_for_workers(resident, runner)
 
@@ -811,7 +809,7 @@ class Executor:
         wish = runner or resident.profile.runner or self._default
         if wish is not None and self._is_to_be_read_for(wish):
             await self._look(resident.profile.tag, lambda: self._is_to_be_read_for(wish))
-        if self._must_import(resident, runner):
+        if not self._is_imported and self._must_import(resident, runner):
             await self.in_owner(resident.profile.tag, self._workers)
         place: Any = self._async_place(resident, runner)
         is_kept = place is not None and reducer in _KEPT_BY_OWNERS

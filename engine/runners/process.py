@@ -114,7 +114,9 @@ class ProcessRunner:
             await slots.atake(body)
         try:
             self._join(wire, await self._pool.atake(body, need))
-            wire.is_large = _is_large(wire)
+            data = wire.shipment.data  # type: ignore[union-attr]  # it was prepared
+            if wire.payload is not None or (data is not None and len(data) > PIECE):
+                wire.is_large = _is_large(wire)
         except BaseException:
             self._forsake(body.call)
             raise

@@ -392,7 +392,8 @@ class Wire(Channel):
         try:
             while frames and self.worker is worker:
                 self._take_in(frames.popleft(), worker)
-            self._refuse_broken()
+            if self._broken is not None:
+                self._refuse_broken(self._broken)
         except _LargeError as large:
             frames.appendleft(large.frame)
             return True
@@ -405,9 +406,9 @@ class Wire(Channel):
             raise
         return False
 
-    def _refuse_broken(self) -> None:
-        if self._broken is not None:
-            raise self._broken
+    @staticmethod
+    def _refuse_broken(error: Exception) -> None:
+        raise error
 
     def _interrupt(self, worker: Worker) -> None:
         """Ctrl-C came in the middle of a frame: what follows could not be told apart any more."""
