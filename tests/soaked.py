@@ -77,6 +77,14 @@ async def acounting(sort: str, count: int, fails: bool) -> AsyncIterator[Any]:
             raise LookupError(count)
 
 
+def gives_acounting(sort: str, count: int, fails: bool) -> AsyncIterator[Any]:
+    return acounting(sort, count, fails)
+
+
+async def agives_counting(sort: str, count: int, fails: bool) -> Iterator[Any]:
+    return counting(sort, count, fails)
+
+
 class Model:
     """Set up once in each place."""
 
@@ -105,3 +113,4 @@ class AsyncModel:
 
 SYNC: Final[dict[str, Any]] = {"plain": plain, "counting": counting, "Model": Model}
 ASYNC: Final[dict[str, Any]] = {"aplain": aplain, "acounting": acounting, "AsyncModel": AsyncModel}
+MIXED: Final[dict[str, Any]] = {"gives_acounting": gives_acounting, "agives_counting": agives_counting}
