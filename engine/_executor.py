@@ -258,6 +258,7 @@ class Executor:
             call = Call(profile.tag, "inline", parent, self.number, 0 if parent is None else _depth_within(parent))
             context = copy_context()
             context.run(current.set, call)
+            is_begun = False
             started = perf_counter()
             try:
                 produced = context.run(resident.function, *args, **kwargs)
@@ -271,10 +272,11 @@ class Executor:
                             call.parent = None
                             return Prediction(call, produced, 0, (perf_counter() - started) * 1000.0)
                     else:
-                        produced = resumed(produced, answer)
+                        produced, is_begun = resumed(produced, answer), True
             except BaseException as error:
                 return _failed(error, call, None, started, errors)
             body = Body(call, lambda: produced, (), {}, profile.follows, context)
+            body.is_started = is_begun
             return await self._acreate_here(body, reducer, started, errors)
         return await self._acreate(resident, args, kwargs, runner, check, reducer, errors)
 

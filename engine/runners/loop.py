@@ -189,14 +189,19 @@ class LoopRunner:
         return self._loop is not None
 
     def close(self, grace: float, *, wait: bool = True) -> None:
-        """Cancel what still runs, give it `grace` seconds, close the loop; `wait` for its thread, with a bound."""
+        """Give what was asked to stop `grace` seconds, then cancel it and all else, give that as long, close the loop.
+
+        Args:
+            grace: see above.
+            wait: whether this thread waits for the loop's own, with a bound.
+        """
         with self._lock:
             self._is_closed = True
             loop, thread, self._loop = self._loop, self._thread, None
             if loop is not None:
-                loop.call_soon_threadsafe(_start_winding_up, loop, grace, self._wound_up)
+                loop.call_soon_threadsafe(_start_winding_up, loop, grace, self._wound_up, self._owners)
         if wait and thread is not None and thread is not threading.current_thread():
-            thread.join(grace * 2 + 1.0)
+            thread.join(grace * 3 + 1.0)
 
 
 _parents_own: list[object] = []  # what a forked child was given a copy of
@@ -219,12 +224,12 @@ def adopt_here(take: TakeOver, body: Body, channel: Ending, produced: Any, elaps
     loop.close(0.0)
 
 
-def _start_winding_up(loop: asyncio.AbstractEventLoop, grace: float, wound_up: list[bool]) -> None:
+def _start_winding_up(loop: asyncio.AbstractEventLoop, grace: float, wound_up: list[bool], owners: set[_Owner]) -> None:
     def stop(_task: object) -> None:
         wound_up.append(True)
         loop.stop()
 
-    loop.create_task(_wind_up(grace)).add_done_callback(stop)
+    loop.create_task(_wind_up(grace, owners)).add_done_callback(stop)
 
 
 @types.coroutine
@@ -233,9 +238,13 @@ def _breathe() -> Generator[None, None, None]:
     yield
 
 
-async def _wind_up(grace: float) -> None:
+async def _wind_up(grace: float, owners: set[_Owner]) -> None:
     import asyncio
 
+    # What was asked to stop cleans up, and is not to be interrupted in that, nor lose the tasks it made for itself.
+    cleaning = {task for owner in owners if (task := owner.stopping_task) is not None}
+    if cleaning:
+        await asyncio.wait(cleaning, timeout=grace)
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
@@ -288,6 +297,11 @@ class _Owner:
             self._loop.call_soon_threadsafe(self._stop)
         except RuntimeError:  # that loop is closed, and its tasks with it
             return
+
+    @property
+    def stopping_task(self) -> asyncio.Task[None] | None:
+        """Its task, if that was asked to stop."""
+        return self._task if self._channel.stop else None
 
     def cancel(self) -> None:
         """Interrupt the body wherever it waits, once more."""

@@ -212,7 +212,12 @@ class TaskExecution(Execution):
 
         loop = asyncio.get_running_loop()
         self._guard = _guards.get(loop) or Guard(loop)
-        self.begin()
+        try:
+            self.begin()
+        except PredictionCancelledError:
+            if self._body is None or not self._body.is_started:
+                raise
+            # The engine was closed during the body's first step: it is stopped where it waits, and so cleans up.
         if self._aadmit is not None and self._body is not None:
             yield from _iterate(self._aadmit(self._body))
         self._machine = _machine(self)
@@ -850,12 +855,10 @@ class Watch:
     def _can_stand_in_for(self, answer: Any) -> bool:
         """Whether a task would wait for `answer`; anything else it refuses, and says why."""
         task = self._task
-        return (
-            task is not None
-            and answer is not task
-            and getattr(answer, "_asyncio_future_blocking", False) is True
-            and answer.get_loop() is task.get_loop()
-        )
+        if task is None or answer is task or getattr(answer, "_asyncio_future_blocking", False) is not True:
+            return False
+        get_loop = getattr(answer, "get_loop", None)
+        return get_loop is not None and get_loop() is task.get_loop()
 
     def _sleep(self) -> Generator[Any, None, None]:
         import asyncio

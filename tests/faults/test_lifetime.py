@@ -399,6 +399,96 @@ def test_an_engine_closed_error_of_create_is_gone_once_nobody_refers_to_it() -> 
 
 
 @pytest.mark.fault(102)
+@pytest.mark.parametrize("place", ["rests", "waits"])
+@pytest.mark.parametrize("consumer", ["stream", "create", "astream"])
+def test_closing_an_engine_lets_the_bodies_on_its_own_loop_clean_up_with_all_that_they_need_for_it(
+    consumer: str, place: str
+) -> None:
+    seen: list[str] = []
+    reached, is_taken = threading.Event(), threading.Event()
+
+    async def serve(asked: asyncio.Event, answered: asyncio.Event) -> None:
+        await asked.wait()
+        answered.set()
+
+    async def yields() -> AsyncIterator[list[int]]:
+        asked, answered = asyncio.Event(), asyncio.Event()
+        connection = asyncio.create_task(serve(asked, answered))
+        try:
+            if place == "rests" and consumer != "create":
+                yield [1]  # it waits until another is asked for
+            reached.set()
+            await asyncio.sleep(PATIENCE)
+        finally:
+            asked.set()
+            await answered.wait()
+            await connection
+            seen.append("end")
+
+    async def aread() -> None:
+        async for _ in muna.predictions.astream(yields, runner="thread").values():
+            is_taken.set()
+            await asyncio.to_thread(closing.wait, PATIENCE)
+
+    def read() -> None:
+        with contextlib.suppress(EngineClosedError):
+            if consumer == "create":
+                muna.predictions.create(yields)
+            elif consumer == "astream":
+                asyncio.run(aread())
+            else:
+                for _ in muna.predictions.stream(yields).values():
+                    is_taken.set()
+                    closing.wait(PATIENCE)
+
+    muna, closing = Engine(discover=False), threading.Event()
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert (is_taken if place == "rests" and consumer != "create" else reached).wait(PATIENCE)
+    muna.close()
+    closing.set()
+    reader.join(PATIENCE)
+    assert seen == ["end"]
+
+
+@pytest.mark.fault(102)
+@pytest.mark.parametrize("runner", [None, "inline", "thread"])
+def test_an_async_body_whose_engine_is_closed_while_it_computes_is_stopped_at_its_next_await_and_cleans_up(
+    runner: str | None,
+) -> None:
+    seen: list[str] = []
+
+    def is_closed() -> bool:
+        try:
+            muna.predictions.create(str)
+        except EngineClosedError:
+            return True
+        return False
+
+    async def computes() -> None:
+        closer.start()
+        until(is_closed, "the end of the engine")
+        try:
+            seen.append("computed")
+            await asyncio.sleep(PATIENCE)
+        finally:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            seen.append("end")
+
+    async def main() -> None:
+        with pytest.raises(EngineClosedError):
+            await muna.predictions.acreate(computes, runner=runner)
+        await auntil(lambda: "end" in seen, "the clean-up")
+
+    muna = Engine(discover=False)
+    closer = threading.Thread(target=muna.close)
+    asyncio.run(main())
+    closer.join(PATIENCE)
+    assert seen == ["computed", "end"]
+
+
+@pytest.mark.fault(102)
 @pytest.mark.parametrize("runner", [None, "thread"])
 def test_a_sync_close_on_a_loops_own_thread_does_not_wait_for_that_loops_streams(runner: str | None) -> None:
     gate = Gate()
