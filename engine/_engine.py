@@ -287,18 +287,18 @@ class Engine:
         deadline = perf_counter() + grace
         failures: list[BaseException] = []
         for resident in self._residents:
-            instance = resident.close()
-            if instance is None:
+            instances, slots = resident.close(), resident.slots
+            if not instances:
                 continue
-            slots = resident.slots
             left = () if slots is None else slots.wait_for(slots.holders, max(0.0, deadline - perf_counter()))
             if left and not resident.is_thread_busy:
                 warn(f"{resident.profile.tag} is torn down while {', '.join(map(str, left))} still uses it")
-            try:
-                patience = None if is_on_a_loop() else max(_MOMENT, deadline - perf_counter())
-                resident.teardown(instance, grace or _LONGEST, patience)
-            except BaseException as error:
-                failures.append(error)
+            for instance in instances:
+                try:
+                    patience = None if is_on_a_loop() else max(_MOMENT, deadline - perf_counter())
+                    resident.teardown(instance, grace or _LONGEST, patience)
+                except BaseException as error:
+                    failures.append(error)
         return failures
 
     def __enter__(self) -> Self:

@@ -67,6 +67,7 @@ class Resident:
         "_lock",
         "_loop",
         "_pinned",
+        "_replaced",
         "_target",
         "_text",
         "function",
@@ -111,6 +112,7 @@ class Resident:
         self._target = target
         self._loop = loop
         self._instance: Any = None
+        self._replaced: list[Any] = []  # instances that could not be unloaded before the next one was set up
         self._flight: _Flight | None = None
         self._lock = threading.Lock()
         self.function: Any = None if profile.is_class or self.is_described else function_of(target)
@@ -322,10 +324,12 @@ class Resident:
         """Whether the thread kept for it does something just now, if there is one."""
         return self.thread is not None and self.thread.is_busy
 
-    def close(self) -> Any:
-        """Take the instance out for good; one that is being set up just now is torn down as soon as it stands."""
+    def close(self) -> list[Any]:
+        """Take out for good what is to be torn down; one that is being set up is torn down as soon as it stands."""
         self._is_closed = True
-        return self.detach()
+        replaced, self._replaced = self._replaced, []
+        instance = self.detach()
+        return replaced if instance is None else [*replaced, instance]
 
     def detach(self) -> Any:
         """Take the instance out, so that the next call sets up a new one; `None` if there is none."""
@@ -348,6 +352,8 @@ class Resident:
         if left:
             if self.function is None:
                 self._instance, self.function = instance, instance.predict
+            else:
+                self._replaced.append(instance)
             raise EngineError(
                 f"{self.profile.tag} is in use by {', '.join(map(str, left))}: read that stream to its end or close "
                 "it, then unload again"
@@ -411,6 +417,8 @@ class Resident:
         self._lock = threading.Lock()
         self._flight = None
         self.slots, self.worker_slots = _slots_of(self.profile)
+        _parents_own.extend(self._replaced)
+        self._replaced = []
         if self.profile.lives_on_loop:
             _parents_own.append(self.detach())
         if self.thread is not None:

@@ -481,7 +481,8 @@ class _Host:
         for checked in (True, False):
             self.binders.pop((key, checked), None)
         if resident is not None:
-            resident.teardown(resident.close(), None)
+            for instance in resident.close():
+                resident.teardown(instance, None)
         self.mains.forget(key)
 
     def _tear_all_down(self) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from engine import Engine, EngineClosedError, EngineError, NestingError, Predictor
 from engine import _slots as slots_module
+from engine._slots import Slots
 from engine.runners.pinned import PinnedThread
 
 if TYPE_CHECKING:
@@ -435,6 +436,30 @@ def test_one_that_is_loaded_keeps_its_thread_while_it_cannot_be_unloaded(notes: 
         muna.unload(stuck.model)
     assert [line for line, _ in notes.lines] == ["setup", "over", "over", "teardown"]
     assert len(notes.threads()) == 1
+
+
+def test_an_instance_that_could_not_be_unloaded_before_its_successor_stood_is_torn_down_with_the_engine(
+    muna: Engine, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = Stuck(notes)
+    muna.predictors.register(Predictor(TAG, stuck.model, concurrency=2))
+    caller = in_thread(lambda: muna.predictions.create(TAG, runner="thread"))
+    assert stuck.reached.wait(PATIENCE)
+
+    def wait_for(slots: Slots, holders: Any, _seconds: float) -> Any:
+        muna.load(TAG)  # while the unloading waits for what still uses it
+        return holders
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Slots, "wait_for", wait_for)
+        with pytest.raises(EngineError, match="in use by"):
+            muna.unload(TAG)
+    stuck.go.set()
+    joined(caller)
+    muna.close()
+    assert notes.count("setup") == notes.count("teardown") == 2
+    assert len(notes.threads("setup", "teardown")) == 1
+    until(lambda: not pinned_threads(), "the end of its thread")
 
 
 def test_unload_waits_for_the_call_that_runs_and_tears_down_in_its_thread(notes: Notes) -> None:
