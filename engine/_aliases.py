@@ -21,6 +21,11 @@ _STARS: Final = {"TypeVar": "", "TypeVarTuple": "*", "ParamSpec": "**"}
 _HELD: Final = "__held_by_the_engine__"
 
 
+def is_self_named(kind: type) -> bool:
+    """Whether pickle knows instances of a class by their names."""
+    return id(kind) in _NAME_OF
+
+
 class Aliases:
     """How such objects are reduced in one pickle."""
 

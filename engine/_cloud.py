@@ -18,10 +18,10 @@ from weakref import WeakValueDictionary
 
 import cloudpickle
 
-from engine._aliases import Aliases
+from engine._aliases import Aliases, is_self_named
 from engine._importable import CACHED, by_reference, is_found, is_importable
 from engine._main import MainScope, lend_name, put_names, variables_of_main
-from engine._sentinels import has_sentinels, reduced_sentinel
+from engine._sentinels import has_own_sentinels, has_sentinels, reduced_sentinel
 from engine._snapshots import global_names
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         super().__init__(file, protocol, callback)
         self._aliases = Aliases()
         self._main: MainScope | None = None
+        self._ordinary: set[int] = set()  # addresses of classes, kept by what is pickled, to which nothing here applies
         self._tried: dict[int, bool] | None = {}  # whether what is nice to have travels, by its address; else a trial
 
     def _function_getnewargs(self, func: types.FunctionType) -> Any:
@@ -109,13 +110,19 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
 
     def reducer_override(self, obj: Any) -> Any:
         """Say how an object is reduced, where that is not as plain pickle does it."""
+        kind = type(obj)
+        if id(kind) in self._ordinary:  # the fast path: most are like the one before
+            return NotImplemented
         if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
             _note_whole(obj)
         if isinstance(obj, BaseException):
             return self.reduce_failure(obj, self.apart)
         if not isinstance(obj, (type, types.FunctionType)):
             _refuse_copy(obj, holds_files=self.holds_files)
-            return self._aliases.reduced(obj) or _reduced_instance(obj)
+            reduced = self._aliases.reduced(obj) or _reduced_instance(obj)
+            if reduced is NotImplemented and _is_ordinary(kind):
+                self._ordinary.add(id(kind))
+            return reduced
         is_whole = self.whole and obj.__module__ in self.whole and _is_made_at_run_time(obj)
         reduced = self._reduced_whole(obj) if is_whole else super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
@@ -214,6 +221,13 @@ def _note_whole(obj: Any) -> None:
     is_whole = isinstance(module, types.ModuleType) and module.__name__ == name != "__main__"
     if module is not None and is_whole and not is_importable(module):
         cloudpickle.register_pickle_by_value(module)  # for good
+
+
+def _is_ordinary(kind: type) -> bool:
+    """Whether nothing but its class decides how an instance is reduced."""
+    if issubclass(kind, (io.TextIOWrapper, types.ModuleType, CACHED)) or is_self_named(kind):
+        return False
+    return not (has_sentinels(kind) if id(kind) in by_reference or is_found(kind) else has_own_sentinels(kind))
 
 
 def _reduced_instance(obj: Any) -> Any:

@@ -38,6 +38,7 @@ _scanned: list[
 
 # Those of scripts, and their copies, with a number that they keep; by their address, and by that.
 _tracked: Final[dict[int, tuple[object, str]]] = {}
+_tracked_kinds: Final[set[int]] = set()  # addresses of their classes
 _arrived: Final[dict[str, object]] = {}
 
 
@@ -59,6 +60,11 @@ def has_sentinels(kind: type) -> bool:
         found = _instances(kind, _package_of(kind)) if _is_pickled_by_attributes(kind) else {}
         _homes[id(kind)] = kind, found
     return bool(_homes[id(kind)][1])
+
+
+def has_own_sentinels(kind: type) -> bool:
+    """Whether there are instances that may be sentinels of a class which is not importable."""
+    return id(kind) in _tracked_kinds or bool(_instances(kind, [sys.modules.get(kind.__module__)]))
 
 
 def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
@@ -180,6 +186,7 @@ def known_by(number: str) -> Any:
 def note_number(number: str, obj: object) -> Any:
     """Have an object keep a number, and give it."""
     _tracked[id(obj)] = obj, number
+    _tracked_kinds.add(id(type(obj)))
     _arrived[number] = obj
     return obj
 
