@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import engine.runners.process
-from engine import Engine, EngineClosedError, PayloadError
+from engine import Engine, EngineClosedError, PayloadError, PredictionCancelledError
 from engine._segments import Segment
 from engine.runners.workers import Worker, start_worker
 
@@ -304,6 +304,34 @@ async def test_a_call_that_ends_while_its_inputs_are_encoded_waits_for_nothing_a
         await (closing or muna.aclose())
     assert gate.passed == 1
     assert second.threads == []
+
+
+@in_loop
+async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_that_before_its_task(
+    worker: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, released, is_over = threading.Event(), threading.Event(), threading.Event()
+    tell = engine.runners.process._tell
+
+    def told(*facts: Any) -> None:
+        tell(*facts)
+        is_over.set()
+
+    def hold() -> None:
+        begun.set()
+        assert released.wait(PATIENCE)
+
+    monkeypatch.setattr(engine.runners.process, "_tell", told)
+    value = [ROWS, Noting(hold), list(range(100_000))]
+    stream = worker.predictions.astream(echo, {"value": value}, runner="process")
+    pull = asyncio.ensure_future(anext(stream.values()))
+    await asyncio.to_thread(begun.wait, PATIENCE)
+    stream.cancel()
+    released.set()
+    assert is_over.wait(PATIENCE)  # while this loop does not turn
+    with pytest.raises(PredictionCancelledError):
+        await pull
+    assert stream.outcome.state == "cancelled"
 
 
 held_variable: ContextVar[Any] = ContextVar("held_variable")

@@ -183,7 +183,7 @@ class ProcessRunner:
         finally:
             body.nudge = None
         end = ending.end
-        if end is None:
+        if end is None or ending.stop:  # it may have seen that first, and have ended for it
             raise PredictionCancelledError(body.call.tag, body.call.id)
         _raise_of(end)
         return end.returned
