@@ -206,10 +206,7 @@ class _Variables:
         function = self._function()
         if function is None:
             return "a function"
-        try:
-            values = self._values(function)
-        except KeyError as error:
-            return str(error.args[0])
+        values = self._values(function)
         return None if tuple(map(id, values)) == self._ids else self._difference(values)
 
     def _difference(self, values: tuple[Any, ...]) -> str | None:
@@ -237,23 +234,31 @@ class _Global(_Variables):
     def __init__(self, function: types.FunctionType, names: Collection[str], lost: list[object]) -> None:
         scope = function.__globals__
         present = [name for name in names if name in scope]
-        self._absent = frozenset(names).difference(present)  # built-in ones, which a module may get of its own
+        # Built-in ones, which a module may get of its own.
+        self._absent = tuple(name for name in names if name not in scope)
         if len(present) == 1:
             present *= 2  # one alone would not be given as a tuple
         self._read: Any = itemgetter(*present) if present else _nothing
         super().__init__(function, present, lost)
 
     def _values(self, function: types.FunctionType) -> tuple[Any, ...]:
-        """What they hold.
-
-        Raises:
-            KeyError: one was deleted, or there is one now that was not.
-        """
-        scope = function.__globals__
-        values: tuple[Any, ...] = self._read(scope)
-        if self._absent and not scope.keys().isdisjoint(self._absent):
-            raise KeyError(min(self._absent.intersection(scope)))
+        values: tuple[Any, ...] = self._read(function.__globals__)
         return values
+
+    def change(self) -> str | None:
+        """Name one that holds another object than it did, was deleted, or is there only now."""
+        function = self._function()
+        if function is None:
+            return "a function"
+        scope = function.__globals__
+        for name in self._absent:
+            if name in scope:
+                return name
+        try:
+            values = self._read(scope)
+        except KeyError as error:
+            return str(error.args[0])
+        return None if tuple(map(id, values)) == self._ids else self._difference(values)
 
 
 class _Free(_Variables):
