@@ -251,13 +251,15 @@ class _Host:
         one thread, as inline, and the interpreter does not warn of others.
         """
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        if threading.current_thread() is threading.main_thread():
+        if not self.link.is_child and threading.current_thread() is threading.main_thread():
             self.listener.stop()
             self._had_tail = self.tail.stop()
 
     def after_fork(self) -> None:
-        """In the worker itself, after a fork."""
+        """After a fork, in the process that forked: the worker itself, or a child of it, which has no thread of ours."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        if self.link.is_child:
+            return
         self.listener.start()
         if self._had_tail:
             self._had_tail = False

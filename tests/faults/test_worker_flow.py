@@ -45,6 +45,7 @@ from tests.faults.producers import (
     holdings,
     megabytes,
     overflows,
+    stands,
     three,
 )
 from tests.faults.workers import KINDS, FileGate, Journal, number_of_worker, numbers_after_worker
@@ -338,6 +339,41 @@ def test_processes_that_a_predictor_forks_are_its_own(lasting: Engine) -> None:
             return process.exitcode, pool.map(abs, [-1, -2])
 
     assert lasting.predictions.create(ends_a_process, runner="process").value == (-signal.SIGTERM, [1, 2])
+
+
+@pytest.mark.fault(87)
+@pytest.mark.parametrize("is_main", [True, False], ids=["main thread", "another thread"])
+def test_a_child_that_forks_again_has_no_thread_of_the_engines_and_takes_none_of_its_workers_requests(
+    is_main: bool, tmp_path: Path
+) -> None:
+    gate = FileGate(tmp_path / "gate")
+
+    def forks_twice() -> int:
+        if not (child := os.fork()):
+            if not (grandchild := os.fork()):
+                os._exit(0)
+            os.waitpid(grandchild, 0)
+            os._exit(threading.active_count())
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def yields() -> Iterator[int]:
+        found: list[int] = []
+        if is_main:
+            found.append(forks_twice())
+        else:
+            thread = threading.Thread(target=lambda: found.append(forks_twice()))
+            thread.start()
+            thread.join()
+        yield found[0]
+        gate.open()
+        stands()
+
+    with Engine(discover=False, workers=1, grace=10.0) as muna:
+        with muna.predictions.stream(yields, runner="process", prefetch=2) as stream:
+            assert next(stream).value == 1
+            gate.wait()
+        eventually(lambda: stream.outcome.rung is not None, "its worker has let go")
+        assert stream.outcome.rung == "asked"
 
 
 @pytest.mark.fault(87)
