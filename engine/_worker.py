@@ -256,7 +256,7 @@ class _Host:
             self._had_tail = self.tail.stop()
 
     def after_fork(self) -> None:
-        """After a fork, in the process that forked: the worker itself, or a child of it, which has no thread of ours."""
+        """After a fork, in the process that forked: the worker, or a child of it, which has no thread of ours."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         if self.link.is_child:
             return
