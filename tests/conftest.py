@@ -13,10 +13,11 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import pytest
@@ -49,6 +50,29 @@ def keep_collections_short() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+# What workers run is measured in the processes that these files start; in those of all files it would take minutes. One
+# that is killed tells nothing.
+MEASURED: Final = frozenset(
+    {"test_worker_exceptions.py", "test_worker_flow.py", "test_worker_lifetime.py", "test_worker_payloads.py"}
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def measure_workers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where coverage is measured, have it measured in worker processes, too."""
+    coverage: Any = sys.modules.get("coverage")
+    measurement = None if coverage is None else coverage.Coverage.current()
+    if measurement is None or request.path.name not in MEASURED:
+        yield
+        return
+    from engine._records import Start
+
+    begin, told = Start.here, {"COVERAGE_PROCESS_CONFIG": measurement.config.serialize()}
+    with pytest.MonkeyPatch.context() as patch:  # of engines made here, and not of scripts, which are not to be slowed
+        patch.setattr(Start, "here", lambda: Start(begin().folder, begin().environment | told))
+        yield
 
 
 @attrs.frozen
