@@ -93,11 +93,14 @@ class Pieces:
             self._turns.give_way()
         if self._is_unwanted is not None and self._is_unwanted():
             raise UnwantedError
-        if data.__class__ is not bytes:  # a buffer that may change
-            with memoryview(data) as view, view.cast("B") as flat:
-                data = copied(flat, self._turns, is_fixed=True)
-        self.chunks.append(data)
-        return len(data)
+        if data.__class__ is bytes:
+            self.chunks.append(data)
+            return len(data)
+        with memoryview(data) as view, view.cast("B") as flat:  # a buffer that may change
+            for start in range(0, len(flat), PIECE):
+                self.chunks.append(bytes(flat[start : start + PIECE]))
+                self._turns.give_way()
+            return len(flat)
 
     def seek(self, _start: int) -> None:
         """Go back to the beginning, where alone anybody goes."""

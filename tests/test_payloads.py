@@ -45,6 +45,7 @@ from engine._payloads import (
     Spare,
     are_plain,
     decode,
+    decode_in_pieces,
     decode_known,
     encode,
     encode_inputs,
@@ -55,6 +56,7 @@ from engine._payloads import (
     read_only_bits,
     unpack_failure,
 )
+from engine._pieces import AT_ONCE, PIECE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -337,6 +339,22 @@ class Blob:
 
     def __reduce__(self) -> Any:
         return Blob, (pickle.PickleBuffer(self.content),)
+
+
+@pytest.mark.parametrize("count", [0, 1, AT_ONCE - 1, AT_ONCE, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+@pytest.mark.parametrize("of", [bytes, bytearray, lambda data: data.decode(), lambda data: list(data[::50])])
+def test_what_is_encoded_and_decoded_in_pieces_is_what_it_was(of: Callable[[bytes], Any], count: int) -> None:
+    value = of(b"x" * count)
+    payload = encode_inputs((value, [value, "y"]), {"blob": Blob(value)} if type(value) in {bytes, bytearray} else {})
+    assert max(map(len, payload.chunks)) <= max(PIECE, count)
+    data = b"".join(payload.chunks)
+    for rebuild in (decode, decode_in_pieces):
+        args, kwargs = rebuild(data, payload.sizes, read_only_bits(payload.buffers))
+        found = (*args, *(blob.content for blob in kwargs.values()))
+        assert found == (value, [value, "y"], *[value for _ in kwargs])
+        assert {type(each) for each in found if type(each) is not list} <= {type(value)}
+    with pytest.raises(ValueError, match="announced"):
+        decode_in_pieces(data + b"z", payload.sizes)
 
 
 @pytest.mark.fault(28)
