@@ -988,6 +988,27 @@ def test_a_worker_granted_to_a_task_that_has_not_heard_of_it_is_free_once_the_po
     asyncio.run(scenario())
 
 
+@pytest.mark.fault(103)
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["it-goes-on", "it-is-cancelled"])
+def test_a_place_granted_to_a_task_that_has_not_heard_of_it_keeps_no_closed_pool_starting(is_cancelled: bool) -> None:
+    async def scenario() -> None:
+        scene = Scene.of(1)
+        worker = elsewhere(scene.take)
+        task = asyncio.create_task(scene.atake())
+        await soon(lambda: scene.waiting() == 1)
+        scene.drop(worker)
+        assert (scene.waiting(), scene.pool.is_starting) == (0, True)
+        scene.pool.close()
+        assert not scene.pool.is_starting
+        if is_cancelled:
+            task.cancel()
+        with pytest.raises((EngineClosedError, asyncio.CancelledError)):
+            await task
+        assert (task.cancelled(), scene.pool.is_starting, scene.fakes.made) == (is_cancelled, False, [worker])
+
+    asyncio.run(scenario())
+
+
 def test_a_place_that_was_got_just_before_the_pool_closed_starts_nobody() -> None:
     scene = Scene.of(1)
     gone = scene.take()

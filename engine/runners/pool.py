@@ -368,6 +368,9 @@ class Pool(Line):
                 holder: Any = worker.holder  # as in `replace`
                 if holder is not None and not holder.has_it:
                     self._free(worker)
+            for start in tuple(self._starting):
+                if start.thread is None:
+                    self._leave_start(start)
             for wish in self._line:
                 wish.wake()
 
@@ -450,7 +453,8 @@ class Pool(Line):
         except BaseException as error:
             start.error = error
         with self._lock:
-            self._starting.remove(start)
+            with suppress(ValueError):  # the pool was closed before this thread was there
+                self._starting.remove(start)
             if worker is not None:
                 self._receive(worker, start)
             start.is_over = True
