@@ -133,10 +133,11 @@ class Segment:
         self._wanted = 0
 
     def close(self) -> None:
-        """Unmap."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        """Unmap; where Ctrl-C left a view in a traceback, that keeps its memory as long as there is the traceback."""
+        there, self._map = self._map, None
+        if there is not None:
+            with suppress(BufferError):
+                there.close()
 
     def _remap(self, size: int) -> None:
         found = mmap.mmap(self._descriptor, size)

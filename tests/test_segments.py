@@ -123,6 +123,20 @@ def test_what_was_written_outlives_the_writers_view(writer: Segment, reader: Seg
     assert seen(writer, 0, 4) == b"text"
 
 
+def test_a_view_that_is_still_held_keeps_no_segment_from_growing_or_being_closed(
+    writer: Segment, reader: Segment
+) -> None:
+    assert writer.grow(1)
+    writer.write(0, [b"a"])
+    held = reader.read(0, 1)  # as by the traceback of what interrupted its reader
+    assert writer.grow(2 * MiB)
+    writer.write(MiB, [b"b"])
+    assert seen(reader, MiB, 1) == b"b"
+    reader.close()
+    assert bytes(held) == b"a"
+    held.release()
+
+
 @pytest.mark.parametrize("is_sealed", [True, False], ids=["sealed", "not-sealed"])
 def test_memory_for_one_giant_partial_is_given_back_once_a_call_did_without_it(
     is_sealed: bool, monkeypatch: pytest.MonkeyPatch

@@ -43,7 +43,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from engine import Engine, PayloadError, Predictor, PredictorError, WorkerLostError, _payloads, _segments
+from engine import Engine, PayloadError, Predictor, PredictorError, WorkerLostError, _payloads, _pieces, _segments
 from engine._frames import ITEM, pack, pack_order
 from engine._importable import is_importable
 from engine._outlet import Link
@@ -539,6 +539,25 @@ def test_ctrl_c_while_a_partial_is_unpickled_leaves_no_hole_in_the_stream(consum
         with pytest.raises((StopIteration, StopAsyncIteration)):
             pull()
         assert muna.predictions.create(gives_back, {"value": 1}, runner="process").value == 1
+
+
+@pytest.mark.fault(108)
+def test_an_engine_closes_while_the_traceback_of_a_ctrl_c_is_kept_that_interrupted_the_reading_of_a_large_partial(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def yields() -> Iterator[list[str]]:
+        yield list(map(str, range(50_000)))
+
+    before = child_processes()
+    muna = Engine(discover=False, workers=1)
+    stream = muna.predictions.stream(yields, runner="process")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as kept:
+        patched.setattr(_pieces.Turns, "give_way", raising(KeyboardInterrupt))
+        next(stream)
+    assert any(entry.name == "read" for entry in kept.traceback)  # which looked at shared memory just then
+    muna.close()
+    assert child_processes() == before
+    assert "while workers were seen to" not in caplog.text
 
 
 @pytest.mark.fault(21)
