@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 _WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
+_taken_whole: Final[set[str]] = set()  # names of modules of which everything goes by value
 _own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes made here that travelled by value
 _received: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes that came by value
 _plain_code: Final = cloudpickle.Pickler.dispatch_table[types.CodeType]
@@ -215,12 +216,18 @@ def _used_in_classes(code: types.CodeType) -> Iterator[str]:
 
 
 def _note_whole(obj: Any) -> None:
-    """Have everything of a module taken whole that could never arrive by reference."""
+    """Have everything of a module taken whole as long as it cannot arrive by reference."""
     name = getattr(obj, "__name__" if isinstance(obj, types.ModuleType) else "__module__", None)
     module = sys.modules.get(name or "")
-    is_whole = isinstance(module, types.ModuleType) and module.__name__ == name != "__main__"
-    if module is not None and is_whole and not is_importable(module):
-        cloudpickle.register_pickle_by_value(module)  # for good
+    if not isinstance(module, types.ModuleType) or not module.__name__ == name != "__main__":
+        return
+    if not is_importable(module):
+        _taken_whole.add(module.__name__)
+        cloudpickle.register_pickle_by_value(module)
+    elif module.__name__ in _taken_whole:  # every worker that runs has it as it is, after it was imported again
+        _taken_whole.discard(module.__name__)
+        with suppress(ValueError):
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _is_ordinary(kind: type) -> bool:

@@ -74,6 +74,12 @@ def _may_be_older(name: str, spec: Any) -> bool:
     return min(_workers.values(), default=monotonic()) <= noticed[1]
 
 
+def is_whole_meanwhile(name: str) -> bool:
+    """Whether a module goes by value only as long as a worker runs that may have it as it was."""
+    module = sys.modules.get(name)
+    return name in _changed and module is not None and not is_importable(module)
+
+
 def note_worker(worker: object) -> None:
     """A worker was started: it imports modules as they are from now on."""
     _workers[worker] = monotonic()

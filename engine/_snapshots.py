@@ -20,7 +20,7 @@ from contextlib import suppress
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._importable import CACHED, FUNCTIONS, is_found, is_importable
+from engine._importable import CACHED, FUNCTIONS, is_found, is_importable, is_whole_meanwhile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -57,11 +57,12 @@ class Snapshot:
         holds: whether it keeps anything alive but numbers, texts and code.
     """
 
-    __slots__ = ("_functions", "_home", "_lost", "_variables", "_whole", "holds")
+    __slots__ = ("_functions", "_home", "_lost", "_meanwhile", "_variables", "_whole", "holds")
 
     def __init__(self, target: Any, whole: Collection[str] = ()) -> None:
         """Note what there is."""
         self._whole = whole
+        self._meanwhile: set[str] = set()  # modules that it takes by value, which may go by name once more
         self._lost: list[object] = []  # references to what is gone
         self._functions: list[tuple[str, weakref.ref[types.FunctionType], types.CodeType, Any, Any]] = []
         named = _named(target)
@@ -85,11 +86,21 @@ class Snapshot:
             changed = variables.change()
             if changed is not None:
                 return changed
+        if self._meanwhile:
+            for name in self._meanwhile:
+                if not is_whole_meanwhile(name):
+                    return name
         return "a variable" if self._lost else None
 
     def _is_by_value(self, named: Any) -> bool:
         module = getattr(named, "__module__", None)
-        return module in self._whole or not hasattr(named, "__qualname__") or not is_found(named)
+        if module in self._whole or not hasattr(named, "__qualname__"):
+            return True
+        if is_found(named):
+            return False
+        if isinstance(module, str) and is_whole_meanwhile(module):
+            self._meanwhile.add(module)
+        return True
 
     def _found(self, target: Any) -> Iterator[_Variables]:
         """Go through the functions that are reached from a target, those named by it first, and give what they use."""

@@ -43,7 +43,17 @@ import numpy as np
 import pydantic
 import pytest
 
-from engine import Engine, PayloadError, Predictor, PredictorError, WorkerLostError, _payloads, _pieces, _segments
+from engine import (
+    Engine,
+    PayloadError,
+    Predictor,
+    PredictorError,
+    WorkerLostError,
+    _importable,
+    _payloads,
+    _pieces,
+    _segments,
+)
 from engine._frames import ITEM, pack, pack_order
 from engine._importable import is_importable
 from engine._outlet import Link
@@ -551,9 +561,10 @@ def test_an_engine_closes_while_the_traceback_of_a_ctrl_c_is_kept_that_interrupt
     before = child_processes()
     muna = Engine(discover=False, workers=1)
     stream = muna.predictions.stream(yields, runner="process")
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt) as kept:
+    with monkeypatch.context() as patched:
         patched.setattr(_pieces.Turns, "give_way", raising(KeyboardInterrupt))
-        next(stream)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            next(stream)
     assert any(entry.name == "read" for entry in kept.traceback)  # which looked at shared memory just then
     muna.close()
     assert child_processes() == before
@@ -1200,6 +1211,31 @@ def test_after_a_reload_workers_run_what_runs_here(muna: Engine, worker: int, wr
         assert here[0][1] == ("Ada", "after it")
     (told, voice) = values_of(muna, "stream", module.answers, {"voice": module.Voice("Bo")})
     assert (told, type(voice)) == ((True, ("Bo", "after it")), module.Voice)
+
+
+@pytest.mark.fault(24)
+def test_once_no_worker_has_a_reloaded_module_as_it_was_a_predictor_and_its_inputs_agree_on_its_classes(
+    write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_importable, "_workers", {})  # those of other engines here have nothing to do with it
+    before = write("made_up_twice", "before")
+
+    def is_voice(voice: object) -> tuple[bool, int]:
+        return isinstance(voice, Voice), os.getpid()
+
+    def is_one_too(voice: object) -> tuple[bool, int]:
+        return isinstance(voice, Voice), os.getpid()
+
+    Voice = before.Voice
+    with Engine(discover=False, workers=1) as muna:
+        is_known, first = values_of(muna, "create", is_voice, {"voice": Voice("Ada")})[0]
+        Voice = write("made_up_twice", "after it").Voice
+        assert values_of(muna, "create", is_voice, {"voice": Voice("Ada")}) == [(True, first)]
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: not _importable._workers, "the worker is over")
+        is_still_known, second = values_of(muna, "create", is_voice, {"voice": Voice("Ada")})[0]
+        assert values_of(muna, "create", is_one_too, {"voice": Voice("Ada")}) == [(True, second)]
+        assert (is_known, is_still_known, second == first) == (True, True, False)
 
 
 @pytest.mark.fault(24)
