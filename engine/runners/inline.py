@@ -152,6 +152,8 @@ class InlineExecution(SyncExecution):
             self._step = produced.__next__
         else:
             self._bridged = self._bridge(body, produced, kind)
+            if self._turn is not BUSY:  # a stop came before there was anybody to pass it on to: see `stop`
+                self._bridged.stop(Stop("closed"))
             self._step = self._bridged.step
         value = self._step()
         self.outcome.first = (perf_counter() - self._began) * 1000.0

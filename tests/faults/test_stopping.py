@@ -1033,3 +1033,34 @@ def test_a_consumer_that_fails_without_with_has_abandoned_its_stream(yielding: C
         yielding.run(scenario)
     assert finalised == [1]
     assert len(told) == int(yielding.is_asyncio or not yielding.is_in_lockstep)
+
+
+@pytest.mark.fault(54)
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_a_stop_that_comes_just_before_a_function_gives_something_async_is_heard_by_its_new_owner(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    reached, go, never = Gate(), Gate(), Gate()
+
+    async def waits() -> AsyncIterator[str]:
+        await never.attend()
+        yield "too late"
+
+    def gives() -> AsyncIterator[str]:
+        reached.open()
+        go.wait()
+        return waits()
+
+    ends = {"cancel": PredictionCancelledError, "close": StopIteration}
+    with Engine(discover=False, grace=10.0) as muna:
+        stream = muna.predictions.stream(gives)
+
+        def stop() -> None:
+            reached.wait()
+            with Elsewhere(getattr(stream, how)):
+                eventually(lambda: stream._execution.call.stopping, "the stop is posted")  # type: ignore[union-attr]
+                go.open()
+
+        with Elsewhere(stop), pytest.raises(ends[how]):
+            next(stream)
+    assert caplog.messages == []
