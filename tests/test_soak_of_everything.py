@@ -13,6 +13,7 @@ import contextlib
 import faulthandler
 import gc
 import itertools
+import logging
 import os
 import random
 import signal
@@ -578,7 +579,22 @@ def settle(soak: Soak) -> None:
     assert [reference() for reference in closed if reference() is not None] == []
 
 
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Let a record go on as text: pytest keeps records, and their frames would keep engines."""
+    record.exc_info = None
+    return True
+
+
+@pytest.fixture
+def texts_alone() -> Iterator[None]:
+    logger = logging.getLogger("engine")
+    logger.addFilter(without_traceback)
+    yield
+    logger.removeFilter(without_traceback)
+
+
 @pytest.mark.fault(94)
+@pytest.mark.usefixtures("texts_alone")
 @pytest.mark.timeout(LIMIT)
 @pytest.mark.filterwarnings("ignore:.*abandoned after:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # such a warning, raised in a `__del__`
