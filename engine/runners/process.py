@@ -14,6 +14,7 @@ import sys
 import threading
 import types
 import weakref
+from _thread import allocate_lock
 from collections import deque
 from contextvars import copy_context
 from functools import partial
@@ -46,6 +47,7 @@ from engine.runners.wire import Wire
 from engine.runners.workers import Shipment, Worker, start_worker
 
 if TYPE_CHECKING:
+    from _thread import LockType
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from engine._frames import Chunk
@@ -331,19 +333,30 @@ class ProcessRunner:
             wire.inputs,
         )
         if wire.is_large:
-            self._aside(wire, partial(self._send_aside, wire))
+            wire.claim = claim = allocate_lock()
+            self._aside(wire, partial(self._send_claimed, wire, claim))
         else:
             self._send(wire)
 
+    def _send_claimed(self, wire: Wire, claim: LockType) -> None:
+        """In an owner thread: send a call, unless Ctrl-C has ended it while this thread was started."""
+        if claim.acquire(blocking=False):
+            self._send_aside(wire)
+            wire.claim = None
+
     def _send_aside(self, wire: Wire) -> None:
         """In a thread of the engine's: send a call, unless it was stopped before, and have its consumers hear it."""
+        end: End | None = None
         try:
             if wire.stop:
-                wire.finish(End())
+                end = End()
             else:
                 self._send(wire)
         except BaseException as error:
-            wire.finish(End(error))
+            end = End(error)
+        if end is not None:
+            wire.claim = None
+            wire.finish(end)
         wake_all(wire.consumers)
 
     def _send(self, wire: Wire) -> None:

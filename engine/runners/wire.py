@@ -26,6 +26,7 @@ from engine._pieces import are_small
 from engine._records import Ladder, traceback_of
 
 if TYPE_CHECKING:
+    from _thread import LockType
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable
 
@@ -78,6 +79,7 @@ class Wire(Channel):
     worker: Worker | None = None
     number = 0  # of the call in its worker; 0 until that may have it
     is_large = False  # what is sent would keep an event loop for long, and is that of a task
+    claim: LockType | None = None  # taken by an owner thread that sends it, or by its end, whichever comes first
     variables: tuple[tuple[str, bytes], ...] | None = None  # context variables that travel, if encoded by now
     is_sent = False  # until then its sender finds out that the worker is gone, and no consumer reads what it says
     reason = ""  # why the worker was lost, where that is not how its process ended
@@ -615,8 +617,10 @@ class Wire(Channel):
 
     def finish(self, end: End) -> None:
         """The call ends before there is an answer: it was not sent, or its sending was interrupted."""
-        worker = self.worker
-        if worker is not None and self.number:  # the worker may have it, and is free once it has stopped
+        worker, claim = self.worker, self.claim
+        if claim is not None and not claim.acquire(blocking=False):  # it is being sent, and stopped as soon as it was
+            self.request_stop()
+        elif worker is not None and self.number:  # the worker may have it, and is free once it has stopped
             self.is_sent = True
             self.request_stop()
         elif worker is not None:

@@ -29,11 +29,14 @@ import pytest
 
 from engine import Engine, EngineClosedError, NestingError, PredictionCancelledError, Predictor
 from engine._frames import DONE, ITEM, ITEMS
+from engine.runners import process
+from engine.runners.wire import Wire
 from engine.runners.workers import Worker
 from tests.conftest import child_processes
 from tests.faults import workers
 from tests.faults.conftest import END, Cell, Consumer, Elsewhere, Reader, aeventually, eventually
 from tests.faults.conftest import _step_through as step_through
+from tests.faults.luggage import gives_back
 from tests.faults.workers import (
     KINDS,
     FileGate,
@@ -1024,6 +1027,55 @@ def test_a_call_interrupted_while_it_is_sent_leaves_its_worker_to_the_next(
         stream.close()
         assert muna.predictions.create(number_of_worker, runner="process").value > 0
         assert muna.predictions.live == ()
+
+
+@pytest.mark.fault(108)
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("kind", ["acreate", "astream"])
+def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker_until_that_is_over(
+    kind: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on, late = threading.Event(), threading.Event(), list[Callable[[], None]]()
+    make_frame = process._frame
+    inputs = {"value": [bytes(1 << 16)] * 8 + [bytearray(1 << 20)]}
+
+    def frame(*facts: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            reached.set()
+            assert go_on.wait(LONG)
+        return make_frame(*facts)
+
+    async def call(muna: Engine) -> None:
+        if kind == "acreate":
+            await muna.predictions.acreate(gives_back, inputs, runner="process")
+        else:
+            await anext(muna.predictions.astream(gives_back, inputs, runner="process"))
+
+    with Engine(discover=False, workers=1, grace=LONG) as muna:
+        number = muna.predictions.create(number_of_worker, runner="process").value
+        runner = muna._workers()
+        aside = runner._aside
+
+        def interrupted(channel: Any, work: Callable[[], None]) -> None:
+            if not isinstance(channel, Wire):
+                return aside(channel, work)
+            if moment == "after":
+                aside(channel, work)
+                assert reached.wait(LONG)
+            else:
+                late.append(work)
+            raise _Interrupted
+
+        monkeypatch.setattr(process, "_frame", frame)
+        monkeypatch.setattr(runner, "_aside", interrupted)
+        with pytest.raises(_Interrupted):
+            asyncio.run(call(muna))
+        assert bool(runner._pool.holders) is (moment == "after")
+        go_on.set()
+        for work in late:
+            work()
+        assert muna.predictions.create(number_of_worker, runner="process").value == number
+        assert (runner._pool.holders, muna.predictions.live) == ((), ())
 
 
 @pytest.mark.fault(97)
