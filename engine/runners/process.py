@@ -222,9 +222,11 @@ class ProcessRunner:
             if encoding is mine:
                 self._encode_aside(encoding, name, call.tag, target, limit, by_value=body.by_value)
             end = await _end_of(encoding, body)
-            made = end.returned
-            if encoding is mine:  # others find out for themselves what is wrong
+            if encoding is mine:
                 _raise_of(end)
+                made = end.returned
+            else:  # what was wrong, or has changed before this call, it finds out for itself
+                made = self._known(call.tag, target, limit, by_value=body.by_value)
         return made
 
     def _encode_aside(

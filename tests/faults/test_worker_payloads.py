@@ -31,6 +31,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import types
 import uuid
@@ -61,7 +62,7 @@ from engine._segments import WORTH, Segment
 from engine.runners import process, workers
 from tests.conftest import child_processes
 from tests.faults import luggage
-from tests.faults.conftest import END, Cell, Consumer, Elsewhere, eventually
+from tests.faults.conftest import END, Cell, Consumer, Elsewhere, aeventually, eventually
 from tests.faults.luggage import (
     HERE,
     THERE,
@@ -1211,6 +1212,39 @@ def test_after_a_reload_workers_run_what_runs_here(muna: Engine, worker: int, wr
         assert here[0][1] == ("Ada", "after it")
     (told, voice) = values_of(muna, "stream", module.answers, {"voice": module.Voice("Bo")})
     assert (told, type(voice)) == ((True, ("Bo", "after it")), module.Voice)
+
+
+@pytest.mark.fault(24)
+def test_a_task_that_waits_for_anothers_encoding_sends_what_was_assigned_before_its_own_call(
+    muna: Engine, worker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = "old"
+
+    def tells() -> str:
+        return level
+
+    is_encoded, go_on = threading.Event(), threading.Event()
+    encode_target = _payloads.encode_target  # as `process` knows it
+
+    def encoded(*facts: Any) -> bytes:
+        data = encode_target(*facts)
+        is_encoded.set()
+        assert go_on.wait(LIMIT)
+        return data
+
+    async def main() -> list[str]:
+        nonlocal level
+        first = asyncio.create_task(muna.predictions.acreate(tells, runner="process"))
+        assert await asyncio.to_thread(is_encoded.wait, LIMIT)
+        level = "new"
+        second = asyncio.create_task(muna.predictions.acreate(tells, runner="process"))
+        (encoding,) = muna._workers()._encodings.values()
+        await aeventually(lambda: len(encoding.consumers) == 2, "both wait for it")
+        go_on.set()
+        return [each.value for each in await asyncio.gather(first, second)]
+
+    monkeypatch.setattr(process, "encode_target", encoded)
+    assert asyncio.run(main()) == ["old", "new"]
 
 
 @pytest.mark.fault(24)
