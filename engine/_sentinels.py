@@ -15,12 +15,13 @@ import importlib
 import os
 import sys
 import types
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._importable import by_reference, is_importable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     _Home = tuple[object, types.ModuleType, str]
 
@@ -36,10 +37,11 @@ _scanned: list[
     object
 ] = []  # how many modules there were when they were searched for instances of `object`, and the last
 
-# Those of scripts, and their copies, with a number that they keep; by their address, and by that.
-_tracked: Final[dict[int, tuple[object, str]]] = {}
+# Those of scripts, and their copies, with a number that they keep; by their address, and by that. They are referred to
+# weakly where they can be: once nothing else has such a one, nobody can tell its like from it.
+_tracked: Final[dict[int, tuple[Callable[[], Any], str]]] = {}
 _tracked_kinds: Final[set[int]] = set()  # addresses of their classes
-_arrived: Final[dict[str, object]] = {}
+_arrived: Final[dict[str, Callable[[], Any]]] = {}
 
 
 with_sentinels: Final[set[int]] = set()  # addresses of classes found importable, of which there may be sentinels
@@ -76,7 +78,7 @@ def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
     """
     kind = type(obj)
     home = _home_in(obj, sys.modules.get(kind.__module__)) if is_by_value else _home(obj, kind)
-    if home is None and id(obj) not in _tracked:
+    if home is None and _number_in(obj) is None:
         return None
     try:
         made, args, state, *items = obj.__reduce_ex__(_PROTOCOL)
@@ -171,23 +173,41 @@ def _made(kind: type, state: Any) -> object:
 
 def number_of(obj: object) -> str:
     """The number that an object which travels keeps; it is given one."""
-    known = _tracked.get(id(obj))
-    number = known[1] if known is not None else os.urandom(12).hex()
-    if known is None:
+    number = _number_in(obj)
+    if number is None:
+        number = os.urandom(12).hex()
         note_number(number, obj)
     return number
 
 
+def _number_in(obj: object) -> str | None:
+    known = _tracked.get(id(obj))
+    return known[1] if known is not None and known[0]() is obj else None
+
+
 def known_by(number: str) -> Any:
     """The object of a number; `None` if there is none here."""
-    return _arrived.get(number)
+    reference = _arrived.get(number)
+    return None if reference is None else reference()
 
 
-def note_number(number: str, obj: object) -> Any:
+def note_number(number: str, obj: Any) -> Any:
     """Have an object keep a number, and give it."""
-    _tracked[id(obj)] = obj, number
+    address = id(obj)
+
+    def forget(gone: object) -> None:
+        _tracked.pop(address, None)
+        if _arrived.get(number) is gone:
+            del _arrived[number]
+
+    reference: Callable[[], Any]
+    try:
+        reference = weakref.ref(obj, forget)
+    except TypeError:
+        reference = lambda: obj  # noqa: E731 - a reference that is not weak
+    _tracked[address] = reference, number
     _tracked_kinds.add(id(type(obj)))
-    _arrived[number] = obj
+    _arrived[number] = reference
     return obj
 
 

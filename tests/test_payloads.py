@@ -13,6 +13,7 @@ import datetime as dt
 import decimal
 import enum
 import functools
+import gc
 import importlib
 import operator
 import pathlib
@@ -25,6 +26,7 @@ import textwrap
 import threading
 import types
 import uuid
+import weakref
 import zipfile
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -271,6 +273,24 @@ def test_a_sentinel_of_a_module_that_nobody_else_can_import_is_one_object_howeve
     module: Any = made_by_hand("with_sentinels_by_hand", SENTINELS)
     for sentinel in (module.BARE, module.UNSET, module.SLOTTED):
         assert travelled(sentinel) is sentinel
+
+
+def test_objects_that_a_script_has_under_one_name_after_the_other_are_not_kept_for_having_travelled(
+    forgotten: None,
+) -> None:
+    module: Any = made_by_hand("with_sentinels_by_hand", SENTINELS)
+    data = []
+    for _ in range(3):
+        module.UNSET = module.Unset()
+        gone = weakref.ref(module.UNSET)
+        data.append(encode_whole(module.UNSET))
+        assert decode(data[-1]) is module.UNSET
+        del module.UNSET
+        gc.collect()
+        assert gone() is None
+    made = [decode(each) for each in (*data, *data)]
+    assert made[:3] == made[3:]
+    assert len(set(map(id, made))) == 3
 
 
 def arrays() -> Iterator[tuple[str, Any]]:
