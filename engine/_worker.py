@@ -377,7 +377,7 @@ class _Host:
             if order.path is not None:
                 _take_path(order.path)
             for key in order.forget:
-                self._forget(key)
+                self._make_room(key)
             self.mains.enter(order.key)
             if order.what != "run":
                 outlet.finish(End(returned=self._seen_to(order, frame)))
@@ -486,6 +486,16 @@ class _Host:
             for instance in resident.close():
                 resident.teardown(instance, None)
         self.mains.forget(key)
+
+    def _make_room(self, key: int) -> None:
+        """Forget a predictor before a call of another, which its clean-up must not cost anything."""
+        tag = self.residents[key].profile.tag if key in self.residents else ""
+        try:
+            self._forget(key)
+        except Terminated:
+            raise
+        except BaseException as error:
+            _errors.warn(f"{tag}: error in teardown", error)
 
     def _tear_all_down(self) -> None:
         errors: list[BaseException] = []

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import pytest
 
-from engine import Engine, EngineClosedError, EngineError
+from engine import Engine, EngineClosedError, EngineError, Predictor
 from engine.runners.warden import Warden
 from engine.runners.workers import Worker
 from tests.conftest import child_processes
@@ -663,3 +663,35 @@ def test_a_setup_that_hangs_in_a_worker_ends_with_its_engine(tmp_path: Path) -> 
     assert [type(error) for error in caught] == [EngineClosedError]
     with contextlib.suppress(ProcessLookupError):
         assert is_gone(gate.opener)
+
+
+@pytest.mark.fault(107)
+def test_what_a_worker_that_was_busy_tears_down_before_its_next_call_fails_neither_that_nor_another_teardown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path / "journal")
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def predict(self) -> str:
+            return self.name
+
+        def teardown(self) -> None:
+            journal.note(self.name)
+            raise LookupError(self.name)
+
+    tags = ["@me/one", "@me/two"]
+    with Engine([Predictor(tag, partial(Model, tag)) for tag in tags], discover=False, workers=1, grace=LIMIT) as muna:
+        muna._workers()._grace = 0.01  # for which an unload waits for the worker
+        assert [muna.predictions.create(tag, runner="process").value for tag in tags] == tags
+        stream = muna.predictions.stream(numbers_after_worker, runner="process")
+        with ThreadPoolExecutor(1) as executor:  # another thread's stream may be waited for
+            executor.submit(next, stream).result(LIMIT)
+        for tag in tags:
+            muna.unload(tag, runner="process")
+        stream.close()
+        assert muna.predictions.create(number_of_worker, runner="process").value > 0
+        assert journal.words == tags
+    assert [tag in text for tag, text in zip(tags, caplog.messages, strict=True)] == [True, True]
