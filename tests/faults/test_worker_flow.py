@@ -656,7 +656,8 @@ def test_a_thousand_calls_and_streams_at_a_time_share_two_workers() -> None:
             ]
             after = Census.take()
             assert len(after.children - before.children) == 2
-            assert len(after.threads - before.threads) == 1  # the warden
+            gained = sorted(thread.name for thread in after.threads - before.threads)
+            assert gained in (["engine-warden"], ["engine-owner", "engine-warden"])  # the owner imported what they need
             assert len(after.descriptors - before.descriptors) <= 2 * 16 + 4
 
     asyncio.run(main())
