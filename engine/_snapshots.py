@@ -187,7 +187,7 @@ class Home:
         return module is not None and is_importable(module) and self.is_there()
 
     def forgotten(self) -> Home:
-        """The same place, whatever stands there."""
+        """Give a home at this place, whatever stands there."""
         made = Home(self._named, self._module, self.path)
         made._is_made_anew = True
         return made
