@@ -340,7 +340,7 @@ class Executor:
         context = copy_context()
 
         async def open_it() -> tuple[AsyncExecution, Reducer]:
-            await self.in_owner(resident.profile.tag, self._workers)
+            await self._shared("workers", resident.profile.tag, self._workers)
             place = self._async_place(resident, runner)
             execution = context.run(self._aopen, resident, args, kwargs, place, runner, check, prefetch)
             return execution, resident.profile.reducer
@@ -812,7 +812,7 @@ class Executor:
         if wish is not None and self._is_to_be_read_for(wish):
             await self._look(resident.profile.tag, lambda: self._is_to_be_read_for(wish))
         if not self._is_imported and self._must_import(resident, runner):
-            await self.in_owner(resident.profile.tag, self._workers)
+            await self._shared("workers", resident.profile.tag, self._workers)
         place: Any = self._async_place(resident, runner)
         is_kept = place is not None and reducer in _KEPT_BY_OWNERS
         if is_kept and self._takes_errands(place):
