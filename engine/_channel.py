@@ -341,7 +341,7 @@ def wait_until(is_news: Callable[[], bool], parked: deque[Wake], seconds: float)
 async def wait_until_task(
     is_news: Callable[[], bool], parked: deque[Wake], seconds: float, lost: Callable[[], None] | None = None
 ) -> bool:
-    """The same for an asyncio task; `lost` is called where its loop is closed when the wake-up comes."""
+    """Do what `wait_until` does in an asyncio task; `lost` is called where its loop is closed when it is woken."""
     from asyncio import get_running_loop
 
     late: list[bool] = []

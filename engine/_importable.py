@@ -116,7 +116,7 @@ def _is_there(finder: Any, name: str, path: Any, origin: str | None) -> bool:
 
 
 def _is_ordinary(spec: Any) -> bool:
-    """Whether the interpreter's own loaders could load what was found, whoever did here: hooks are the program's."""
+    """Whether the interpreter's own loaders could load what was found, even if a hook of the program's did."""
     loader = spec.loader
     kind = loader if isinstance(loader, type) else type(loader)
     own = kind.__module__ in {"_frozen_importlib", "_frozen_importlib_external", "zipimport", "builtins"}

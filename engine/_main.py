@@ -28,7 +28,7 @@ class Mains:
     """What is `__main__` in a worker while it serves one predictor or another."""
 
     def __init__(self) -> None:
-        """Have nobody find the line that started the worker."""
+        """Hide the line that started the worker."""
         self._of_none = types.ModuleType("__main__")
         self._started_by = sys.modules["__main__"]  # kept, for it runs
         self._own: dict[int, types.ModuleType] = {}  # by the numbers of predictors

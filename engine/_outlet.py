@@ -561,7 +561,7 @@ class Tail:
             time.sleep(_TAIL)
 
     def _flush(self) -> bool:
-        """Send what waits; tell whether there was anything, or something is left over that nobody else pushes."""
+        """Send what waits; tell whether there was anything, or what is left over is not pushed by the main thread."""
         outlet = self._outlet()
         was_waiting = outlet is not None and outlet.flush_from_anywhere()
         return was_waiting or (bool(self._link.unsent) and not self._link.is_waited_for)

@@ -178,11 +178,11 @@ def encode_inputs(
         args: inputs by place.
         kwargs: inputs by name.
         whole: names of modules of which everything is taken by value.
-        is_unwanted: tells, between two pieces, whether nobody waits for it any more.
+        is_unwanted: tells, between two pieces, whether the call no longer waits for it.
 
     Raises:
         PayloadError: one of them cannot travel; it is named.
-        UnwantedError: nobody waited for it any more.
+        UnwantedError: the call no longer waits for it.
     """
     try:
         return _encode_in_pieces((args, kwargs), is_unwanted, whole)
@@ -265,7 +265,7 @@ def encode_whole(value: Any, is_unwanted: Callable[[], bool] | None = None) -> b
     """Encode any value, with everything inside, in pieces between which other threads have their turn.
 
     Raises:
-        UnwantedError: nobody waited for it any more.
+        UnwantedError: the call no longer waits for it.
         BaseException: whatever its pickling raises; see `refused`.
     """
     pieces = Pieces(is_unwanted)

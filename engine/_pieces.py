@@ -23,7 +23,7 @@ _NAP: Final = 0.00005  # seconds it gives it up: long enough for a thread that w
 
 
 def are_small(sizes: Sequence[int]) -> bool:
-    """Whether a payload, told by the sizes of its pickle and its buffers, keeps nobody waiting when it is handled."""
+    """Whether a payload, told by the sizes of its pickle and its buffers, may be handled on an event loop."""
     return sizes[0] <= AT_ONCE and sum(sizes) <= PIECE
 
 
@@ -87,7 +87,7 @@ class Pieces:
         """Keep one more piece.
 
         Raises:
-            UnwantedError: nobody wants the rest.
+            UnwantedError: the call no longer waits for the rest.
         """
         if self.chunks:
             self._turns.give_way()

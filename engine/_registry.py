@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pluggy import HookRelay
 
 
-_COMPARED: Final = 256  # tags that a misspelt one is compared with: 1 ms, and whoever missed one may be an event loop
+_COMPARED: Final = 256  # tags that a misspelt one is compared with: 1 ms, and the caller may be an event loop
 
 
 @attrs.frozen(eq=False)

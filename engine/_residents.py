@@ -172,7 +172,7 @@ class Resident:
         return self.function is not None
 
     def prepare(self) -> Any:
-        """Give what is called, setting the class up in this thread if nobody has, and waiting for another's setup.
+        """Give what is called, setting the class up in this thread if none was, and waiting for another caller's setup.
 
         Raises:
             NestingError: the class is being set up by this very call chain, or would block the engine's loop.
@@ -210,7 +210,7 @@ class Resident:
             raise
         waited = Patience(self.profile.tag, None)
         while not work.wait(waited.left()):
-            if thread.is_waited_for:  # by a call that nobody else would tell of
+            if thread.is_waited_for:  # by a call that no other line of the log tells of
                 waited.report()
         work.result()
 

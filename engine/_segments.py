@@ -36,7 +36,7 @@ def make_segment() -> int:
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("engine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with suppress(OSError):  # an older system
-            os.fchmod(descriptor, 0o600)  # it is nobody else's, whoever finds it in /proc
+            os.fchmod(descriptor, 0o600)  # other users find it in /proc, too
             # What is mapped by one side must not be cut off by the other: reading it would end the process by SIGBUS.
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         return descriptor

@@ -2,7 +2,7 @@
 
 A sentinel such as `dataclasses.MISSING` says nothing of how it is pickled, so that a copy of it would arrive, which
 nothing is. One that a module has under a name arrives as what that module has there on the other side; one of a script,
-whose module nobody else can import, as the same object each time.
+whose module no other process can import, as the same object each time.
 
 What counts as one: an instance that is pickled by its attributes, bound to a name of a module, and without attributes,
 or with a few texts for them. Where the other side's differs in those, a copy arrives after all.
@@ -38,7 +38,7 @@ _scanned: list[
 ] = []  # how many modules there were when they were searched for instances of `object`, and the last
 
 # Those of scripts, and their copies, with a number that they keep; by their address, and by that. They are referred to
-# weakly where they can be: once nothing else has such a one, nobody can tell its like from it.
+# weakly where they can be: once nothing else has such a one, its like cannot be told from it.
 _tracked: Final[dict[int, tuple[Callable[[], Any], str]]] = {}
 _tracked_kinds: Final[set[int]] = set()  # addresses of their classes
 _arrived: Final[dict[str, Callable[[], Any]]] = {}

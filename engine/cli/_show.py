@@ -1,7 +1,7 @@
 """What the command line prints: results on stdout, told apart by whether a terminal reads them, and failures.
 
 A pipe gets a line for each value, flushed, and bytes as they are. A terminal sees text grow in one place, and no
-character that it would obey: not of a result, whoever made that, nor of the text of an error.
+character that it would obey: not of a result, nor of the text of an error.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class _Start:
         return self.is_over or self.holder.call.stopping
 
     def wake(self) -> None:
-        """Have whoever waits for it look again."""
+        """Have the call that waits for it look again."""
         wake_all(self.parked)
 
 
@@ -357,9 +357,9 @@ class Pool(Line):
         return idle
 
     def close(self) -> None:
-        """Refuse whoever comes or waits, and take back what was granted to those who have not heard of it.
+        """Refuse the calls that come or wait, and take back what was granted to those who have not heard of it.
 
-        The event loop of a task that waits may have stopped turning: nobody else would ever give its worker back.
+        The event loop of a task that waits may have stopped turning: its worker would never be given back.
         """
         with self._lock:
             self._is_closed = True
@@ -378,7 +378,7 @@ class Pool(Line):
         """Wait at most `seconds` until no worker is being started."""
         deadline = monotonic() + seconds
         for start in tuple(self._starting):
-            thread = start.thread  # one that has not begun cannot be waited for, and starts nobody in a closed pool
+            thread = start.thread  # one that has not begun cannot be waited for, and starts no worker in a closed pool
             if thread is not None and thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
 

@@ -166,7 +166,7 @@ class ProcessRunner:
 
         Args:
             body: what the call is to run.
-            work: is told how to find out, now and then, whether nobody waits for it any more.
+            work: is told how to find out, now and then, whether the call no longer waits for it.
 
         Raises:
             PredictionCancelledError: the call was stopped meanwhile.

@@ -345,7 +345,7 @@ class TaskExecution(Execution):
         self._finalise_with(self._carry_out(stop, is_shielded=True))
 
     def _finalise_with(self, coroutine: Any) -> None:
-        """Finalise the body in a task of its own, which nobody but the end of its loop cancels."""
+        """Finalise the body in a task of its own, which only the end of its loop cancels."""
         if self._guard is not None:
             finalising = self._guard.loop.create_task(coroutine)
             _finalising.add(finalising)
@@ -727,7 +727,7 @@ class Watch:
         self._borrowed = 0
         self._cuts = 0  # how often the grace has run out
         self._is_closing = False  # the body was closed at a yield, and has one grace from then on
-        self._is_shielded = False  # for good: whoever takes a cancellation back, the body has to end
+        self._is_shielded = False  # for good: though a scope takes its cancellation back, the body has to end
         self.cancellation: BaseException | None = None
         self.is_closed = False
 
@@ -765,7 +765,7 @@ class Watch:
         return self._is_shielded or self._excess() > 0
 
     def _excess(self) -> int:
-        """The cancellations of the task, since this wait began, that nobody has taken back."""
+        """The cancellations of the task, since this wait began, that were not taken back."""
         return 0 if self._task is None else self._task.cancelling() - self._borrowed - self._baseline
 
     def interrupt(self, stop: Stop) -> None:

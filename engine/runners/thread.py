@@ -136,7 +136,7 @@ class ThreadRunner:
             )
 
     def _wanted(self) -> int:
-        """Owner threads whose bodies somebody still consumes; the others end, or are abandoned."""
+        """Owner threads whose bodies still have a consumer; the others end, or are abandoned."""
         return sum(channel.deserted is None for channel in self._served())
 
     def _refuse_abandoned(self, tag: str) -> None:

@@ -205,7 +205,7 @@ class Wire(Channel):
                 wake_one(self.consumers)  # another reader goes on where this one leaves
 
     def _is_readable(self) -> bool:
-        """Whether there is a worker to hear, which has the call, and nobody else hears it."""
+        """Whether there is a worker to hear, which has the call, and no other reader hears it."""
         return not self._is_cut and self.is_sent and self.worker is not None and not self._is_reading
 
     def _may_go_on(self) -> bool:
@@ -365,7 +365,7 @@ class Wire(Channel):
     # Reading
 
     def _read(self, worker: Worker) -> bool:
-        """Take in what the pipe holds; only by whoever has set `_is_reading`.
+        """Take in what the pipe holds; only the reader that has set `_is_reading` does.
 
         Returns:
             Whether an event loop met something large, which is still to be taken in, elsewhere.

@@ -394,7 +394,7 @@ def start_worker(start: Start) -> Worker:
         ours["exit"] = _exit_pipe(process.pid)
         worker = Worker(process, ours)
     except BaseException:
-        if process is not None:  # nobody else knows of it
+        if process is not None:  # only this function knows of it
             process.kill()
             process.wait()
         for each in ours.values():
