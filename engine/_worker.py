@@ -482,10 +482,12 @@ class _Host:
         resident = self.residents.pop(key, None)
         for checked in (True, False):
             self.binders.pop((key, checked), None)
-        if resident is not None:
-            for instance in resident.close():
-                resident.teardown(instance, None)
-        self.mains.forget(key)
+        try:
+            if resident is not None:
+                for instance in resident.close():
+                    resident.teardown(instance, None)
+        finally:
+            self.mains.forget(key)
 
     def _make_room(self, key: int) -> None:
         """Forget a predictor before a call of another, which its clean-up must not cost anything."""
