@@ -53,9 +53,12 @@ def keep_collections_short() -> None:
 
 
 # What workers run is measured in the processes that these files start; in those of all files it would take minutes. One
-# that is killed tells nothing.
+# that is killed tells nothing. Of some the scripts are measured, too, with the workers that these start.
 MEASURED: Final = frozenset(
     {"test_worker_exceptions.py", "test_worker_flow.py", "test_worker_lifetime.py", "test_worker_payloads.py"}
+)
+SCRIPTS_MEASURED: Final = frozenset(
+    {"test_cli.py", "test_fork.py", "test_payloads.py", "test_worker_payloads.py", "test_worker_start.py"}
 )
 
 
@@ -64,14 +67,17 @@ def measure_workers(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where coverage is measured, have it measured in worker processes, too."""
     coverage: Any = sys.modules.get("coverage")
     measurement = None if coverage is None else coverage.Coverage.current()
-    if measurement is None or request.path.name not in MEASURED:
+    if measurement is None or request.path.name not in MEASURED | SCRIPTS_MEASURED:
         yield
         return
     from engine._records import Start
 
     begin, told = Start.here, {"COVERAGE_PROCESS_CONFIG": measurement.config.serialize()}
-    with pytest.MonkeyPatch.context() as patch:  # of engines made here, and not of scripts, which are not to be slowed
-        patch.setattr(Start, "here", lambda: Start(begin().folder, begin().environment | told))
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name in SCRIPTS_MEASURED:
+            patch.setenv(*told.popitem())
+        else:  # of engines made here alone
+            patch.setattr(Start, "here", lambda: Start(begin().folder, begin().environment | told))
         yield
 
 
