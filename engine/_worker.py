@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import threading
+import warnings
 from contextvars import copy_context
 from functools import partial
 from itertools import takewhile
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from engine._frames import Frame, Order
 
 _READ: Final = 1 << 16  # bytes one read takes at most
+_COUNTS_LATE: Final = sys.version_info[:2] == (3, 13)  # that Python counts threads after the hooks of a fork have run
 _BOUND: Final = 5.0  # seconds a thread that is to end has to do so
 
 
@@ -229,6 +231,7 @@ class _Host:
     _handed: Callable[[], None] | None = None
     tail: Tail = attrs.field(init=False)
     _had_tail: bool = False
+    _hushed: Any = None  # a filter of warnings
 
     def __attrs_post_init__(self) -> None:
         self.ring = Ring(self.outbound)
@@ -254,6 +257,21 @@ class _Host:
         if not self.link.is_child and threading.current_thread() is threading.main_thread():
             self.listener.stop()
             self._had_tail = self.tail.stop()
+            if _COUNTS_LATE and threading.active_count() == 1:
+                self._hush()
+
+    def _hush(self) -> None:
+        """Until the call is over, have nothing said of threads that come back before they are counted."""
+        filters: Any = warnings.filters
+        if self._hushed is None or self._hushed not in filters:
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of .*fork", DeprecationWarning)
+            self._hushed = filters[0]
+
+    def _speak(self) -> None:
+        filters: Any = warnings.filters
+        with contextlib.suppress(ValueError):
+            filters.remove(self._hushed)
+        self._hushed = None
 
     def after_fork(self) -> None:
         """After a fork, in the process that forked: the worker, or a child of it, which has no thread of ours."""
@@ -347,6 +365,8 @@ class _Host:
                 state.restore()
             except Exception:  # raised by a handler that a predictor left, just before it was taken away
                 state.restore()
+            if self._hushed is not None:
+                self._speak()
             if self.link.unsent:
                 self._push_all()
 
