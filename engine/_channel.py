@@ -25,7 +25,7 @@ import attrs
 from engine._errors import warn
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Future, TimerHandle
+    from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable
 
     from engine._records import Ladder
@@ -437,28 +437,31 @@ class _Sharing:
     """Gives up the GIL once per switch interval while tasks of one loop wait for owner threads.
 
     A loop that runs callback after callback releases the GIL only for moments too short for a waiting thread to take
-    it, and would starve the very owner it waits for.
+    it, and would starve the very owner it waits for. It refers to neither its loop nor the loop's timer: a loop that is
+    closed before the timer rings would be kept for ever.
     """
 
-    __slots__ = ("_timer", "_waiting")
+    __slots__ = ("_is_timed", "_waiting")
 
     def __init__(self) -> None:
         self._waiting = 0
-        self._timer: TimerHandle | None = None
+        self._is_timed = False
 
     def enter(self, loop: AbstractEventLoop) -> None:
         self._waiting += 1
-        if self._timer is None:
-            self._timer = loop.call_later(sys.getswitchinterval(), self._tick, loop)
+        if not self._is_timed:
+            self._is_timed = True
+            loop.call_later(sys.getswitchinterval(), self._tick, loop)
 
     def leave(self) -> None:
         self._waiting -= 1
 
     def _tick(self, loop: AbstractEventLoop) -> None:
-        self._timer = None
+        self._is_timed = False
         if self._waiting:
             sleep(0.00005)  # long enough for a thread that waits for the GIL to get it
-            self._timer = loop.call_later(sys.getswitchinterval(), self._tick, loop)
+            self._is_timed = True
+            loop.call_later(sys.getswitchinterval(), self._tick, loop)
 
 
 _sharings: WeakKeyDictionary[AbstractEventLoop, _Sharing] = WeakKeyDictionary()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import sys
 import threading
 import time
 import warnings
@@ -277,3 +278,23 @@ def test_a_loop_that_never_closed_its_streams_is_kept_no_longer_than_to_the_next
         asyncio.run(half_read(engine, yields, 1))
         gc.collect()
         assert kept() is None
+
+
+@pytest.mark.fault(94)
+def test_a_loop_that_is_closed_just_after_it_waited_for_an_owner_thread_is_let_go_of(
+    muna: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "getswitchinterval", lambda: 60.0)  # the loop ends before it would give up the GIL
+    gate = threading.Event()
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(gate.set)
+        assert (await muna.predictions.acreate(gate.wait, {"timeout": PATIENCE}, runner="thread")).value is True
+
+    loop = asyncio.new_event_loop()
+    kept = weakref.ref(loop)
+    loop.run_until_complete(main())
+    loop.close()
+    del loop
+    gc.collect()
+    assert kept() is None
