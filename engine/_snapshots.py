@@ -15,6 +15,7 @@ import functools
 import sys
 import types
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
 from operator import attrgetter, itemgetter
@@ -193,7 +194,7 @@ class Home:
         return made
 
 
-class _Variables:
+class _Variables(ABC):
     """Variables that a function uses, and what they held.
 
     Attributes:
@@ -208,9 +209,9 @@ class _Variables:
         self._lost = lost
         self._note(self._values(function))
 
+    @abstractmethod
     def _values(self, function: types.FunctionType) -> tuple[Any, ...]:
         """What they hold now."""
-        raise NotImplementedError
 
     def change(self) -> str | None:
         """Name one that holds another object than it did; `None` if all hold what they held."""
