@@ -22,7 +22,7 @@ from engine._errors import PayloadError, PredictorError, name_shown, quote, say
 from engine._importable import NAMED, by_reference, is_found
 from engine._pieces import AT_ONCE, PIECE, Pieces, Source, Turns, UnwantedError, copied
 from engine._records import cut, traceback_of
-from engine._sentinels import find_sentinel, note_found, reduced_sentinel, with_sentinels
+from engine._sentinels import AS_ANY_OBJECT, find_sentinel, note_found, reduced_sentinel, with_sentinels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -252,13 +252,12 @@ def _parts_of(value: object) -> Iterator[tuple[str, object]]:
         yield from ((f"[{index}]", part) for index, part in enumerate(islice(value, _MOST_LOOKED_AT)))
     kind: Any = type(value)
     is_attrs = attrs.has(kind)
-    if is_attrs or (kind.__reduce_ex__, kind.__reduce__, kind.__getstate__) == _AS_ANY_OBJECT:
+    if is_attrs or (kind.__reduce_ex__, kind.__reduce__, kind.__getstate__) == AS_ANY_OBJECT:
         names = [each.name for each in attrs.fields(kind)] if is_attrs else getattr(value, "__dict__", ())
         yield from ((f".{name}", getattr(value, name, None)) for name in tuple(names))
 
 
 _MOST_LOOKED_AT: Final = 10_000  # of one container
-_AS_ANY_OBJECT: Final = (object.__reduce_ex__, object.__reduce__, object.__getstate__)
 
 
 def encode_whole(value: Any, is_unwanted: Callable[[], bool] | None = None) -> bytes:

@@ -398,9 +398,8 @@ class Plugins:
             return
         if self._manager is not None:
             importlib.invalidate_caches()  # what was missing may have been installed a moment ago
-        searched = (
-            SearchPath(self._searched) if self._discover else None
-        )  # first, so that what changes meanwhile shows later
+        # First, so that what changes meanwhile shows later.
+        searched = SearchPath(self._searched) if self._discover else None
         problems: list[Problem] = []
         entries = list(self._entries(problems)) if self._discover else []
         self._built_in.read(entry for entry in entries if entry.group == PREDICTORS)

@@ -435,9 +435,8 @@ class Resident:
         self._pin(threads)
 
 
-_parents_own: list[
-    Any
-] = []  # instances that belong to a parent's loop or thread; kept, so that no finaliser runs for them here
+# Instances that belong to a parent's loop or thread; kept, so that no finaliser runs for them here.
+_parents_own: list[Any] = []
 
 
 async def _call(member: Callable[[], Any]) -> None:

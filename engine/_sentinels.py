@@ -29,13 +29,12 @@ _PROTOCOL: Final = 5
 _NEW: Final = vars(copyreg)["__newobj__"]  # what makes an instance again that is pickled by its attributes
 _MOST: Final = 8  # attributes of one
 _ATOMS: Final = frozenset({str, bool, type(None)})
-_AS_ANY_OBJECT: Final = (object.__reduce_ex__, object.__reduce__, object.__getstate__)
+AS_ANY_OBJECT: Final = (object.__reduce_ex__, object.__reduce__, object.__getstate__)  # pickled by its attributes
 
 # The modules and names of each, by its address; it is kept, as its module keeps it, so that no other can be there.
 _homes: Final[dict[int, tuple[type, dict[int, list[_Home]]]]] = {}  # by the address of their class, which is kept too
-_scanned: list[
-    object
-] = []  # how many modules there were when they were searched for instances of `object`, and the last
+# How many modules there were when they were searched for instances of `object`, and the last of them.
+_scanned: Final[list[object]] = []
 
 # Those of scripts, and their copies, with a number that they keep; by their address, and by that. They are referred to
 # weakly where they can be: once nothing else has such a one, its like cannot be told from it.
@@ -93,7 +92,7 @@ def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
 
 def _is_pickled_by_attributes(kind: Any) -> bool:
     own = (kind.__reduce_ex__, kind.__reduce__, kind.__getstate__)
-    return own == _AS_ANY_OBJECT and not any(each is kind for each in tuple(copyreg.dispatch_table))
+    return own == AS_ANY_OBJECT and not any(each is kind for each in tuple(copyreg.dispatch_table))
 
 
 def _is_small(kind: Any, state: Any) -> bool:
