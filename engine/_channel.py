@@ -17,7 +17,7 @@ from _thread import allocate_lock
 from collections import deque
 from contextlib import suppress
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -50,6 +50,54 @@ def is_fixed(value: object) -> bool:
 
 def _is_one(kind: type) -> bool:
     return type(kind) is type and kind in _FIXED  # a class of another kind may refuse to be hashed
+
+
+class OwnerEnd(Protocol):
+    """What an owner has of every hand-off: requests to stop, which come, and the body's end, which goes.
+
+    Where the owner keeps the reduction, it needs no more.
+
+    Attributes:
+        stop: whether the owner was asked to finalise the body.
+        on_stop: has a request to stop reach an owner that does not look.
+    """
+
+    stop: bool
+    on_stop: Callable[[], None] | None
+
+    def request_stop(self) -> None:
+        """Ask the owner to finalise the body; waits for nothing."""
+        ...
+
+    def finish(self, end: End) -> None:
+        """Say that the body is over and finalised; the last thing an owner does, once."""
+        ...
+
+
+class ProducerEnd(OwnerEnd, Protocol):
+    """One end of a channel: where an owner puts the partials of its body, whoever takes them."""
+
+    def offer(self, value: Any, latency: float, now: float) -> bool:
+        """Hand over one partial; tell whether the producer must pause before it goes on.
+
+        Args:
+            value: the partial.
+            latency: the producer's time up to it, in ms.
+            now: `perf_counter()` as just read, in s.
+        """
+        ...
+
+    def offer_only(self, value: Any, latency: float, now: float) -> None:
+        """Hand over the one value a body returned; the end follows at once, without a pause."""
+        ...
+
+    def pause(self) -> bool:
+        """Wait, in a thread, until the producer may go on; tell whether it must stop instead."""
+        ...
+
+    async def apause(self) -> bool:
+        """Wait, in an asyncio task, until the producer may go on; tell whether it must stop instead."""
+        ...
 
 
 @attrs.define(eq=False)
