@@ -186,7 +186,7 @@ class Resident:
         function = self.function
         if function is not None:
             return function
-        return self._prepare(is_posted=self.thread is not None and not self.thread.is_here())
+        return self._prepare(is_posted=self.thread is not None and not self.thread.is_current_thread())
 
     def _prepare(self, *, is_posted: bool) -> Any:
         while (function := self.function) is None:
@@ -194,7 +194,7 @@ class Resident:
             flight, is_mine = self._join(context, is_posted=is_posted)
             if is_mine and is_posted:
                 self._have_set_up(flight, context)
-            elif is_mine or (flight.is_posted and self.thread is not None and self.thread.is_here()):
+            elif is_mine or (flight.is_posted and self.thread is not None and self.thread.is_current_thread()):
                 self._set_up(flight, context)  # here, where it would wait behind what waits for it
             else:
                 flight.wait(self.profile.tag)
@@ -223,7 +223,7 @@ class Resident:
         try:
             if self.function is None:  # else by another just before, or by one that outlived its caller's wait
                 instance = self._make(context)
-                if self.thread is not None and self.thread.is_here():
+                if self.thread is not None and self.thread.is_current_thread():
                     self._pinned[id(instance)] = instance
                 self._keep(instance)
         except BaseException as error:
@@ -371,7 +371,7 @@ class Resident:
         """
         if instance is None:
             return
-        if self.profile.lives_on_loop and not self._loop.is_here():
+        if self.profile.lives_on_loop and not self._loop.is_current_thread():
             context = self._aside()
             closing = _arun_member(instance, "teardown", context)
             self._loop.run(closing, context.copy(), f"teardown() of {self.profile.tag}", seconds)
@@ -396,7 +396,7 @@ class Resident:
             finally:
                 self._pinned.pop(id(instance), None)
 
-        if thread.is_here():
+        if thread.is_current_thread():
             tear_down()
             return
         work = thread.post(tear_down, context[current])

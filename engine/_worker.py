@@ -64,7 +64,7 @@ class _MainLoop(LoopRunner):
         self.is_turning = False
         self.is_made = False
 
-    def is_here(self) -> bool:
+    def is_current_thread(self) -> bool:
         """Whether the calling thread turns this loop just now."""
         return self.is_turning and threading.current_thread() is threading.main_thread()
 
@@ -80,7 +80,7 @@ class _MainLoop(LoopRunner):
 
     def refuse_to_wait(self, what: str) -> None:
         """Refuse a wait for this loop by what it runs."""
-        if self.is_here():
+        if self.is_current_thread():
             raise NestingError(f"{what} is async and would be waited for on the very loop it needs: await it instead")
 
     def run(

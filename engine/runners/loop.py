@@ -60,7 +60,7 @@ class LoopRunner:
         self._is_closed = False
         self._owners: set[_Owner] = set()  # asyncio itself would let a task be collected while it waits
 
-    def is_here(self) -> bool:
+    def is_current_thread(self) -> bool:
         """Whether the calling thread is this loop's own."""
         return self._thread is threading.current_thread()
 
@@ -105,7 +105,7 @@ class LoopRunner:
         call = current_call()
         while call is not None and call.blocked != ident:
             call = call.parent
-        if call is not None or self.is_here():
+        if call is not None or self.is_current_thread():
             holder = f" (held by {call.tag} {call.id})" if call is not None else ""
             raise NestingError(
                 f"{what} is async and would be waited for on the engine's own event loop{holder}, which could then "

@@ -94,7 +94,7 @@ class PinnedThread(OwnerThread):
             return False
         return True
 
-    def is_here(self) -> bool:
+    def is_current_thread(self) -> bool:
         """Whether the calling thread is this one."""
         return self._ident == get_ident()
 
