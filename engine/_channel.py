@@ -88,7 +88,7 @@ class ProducerEnd(OwnerEnd, Protocol):
         ...
 
     def offer_only(self, value: Any, latency: float, now: float) -> None:
-        """Hand over the one value a body returned; the end follows at once, without a pause."""
+        """Hand over the one value a body returned; the end follows at once, and alone wakes its consumer."""
         ...
 
     def pause(self) -> bool:
@@ -273,9 +273,9 @@ class Channel(Ending):
             return True
         return self.stop or self._yielding or len(self.items) >= self._window + self._handed
 
-    def offer_only(self, value: Any, latency: float, now: float) -> None:
-        """Hand over the one value a body returned; the end follows, without a pause."""
-        self.offer(value, latency, now)
+    def offer_only(self, value: Any, latency: float, _now: float) -> None:
+        """Hand over the one value a body returned; the end, which follows, wakes its consumer."""
+        self.items.append((value, latency))
 
     def pause(self) -> bool:
         """Wait, in a thread, until the producer may go on; tell whether it must stop instead."""

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
     from contextvars import Context
 
-    from engine._channel import Ending
+    from engine._channel import Ending, OwnerEnd
     from engine._partials import Body
 
-    TakeOver = Callable[[Body, Ending, Iterator[Any], float], None]
+    TakeOver = Callable[[Body, Any, Iterator[Any], float], None]  # given the channel that the body was started with
 
 _BOUND = 5.0  # seconds any wait sleeps before it looks again
 _BREATH = 64  # partials after which a body that never suspends lets the loop's other tasks run
@@ -113,21 +113,21 @@ class LoopRunner:
                 holder,
             )
 
-    def start(self, body: Body, channel: Ending) -> None:
+    def start(self, body: Body, channel: OwnerEnd) -> None:
         """Run `body` as a task of the loop."""
-        self._own(body, channel, None, 0.0)
+        self._post_owner(body, channel, None, 0.0)
 
-    def take_over(self, body: Body, channel: Ending, produced: Any, elapsed: float) -> None:
+    def take_over(self, body: Body, channel: OwnerEnd, produced: Any, elapsed: float) -> None:
         """Go on, as a task of the loop, with something async that a sync body produced after `elapsed` seconds."""
         body.context = copy_context()  # the body's own one is entered, and stays so, where this is called
         try:
-            self._own(body, channel, produced, elapsed)
+            self._post_owner(body, channel, produced, elapsed)
         except BaseException as error:
             dispose(produced)
             body.let_go()
             channel.finish(End(error))
 
-    def _own(self, body: Body, channel: Ending, produced: Any, elapsed: float) -> None:
+    def _post_owner(self, body: Body, channel: OwnerEnd, produced: Any, elapsed: float) -> None:
         owner = _Owner(self, body, channel, self._loop or self.loop())
         channel.on_stop = owner.post_stop  # before its task may be over, which takes it back
         try:
@@ -145,7 +145,7 @@ class LoopRunner:
                 raise EngineClosedError
             self._loop.call_soon_threadsafe(function, *args)
 
-    def hand_over(self, body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) -> None:
+    def hand_over(self, body: Body, channel: OwnerEnd, iterator: Iterator[Any], elapsed: float) -> None:
         """Give a sync iterator that an async body produced to an owner thread."""
         body.context = copy_context()
         self._adopt(body, channel, iterator, elapsed)
@@ -274,9 +274,9 @@ def _run(loop: asyncio.AbstractEventLoop, wound_up: list[bool]) -> None:
 class _Owner:
     """One asyncio task that owns one body, and the way requests to stop reach it."""
 
-    __slots__ = ("_body", "_channel", "_is_cancelled", "_is_handed_over", "_is_stepping", "_loop", "_runner", "_task")
+    __slots__ = ("_body", "_channel", "_is_cancelled", "_is_left", "_is_stepping", "_loop", "_runner", "_task")
 
-    def __init__(self, runner: LoopRunner, body: Body, channel: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, runner: LoopRunner, body: Body, channel: OwnerEnd, loop: asyncio.AbstractEventLoop) -> None:
         self._runner = runner
         self._body = body
         self._channel = channel
@@ -284,7 +284,7 @@ class _Owner:
         self._task: asyncio.Task[None] | None = None
         self._is_stepping = False
         self._is_cancelled = False
-        self._is_handed_over = False
+        self._is_left = False  # the channel: its end was told, or is another owner's to tell
 
     def spawn(self, produced: Any, elapsed: float) -> None:
         self._task = self._loop.create_task(self._run(produced, elapsed), context=self._body.context)
@@ -317,19 +317,19 @@ class _Owner:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._runner._owners.discard(self)  # noqa: SLF001
-        if not self._is_handed_over:
-            self._channel.on_stop = None
-        if self._channel.end is None and not self._is_handed_over:  # cancelled before its first step
+        if not self._is_left:  # cancelled before its first step
             self._finish(End(None if task.cancelled() else task.exception()))
 
     def _finish(self, end: End) -> None:
-        self._body.let_go()
+        self._is_left = True
+        self._channel.on_stop = None
+        self._body.let_go()  # first the slot, then the news, as in any owner
         self._channel.finish(end)
 
     async def _run(self, produced: Any, elapsed: float) -> None:
         end = End()
         try:
-            await self._own(produced, elapsed, end)
+            await self._step_through(produced, elapsed, end)
         except BaseException as error:
             if self._loop.is_closed():  # the engine is gone, its stream has ended, and the collector takes the rest
                 self._body.let_go()
@@ -338,10 +338,10 @@ class _Owner:
             if not (is_ours and is_foreign_cancel(error)):
                 end.error = error
                 end.is_cleanup = end.is_cleanup or self._is_cancelled
-        if not self._is_handed_over:
+        if not self._is_left:
             self._finish(end)
 
-    async def _own(self, produced: Any, elapsed: float, end: End) -> None:
+    async def _step_through(self, produced: Any, elapsed: float, end: End) -> None:
         body = self._body
         current.set(body.call)
         if self._channel.stop:
@@ -371,12 +371,12 @@ class _Owner:
         elif kind is ASYNC:
             await self._deliver_all(produced, elapsed, end)
         else:
-            self._is_handed_over = True
+            self._is_left = True
             self._channel.on_stop = None
             try:
                 self._runner.hand_over(body, self._channel, produced, elapsed)
             except BaseException:  # no thread takes it: it ends here after all
-                self._is_handed_over = False
+                self._is_left = False
                 dispose(produced)
                 raise
 
@@ -386,7 +386,8 @@ class _Owner:
             reduction.add(value)
             reduction.elapsed = elapsed
         else:
-            self._channel.offer_only(value, elapsed * 1000.0, now)
+            producer: Any = self._channel  # as in `_pump`
+            producer.offer_only(value, elapsed * 1000.0, now)
 
     async def _deliver_all(self, iterator: AsyncIterator[Any], elapsed: float, end: End) -> None:
         try:
@@ -405,7 +406,8 @@ class _Owner:
         The hot loop of every bridge from an async body: one step, one look at the clock, one hand-over, as in
         `thread.pump`.
         """
-        channel, reduction = self._channel, self._body.reduction
+        reduction = self._body.reduction
+        channel: Any = self._channel  # a producer's end wherever the owner does not keep the reduction
         clock, step = perf_counter, iterator.__anext__
         offer: Any = None if reduction is not None else channel.offer
         breath = _BREATH

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import End
 from engine._errors import EngineBusyError, EngineClosedError
-from engine._partials import ITERATOR, ONE, close_iterator, dispose, look, one
+from engine._partials import ITERATOR, ONE, close_iterator, dispose, look
 from engine._records import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engine._channel import Ending
+    from engine._channel import Ending, OwnerEnd, ProducerEnd
     from engine._partials import Body, Reduction
 
-    Adopt = Callable[[Body, Ending, Any, float], None]
+    Adopt = Callable[[Body, Any, Any, float], None]  # it is given the very channel that the body was started with
 
 MOST_ABANDONED: Final = 64  # threads of an engine that outlast their consumers by the grace; beyond, it is busy
 MOST_ABANDONED_OF_ONE: Final = 32  # the same of one predictor; beyond, that predictor is
@@ -260,7 +260,7 @@ class _Owner(OwnerThread):
         return True
 
 
-def own(body: Body, channel: Ending, adopt: Adopt) -> None:
+def own(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
     """Be the owner of a sync body, in the calling thread, from its call to its finalisation.
 
     Args:
@@ -271,9 +271,15 @@ def own(body: Body, channel: Ending, adopt: Adopt) -> None:
     body.context.run(step_through, body, channel, adopt)
 
 
-def step_through(body: Body, channel: Ending, adopt: Adopt) -> None:
-    """Be the owner of a sync body, as `own`, in the body's own context."""
+def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
+    """Be the owner of a sync body, as `own`, in the body's own context.
+
+    Whoever owns one runs this: a thread of the engine's, a thread that is pinned, a plugin's, a worker's main thread.
+    """
     current.set(body.call)
+    if channel.stop:  # it was asked to before it began
+        _finish(body, channel, End())
+        return
     clock = perf_counter
     started = clock()
     try:
@@ -282,33 +288,37 @@ def step_through(body: Body, channel: Ending, adopt: Adopt) -> None:
     except BaseException as error:
         _finish(body, channel, End(error))
         return
-    reduction = body.reduction
-    if kind is ONE and reduction is not None:  # the fast path of `create`: there is nothing to hand over
-        end = End(None, produced)
-        try:
-            reduction.elapsed = clock() - started
-            reduction.add(produced)
-        except BaseException as error:
-            end = End(error)
-        if body.release is not None:
-            body.let_go()
-        channel.finish(end)
-        return
-    if kind is ONE:
-        produced, kind = one(produced), ITERATOR
+    now = clock()
     if kind is ITERATOR:
-        go_on(body, channel, produced, clock() - started)
-    else:
-        adopt(body, channel, produced, clock() - started)
+        go_on(body, channel, produced, now - started)
+        return
+    if kind is not ONE:
+        adopt(body, channel, produced, now - started)
+        return
+    end = End(None, produced)  # nothing is left to run: the value goes with the end, which alone wakes its consumer
+    reduction = body.reduction
+    try:
+        if reduction is None:
+            producer: Any = channel  # as in `go_on`
+            producer.offer_only(produced, (now - started) * 1000.0, now)
+        else:
+            reduction.elapsed = now - started
+            reduction.add(produced)
+    except BaseException as error:
+        end = End(error)
+    if body.release is not None:  # `_finish`, without its calls: `create` of a plain function ends here
+        body.let_go()
+    channel.finish(end)
 
 
-def go_on(body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) -> None:
+def go_on(body: Body, channel: OwnerEnd, iterator: Iterator[Any], elapsed: float) -> None:
     """Go on, in the calling thread, with a sync iterator a body produced after `elapsed` seconds."""
     end = End()
     try:
         try:
             if body.reduction is None:
-                is_over = pump(iterator, channel, elapsed, end)
+                producer: Any = channel  # it has that end wherever the owner does not keep the reduction
+                is_over = pump(iterator, producer, elapsed, end)
             else:
                 is_over = reduce(iterator, channel, elapsed, end, body.reduction)
         except BaseException:
@@ -323,12 +333,12 @@ def go_on(body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) 
     _finish(body, channel, end)
 
 
-def _finish(body: Body, channel: Ending, end: End) -> None:
+def _finish(body: Body, channel: OwnerEnd, end: End) -> None:
     body.let_go()  # first the slot, then the news: whoever reads the end may call again at once
     channel.finish(end)
 
 
-def pump(iterator: Iterator[Any], channel: Any, elapsed: float, end: End) -> bool:
+def pump(iterator: Iterator[Any], channel: ProducerEnd, elapsed: float, end: End) -> bool:
     """Put each partial into the channel; tell whether the iterator ended by itself.
 
     The hot loop of every bridge from a sync body: one step, one look at the clock, one hand-over. Where there is no
@@ -353,7 +363,7 @@ def pump(iterator: Iterator[Any], channel: Any, elapsed: float, end: End) -> boo
     return False
 
 
-def reduce(iterator: Iterator[Any], channel: Ending, elapsed: float, end: End, reduction: Reduction) -> bool:
+def reduce(iterator: Iterator[Any], channel: OwnerEnd, elapsed: float, end: End, reduction: Reduction) -> bool:
     """Keep the running reduction in the owner and hand over nothing but the end."""
     started = perf_counter()
     step, add = iterator.__next__, reduction.add

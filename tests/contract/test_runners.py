@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from engine import Engine, hookimpl
+from engine import Call, Engine, hookimpl
 from engine.runners import Body, Channel, End, own
 from engine.testing import KINDS, Give, Journal, Kind, Return, RunnerConformance, Script, expected, yields
 
@@ -143,6 +144,50 @@ class TestFileJournals(RunnerConformance):
     @pytest.fixture(autouse=True)
     def keep_journals_in(self, tmp_path: Path) -> None:
         self.folder = tmp_path
+
+
+# An owner of one's own
+
+
+def body_of(function: Callable[[], Any]) -> Body:
+    return Body(Call("@me/body", "elsewhere", None), function, (), {}, False, copy_context())
+
+
+async def awaited(value: Any) -> Any:
+    return value
+
+
+@pytest.mark.parametrize("prefetch", [None, 0, 1])
+@pytest.mark.parametrize("value", ["fixed", ["mutable"]], ids=["fixed", "mutable"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_returned_value_goes_with_its_end_and_wakes_its_consumer_once(
+    value: Any, prefetch: int | None, *, is_async: bool
+) -> None:
+    channel = Channel(prefetch)
+    woken: list[tuple[int, End | None]] = []
+
+    channel.consumers.append(lambda: woken.append((len(channel.items), channel.end)))
+    own(body_of(lambda: awaited(value) if is_async else value), channel)
+    assert woken == [(1, channel.end)]
+    assert channel.end is not None
+    assert channel.end.returned is value
+    assert channel.take()[0] is value
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_body_that_was_asked_to_stop_before_its_owner_began_never_runs(*, is_async: bool) -> None:
+    calls: list[str] = []
+
+    def function() -> Any:
+        calls.append("called")
+        return awaited(None) if is_async else None
+
+    channel = Channel()
+    channel.request_stop()
+    own(body_of(function), channel)
+    assert calls == []
+    assert channel.end is not None
+    assert (channel.end.error, channel.end.returned, list(channel.items)) == (None, None, [])
 
 
 # What the suite is good for
