@@ -179,12 +179,12 @@ class Offer:
 
 @attrs.frozen(eq=False)
 class Admitted:
-    """A plugin that was let in, with everything its hooks gave."""
+    """A plugin that was let in, with everything its hooks gave; its runners by the names they had then."""
 
     plugin: object
     origin: Origin
     offers: tuple[Offer, ...]
-    runners: tuple[Any, ...]
+    runners: tuple[tuple[str, Any], ...]
 
 
 def key_of(distribution: Distribution) -> str:
@@ -372,10 +372,10 @@ class Plugins:
         return [offer for admitted in tuple(self._admitted.values()) for offer in admitted.offers]
 
     @property
-    def runners(self) -> list[tuple[Any, Origin]]:
-        """The runners that were let in so far."""
+    def runners(self) -> list[tuple[str, Any, Origin]]:
+        """The runners that were let in so far, by name, and where each comes from."""
         every = tuple(self._admitted.values())
-        return [(runner, admitted.origin) for admitted in every for runner in admitted.runners]
+        return [(name, runner, admitted.origin) for admitted in every for name, runner in admitted.runners]
 
     @property
     def hook(self) -> HookRelay:
@@ -495,13 +495,13 @@ class Plugins:
             claims.append(predictor.tag)
             yield Offer(predictor, self._built_in.origin_of(predictor) if plugin is self._built_in else origin)
 
-    def _runners(self, plugin: object, claims: list[str]) -> Iterator[Any]:
+    def _runners(self, plugin: object, claims: list[str]) -> Iterator[tuple[str, Any]]:
         for runner in self._call(plugin, "engine_runners"):
-            name = getattr(runner, "name", None)
-            if not isinstance(name, str) or not name or not callable(getattr(runner, "start", None)):
+            name = _name_of_runner(runner)
+            if name is None:
                 raise TypeError(f"engine_runners must give objects with a name and a start(), not {quote(runner)}")
             claims.append(name)
-            yield runner
+            yield name, runner
 
     def _call(self, plugin: object, hook: str) -> Iterator[object]:
         """What one plugin's implementation of `hook` gives.
@@ -559,6 +559,12 @@ def _own(caller: Any, plugin: object) -> list[Any]:
 def _itself(plugin: object) -> object:
     """What is given as an object needs no loading."""
     return plugin
+
+
+def _name_of_runner(given: object) -> str | None:
+    """What callers give as `runner=` for an object that is a runner; `None` for any other."""
+    name = getattr(given, "name", None)
+    return name if isinstance(name, str) and name and callable(getattr(given, "start", None)) else None
 
 
 def _label(plugin: object) -> str:

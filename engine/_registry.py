@@ -67,10 +67,14 @@ class _View:
     Attributes:
         ready: the tags with one claim.
         clashes: the tags with more.
+        runners: the runners with one claim, by name and in its order.
+        runner_claims: the sources of all of them.
     """
 
     ready: dict[str, Offer] = attrs.field(factory=dict)
     clashes: dict[str, tuple[Offer, ...]] = attrs.field(factory=dict)
+    runners: Mapping[str, object] = attrs.field(factory=dict)
+    runner_claims: Mapping[str, Sequence[Origin]] = attrs.field(factory=dict)
     _neighbours: _Neighbours | None = None  # made once a tag is missed
 
     def put(self, tag: str, claims: Sequence[Offer]) -> None:
@@ -114,6 +118,7 @@ class Registry(Mapping[str, Predictor]):
         plugins: plugin objects or modules to use besides installed ones.
         block: names of plugins, entry points or distributions to leave alone, besides those in the environment
             variable `PREDICTOR_ENGINE_BLOCK`.
+        reserved: names of runners that nobody may offer, since they are the engine's own.
 
     Attributes:
         on_change: called with a tag after what it stands for has changed, outside every lock.
@@ -131,7 +136,9 @@ class Registry(Mapping[str, Predictor]):
         discover: bool = True,
         plugins: Iterable[object] = (),
         block: Iterable[str] = (),
+        reserved: Iterable[str] = (),
     ) -> None:
+        self._reserved = frozenset(reserved)
         self.on_change: Callable[[str], None] | None = None
         self._plugins = Plugins(plugins, block=block, discover=discover)
         self._own: dict[str, _Registration] = {}
@@ -227,8 +234,12 @@ class Registry(Mapping[str, Predictor]):
         return self._plugins.hook
 
     def runners(self) -> Mapping[str, object]:
-        """The runners that plugins offer, by name; a name that two plugins claim is left out, and a problem."""
-        return {name: runner for name, ((runner, _), *rivals) in sorted(self._runner_claims().items()) if not rivals}
+        """The runners that plugins offer, by name; a name that two of them claim is left out, and a problem."""
+        return self._seen().runners
+
+    def source_of_runner(self, name: str) -> str:
+        """Where a runner comes from, such as `engine-ray 0.1 (plugin ray)`; empty where nobody offers it."""
+        return " and by ".join(sorted(map(str, self._seen().runner_claims.get(name, ()))))
 
     def source(self, tag: str) -> str:
         """Where a predictor comes from, such as `predictor-engine-muna 0.1 (entry point)`.
@@ -394,20 +405,16 @@ class Registry(Mapping[str, Predictor]):
     def _troubles(self, view: _View) -> tuple[Problem, ...]:
         clashes = [_clash(tag, offers) for tag, offers in sorted(view.clashes.copy().items())]
         rivalries = [
-            Origin(name, "runner").problem(
-                f"it is offered by {' and by '.join(sorted(str(o) for _, o in claims))}", [name]
-            )
-            for name, claims in sorted(self._runner_claims().items())
-            if len(claims) > 1
+            self._rivalry(name, claims) for name, claims in view.runner_claims.items() if name not in view.runners
         ]
         return (*self._plugins.problems, *clashes, *rivalries)
 
-    def _runner_claims(self) -> dict[str, list[tuple[object, Origin]]]:
-        self._seen()
-        claims: dict[str, list[tuple[object, Origin]]] = {}
-        for runner, origin in self._plugins.runners:
-            claims.setdefault(runner.name, []).append((runner, origin))
-        return claims
+    def _rivalry(self, name: str, claims: Sequence[Origin]) -> Problem:
+        sources = " and by ".join(sorted(map(str, claims)))
+        reason = f"it is offered by {sources}"
+        if name in self._reserved:
+            reason += ", and the engine has a runner of that name: give it another"
+        return Origin(name, "runner").problem(reason, [name])
 
     def _checked(self, offer: _Registration) -> _Registration:
         """Check that nothing else has the tag; a registration made again keeps its standing."""
@@ -430,6 +437,12 @@ class Registry(Mapping[str, Predictor]):
         view = _View()
         for tag in {*self._own.copy(), *offers}:
             view.put(tag, self._claims(tag, offers))
+        offered: dict[str, list[tuple[object, Origin]]] = {}
+        for name, runner, origin in self._plugins.runners:
+            offered.setdefault(name, []).append((runner, origin))
+        view.runner_claims = {name: [origin for _, origin in claims] for name, claims in sorted(offered.items())}
+        sole = {name: claims[0][0] for name, claims in offered.items() if len(claims) == 1}
+        view.runners = {name: sole[name] for name in sorted(sole.keys() - self._reserved)}
         return view
 
     def _claims(self, tag: str, offers: Mapping[str, tuple[Offer, ...]]) -> list[Offer]:

@@ -926,6 +926,15 @@ def test_a_runner_that_two_plugins_offer_is_left_out_and_reported() -> None:
     assert "is offered by" in problem.reason
 
 
+def test_a_runner_of_a_name_that_is_kept_for_the_engines_own_is_left_out_and_reported() -> None:
+    registry = Registry(discover=False, plugins=[runner_plugin("a"), runner_plugin("b")], reserved=["a"])
+
+    assert list(registry.runners()) == ["b"]
+    (problem,) = registry.problems
+    assert problem.claims == ("a",)
+    assert problem.reason.endswith("and the engine has a runner of that name: give it another")
+
+
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_a_runner_without_a_name_is_a_problem(name: object) -> None:
     registry = Registry(discover=False, plugins=[runner_plugin(name)])
