@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import warnings
 import weakref
-from contextvars import copy_context
 from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from engine._errors import EngineClosedError, NestingError, quote, warn
-from engine._executor import BUILT_IN, Executor, no_runner
+from engine._executor import Executor
 from engine._predictor import is_name
-from engine._records import Start, current_call
+from engine._records import Start, current_call, is_worker
 from engine._registry import Registry
 from engine._residents import Residents
+from engine._runners import Runners
 from engine._slots import is_on_a_loop
 from engine.runners.base import DaemonThread, Live, Stop, has_gil, is_finalising
+from engine.runners.here import DefaultRunner, InlineRunner, OwnerRunner
 from engine.runners.loop import LoopRunner
 from engine.runners.task import finalised
 from engine.runners.thread import ThreadRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
     from engine._residents import Resident
+    from engine.runners.base import BodyRunner, FullRunner, InOwner, ResidentPredictor
     from engine.runners.process import ProcessRunner
 
 _LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
@@ -87,16 +90,19 @@ class Engine:
         plugins = tuple(plugins)
         if runner is not None and not is_name(runner):
             raise ValueError(f"runner must be a runner's name such as 'thread', or None, not {quote(runner)}")
-        if runner is not None and runner not in BUILT_IN and not (discover or plugins):  # nobody can offer it
-            raise no_runner(runner, BUILT_IN)
         self._is_closed = False
         self._grace = _seconds(grace)
         self._closing = threading.Lock()  # held only to see who closes
         self._closed = Stop("closed")
-        self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block)
         self._live = Live(self)
         self._threads, self._loop = _owners(self._grace)
         self._workers = _Workers(_count(workers), self._grace, Start.here())
+        own = self._own_runners()
+        names = tuple(filter(None, own))
+        self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block, reserved=names)
+        self._runners = Runners(own, self._registry, self._grace)
+        if not (discover or plugins):  # nobody else can offer it
+            self._runners[runner]
         number = next(_numbers)
         self._residents = Residents(self._loop, self._threads, number)
         self._executor = _executor_class()(
@@ -104,7 +110,7 @@ class Engine:
             self._residents,
             self._threads,
             self._loop,
-            self._workers,
+            self._runners,
             runner,
             self._grace,
             self._live,
@@ -112,6 +118,13 @@ class Engine:
         )
         self._registry.on_change = self._executor.forget
         _engines.add(self)
+
+    def _own_runners(self) -> Mapping[str | None, FullRunner]:
+        owners = self._threads, self._loop, self._grace
+        default = DefaultRunner(*owners)
+        workers: FullRunner = default if is_worker() else self._workers  # a worker starts no workers
+        own: list[FullRunner] = [InlineRunner(*owners), OwnerRunner(*owners)]
+        return {None: default, **{each.name: each for each in own}, self._workers.name: workers}
 
     @property
     def predictions(self) -> Executor:
@@ -125,8 +138,8 @@ class Engine:
 
     @property
     def loaded(self) -> tuple[str, ...]:
-        """Tags of predictors that are ready here or in a worker: imported, and set up if they are classes."""
-        there = {tag for tag in self._workers.loaded() if self._registry.standing(tag) is not None}
+        """Tags of predictors that are ready here or in other processes: imported, and set up if they are classes."""
+        there = {tag for tag in self._runners.loaded() if self._registry.standing(tag) is not None}
         return tuple(sorted({*self._residents.loaded(self._registry.stands_for), *there}))
 
     def load(self, tag: Any, runner: str | None = None) -> None:
@@ -147,14 +160,7 @@ class Engine:
         """
         self._executor.check_runner(runner)
         resident = self._executor.resolve(tag, runner)
-        if self._executor.is_for_workers(resident, runner):
-            self._load_in_worker(resident)
-        elif resident.profile.is_async and not resident.is_ready:
-            self._loop.run(resident.aprepare(), copy_context(), f"setup() of {resident.profile.tag}")
-        elif self._executor.is_inline(resident, runner):
-            resident.prepare()
-        else:
-            resident.prepare_in_thread()
+        self._executor.runner_for(resident, runner).load(resident)
 
     async def aload(self, tag: Any, runner: str | None = None) -> None:
         """Make a predictor ready before its first call, as `load` does, without blocking the event loop.
@@ -169,19 +175,7 @@ class Engine:
             BaseException: what its import, constructor or `setup` raised.
         """
         resident = await self._executor.aresolve(tag, runner)
-        if self._executor.is_for_workers(resident, runner):
-            await self._executor.in_owner(resident.profile.tag, self._load_in_worker, resident)
-            return
-        if resident.is_ready:
-            return
-        if resident.profile.is_async:
-            import asyncio  # a loop runs, so it is imported
-
-            await asyncio.wrap_future(self._loop.submit(resident.aprepare(), copy_context()))
-        elif resident.thread is not None and self._executor.is_inline(resident, runner):
-            await resident.aprepare()
-        else:
-            await self._executor.in_owner(resident.profile.tag, resident.prepare_in_thread)
+        await self._executor.runner_for(resident, runner).aload(resident, self._executor.in_owner)
 
     def unload(self, tag: Any, runner: str | None = None) -> None:
         """Tear a class predictor down; the next call sets it up again. Nothing happens where none is set up.
@@ -197,21 +191,11 @@ class Engine:
         self._executor.check_runner(runner)
         self._unload(self._executor.resolve(tag, runner), runner)
 
-    def _load_in_worker(self, resident: Resident) -> None:
-        profile = resident.profile
-        self._workers().load(
-            profile.tag, resident.target, profile.set_up_limit, resident.worker_slots, by_value=profile.by_value
-        )
-
     def _unload(self, resident: Resident, runner: str | None) -> None:
-        profile = resident.profile
-        if self._executor.is_for_workers(resident, runner):
-            self._workers().unload(
-                profile.tag, resident.target, profile.set_up_limit, resident.worker_slots, by_value=profile.by_value
-            )
+        chosen = self._executor.runner_for(resident, runner)
+        chosen.unload(resident)
+        if chosen.is_elsewhere:
             resident.unloaded()
-        else:
-            resident.unload(self._grace)
 
     async def aunload(self, tag: Any, runner: str | None = None) -> None:
         """The same for asyncio; the event loop is never blocked.
@@ -268,15 +252,15 @@ class Engine:
             return
         try:
             self._executor.close()
-            self._workers.close_soon()  # while classes are torn down here
+            self._runners.close_soon()  # while classes are torn down here
             failures = self._tear_down(0.0 if is_on_a_loop() else grace)
-            if not is_on_a_loop():  # a loop has to turn before its streams let go
-                failures += self._workers.close(grace)
+            failures += self._runners.close(grace)
             self._loop.close(grace)
             self._threads.close(grace)
         except BaseException:  # Ctrl-C, while something was waited for: what is left is closed without waiting
             self._loop.close(grace, wait=False)
             self._threads.close(0.0)
+            self._runners.close_offered()
             raise
         finally:
             self._closed.settle()
@@ -332,7 +316,7 @@ class Engine:
     @property
     def _has_started(self) -> bool:
         started = self._threads.is_started or self._loop.is_started
-        started = started or self._workers.is_started
+        started = started or self._runners.is_started
         return started or any(resident.is_set_up for resident in self._residents)
 
     def __del__(self) -> None:
@@ -346,7 +330,7 @@ class Engine:
         self._closed.settle()
         self._loop.close(self._grace, wait=False)
         self._threads.close(0.0)
-        self._workers.close_soon()
+        self._runners.close_soon()
         warnings.warn("an engine was left unclosed; close it, or use `with Engine()`", ResourceWarning, stacklevel=2)
 
     def close_at_exit(self) -> None:
@@ -357,8 +341,8 @@ class Engine:
         """In a forked child: the parent's loop, threads and locks are not here; open streams raise."""
         self._closing = threading.Lock()
         self._loop.abandon()
-        self._workers.abandon()
         self._threads, self._loop = _owners(self._grace)
+        self._runners.renew(self._own_runners())
         self._registry.forget_locks()
         self._executor.forget_parents(self._threads, self._loop)
         self._residents.forget_parents(self._loop, self._threads)
@@ -383,50 +367,83 @@ def _seconds(grace: object) -> float:
 
 
 class _Workers:
-    """An engine's worker processes; what runs them is imported and made when it is first asked for."""
+    """An engine's worker processes as a runner; what runs them is imported and made when it is first asked for."""
+
+    name = "process"
+    is_elsewhere = True
+    is_constant = True
+    stays_with_caller = False
 
     def __init__(self, most: int | None, grace: float, start: Start) -> None:
         self._facts = most, grace, start
-        self._threads = ThreadRunner(patience=_SHORTLY)  # for what would keep an event loop for long
         self._lock = threading.Lock()
         self._runner: ProcessRunner | None = None
         self._is_closed = False
 
     def __call__(self) -> ProcessRunner:
-        runner = self._runner
-        if runner is None or self._is_closed:
-            with self._lock:
-                if self._is_closed:
-                    raise EngineClosedError
-                if self._runner is None:
-                    from engine.runners.process import ProcessRunner
+        """What runs the workers.
 
-                    self._runner = ProcessRunner(*self._facts, self._threads.run)
-                return self._runner
-        return runner
+        Raises:
+            EngineClosedError: the engine is closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise EngineClosedError
+            if self._runner is None:
+                from engine.runners.process import ProcessRunner
+
+                # Its threads do what would keep an event loop for long.
+                self._runner = ProcessRunner(*self._facts, ThreadRunner(patience=_SHORTLY))
+            return self._runner
+
+    @property
+    def is_at_hand(self) -> bool:
+        if self._runner is not None:
+            return True
+        spec = getattr(sys.modules.get("engine.runners.process"), "__spec__", None)
+        # As the import itself tells whether another thread is at it, and has to be waited for.
+        return spec is not None and not getattr(spec, "_initializing", False)
+
+    def prepare(self) -> None:
+        self()
+
+    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner:  # noqa: ARG002
+        workers = self._runner
+        return self() if workers is None or self._is_closed else workers
+
+    def describe(self, tag: str, text: str) -> Mapping[str, Any]:
+        told: Mapping[str, Any] = self().describe(tag, text)
+        return told
+
+    def load(self, resident: ResidentPredictor) -> None:
+        self().load(resident)
+
+    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
+        await in_owner(resident.profile.tag, self.load, resident)
+
+    def unload(self, resident: ResidentPredictor) -> None:
+        self().unload(resident)
+
+    def loaded(self) -> set[str]:
+        return set() if self._runner is None else self._runner.loaded()
 
     @property
     def is_started(self) -> bool:
         return self._runner is not None and self._runner.is_started
 
-    def loaded(self) -> set[str]:
-        return set() if self._runner is None else self._runner.loaded()
-
     def close_soon(self) -> None:
         self._is_closed = True
         if self._runner is not None:
             self._runner.close_soon()
-        self._threads.close(0.0)
 
     def close(self, grace: float) -> list[BaseException]:
-        errors = [] if self._runner is None else self._runner.close(grace)
-        self._threads.close(grace)
-        return errors
+        if self._runner is None or is_on_a_loop():  # which has to turn before its streams let go
+            return []
+        return self._runner.close(grace)
 
     def abandon(self) -> None:
         """In a forked child: the workers are the parent's."""
         runner, self._runner, self._lock = self._runner, None, threading.Lock()
-        self._threads = ThreadRunner(patience=_SHORTLY)
         if runner is not None:
             runner.abandon()
 

@@ -29,35 +29,32 @@ from engine._errors import (
 )
 from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look, trim
 from engine._predictor import Predictor, name_of, tag_of
-from engine._records import Call, Prediction, current, is_worker, traceback_of
+from engine._records import LOCK_STEP, Call, Prediction, current, traceback_of
 from engine._reducers import COLLECT, CONCAT, EMPTY, LAST, RETURNED, reducer_of
 from engine._slots import awaiting, current_task
 from engine._stream import AsyncPredictionStream, PredictionStream
-from engine.runners.base import Live, Runner, primed
+from engine.runners.base import Live, primed
 from engine.runners.bridge import Bridged
 from engine.runners.errand import Errand, Parcel
 from engine.runners.inline import InlineExecution, is_main_thread
-from engine.runners.loop import LoopRunner
-from engine.runners.pinned import PinnedThread
 from engine.runners.task import Held, TaskExecution, resumed, running_for
-from engine.runners.thread import ThreadRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from engine._channel import Wake
     from engine._reducers import Reducer
     from engine._registry import Registry
     from engine._residents import Resident, Residents
-    from engine.runners.base import AsyncExecution, Execution, SyncExecution
-    from engine.runners.process import ProcessRunner
+    from engine._runners import Runners
+    from engine.runners.base import AsyncExecution, BodyRunner, Execution, FullRunner, SyncExecution
+    from engine.runners.loop import LoopRunner
+    from engine.runners.thread import ThreadRunner
 
     Errors = Literal["raise", "return"]
 
 DEEPEST: Final = 50  # calls of predictors by predictors, one in another
-BUILT_IN: Final = ("inline", "thread", "process")
-_OWNERS: Final = frozenset({ThreadRunner, PinnedThread, LoopRunner})  # what runs bodies elsewhere in this process
 _KEPT_BY_OWNERS: Final = (LAST, CONCAT, COLLECT, RETURNED)  # no code of the user's: reduced where the body runs
 
 
@@ -74,23 +71,22 @@ class Executor:
         residents: Residents,
         threads: ThreadRunner,
         loop: LoopRunner,
-        workers: Callable[[], ProcessRunner],
+        runners: Runners,
         default: str | None,
         grace: float,
         live: Live,
         number: int,
     ) -> None:
-        """Join the parts an engine owns; `default` is its runner, `grace` in s, `live` what runs just now."""
+        """Join the parts an engine owns; `default` names its runner, `grace` in s, `live` what runs just now."""
         self._registry = registry
         self._residents = residents
         self._threads = threads
         self._loop = loop
-        self._workers = workers
+        self._runners = runners
         self._default = default
         self._grace = grace
         self._live = live
         self.number = number
-        self._is_imported = False  # whether what runs workers is; see `_must_import`
         self._routes: dict[str, Resident] = {}  # tags seen before, straight to their residents
         # Held to change them, never to read; reentrant, for a collector may call from within.
         self._routing = threading.RLock()
@@ -139,14 +135,14 @@ class Executor:
         try:
             place = resident.places[runner]
         except (KeyError, TypeError):
-            place = self._sync_place(resident, runner)
+            place = self._place(resident, runner)
         if place is not None or resident.slots is not None:
             return self._create(resident, args, kwargs, place, runner, check, reducer, errors)
         # The fast path: a plain function in the caller's thread. One context, one clock pair, one record; no iterator
         # is made for a plain value.
         parent = current.get()
         depth = 0 if parent is None else _depth_within(parent)
-        call = Call(profile.tag, "inline", parent, self.number, depth)
+        call = Call(profile.tag, LOCK_STEP, parent, self.number, depth)
         context = copy_context()
         context.run(current.set, call)
         started = perf_counter()
@@ -211,7 +207,10 @@ class Executor:
         prefetch: int | None,
     ) -> tuple[SyncExecution, Reducer]:
         args, kwargs = self._bind(resident, inputs, check)
-        place = self._sync_place(resident, runner)
+        try:
+            place = resident.places[runner]
+        except (KeyError, TypeError):
+            place = self._place(resident, runner)
         return self._open(resident, args, kwargs, place, runner, check, prefetch), resident.profile.reducer
 
     async def acreate(
@@ -255,7 +254,7 @@ class Executor:
         if plain and profile.is_async and resident.slots is None and not profile.lives_on_loop:
             # The fast path: a coroutine is stepped once, in the call's context; one that ends there needs no execution.
             parent = current.get()
-            call = Call(profile.tag, "inline", parent, self.number, 0 if parent is None else _depth_within(parent))
+            call = Call(profile.tag, LOCK_STEP, parent, self.number, 0 if parent is None else _depth_within(parent))
             context = copy_context()
             context.run(current.set, call)
             is_begun = False
@@ -312,9 +311,11 @@ class Executor:
         found, record = self._at_hand(tag, runner)
         if found is not None:
             args, kwargs = self._bind(found, inputs, check)
-            if not self._is_imported and self._must_import(found, runner):
+            chosen = self._at_once(found, runner) or self.runner_for(found, runner)
+            if not chosen.is_at_hand:
                 return self._astream_late(found, args, kwargs, runner, check, prefetch)
-            execution = self._aopen(found, args, kwargs, self._async_place(found, runner), runner, check, prefetch)
+            place = chosen.place(found, runner, is_task=True)
+            execution = self._aopen(found, args, kwargs, place, runner, check, prefetch)
             return AsyncPredictionStream(execution, found.profile.reducer)
         context = copy_context()
         kept = _as_of_now(inputs)
@@ -322,7 +323,7 @@ class Executor:
         async def resolve() -> tuple[AsyncExecution, Reducer]:
             found = await self.aresolve(tag, runner, record)
             bound = self._bind(found, kept, check)
-            place = self._async_place(found, runner)
+            place = (await self._at_hand_for(found, runner)).place(found, runner, is_task=True)
             return context.run(self._aopen, found, *bound, place, runner, check, prefetch), found.profile.reducer
 
         return AsyncPredictionStream(None, None, resolve, record.tag if record is not None else _title_of(tag))
@@ -336,21 +337,15 @@ class Executor:
         check: bool | None,  # noqa: FBT001
         prefetch: int | None,
     ) -> AsyncPredictionStream:
-        """`astream` of a call that is checked by now, while what runs workers is still to be imported."""
+        """`astream` of a call that is checked by now, while what its runner needs is still to be imported."""
         context = copy_context()
 
         async def open_it() -> tuple[AsyncExecution, Reducer]:
-            await self._shared("workers", resident.profile.tag, self._workers)
-            place = self._async_place(resident, runner)
+            place = (await self._at_hand_for(resident, runner)).place(resident, runner, is_task=True)
             execution = context.run(self._aopen, resident, args, kwargs, place, runner, check, prefetch)
             return execution, resident.profile.reducer
 
         return AsyncPredictionStream(None, None, open_it, resident.profile.tag)
-
-    def _must_import(self, resident: Resident, runner: str | None) -> bool:
-        """Whether a call needs what runs workers, and that is still to be imported, which is no work for a loop."""
-        self._is_imported = hasattr(sys.modules.get("engine.runners.process"), "ProcessRunner")
-        return not self._is_imported and self.is_for_workers(resident, runner)
 
     # Looking up.
 
@@ -381,8 +376,9 @@ class Executor:
             EngineClosedError: the engine was closed meanwhile.
         """
         is_tag = isinstance(tag, str)
-        if self._is_for_workers_alone(record, runner):
-            resident = self._residents.described(record) or self._described(record, is_tag)
+        describer = self._describer(record, runner)
+        if describer is not None:
+            resident = self._residents.described(record) or self._described(record, describer, is_tag)
             if resident.profile.by_value:  # as only its mark tells
                 return self._ready(tag, record, runner)
         elif is_tag:
@@ -400,41 +396,54 @@ class Executor:
             if not self._live.is_closed and self._registry.stands_for(record):
                 self._routes[tag] = resident
 
-    def _is_for_workers_alone(self, record: Predictor, runner: str | None) -> bool:
-        """Whether a predictor that this process has not imported goes to a worker, so that it need not be."""
+    def _foreseen(self, record: Predictor, runner: str | None) -> str | None:
+        """The name of the runner that a call chooses, as far as it is known before the predictor is imported here."""
+        if runner is not None:
+            return runner
+        described = self._residents.described(record)
+        return record.runner or (described and described.profile.runner) or self._default
+
+    def _describer(self, record: Predictor, runner: str | None) -> FullRunner | None:
+        """The runner that tells of a predictor that this process has not imported, so that it need not be.
+
+        Raises:
+            ValueError: there is no runner of that name.
+            PluginError: the plugin that offers it could not be used.
+        """
         target = record.target
         if not isinstance(target, str) or self._residents.find(record) is not None:
-            return False
+            return None
         described = self._residents.described(record)
         if record.by_value or (described is not None and described.profile.by_value):  # what is here is to be sent
-            return False
+            return None
         if target.partition(":")[0] in sys.modules:  # it is here already
-            return False
-        author = record.runner or (described.profile.runner if described is not None else None)
-        return not is_worker() and (runner or author or self._default) == "process"
+            return None
+        chosen = self._runners[self._foreseen(record, runner)]
+        return chosen if chosen.is_elsewhere and chosen.describe is not None else None
 
     def _is_unimported(self, record: Predictor, runner: str | None) -> bool:
-        """Whether a predictor is still to be imported here, or described by a worker."""
+        """Whether a predictor is still to be imported here, or described by a runner."""
         if not isinstance(record.target, str) or self._residents.find(record) is not None:
             return False
-        return self._residents.described(record) is None or not self._is_for_workers_alone(record, runner)
+        return self._residents.described(record) is None or self._describer(record, runner) is None
 
     def _undescribed(self, tag: Any, runner: str | None) -> Predictor | None:
-        """The record of a predictor that a worker is still to describe."""
+        """The record of a predictor that a runner is still to describe."""
         if type(tag) is str and tag in self._routes:
             return None
         record = self._record(tag)
         if record is None or not self._is_unimported(record, runner):
             return None
-        return record if self._is_for_workers_alone(record, runner) else None
+        return None if self._describer(record, runner) is None else record
 
-    def _described(self, record: Predictor, is_registered: bool) -> Resident:  # noqa: FBT001
+    def _described(self, record: Predictor, describer: FullRunner, is_registered: bool) -> Resident:  # noqa: FBT001
+        describe: Any = describer.describe
         try:
-            told = self._workers().describe(record.tag, record.target)
+            told = describe(record.tag, record.target)
         except PluginError as error:
             source = self._registry.source_of(record) if is_registered else ""
             raise PluginError(record.tag, source, error.reason, error.traceback) from None
-        return self._residents.describe(record, told)
+        return self._residents.describe(record, told, describer.name)
 
     def _registered(self, record: Predictor) -> Resident:
         """The resident of a registered predictor; what its import raises, even SystemExit, is its plugin's failure."""
@@ -453,16 +462,17 @@ class Executor:
         Neither, where plugins have to be looked for first.
         """
         if type(tag) is str and (known := self._routes.get(tag)) is not None:
-            return (None, None) if self._is_to_be_read_for(self._wish(known, runner)) else (known, None)
+            is_at_hand = self._at_once(known, runner) or not self._runners.must_look(self._wish(known, runner))
+            return (known, None) if is_at_hand else (None, None)
         if self._must_look(tag, runner):
             return None, None
         self.check_runner(runner)
         record = self._record(tag, may_look=False)
-        if record is not None and self._is_unimported(record, runner):
+        if record is not None and (self._must_look_for(record, runner) or self._is_unimported(record, runner)):
             return None, record
         found = self._given(tag) if record is None else self._ready(tag, record, runner)
         # Only now it is known what its author wishes.
-        return (None, record) if self._is_to_be_read_for(self._wish(found, runner)) else (found, record)
+        return (None, record) if self._runners.must_look(self._wish(found, runner)) else (found, record)
 
     def _must_look(self, tag: Any, runner: str | None) -> bool:
         """Whether plugins have to be looked for before a call can be made; that keeps no event loop."""
@@ -470,11 +480,11 @@ class Executor:
             raise EngineClosedError
         if isinstance(tag, str) and self._registry.must_look(tag):
             return True
-        return self._is_to_be_read_for(runner) or self._is_to_be_read_for(self._default)
+        return self._runners.must_look(runner) or self._runners.must_look(self._default)
 
-    def _is_to_be_read_for(self, runner: str | None) -> bool:
-        """Whether plugins have to be looked for, or again, because of a runner."""
-        return runner is not None and runner not in BUILT_IN and self._registry.must_look_for_runner(runner)
+    def _must_look_for(self, record: Predictor, runner: str | None) -> bool:
+        """Whether plugins have to be looked for because of the runner that a call of a predictor chooses."""
+        return self._runners.must_look(self._foreseen(record, runner))
 
     async def aresolve(self, tag: Any, runner: str | None = None, record: Predictor | None = None) -> Resident:
         """Resolve without blocking the loop: owner threads look for plugins, import, and have workers describe.
@@ -490,6 +500,8 @@ class Executor:
             await self._look(_title_of(tag), lambda: self._must_look(tag, runner))
         self.check_runner(runner)
         record = record or self._record(tag, may_look=False)
+        if record is not None and self._must_look_for(record, runner):
+            await self._look(record.tag, partial(self._must_look_for, record, runner))
         if record is None:
             found = self._given(tag)
         elif self._is_unimported(record, runner):
@@ -497,20 +509,20 @@ class Executor:
         else:
             found = self._ready(tag, record, runner)
         wish = self._wish(found, runner)
-        if self._is_to_be_read_for(wish):
-            await self._look(found.profile.tag, lambda: self._is_to_be_read_for(wish))
+        if self._runners.must_look(wish):
+            await self._look(found.profile.tag, partial(self._runners.must_look, wish))
         if self._live.is_closed:  # before this task went on
             raise EngineClosedError
         return found
 
     async def _imported(self, tag: Any, record: Predictor, runner: str | None) -> Resident:
-        """Have a predictor imported, or described by a worker, in an owner thread.
+        """Have a predictor imported, or described by a runner, in an owner thread.
 
         Tasks that come while one has it imported wait for that one, for a thread each would keep their loop. Each has
         it described for itself: of a worker, only the task that waits knows what it holds.
         """
         wish = record.tag, self._ready, tag, record, runner
-        if self._is_for_workers_alone(record, runner):
+        if self._describer(record, runner) is not None:
             found: Resident = await self.in_owner(*wish)
         else:
             found, _ = await self._shared((record, isinstance(tag, str)), *wish)
@@ -552,7 +564,7 @@ class Executor:
         """Call a function of the engine's own in an owner thread, and wait for it in an asyncio task."""
         context = copy_context()
         context.run(awaiting.set, current_task())
-        body = Body(Call(name, "thread", None), function, args, {}, False, context)  # noqa: FBT003
+        body = Body(Call(name, self._threads.name, None), function, args, {}, False, context)  # noqa: FBT003
         execution = Bridged(body, Channel(None, name), self._threads, None, None, self._grace, Live())
         try:
             found = await execution.pull()
@@ -580,91 +592,74 @@ class Executor:
     # Deciding where.
 
     def _wish(self, resident: Resident, runner: str | None) -> str | None:
-        return runner or resident.profile.runner or self._default
+        """The name of the runner that a call chooses, else its author, else its engine."""
+        return (resident.profile.runner or self._default) if runner is None else runner
 
-    def _choice(self, resident: Resident, runner: str | None) -> str | None:
-        self.check_runner(runner)
-        choice = self._wish(resident, runner)
-        return None if choice == "process" and is_worker() else choice  # a worker starts no workers
+    def runner_for(self, resident: Resident, runner: str | None) -> FullRunner:
+        """The runner of a call.
 
-    def is_for_workers(self, resident: Resident, runner: str | None) -> bool:
-        """Whether calls of a predictor go to workers."""
-        return resident.is_described or self._choice(resident, runner) == "process"
+        Raises:
+            ValueError: there is no runner of that name.
+            PluginError: the plugin that offers it could not be used.
+        """
+        chosen = self._runners[self._wish(resident, runner)]
+        if resident.is_described and not chosen.is_elsewhere:  # its author's choice came to light by that description
+            return self._runners[resident.described_by]
+        return chosen
 
-    def is_inline(self, resident: Resident, runner: str | None) -> bool:
-        """Whether calls of a predictor run in their callers' threads and tasks because that was asked for."""
-        return self._choice(resident, runner) == "inline"
+    def _at_once(self, resident: Resident, runner: str | None) -> FullRunner | None:
+        """The runner of an asyncio call where it is the engine's own and at hand, as almost always; else `None`."""
+        try:
+            chosen = self._runners.own[(resident.profile.runner or self._default) if runner is None else runner]
+        except (KeyError, TypeError):
+            return None
+        return chosen if chosen.is_at_hand and (chosen.is_elsewhere or not resident.is_described) else None
+
+    async def _at_hand_for(self, resident: Resident, runner: str | None) -> FullRunner:
+        """The runner of an asyncio call, once plugins were looked for and modules imported that it needs."""
+        wish = self._wish(resident, runner)
+        if self._runners.must_look(wish):
+            await self._look(resident.profile.tag, partial(self._runners.must_look, wish))
+        chosen = self.runner_for(resident, runner)
+        if not chosen.is_at_hand:
+            await self._shared(chosen, resident.profile.tag, chosen.prepare)
+        return chosen
 
     def check_runner(self, runner: str | None) -> None:
-        if runner is None or runner in BUILT_IN:
-            return
-        self._plugin_runner(runner)
+        """Refuse the name of a runner that there is not.
 
-    def _plugin_runner(self, name: str) -> Runner:
-        if self._registry.must_look_for_runner(name):  # for a sync caller; a task had them looked for before
-            self._registry.look()
-        offered = self._registry.runners()
-        if name in offered:
-            found = offered[name]
-            if isinstance(found, Runner):
-                return found
-        problem = next((each for each in self._registry.problems if name in each.claims), None)
-        if problem is not None:
-            raise PluginError(name, problem.distribution, problem.reason, problem.traceback)
-        raise no_runner(name, (*BUILT_IN, *offered))
+        Raises:
+            ValueError: there is no runner of that name.
+            PluginError: the plugin that offers it could not be used.
+        """
+        if runner is not None:
+            self._runners[runner]
 
-    def _sync_place(self, resident: Resident, runner: str | None) -> Runner | None:
+    def _place(self, resident: Resident, runner: str | None) -> BodyRunner | None:
         """Who runs the body for a sync caller; `None` is the caller itself, in lock-step.
 
-        What depends on nothing but the predictor is kept in its resident's `places`.
+        What depends on nothing but the predictor is kept in its resident's `places`. A wait for the engine's loop may
+        have to be refused, so that one is asked for anew.
         """
-        profile = resident.profile
-        choice = self._choice(resident, runner)
-        if choice == "process" or resident.is_described:
-            workers = self._workers()
-            if not resident.is_described:
-                resident.places[runner] = workers
-            return workers
-        if choice is not None and choice not in BUILT_IN:
-            return self._plugin_runner(choice)
-        if profile.is_async:
-            if runner == "inline":
-                raise ValueError(
-                    f"{profile.tag} is async and cannot run inline in sync code, which has no event loop: leave runner "
-                    "out (it then runs on the engine's own loop), or call acreate/astream from asyncio"
-                )
-            self._loop.refuse_to_wait(profile.tag)
-            return self._loop
-        place: Runner | None = (resident.owner or self._threads) if choice == "thread" else None
-        resident.places[runner] = place
+        chosen = self.runner_for(resident, runner)
+        place = chosen.place(resident, runner, is_task=False)
+        if chosen.is_constant and place is not self._loop and not resident.is_described:
+            resident.places[runner] = place
         return place
-
-    def _async_place(self, resident: Resident, runner: str | None) -> Runner | None:
-        """Who runs the body for an asyncio caller; `None` is the caller's task, in lock-step."""
-        profile = resident.profile
-        plain = runner is None and profile.runner is None and self._default is None
-        choice = None if plain else self._choice(resident, runner)
-        if choice == "process" or resident.is_described:
-            return self._workers()
-        if choice is not None and choice not in BUILT_IN:
-            return self._plugin_runner(choice)
-        if profile.is_async:
-            return self._loop if choice == "thread" or profile.lives_on_loop else None
-        return None if choice == "inline" else resident.owner or self._threads
 
     # Opening.
 
-    def _call(self, resident: Resident, place: Runner | None) -> Call:
+    def _call(self, resident: Resident, place: BodyRunner | None) -> Call:
         parent = current.get()
         depth = 0 if parent is None else _depth_within(parent)
-        return Call(resident.profile.tag, "inline" if place is None else place.name, parent, self.number, depth)
+        return Call(resident.profile.tag, LOCK_STEP if place is None else place.name, parent, self.number, depth)
 
     def _body(  # noqa: PLR0917 - as `_open`
         self,
         resident: Resident,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        place: Runner | None,
+        place: BodyRunner | None,
         check: bool | None,  # noqa: FBT001
         reduction: Reduction | None = None,
     ) -> Body:
@@ -675,7 +670,7 @@ class Executor:
         function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
         body = Body(call, function, args, kwargs, profile.follows, copy_context())
         body.reduction = reduction
-        is_owned = place.__class__ in _OWNERS
+        is_owned = place is not None and place.is_here
         if place is not None and not is_owned:
             body.target = resident.target
             if profile.by_value:
@@ -692,7 +687,7 @@ class Executor:
         resident: Resident,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        place: Runner | None,
+        place: BodyRunner | None,
         runner: str | None,
         check: bool | None,  # noqa: FBT001
         prefetch: int | None,
@@ -701,7 +696,7 @@ class Executor:
         body = self._body(resident, args, kwargs, place, check, reduction)
         admit = None if resident.slots is None else resident.slots.take
         if place is None:
-            bridge = _refuse_inline if runner == "inline" else self._bridge
+            bridge = _refuse_inline if self._is_kept_by_caller(runner) else self._bridge
             return InlineExecution(body, admit, bridge, self._grace, self._live)
         return self._bridged(body, place, prefetch, resident)
 
@@ -710,7 +705,7 @@ class Executor:
         resident: Resident,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        place: Runner | None,
+        place: BodyRunner | None,
         runner: str | None,
         check: bool | None,  # noqa: FBT001
         prefetch: int | None,
@@ -721,22 +716,25 @@ class Executor:
         body = self._body(resident, args, kwargs, place, check, reduction)
         if place is None:
             aadmit = None if resident.slots is None else resident.slots.atake
-            is_inline = self._choice(resident, runner) == "inline"
-            bridge = None if is_inline else self._bridge
+            bridge = None if self.runner_for(resident, runner).stays_with_caller else self._bridge
             execution = TaskExecution(body, aadmit, bridge, self._grace, self._live, is_guarded=is_guarded)
             return Held(execution) if is_guarded else execution
         return self._bridged(body, place, prefetch, resident)
 
-    def _bridged(self, body: Body, place: Runner, prefetch: int | None, resident: Resident) -> Bridged:
-        if place.name == "process":
+    def _bridged(self, body: Body, place: BodyRunner, prefetch: int | None, resident: Resident) -> Bridged:
+        channel = place.open(body, prefetch)
+        slots = resident.worker_slots if place.is_elsewhere else resident.slots
+        if place.is_elsewhere and place.takes_errands:
             workers: Any = place
-            wire = workers.wire(prefetch, body.call.tag)
-            bounds = wire, resident.worker_slots, resident.profile.set_up_limit
+            bounds = channel, slots, resident.profile.set_up_limit
             admit_there, aadmit_there = partial(workers.admit, *bounds), partial(workers.aadmit, *bounds)
-            return Bridged(body, wire, place, admit_there, aadmit_there, self._grace, self._live)
-        slots = resident.slots
+            return Bridged(body, channel, place, admit_there, aadmit_there, self._grace, self._live)
         admit, aadmit = (None, None) if slots is None else (slots.take, slots.atake)
-        return Bridged(body, Channel(prefetch, body.call.tag), place, admit, aadmit, self._grace, self._live)
+        return Bridged(body, channel, place, admit, aadmit, self._grace, self._live)
+
+    def _is_kept_by_caller(self, runner: str | None) -> bool:
+        """Whether the caller asked by name to step a body itself, whatever it turns out to be."""
+        return runner is not None and self._runners[runner].stays_with_caller
 
     def _bridge(self, body: Body, produced: Any, kind: str) -> Bridged:
         """Go on with what a body produced in the other colour than its own, with an owner of that colour."""
@@ -779,8 +777,8 @@ class Executor:
         errors: Errors,
     ) -> Prediction:
         """`create` wherever the fast path does not apply: with slots, set-up, or an owner elsewhere."""
-        is_kept = place is not None and reducer in _KEPT_BY_OWNERS
-        if is_kept and self._takes_errands(place):
+        is_kept = place is not None and place.takes_errands and reducer in _KEPT_BY_OWNERS
+        if is_kept:
             errand, admit = self._errand(resident, args, kwargs, place, check, reducer, is_task=False)
             started = perf_counter()
             try:
@@ -789,10 +787,10 @@ class Executor:
                 return _excused(error, errand, started, errors)
             return _fetched(errand, started)
         reduction = Reduction(reducer, reducer.start())
-        execution = self._open(resident, args, kwargs, place, runner, check, None, reduction if is_kept else None)
+        execution = self._open(resident, args, kwargs, place, runner, check, None)
         started = perf_counter()
         try:
-            _drain(execution, None if is_kept else reduction)
+            _drain(execution, reduction)
         except BaseException as error:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
@@ -808,14 +806,10 @@ class Executor:
         errors: Errors,
     ) -> Prediction:
         """The same for `acreate`."""
-        wish = runner or resident.profile.runner or self._default
-        if wish is not None and self._is_to_be_read_for(wish):
-            await self._look(resident.profile.tag, lambda: self._is_to_be_read_for(wish))
-        if not self._is_imported and self._must_import(resident, runner):
-            await self._shared("workers", resident.profile.tag, self._workers)
-        place: Any = self._async_place(resident, runner)
-        is_kept = place is not None and reducer in _KEPT_BY_OWNERS
-        if is_kept and self._takes_errands(place):
+        chosen = self._at_once(resident, runner) or await self._at_hand_for(resident, runner)
+        place: Any = chosen.place(resident, runner, is_task=True)
+        is_kept = place is not None and place.takes_errands and reducer in _KEPT_BY_OWNERS
+        if is_kept:
             errand, admit = self._errand(resident, args, kwargs, place, check, reducer, is_task=True)
             started = perf_counter()
             try:
@@ -824,18 +818,13 @@ class Executor:
                 return _excused(error, errand, started, errors)
             return _fetched(errand, started)
         reduction = Reduction(reducer, reducer.start())
-        keeper = reduction if is_kept else None
-        execution = self._aopen(resident, args, kwargs, place, runner, check, None, keeper, is_guarded=False)
+        execution = self._aopen(resident, args, kwargs, place, runner, check, None, is_guarded=False)
         started = perf_counter()
         try:
-            await _adrain(execution, None if is_kept else reduction)
+            await _adrain(execution, reduction)
         except BaseException as error:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
-
-    def _takes_errands(self, place: Any) -> bool:
-        """Whether it is a runner of our own; one that a plugin offers is given a channel for everything."""
-        return place.__class__ in _OWNERS or place.name == "process"
 
     def _errand(  # noqa: PLR0917
         self,
@@ -855,7 +844,7 @@ class Executor:
         call = Call(profile.tag, place.name, parent, self.number, depth)
         function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
         facts = call, function, args, kwargs, profile.follows, copy_context(), reducer, self._live, self._grace
-        if place.name != "process":
+        if not place.is_elsewhere:
             errand = Errand(*facts)
             if profile.is_class:
                 errand.prepare, errand.aprepare = resident.prepare_in_thread, resident.aprepare
@@ -867,7 +856,7 @@ class Executor:
             parcel.by_value = True
         if resident.is_described:
             parcel.bind = profile.is_opaque and (profile.is_checked if check is None else check)
-        parcel.wire = wire = place.wire(None, profile.tag)
+        parcel.wire = wire = place.open(parcel, None)
         admit = place.aadmit if is_task else place.admit
         return parcel, partial(admit, wire, resident.worker_slots, profile.set_up_limit)
 
@@ -887,7 +876,7 @@ class Executor:
         reduction = Reduction(reducer, reducer.start())
         if kind is not ITERATOR:
             body = Body(call, lambda: produced, (), {}, resident.profile.follows, context)
-            bridge = _refuse_inline if runner == "inline" else self._bridge
+            bridge = _refuse_inline if self._is_kept_by_caller(runner) else self._bridge
             execution = InlineExecution(body, None, bridge, self._grace, self._live)
             try:
                 _drain(execution, reduction)
@@ -977,16 +966,6 @@ class _Attempt:
 def _title_of(tag: Any) -> str:
     """What a call is known by before it is known what it calls."""
     return tag_of(tag) if isinstance(tag, str) else tag.tag if isinstance(tag, Predictor) else name_of(tag)
-
-
-def no_runner(name: object, offered: Sequence[str]) -> ValueError:
-    """The error for a name that is no runner's, with the one it may have meant."""
-    from difflib import get_close_matches  # only a misspelt name needs it
-
-    near = get_close_matches(name, offered, 1) if isinstance(name, str) else ()
-    meant = f"; did you mean {near[0]!r}? The runner" if near else ": it"
-    names = ", ".join(map(repr, offered))
-    return ValueError(f"there is no runner {quote(name)}{meant} is one of {names}; leave it out for the default")
 
 
 def _depth_within(parent: Call) -> int:

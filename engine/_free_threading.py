@@ -171,13 +171,13 @@ class FreeThreadedExecutor(Executor):
 
     def _body(self, resident: Any, args: Any, kwargs: Any, place: Any, *more: Any) -> Body:
         body = super()._body(resident, args, kwargs, place, *more)
-        if place is None or place.name != "process":
+        if place is None or not place.is_elsewhere:
             _guard(body)
         return body
 
     def _errand(self, resident: Any, args: Any, kwargs: Any, place: Any, *more: Any, **few: Any) -> tuple[Errand, Any]:
         errand, admit = super()._errand(resident, args, kwargs, place, *more, **few)
-        if place.name != "process":
+        if not place.is_elsewhere:
             _guard(errand)
         return errand, admit
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 State = Literal["pending", "running", "done", "failed", "cancelled", "closed"]
 Rung = Literal["asked", "terminated", "killed"]
 
+LOCK_STEP: Final = "inline"  # what `Call.runner` says where the caller itself steps the body
 _LONGEST: Final = 65_536  # characters of a failure's text
 numbers: Final = count(1)  # one number a call; `next` on it is atomic
 _origin: list[str] = []  # this process's part of every id

@@ -17,12 +17,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine._channel import park_task, park_thread, wake_all
-from engine._errors import EngineClosedError, EngineError, NestingError, warn
+from engine._errors import EngineClosedError, NestingError, warn
 from engine._partials import invoke, is_async
 from engine._predictor import Predictor, name_of
 from engine._profiles import Profile, RemoteProfile, function_of, options_of, profile_from, profile_of
 from engine._records import Call, current, current_call
 from engine._slots import Patience, Slots, current_task
+from engine.runners.base import in_use
 from engine.runners.pinned import PinnedThread
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Resident:
         function: what is called; `None` for a class that is not set up.
         slots: bounds its calls; `None` where nothing is to be bounded or counted.
         worker_slots: the same for its calls in workers, which are a place of their own.
-        is_described: it is known from a worker's description alone, and runs in workers only.
+        is_described: it is known from what a runner told of it alone, and runs in other processes only.
+        described_by: the name of that runner.
         places: where sync callers' `runner=` leads, once that is known; kept by the executor.
         thread: of a class without async methods, where this process has owner threads: the one kept for it.
         owner: what runs its calls in owner threads, where that is not any of them: its `thread`, if it serves one call
@@ -70,6 +72,7 @@ class Resident:
         "_replaced",
         "_target",
         "_text",
+        "described_by",
         "function",
         "is_described",
         "owner",
@@ -102,6 +105,7 @@ class Resident:
             threads: the owner threads there are; `None` where everything runs in one thread.
         """
         self.is_described = isinstance(profile, RemoteProfile)
+        self.described_by: str | None = None
         self._text = text
         self._home: Home | None = None
         self._is_named = False  # workers have a class or an object by its text, until it is unloaded
@@ -354,10 +358,7 @@ class Resident:
                 self._instance, self.function = instance, instance.predict
             else:
                 self._replaced.append(instance)
-            raise EngineError(
-                f"{self.profile.tag} is in use by {', '.join(map(str, left))}: read that stream to its end or close "
-                "it, then unload again"
-            )
+            raise in_use(self.profile.tag, left)
         self.teardown(instance, None, grace)
 
     def teardown(self, instance: Any, seconds: float | None, patience: float | None = None) -> None:
@@ -550,13 +551,14 @@ class Residents:
         return self._by_record.get(predictor)
 
     def described(self, predictor: Predictor) -> Resident | None:
-        """What workers told of a predictor that this process has not imported, if they did."""
+        """What a runner told of a predictor that this process has not imported, if one did."""
         return self._described.get(predictor)
 
-    def describe(self, predictor: Predictor, told: Mapping[str, Any]) -> Resident:
-        """Keep what a worker told of a predictor."""
+    def describe(self, predictor: Predictor, told: Mapping[str, Any], runner: str) -> Resident:
+        """Keep what a runner told of a predictor."""
         profile = profile_from(predictor.tag, told, predictor.options(None))
         made = Resident(profile, None, self._loop, self._engine, text=predictor.target)
+        made.described_by = runner
         return self._described.setdefault(predictor, made)
 
     def given(self, given: Any) -> Resident:

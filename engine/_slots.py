@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import park_task, park_thread, wait_until, wake_all
 from engine._errors import NestingError, PredictionCancelledError, warn
+from engine._records import LOCK_STEP
 
 if TYPE_CHECKING:
     import asyncio
@@ -188,7 +189,7 @@ class Slots(Line):
 
     async def atake(self, body: Body) -> None:
         """The same for an asyncio task."""
-        holder = Holder(body.call, needs_loop=body.call.runner == "inline")  # as in `take`
+        holder = Holder(body.call, needs_loop=body.call.runner == LOCK_STEP)  # as in `take`
         if not self._takes_token(body):
             await self.await_(Ticket(body.call), body)
         self._hold(holder, body)

@@ -171,6 +171,26 @@ def test_the_set_up_for_development_installs_every_plugin() -> None:
     assert set(lines) == {"-e .[dev]", *plugins}
 
 
+# Names of runners
+
+NAMES_OF_RUNNERS = {"inline", "thread", "loop", "process"}
+
+
+def names_of_runners(tree: ast.AST) -> list[ast.expr | ast.stmt]:
+    """Find every text that is a runner's name."""
+    if isinstance(tree, ast.Constant) and tree.value in NAMES_OF_RUNNERS:
+        return [tree]
+    return [found for child in ast.iter_child_nodes(tree) for found in names_of_runners(child)]
+
+
+def test_policies_choose_by_no_runners_name() -> None:
+    rooms = ["_executor", "_free_threading", "_plugins", "_registry", "_runners", "_stream"]
+    paths = [ROOT / f"engine/{room}.py" for room in rooms]
+
+    assert len(names_of_runners(ast.parse("place.name == 'process'"))) == 1
+    assert [place for path in paths for place in places(path, names_of_runners(parsed(path)))] == []
+
+
 # Clocks
 
 TIMES_OF_DAY = {"time.time", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}

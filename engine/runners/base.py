@@ -1,4 +1,4 @@
-"""What every runner shares: the protocol of a runner, and the state table of one execution.
+"""What every runner shares: the protocols of a runner, and the state table of one execution.
 
 An execution is one run of one predictor as its consumer sees it. It goes from `pending` over `running` into exactly
 one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come from is its subclasses' affair.
@@ -15,25 +15,70 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from engine._channel import wait_until, wait_until_task, wake_all
-from engine._errors import EngineClosedError, PredictionCancelledError, warn
+from engine._channel import Channel, wait_until, wait_until_task, wake_all
+from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, warn
 from engine._records import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 
-    from engine._channel import Channel, Wake
+    from engine._channel import Wake
     from engine._partials import Body
+    from engine._profiles import Profile
     from engine._records import Call, Prediction, State
+    from engine._slots import Slots
+
+    InOwner = Callable[..., Awaitable[Any]]  # calls a function in an owner thread on behalf of an asyncio task
 
 
 @runtime_checkable
 class Runner(Protocol):
-    """Decides where a body runs, and feeds what it yields into a channel.
+    """A place where predictors run.
 
-    `start` returns at once; the owner it starts calls the body once, offers each partial, honours the channel's
-    requests to stop, finalises the body, gives its slot back (`body.release`) and calls `channel.finish` exactly
-    once, on every path.
+    It is offered by the hook `engine_runners`, or given to `Engine(plugins=[...])` as it is. It needs a `name` and a
+    `start`, which returns at once; the owner that `start` has begun (a thread, a task, another process) sees to one
+    body, from its call to its finalisation:
+
+    1. It calls `body.start()` in `body.context`, once. What that gives is a value, an iterator, an awaitable or an
+       async iterator, and every step of it belongs in that context, too. `own(body, channel)` does this, and all that
+       follows, for a body of any kind, in the thread that calls it.
+    2. It hands each partial over: `channel.offer(value, latency, now)`, with the producer's time so far in ms and
+       `time.perf_counter()` in s. Where that is true it calls `channel.pause()` (an asyncio task awaits
+       `channel.apause()`), which waits until the body may go on, and tells whether it is to stop instead.
+    3. Once `channel.stop` is true it finalises the body, at its next yield or sooner. An owner that waits for something
+       else sets `channel.on_stop` to a function that is called then, from any thread.
+    4. On every path it calls `body.let_go()`, so that the next call may begin, and `channel.finish(End(...))`, once and
+       last, with what the body raised or returned.
+
+    Example:
+        >>> import threading
+        >>> from engine.runners import own
+        >>> class Elsewhere:
+        ...     name = "elsewhere"
+        ...
+        ...     def start(self, body, channel):
+        ...         threading.Thread(target=own, args=(body, channel), daemon=True).start()
+
+    A runner may have more. What it leaves out, or has as `None`, is filled in when an engine first meets it:
+
+    - `is_elsewhere`: whether bodies run in other processes. Then `start` sends `body.target` with `body.args` and
+      `body.kwargs`, see `Body`, and never calls `body.start()`. `False`, where it is left out.
+    - `open(body, prefetch)`: makes the channel that `start` will get, a `Channel` or what inherits from it; `prefetch`
+      is how many partials the body may be ahead, `None` to adapt. Left out: `Channel(prefetch, body.call.tag)`.
+    - `place(predictor, runner, *, is_task)`: who runs the bodies of a predictor: this runner, another one, or `None`,
+      the caller itself, step by step. `predictor` is a `ServedPredictor`, `runner` the name that the caller gave, if
+      it did, and `is_task` says whether the caller is an asyncio task. Left out: this runner runs all.
+    - `describe(tag, text)`: has another process import `"module:name"` and gives what `engine.runners.describe` tells
+      of it there, so that this process need not import what it only calls; counts only with `is_elsewhere`. Left out:
+      it is imported here. What it raises is a `PluginError` for the caller.
+    - `load(predictor)` and `unload(predictor)`: make a `ServedPredictor` ready before its first call, and tear a class
+      down; they are called in a thread that may wait, and `unload` once no call uses it. Left out: the engine sets it
+      up and tears it down in this process; with `is_elsewhere` nothing is done.
+    - `loaded()`: the tags that are ready there, as the engine's `loaded` shows them. Left out: none.
+    - `close()`: lets go of what the runner holds. Every engine that has used the runner calls it once, when it closes
+      itself: after its streams were asked to stop, in the thread that closes it, which waits for it. What it raises
+      comes out of the engine's `close()`. Engines may share a runner; one that is to outlive them leaves `close` out.
+      An engine that is never closed does not call it, but warns. Left out: nothing is done.
     """
 
     @property
@@ -45,9 +90,184 @@ class Runner(Protocol):
         """Start an owner for `body`.
 
         Raises:
-            EngineError: no owner can be started; the body has not run.
+            Exception: no owner can be started; the body has not run.
         """
         ...
+
+
+class ServedPredictor(Protocol):
+    """A predictor as runners are told of it.
+
+    Attributes:
+        profile: what is known of it: its `tag`, whether it `is_async` and whether it `is_class`, the `limit` of its
+            calls at one time, and whether its author wishes it to travel `by_value`.
+    """
+
+    profile: Profile
+
+    @property
+    def target(self) -> Any:
+        """The function, class or object itself, or `"module:name"` where other processes find it by that."""
+        ...
+
+
+class ResidentPredictor(ServedPredictor, Protocol):
+    """A predictor as the engine's own runners see it: with all that this process has made ready of it."""
+
+    slots: Slots | None
+    worker_slots: Slots | None
+
+    @property
+    def owner(self) -> BodyRunner | None:
+        """What runs its calls in owner threads, where that is not any of them."""
+        ...
+
+    @property
+    def thread(self) -> object:
+        """The thread kept for a class without async methods, if one is."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing stands between a call and its body."""
+        ...
+
+    @property
+    def is_described(self) -> bool:
+        """Whether only other processes have imported it."""
+        ...
+
+    def prepare(self) -> object:
+        """Set the class up in this thread, if it is not."""
+
+    def prepare_in_thread(self) -> object:
+        """Set the class up in the thread kept for it, if it is not."""
+
+    async def aprepare(self) -> object:
+        """Set the class up on the event loop that runs this, if it is not."""
+
+    def unload(self, grace: float) -> None:
+        """Tear the class down, here, once its calls are over."""
+
+
+class BodyRunner(Protocol):
+    """What runs bodies, with nothing left out: what `FullRunner.place` gives.
+
+    Attributes:
+        is_here: whether its owners are this engine's in this process, where classes have threads kept for them.
+        is_elsewhere: whether bodies run in other processes.
+        takes_errands: whether its owners keep reductions, and, elsewhere, it admits calls itself.
+    """
+
+    is_here: bool
+    is_elsewhere: bool
+    takes_errands: bool
+
+    @property
+    def name(self) -> str:
+        """What `Call.runner` says."""
+        ...
+
+    def open(self, body: Body, prefetch: int | None) -> Channel:
+        """Make what the consumer of a body reads from."""
+        ...
+
+    def start(self, body: Body, channel: Any) -> None:
+        """Start an owner for a body."""
+
+
+class FullRunner(Protocol):
+    """What a call may choose by its name, with nothing left out: all that policies know of a runner.
+
+    Attributes:
+        is_elsewhere: whether what it serves need never be imported in this process.
+        is_constant: whether `place` gives the same at each call, but for what waits for the engine's loop.
+        stays_with_caller: whether a body is stepped by its caller even where it turns out to be of the other colour, or
+            is refused.
+        describe: see `Runner`; `None` where what is called has to be imported here.
+    """
+
+    is_elsewhere: bool
+    is_constant: bool
+    stays_with_caller: bool
+
+    @property
+    def name(self) -> str:
+        """What `runner=` is called with."""
+        ...
+
+    @property
+    def describe(self) -> Callable[[str, str], Mapping[str, Any]] | None:
+        """Tells of a predictor that this process has not imported; `None` where it has to."""
+        ...
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether `place` answers at once: nothing is to be imported first, which is no work for an event loop."""
+        ...
+
+    def prepare(self) -> None:
+        """Import what `place` needs, in a thread."""
+
+    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner | None:
+        """Who runs a body of a predictor; `None` is the caller, in lock-step.
+
+        Args:
+            resident: the predictor.
+            runner: what the caller asked for by name, if it did.
+            is_task: whether the caller is an asyncio task.
+        """
+
+    def load(self, resident: ResidentPredictor) -> None:
+        """Make a predictor ready, from a thread."""
+
+    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
+        """Make a predictor ready, from an asyncio task."""
+
+    def unload(self, resident: ResidentPredictor) -> None:
+        """Tear a class down, from a thread, once its calls are over."""
+
+    def loaded(self) -> Iterable[str]:
+        """Tags that are ready elsewhere than in this engine's process."""
+        ...
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is something to let go of."""
+        ...
+
+    def close_soon(self) -> None:
+        """Refuse what is new and let go of what there is, without a lock or a wait."""
+
+    def close(self, grace: float) -> list[BaseException]:
+        """Let go of what there is, within a few times `grace` seconds; give what went wrong."""
+        ...
+
+    def abandon(self) -> None:
+        """In a forked child: what there is belongs to the parent."""
+
+
+def open_here(body: Body, prefetch: int | None) -> Channel:
+    """Make the consumer's end of a body that an owner of this process runs."""
+    return Channel(prefetch, body.call.tag)
+
+
+def refuse_in_use(tag: str, slots: Slots | None, grace: float) -> None:
+    """Wait at most `grace` seconds for the calls of a predictor that is to be unloaded.
+
+    Raises:
+        EngineError: a call still uses it.
+    """
+    left = () if slots is None else slots.wait_for(slots.holders, grace)
+    if left:
+        raise in_use(tag, left)
+
+
+def in_use(tag: str, holders: Iterable[object]) -> EngineError:
+    """The error for a predictor that cannot be unloaded now."""
+    return EngineError(
+        f"{tag} is in use by {', '.join(map(str, holders))}: read that stream to its end or close it, then unload again"
+    )
 
 
 class Stop:

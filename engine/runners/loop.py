@@ -29,7 +29,7 @@ from engine._partials import (
     stopped,
 )
 from engine._records import current, current_call
-from engine.runners.base import DaemonThread
+from engine.runners.base import DaemonThread, open_here
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,6 +49,10 @@ class LoopRunner:
     """Runs async bodies as tasks of one background loop; what turns out to be sync is handed to `adopt`, a thread."""
 
     name = "loop"
+    is_here = True
+    is_elsewhere = False
+    takes_errands = True
+    open = staticmethod(open_here)
 
     def __init__(self, adopt: TakeOver) -> None:
         """Make a runner whose loop is not started yet."""

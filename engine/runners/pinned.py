@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine._channel import BOUND, End, Ending
 from engine._errors import NestingError
-from engine.runners.base import DaemonThread
+from engine.runners.base import DaemonThread, open_here
 from engine.runners.thread import OwnerThread, step_through
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class PinnedThread(OwnerThread):
     """
 
     name = "thread"
+    is_here = True
+    is_elsewhere = False
+    takes_errands = True
+    open = staticmethod(open_here)
 
     __slots__ = ("_bell", "_current", "_ident", "_is_kept", "_is_parked", "_lock", "_runner", "_waiting")
 

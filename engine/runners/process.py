@@ -19,10 +19,10 @@ from collections import deque
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from engine._channel import Channel, End, Ending, park_task, wake_all
-from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, WorkerLostError, quote, warn
+from engine._errors import EngineClosedError, PredictionCancelledError, WorkerLostError, quote, warn
 from engine._frames import Order, pack_order
 from engine._partials import Body
 from engine._payloads import (
@@ -41,6 +41,7 @@ from engine._records import Call
 from engine._segments import WORTH
 from engine._slots import refuse_stopped
 from engine._snapshots import Snapshot, is_function, modules_of
+from engine.runners.base import refuse_in_use
 from engine.runners.pool import Need, Pool
 from engine.runners.warden import Warden
 from engine.runners.wire import Wire
@@ -53,10 +54,21 @@ if TYPE_CHECKING:
     from engine._frames import Chunk
     from engine._records import Start
     from engine._slots import Slots
+    from engine.runners.base import ResidentPredictor
     from engine.runners.wire import Aside
 
 _keys: Final = itertools.count(1)  # numbers that predictors are known by in workers
 _MOST_HOLDING: Final = 512  # predictors that may keep objects of the program alive, to know them again
+
+
+class Threads(Protocol):
+    """Owner threads, as `ThreadRunner` has them."""
+
+    def run(self, channel: Ending, work: Callable[[], None]) -> None:
+        """Have one of them do something that ends by finishing `channel`."""
+
+    def close(self, grace: float) -> None:
+        """Let them go."""
 
 
 class ProcessRunner:
@@ -66,16 +78,20 @@ class ProcessRunner:
         most: workers at one time; `None` for as many as there are processors to use.
         grace: seconds from one rung of stopping to the next.
         start: where and with what they start.
-        aside: has an owner thread do what would keep an event loop for long.
+        threads: owner threads for what would keep an event loop for long; they are closed with this.
     """
 
     name = "process"
+    is_here = False
+    is_elsewhere = True
+    takes_errands = True
 
-    def __init__(self, most: int | None, grace: float, start: Start, aside: Aside) -> None:
+    def __init__(self, most: int | None, grace: float, start: Start, threads: Threads) -> None:
         """Note where and with what workers will start; none is started."""
         self._grace = grace
         self._start = start
-        self._aside = aside
+        self._threads = threads
+        self._aside: Aside = threads.run
         self._pool = Pool(most or _default_workers(), self._spawn)
         self._warden = Warden(self._pool, grace, self._leave)
         self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
@@ -86,9 +102,9 @@ class ProcessRunner:
 
     # Opening
 
-    def wire(self, prefetch: int | None, label: str) -> Wire:
+    def open(self, body: Body, prefetch: int | None) -> Wire:
         """Make the channel of one call."""
-        return Wire(prefetch, label, self._warden.see_to, self._finished, self._restart, self._aside)
+        return Wire(prefetch, body.call.tag, self._warden.see_to, self._finished, self._restart, self._aside)
 
     def admit(self, wire: Wire, slots: Slots | None, limit: float, body: Body) -> None:
         """Encode a call, and take a slot and a worker for it, before its body starts; waits in a thread.
@@ -459,30 +475,29 @@ class ProcessRunner:
         """
         return self._errand(Order("describe", tag=tag, text=text), None, Need())
 
-    def load(self, tag: str, target: Any, limit: float, slots: Slots | None, *, by_value: bool = False) -> None:
+    def load(self, resident: ResidentPredictor) -> None:
         """Have a worker import a predictor, or get it, and set it up if it is a class.
 
         Raises:
             BaseException: what its import, constructor or `setup` raised.
         """
-        shipment = self.shipment(tag, target, limit, by_value=by_value)
-        self._errand(Order("load", shipment.key, tag, shipment.text), shipment, shipment.need, slots)
+        profile = resident.profile
+        shipment = self.shipment(profile.tag, resident.target, profile.set_up_limit, by_value=profile.by_value)
+        order = Order("load", shipment.key, profile.tag, shipment.text)
+        self._errand(order, shipment, shipment.need, resident.worker_slots)
 
-    def unload(self, tag: str, target: Any, limit: float, slots: Slots | None, *, by_value: bool = False) -> None:
+    def unload(self, resident: ResidentPredictor) -> None:
         """Have every worker tear a class predictor down that has it set up, once its calls are over.
 
         Raises:
             EngineError: a call still uses it after the grace.
             BaseException: what `teardown` raised.
         """
+        profile, target = resident.profile, resident.target
+        tag, limit, by_value = profile.tag, profile.set_up_limit, profile.by_value
         name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
         shipment = self._kept(name, owner) or self.shipment(tag, target, limit, by_value=by_value)
-        left = () if slots is None else slots.wait_for(slots.holders, self._grace)
-        if left:
-            raise EngineError(
-                f"{tag} is in use by {', '.join(map(str, left))}: read that stream to its end or close it, then "
-                "unload again"
-            )
+        refuse_in_use(tag, resident.worker_slots, self._grace)
         for worker in self._pool.workers:
             if shipment.key in worker.set_up:
                 self._unload(worker, shipment)
@@ -517,7 +532,7 @@ class ProcessRunner:
             PredictionCancelledError: no worker was free for `patience` seconds.
         """
         body = Body(Call(order.tag, self.name, None), None, (), {}, False, None)  # type: ignore[arg-type]  # noqa: FBT003
-        wire = self.wire(None, order.tag)
+        wire = self.open(body, None)
         wire.body, wire.shipment, wire.order = body, shipment, order
         if slots is not None:
             slots.take(body)
@@ -572,6 +587,7 @@ class ProcessRunner:
         self._pool.join(4 * grace + 12.0)
         self._warden.close()  # what was started last has to end, too
         self._warden.join(max(0.0, deadline - monotonic()))
+        self._threads.close(grace)
         errors = [wire.end.error for wire in self._leaving if wire.end is not None and wire.end.error is not None]
         return [each for each in errors if not isinstance(each, WorkerLostError)]
 
@@ -580,6 +596,7 @@ class ProcessRunner:
         self._is_closing = True
         self._warden.post(self._close_pool, None)
         self._warden.close()
+        self._threads.close(0.0)
 
     def _close_pool(self, _nothing: None) -> None:
         self._pool.close()

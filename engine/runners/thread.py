@@ -20,6 +20,7 @@ from engine._channel import End
 from engine._errors import EngineBusyError, EngineClosedError
 from engine._partials import ITERATOR, ONE, close_iterator, dispose, look
 from engine._records import current
+from engine.runners.base import open_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +45,10 @@ class ThreadRunner:
     """Runs sync bodies in owner threads; what turns out to be async is handed to `adopt`, the loop."""
 
     name = "thread"
+    is_here = True
+    is_elsewhere = False
+    takes_errands = True
+    open = staticmethod(open_here)
 
     def __init__(self, grace: float = 0.0, patience: float = _IDLE) -> None:
         """Make a runner without threads.

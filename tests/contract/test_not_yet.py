@@ -20,7 +20,6 @@ from engine import (
     Engine,
     EngineClosedError,
     NestingError,
-    NoPartialsError,
     Predictor,
     PredictorError,
     hookimpl,
@@ -108,56 +107,6 @@ def test_a_call_waits_for_a_stream_that_this_thread_pulled_and_another_one_goes_
 
 
 # A runner needs no more than what `Runner` says.
-
-
-class ByTheBook:
-    """Calls the body once, offers each partial, honours requests to stop, finalises it and tells its end."""
-
-    name = "by-the-book"
-
-    def start(self, body: Body, channel: Channel) -> None:
-        threading.Thread(target=self._run, args=(body, channel)).start()
-
-    def _run(self, body: Body, channel: Channel) -> None:
-        end = End()
-        iterator = body.context.run(body.start)
-        try:
-            for partial in iterator:
-                if channel.offer(partial, 0.0, 0.0) and channel.pause():
-                    break
-        except BaseException as error:
-            end.error = error
-        iterator.close()
-        body.let_go()
-        channel.finish(end)
-
-
-RULE_BROKEN: Final = "`create` expects of a runner that it reduces, which nothing says"
-
-
-@pytest.mark.parametrize(
-    ("reduce", "value"),
-    [
-        pytest.param(reduce, value, marks=pytest.mark.xfail(strict=True, raises=error, reason=RULE_BROKEN))
-        for reduce, value, error in [
-            ("last", "b", NoPartialsError),
-            ("concat", "ab", NoPartialsError),
-            ("collect", ["a", "b"], AssertionError),
-        ]
-    ],
-)
-@pytest.mark.parametrize("is_async", [False, True], ids=["create", "acreate"])
-def test_create_gives_what_the_partials_of_any_runner_reduce_to(is_async: bool, reduce: str, value: Any) -> None:
-    def letters() -> Iterator[str]:
-        yield from "ab"
-
-    with Engine(discover=False, plugins=[Plugin(ByTheBook())]) as muna:
-        assert list(muna.predictions.stream(letters, runner="by-the-book").values()) == ["a", "b"]
-        if is_async:
-            made = asyncio.run(muna.predictions.acreate(letters, runner="by-the-book", reduce=reduce))
-        else:
-            made = muna.predictions.create(letters, runner="by-the-book", reduce=reduce)
-        assert made.value == value
 
 
 class OneThread:

@@ -1,0 +1,170 @@
+"""A runner that somebody else wrote, with what it leaves out filled in.
+
+It is looked at once, when an engine first meets it: what `Runner` lets it leave out is decided here, so that nobody
+else asks what a runner can do. What it raises where it is not the owner of a body is told as its own failure here, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from engine._errors import EngineError, PluginError, quote, say, warn
+from engine._records import traceback_of
+from engine.runners.base import Runner, open_here, refuse_in_use
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.runners.base import BodyRunner, FullRunner, InOwner, ResidentPredictor
+
+_TOLD: Final = frozenset({"parameters", "signature", "first_line", "is", "options"})  # by `engine.runners.describe`
+
+
+class AdaptedRunner:
+    """A runner of somebody else's as policies see it: a `FullRunner` that gives itself as the `BodyRunner`.
+
+    Args:
+        runner: what was offered.
+        default: sets predictors up in this process, where the runner leaves that to the engine.
+        grace: seconds that an `unload` waits for calls.
+
+    Attributes:
+        open: makes the consumer's end of a call.
+        describe: tells of a predictor that this process has not imported; `None` where it has to be.
+
+    Raises:
+        TypeError: something that the runner may have is there and cannot be called.
+        Exception: what the runner raises when it is looked at.
+    """
+
+    is_here = False
+    is_constant = False  # what it says of one call it need not say of the next
+    stays_with_caller = False
+    takes_errands = False
+    is_at_hand = True
+
+    def __init__(self, runner: Runner, default: FullRunner, grace: float) -> None:
+        """Look at what it has."""
+        self.name = runner.name
+        self.start = runner.start
+        self.is_elsewhere = bool(getattr(runner, "is_elsewhere", False))
+        self._runner = runner
+        self._default = default
+        self._grace = grace
+        self.open: Callable[[Any, int | None], Any] = _offered(runner, "open") or open_here
+        self._place = _offered(runner, "place")
+        describe = _offered(runner, "describe")
+        self.describe = None if describe is None else partial(self._described, describe)
+        self._load, self._unload = _offered(runner, "load"), _offered(runner, "unload")
+        self._loaded = _offered(runner, "loaded")
+        self._close = _offered(runner, "close")
+
+    def prepare(self) -> None:
+        """Nothing: it is imported."""
+
+    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner | None:
+        """Who runs a body: what the runner says, itself if it says nothing.
+
+        Raises:
+            TypeError: what it says is no runner.
+            EngineError: only another process has imported the predictor, and this one is to run it.
+        """
+        found = self._runner if self._place is None else self._place(resident, runner, is_task=is_task)
+        if found is self._runner:
+            return self
+        if found is not None and not isinstance(found, Runner):
+            raise TypeError(f"place() of the runner {quote(self.name)} gives a runner or None, not {quote(found)}")
+        placed = None if found is None else AdaptedRunner(found, self._default, self._grace)
+        if resident.is_described and (placed is None or not placed.is_elsewhere):
+            raise EngineError(
+                f"the runner {quote(self.name)} describes {resident.profile.tag}, so that it is not imported here, and "
+                "then has this process run it: let its place() give a runner that is elsewhere"
+            )
+        return placed
+
+    def _described(self, describe: Callable[[str, str], Any], tag: str, text: str) -> Mapping[str, Any]:
+        """What the runner tells of a predictor.
+
+        Raises:
+            PluginError: it failed, or tells what nobody can read.
+        """
+        try:
+            told = describe(tag, text)
+        except (EngineError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            reason = f"the runner {quote(self.name)} could not describe it: {type(error).__name__}: {say(error)}"
+            raise PluginError(tag, "", reason, traceback_of(error)) from error
+        if not isinstance(told, Mapping) or not told.keys() >= _TOLD:
+            reason = f"describe() of the runner {quote(self.name)} gives what engine.runners.describe gave, not "
+            raise PluginError(tag, "", reason + quote(told))
+        return told
+
+    def load(self, resident: ResidentPredictor) -> None:
+        """Make a predictor ready where the runner does it, or in this process; elsewhere the first call may do it."""
+        if self._load is not None:
+            self._load(resident)
+        elif not self.is_elsewhere:
+            self._default.load(resident)
+
+    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
+        """Make a predictor ready, from an asyncio task."""
+        if self._load is not None:
+            await in_owner(resident.profile.tag, self._load, resident)
+        elif not self.is_elsewhere:
+            await self._default.aload(resident, in_owner)
+
+    def unload(self, resident: ResidentPredictor) -> None:
+        """Tear a class down where the runner does it, or in this process.
+
+        Raises:
+            EngineError: a call still uses it after the grace.
+        """
+        if self._unload is not None:
+            slots = resident.worker_slots if self.is_elsewhere else resident.slots
+            refuse_in_use(resident.profile.tag, slots, self._grace)
+            self._unload(resident)
+        elif not self.is_elsewhere:
+            self._default.unload(resident)
+
+    def loaded(self) -> tuple[str, ...]:
+        """Tags that the runner has ready; where it fails to tell, that is logged, and the others' are still told."""
+        try:
+            return () if self._loaded is None else tuple(self._loaded())
+        except Exception as error:
+            warn(f"the runner {quote(self.name)}: error in loaded()", error)
+            return ()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it is still to be closed."""
+        return self._close is not None
+
+    def close_soon(self) -> None:
+        """Nothing: a runner may wait for what it closes."""
+
+    def close(self, grace: float) -> list[BaseException]:  # noqa: ARG002 - how long it waits is the runner's own affair
+        """Have the runner let go of what it holds, once; give what it raised."""
+        close, self._close = self._close, None
+        try:
+            if close is not None:
+                close()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            return [error]
+        return []
+
+    def abandon(self) -> None:
+        """In a forked child: it is the parent that closes it."""
+        self._close = None
+
+
+def _offered(runner: Runner, name: str) -> Any:
+    """What a runner has under a name that it may leave out; `None` where it does."""
+    found = getattr(runner, name, None)
+    if found is not None and not callable(found):
+        raise TypeError(f"{name} of the runner {quote(runner.name)} cannot be called: it is {quote(found)}")
+    return found

@@ -1,0 +1,154 @@
+"""Where bodies run in this process: the caller, an owner thread, or a task of the engine's own loop.
+
+Three runners differ in who serves a body whose colour (sync or async) is its caller's or the other one. They start
+nothing themselves: `place` names the owner that does. All of them share one instance of each class.
+"""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+from typing import TYPE_CHECKING
+
+from engine._records import LOCK_STEP
+
+if TYPE_CHECKING:
+    from engine.runners.base import BodyRunner, InOwner, ResidentPredictor
+    from engine.runners.loop import LoopRunner
+    from engine.runners.thread import ThreadRunner
+
+
+class DefaultRunner:
+    """The caller itself where its colour fits, else an owner of the body's colour.
+
+    Args:
+        threads: owners of sync bodies.
+        loop: the owner of async bodies.
+        grace: seconds that an `unload` waits for calls.
+    """
+
+    name = "default"  # no caller names it
+    is_elsewhere = False
+    is_constant = True
+    stays_with_caller = False
+    is_at_hand = True
+    is_started = False  # its owners are closed by their engine
+    describe = None
+
+    def __init__(self, threads: ThreadRunner, loop: LoopRunner, grace: float) -> None:
+        """Know the owners of this process."""
+        self._threads = threads
+        self._loop = loop
+        self._grace = grace
+
+    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner | None:  # noqa: ARG002
+        """Who runs a body; `None` is the caller, in lock-step.
+
+        Raises:
+            NestingError: the caller would wait for the engine's loop where that waits for the caller.
+        """
+        profile = resident.profile
+        if is_task:
+            if profile.is_async:
+                return self._loop if profile.lives_on_loop else None
+            return resident.owner or self._threads
+        return self._loop_waited_for(resident) if profile.is_async else None
+
+    def _loop_waited_for(self, resident: ResidentPredictor) -> LoopRunner:
+        self._loop.refuse_to_wait(resident.profile.tag)
+        return self._loop
+
+    def prepare(self) -> None:
+        """Nothing: it is imported."""
+
+    def load(self, resident: ResidentPredictor) -> None:
+        """Set a class up where its calls will find it: on the engine's loop, or in the thread kept for it."""
+        profile = resident.profile
+        if not profile.is_async:
+            resident.prepare_in_thread()
+        elif not resident.is_ready:
+            self._loop.run(resident.aprepare(), copy_context(), f"setup() of {profile.tag}")
+
+    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
+        """Set a class up from an asyncio task, on the engine's loop or in the thread kept for it."""
+        if resident.is_ready:
+            return
+        if resident.profile.is_async:
+            import asyncio  # a loop runs, so it is imported
+
+            await asyncio.wrap_future(self._loop.submit(resident.aprepare(), copy_context()))
+        else:
+            await in_owner(resident.profile.tag, resident.prepare_in_thread)
+
+    def unload(self, resident: ResidentPredictor) -> None:
+        """Tear a class down where it lives."""
+        resident.unload(self._grace)
+
+    def loaded(self) -> tuple[str, ...]:
+        """Nothing: what is ready here the engine knows itself."""
+        return ()
+
+    def close_soon(self) -> None:
+        """Nothing: its owners are closed by their engine."""
+
+    def close(self, grace: float) -> list[BaseException]:  # noqa: ARG002
+        """Nothing: its owners are closed by their engine."""
+        return []
+
+    def abandon(self) -> None:
+        """Nothing: a forked child makes owners of its own, and another runner with them."""
+
+
+class InlineRunner(DefaultRunner):
+    """The caller itself, whatever the body's colour; sync code, which cannot step an async body, is refused."""
+
+    name = LOCK_STEP
+    stays_with_caller = True
+
+    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner | None:
+        """Who runs a body: the caller, but for what only the engine's loop can run.
+
+        Raises:
+            ValueError: it is async, and sync code asked for this runner by name.
+            NestingError: the caller would wait for the engine's loop where that waits for the caller.
+        """
+        profile = resident.profile
+        if not profile.is_async:
+            return None
+        if is_task:
+            return self._loop if profile.lives_on_loop else None
+        if runner == self.name:  # else its author's choice, or the engine's, which were made for other callers, too
+            raise ValueError(
+                f"{profile.tag} is async and cannot run inline in sync code, which has no event loop: leave runner "
+                "out (it then runs on the engine's own loop), or call acreate/astream from asyncio"
+            )
+        return self._loop_waited_for(resident)
+
+    def load(self, resident: ResidentPredictor) -> None:
+        """Set a class up in this thread, one with async methods on the engine's loop."""
+        if resident.profile.is_async:
+            super().load(resident)
+        else:
+            resident.prepare()
+
+    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
+        """Set a class up on the caller's event loop itself, as its calls run there; others as by default."""
+        if resident.thread is None or resident.is_ready:
+            await super().aload(resident, in_owner)
+        else:
+            await resident.aprepare()
+
+
+class OwnerRunner(DefaultRunner):
+    """An owner of the body's colour, whoever calls: an owner thread, or the engine's own loop."""
+
+    name = "thread"
+
+    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner:  # noqa: ARG002
+        """Who runs a body.
+
+        Raises:
+            NestingError: the caller would wait for the engine's loop where that waits for the caller.
+        """
+        if not resident.profile.is_async:
+            return resident.owner or self._threads
+        return self._loop if is_task else self._loop_waited_for(resident)
