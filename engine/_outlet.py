@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from engine import _pipes
-from engine._channel import MOST, Channel, End, park_task, wake_all
+from engine._channel import MOST, park_task, wake_all
 from engine._frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Decoder, Order, Placed, pack, read_credit
 from engine._partials import Body, trim
 from engine._payloads import SMALL, Payload, encode, is_plain, pack_failure, read_only_bits, refused, tamed
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from engine._channel import End, Wake
     from engine._errors import PayloadError
     from engine._frames import Chunk
 
@@ -181,31 +182,53 @@ class Host(Protocol):
         ...
 
 
-class Outlet(Channel):
-    """The channel of one call, as its owner in the worker sees it: what is offered goes to the engine.
+class Outlet:
+    """The producer's end of one call's channel: what its owner in the worker offers goes to the engine.
 
     Args:
         host: the worker.
         order: the call.
         number: the number its frames carry.
+
+    Attributes:
+        stop: whether the owner was asked to finalise the body.
+        on_stop: has a request to stop reach an owner that does not look.
+        end: how the body ended, once that was sent.
+        body: what the call runs, once it is here.
     """
 
-    body: Body | None = None
-    is_asked = False
-    is_bodys = False
-    refusal: PayloadError | None = None
-    _heavy = 0  # bytes the consumer has not taken yet
-    _only: tuple[Any, float] | None = None
+    __slots__ = (
+        "_batch",
+        "_due",
+        "_heavy",
+        "_held",
+        "_host",
+        "_is_asked",
+        "_is_bounded",
+        "_latency",
+        "_limit",
+        "_link",
+        "_made",
+        "_only",
+        "_parked",
+        "_refusal",
+        "_ring",
+        "_tail",
+        "body",
+        "end",
+        "number",
+        "on_stop",
+        "stop",
+    )
 
     def __init__(self, host: Host, order: Order, number: int) -> None:
-        self.label = order.tag  # as in `Channel`, of which an outlet has no more than this
-        self.consumers = self.closers = deque()
-        self.producers = deque()
-        self.end = None
         self.stop = False
-        self.on_stop = None
-        self.deserted = None
+        self.on_stop: Callable[[], None] | None = None
+        self.end: End | None = None
+        self.body: Body | None = None
         self.number = number
+        self._is_asked = False  # to stop, by the engine
+        self._refusal: PayloadError | None = None  # of a partial that cannot travel, and is why the body is stopped
         self._host = host
         self._link = host.link
         self._ring = ring = host.ring
@@ -214,11 +237,14 @@ class Outlet(Channel):
         self._limit = order.limit
         self._is_bounded = order.is_adaptive
         self._made = 0
+        self._only: tuple[Any, float] | None = None  # the value that the body returned, with its latency
         self._batch: list[tuple[Any, float]] = []
         self._due = 0.0  # when the next partial is sent at once, however fast they come
         self._latency = 0.0  # of the partial before
         self._tail = host.tail
+        self._heavy = 0  # bytes the consumer has not taken yet
         self._held: deque[tuple[int, int]] = deque()  # index of a partial, and the bytes up to it
+        self._parked: deque[Wake] = deque()  # the owner, where that is a task and waits
 
     # The producer's end
 
@@ -265,7 +291,7 @@ class Outlet(Channel):
 
     def refuse(self, error: PayloadError) -> None:
         """A partial cannot travel: the body is closed, and that is its end."""
-        self.refusal = self.refusal or error
+        self._refusal = self._refusal or error
         self.stop = True
 
     def _place(self, index: int, payload: Payload) -> tuple[Placed, Sequence[Chunk]]:
@@ -324,7 +350,7 @@ class Outlet(Channel):
             while not self._may_go():
                 if link.unsent:
                     loop.add_writer(link.answers, self._push_later, loop)
-                await park_task(self.producers, self._may_go)
+                await park_task(self._parked, self._may_go)
         finally:
             loop.remove_reader(link.calls)
             loop.remove_writer(link.answers)
@@ -335,13 +361,13 @@ class Outlet(Channel):
             self._hear()
         else:
             self.request_stop()
-        wake_all(self.producers)
+        wake_all(self._parked)
 
     def _push_later(self, loop: asyncio.AbstractEventLoop) -> None:
         self._link.push()
         if not self._link.unsent:
             loop.remove_writer(self._link.answers)
-        wake_all(self.producers)
+        wake_all(self._parked)
 
     def _may_go(self) -> bool:
         if self.stop:
@@ -364,18 +390,20 @@ class Outlet(Channel):
 
     # Stopping
 
-    def request_stop(self) -> None:
-        """The engine asks the owner, which is the main thread or its loop, to finalise the body."""
-        self.is_asked = True
-        self.press()
+    def hear_stop(self) -> None:
+        """The engine asks for the call to be stopped."""
+        self._is_asked = True
+        self.request_stop()
 
-    def press(self) -> None:
-        """Ask the owner to finalise the body, whoever wants that."""
+    def request_stop(self) -> None:
+        """Ask the owner, which is the main thread or a task of its loop, to finalise the body."""
         self.stop = True
         if self.body is not None:
             self.body.call.stopping = True
         self._link.alarm()
-        super().request_stop()
+        wake_all(self._parked)
+        if self.on_stop is not None:
+            self.on_stop()
 
     # The end
 
@@ -385,10 +413,10 @@ class Outlet(Channel):
             return
         self.end = end
         host = self._host
-        if host.is_terminated and not self.is_asked:
+        if host.is_terminated and not self._is_asked:
             host.stop_turning()  # whoever sent SIGTERM wants this process to end, and the engine will see how it did
             return
-        error = None if end.error is None and self.refusal is None else self._failure_of(end)
+        error = None if end.error is None and self._refusal is None else self._failure_of(end)
         flush_streams()
         link = self._link
         was_busy, link.is_busy = link.is_busy, True  # `host.uninterrupted()`, without its calls: this ends every call
@@ -397,10 +425,10 @@ class Outlet(Channel):
                 self.flush_from_anywhere()
             if error is None:
                 self._send_done(end)
-            if self.refusal is not None and error is None:  # the result itself cannot travel
-                error = self.refusal
+            if self._refusal is not None and error is None:  # the result itself cannot travel
+                error = self._refusal
             if error is not None:
-                self._send_failed(error, is_cleanup=(end.is_cleanup or host.is_terminated) and self.refusal is None)
+                self._send_failed(error, is_cleanup=(end.is_cleanup or host.is_terminated) and self._refusal is None)
         finally:
             if not was_busy:
                 link.is_busy = False
@@ -413,7 +441,7 @@ class Outlet(Channel):
         error = None if end.error is None else tamed(end.error)
         if isinstance(error, Terminated):  # we raised it ourselves
             error = None
-        return error if self.refusal is None else _joined(self.refusal, error)
+        return error if self._refusal is None else _joined(self._refusal, error)
 
     def _send_done(self, end: End) -> None:
         reduction = None if self.body is None else self.body.reduction
@@ -460,7 +488,7 @@ class Outlet(Channel):
                 with contextlib.suppress(Exception):  # what was reduced before the failure, if it can travel
                     placed, rest = self._place(self._made, encode(reduction.state))
         trim(error)
-        is_bodys = self.is_bodys and self.refusal is None
+        is_bodys = self.body is not None and self.body.is_started and self._refusal is None
         meta = (pack_failure(error), is_bodys, is_cleanup, kept, placed, not self._host.is_terminated)
         self._link.write(pack(FAILED, self.number, pickle.dumps(meta, 5), rest))
         BaseException.with_traceback(error, None)  # its frames refer to inputs, and to what refers to it

@@ -20,7 +20,6 @@ import warnings
 from contextvars import copy_context
 from functools import partial
 from itertools import takewhile
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -31,24 +30,24 @@ from engine._errors import NestingError, PayloadError, PluginError, name_shown, 
 from engine._frames import LOG, ORDER, Decoder, pack, read_order
 from engine._main import Mains
 from engine._outlet import Link, Outlet, Tail, Terminated
-from engine._partials import ITERATOR, ONE, Body, Reduction, look, trim
+from engine._partials import Body, Reduction, trim
 from engine._payloads import Spare, decode
 from engine._predictor import import_name, import_target
 from engine._process_state import ProcessState, end_thread, start_thread
 from engine._profiles import describe, profile_of
-from engine._records import TravelledCall, become_worker, current, traceback_of
+from engine._records import TravelledCall, become_worker, traceback_of
 from engine._reducers import BY_NAME, EMPTY, LAST
 from engine._residents import Resident
 from engine._segments import Ring, Segment
 from engine.runners.loop import LoopRunner
-from engine.runners.thread import go_on
+from engine.runners.thread import go_on, step_through
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Sequence
     from contextvars import Context
 
-    from engine._channel import Ending
+    from engine._channel import OwnerEnd
     from engine._frames import Frame, Order
 
 _READ: Final = 1 << 16  # bytes one read takes at most
@@ -322,7 +321,7 @@ class _Host:
     def _terminate_softly(self) -> None:
         outlet = self.outlet
         if outlet is not None:
-            outlet.press()
+            outlet.request_stop()
             if self.loop.is_turning:
                 self.loop.loop().call_soon_threadsafe(self._cancel_all)
 
@@ -350,7 +349,7 @@ class _Host:
             outlet = Outlet(self, order, frame.number)
             self.outlet = outlet
             if self.stopped == frame.number:
-                outlet.request_stop()
+                outlet.hear_stop()
             try:
                 self._do(order, frame, outlet)
             finally:
@@ -403,20 +402,14 @@ class _Host:
                 outlet.finish(End(returned=self._seen_to(order, frame)))
                 return
             body, is_async = self._ready(order, frame, outlet)
-        except Terminated:
-            outlet.finish(End(None))
-            return
+            if is_async:
+                self._turn(partial(self.loop.start, body, outlet), outlet)
+            else:
+                body.context.run(step_through, body, outlet, self._adopt)
         except BaseException as error:
+            if outlet.end is not None:  # a defect while it was sent: its consumer hears of it once this worker is lost
+                raise
             outlet.finish(End(error))
-            return
-        if outlet.stop:
-            outlet.finish(End())
-            return
-        outlet.is_bodys = True
-        if is_async:
-            self._turn(partial(self.loop.start, body, outlet), outlet)
-        else:
-            body.context.run(self._run_sync, body, outlet)
 
     def _seen_to(self, order: Order, frame: Frame) -> Any:
         """Do what is no call; give what its answer says."""
@@ -531,29 +524,9 @@ class _Host:
 
     # Running
 
-    def _run_sync(self, body: Body, outlet: Outlet) -> None:
-        current.set(body.call)
-        clock = perf_counter
-        started = clock()
-        try:
-            produced = body.start()
-            kind = look(produced, body.follows)
-        except BaseException as error:
-            outlet.finish(End(error))
-            return
-        elapsed = clock() - started
-        if kind is ONE:
-            reduction = body.reduction
-            if reduction is None:
-                outlet.offer_only(produced, elapsed * 1000.0, 0.0)
-            else:
-                reduction.add(produced)
-                reduction.elapsed = elapsed
-            outlet.finish(End(returned=produced))
-        elif kind is ITERATOR:
-            go_on(body, outlet, produced, elapsed)
-        else:
-            self._turn(partial(self.loop.take_over, body, outlet, produced, elapsed), outlet)
+    def _adopt(self, body: Body, outlet: Outlet, produced: Any, elapsed: float) -> None:
+        """Go on, on the loop, with something async that a sync body produced after `elapsed` seconds."""
+        self._turn(partial(self.loop.take_over, body, outlet, produced, elapsed), outlet)
 
     def _turn(self, start: Callable[[], None], outlet: Outlet) -> None:
         """Turn the loop until the call is over; a sync iterator that it gave is stepped here, outside the loop."""
@@ -564,7 +537,7 @@ class _Host:
         if handed is not None:
             handed()
 
-    def take_over(self, body: Body, channel: Ending, iterator: Any, elapsed: float) -> None:
+    def take_over(self, body: Body, channel: OwnerEnd, iterator: Any, elapsed: float) -> None:
         """Go on, once the loop has stopped, with a sync iterator that an async body gave."""
         self._handed = partial(body.context.run, go_on, body, channel, iterator, elapsed)
         self.loop.stop_turning()
@@ -581,7 +554,7 @@ class _Host:
         self.stopped = number
         outlet = self.outlet
         if outlet is not None and outlet.number == number:
-            outlet.request_stop()
+            outlet.hear_stop()
 
     def log(self, text: str) -> None:
         """Send a line to the engine's log."""

@@ -20,7 +20,7 @@ import textwrap
 import threading
 import time
 import types
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -631,6 +631,39 @@ def test_without_descriptors_a_call_fails_leaves_nothing_and_the_next_works_once
         """
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 'EMFILE'] True\n1\n", "")
+
+
+@pytest.mark.fault(92)
+@pytest.mark.parametrize("kind", ["async", "agen"])
+@pytest.mark.parametrize("way", ["create", "stream"])
+def test_a_worker_without_descriptors_for_an_event_loop_fails_that_call_and_serves_on(kind: str, way: str) -> None:
+    def allows(descriptors: int) -> int:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, 10_000))
+        return os.getpid()
+
+    async def returns() -> int:
+        return os.getpid()
+
+    async def yields() -> AsyncIterator[int]:
+        yield os.getpid()
+
+    target = returns if kind == "async" else yields
+
+    def call() -> Any:
+        if way == "create":
+            return muna.predictions.create(target).value
+        (value,) = muna.predictions.stream(target).values()
+        return value
+
+    with Engine(discover=False, workers=1, runner="process", grace=GRACE) as muna:
+        pid = muna.predictions.create(allows, {"descriptors": 8}).value
+        with pytest.raises(OSError, match="Too many open files") as failure:
+            call()
+        assert not isinstance(failure.value, WorkerLostError)
+        assert muna.predictions.create(allows, {"descriptors": 10_000}).value == pid
+        assert call() == pid
 
 
 # 93: crowds.
