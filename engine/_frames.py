@@ -128,10 +128,7 @@ def pack(kind: int, number: int, meta: bytes, rest: Sequence[Chunk] = ()) -> lis
 
 def pack_order(number: int, order: Order, rest: Sequence[Chunk] = ()) -> list[Chunk]:
     """The frame that tells a worker what to do."""
-    meta = pickle.dumps(_facts_of(order), 5)
-    if not rest:  # as `pack` does it
-        return [_HEADER.pack(_MAGIC, VERSION, ORDER, number, len(meta), 0) + meta]
-    return pack(ORDER, number, meta, rest)
+    return pack(ORDER, number, pickle.dumps(_facts_of(order), 5), rest)
 
 
 def read_order(frame: Frame) -> Order:
@@ -186,13 +183,7 @@ class Decoder:
         Raises:
             ProtocolError: the bytes are no frame of this version; nothing after them can be read.
         """
-        if not self._left:  # the fast path: nothing was left over, and often it is just one frame without a rest
-            if len(data) >= HEADER_SIZE:
-                magic, version, kind, number, meta, rest = _HEADER.unpack_from(data)
-                is_known = magic == _MAGIC and version == VERSION and kind in _KINDS
-                if is_known and not rest and len(data) == HEADER_SIZE + meta:
-                    self.frames.append(Frame(kind, number, data[HEADER_SIZE:]))
-                    return
+        if not self._left:  # the fast path: nothing was left over, so that nothing is to be joined
             start, self._need = self._cut(data)
             if start == len(data):
                 return
@@ -208,7 +199,9 @@ class Decoder:
         """Take every whole frame off `data`; give where the next begins, and how many bytes of it are needed."""
         start, end = 0, len(data)
         while end - start >= HEADER_SIZE:
-            kind, number, meta, rest = _read_header(data, start)
+            magic, version, kind, number, meta, rest = _HEADER.unpack_from(data, start)
+            if magic != _MAGIC or version != VERSION or kind not in _KINDS or meta > LONGEST_META or rest > LONGEST:
+                raise ProtocolError(_fault_of(data[start : start + HEADER_SIZE]))
             begin = start + HEADER_SIZE
             size = HEADER_SIZE + meta + rest
             if end - start < size:
@@ -220,13 +213,11 @@ class Decoder:
         return start, HEADER_SIZE
 
 
-def _read_header(data: bytes | bytearray, start: int) -> tuple[int, int, int, int]:
-    fields: tuple[Any, ...] = _HEADER.unpack_from(data, start)
-    magic, version, kind, number, meta, rest = fields
+def _fault_of(header: bytes | bytearray) -> str:
+    """What is wrong with a header that no frame has."""
+    magic, version, kind, _, meta, rest = _HEADER.unpack(header)
     if magic != _MAGIC or kind not in _KINDS:
-        raise ProtocolError(f"bytes that are no frame: {data[start : start + HEADER_SIZE].hex()}")
+        return f"bytes that are no frame: {header.hex()}"
     if version != VERSION:
-        raise ProtocolError(f"a frame of version {version}, where version {VERSION} is spoken")
-    if meta > LONGEST_META or rest > LONGEST:
-        raise ProtocolError(f"a frame that claims {meta + rest} bytes")
-    return kind, number, meta, rest
+        return f"a frame of version {version}, where version {VERSION} is spoken"
+    return f"a frame that claims {meta + rest} bytes"
