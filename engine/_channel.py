@@ -23,12 +23,15 @@ from weakref import WeakKeyDictionary
 import attrs
 
 from engine._errors import warn
+from engine._records import Progress
+from engine._reducers import LAST
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable
 
-    from engine._records import Ladder
+    from engine._records import State
+    from engine._reducers import Reducer
 
     Wake = Callable[[], None]
 
@@ -115,66 +118,91 @@ class End:
     is_cleanup: bool = False
 
 
-class Ending:
-    """What every hand-off has: requests to stop, which go one way, and the end, which comes back.
+class Ending(Progress):
+    """How one call ends: who decided that and as what, whether its owner was told, and whether the body is finalised.
 
-    Alone it serves a body whose owner keeps the reduction: nothing else is handed over, to one consumer.
+    Each step happens once. `claim`: of all that would end the call (its body, `close`, `cancel`, a consumer that is
+    cancelled, the engine that closes) the first one decides. `request_stop` tells the owner. `finish`: the owner says
+    that the body is finalised, which `wait_end` waits for. Alone it serves whatever hands over nothing but its end; a
+    `Channel` adds a buffer, a `Reduction` the value that partials are reduced to.
 
     Attributes:
-        end: how the body ended, once it is over and finalised.
+        claimed: the end that was decided on.
+        failure: what the next pull raises, once.
+        is_over: whether everything about the claimed end can be read.
         stop: whether the owner was asked to finalise the body.
+        end: how the body ended, once it is over and finalised.
+        is_awaited: whether the stopper waits to hear what clean-up raises; else that goes to the log.
+        is_delivered: whether the stop has reached a body that waits in its consumer's task.
         deserted: when the consumer left, by `perf_counter`, if it did.
-        label: names it in the log.
-        consumers: wake-ups of those who wait for news.
-        closers: wake-ups of those who wait for the end.
         on_stop: has a request to stop reach an owner that does not look.
+        closers: wake-ups of those who wait for the end; made for the first of them.
+        label: names it in the log.
     """
 
-    __slots__ = ("__weakref__", "closers", "consumers", "deserted", "end", "label", "on_stop", "stop")
+    __slots__ = (
+        "__weakref__",
+        "claimed",
+        "closers",
+        "deserted",
+        "end",
+        "failure",
+        "is_awaited",
+        "is_delivered",
+        "is_over",
+        "label",
+        "on_stop",
+        "stop",
+    )
+
+    items: Any = ()  # nothing is handed over here
 
     def __init__(self, label: str = "") -> None:
-        """Make it for a body that is still to be run."""
-        self.consumers: deque[Wake] = deque()
-        self.closers = self.consumers
-        self.end: End | None = None
+        """Make it for a call whose end is open."""
+        self.state = "pending"  # as in `Progress`
+        self.count = 0
+        self.returned = None
+        self.first = None
+        self.duration = None
+        self.rung = None
+        self.claimed: State | None = None
+        self.failure: BaseException | None = None
+        self.is_over = False
         self.stop = False
-        self.on_stop: Callable[[], None] | None = None
+        self.end: End | None = None
+        self.is_awaited = False
+        self.is_delivered = False
         self.deserted: float | None = None
+        self.on_stop: Callable[[], None] | None = None
+        self.closers: deque[Wake] | None = None
         self.label = label
 
+    # Deciding
+
+    def claim(self, state: State, failure: BaseException | None = None) -> bool:
+        """Decide how the call ends; tell whether this was the first to do so.
+
+        All of the engine rests on one rule, here and at every place that refers to this one: with a GIL, no other
+        thread, signal handler or finaliser runs between a test and the stores after it, unless a call or a backward
+        jump stands between them. None does here.
+
+        Args:
+            state: the end.
+            failure: what the next pull raises then, once.
+        """
+        if self.claimed is None:
+            self.claimed = state
+            self.failure = failure
+            return True
+        return False
+
     def finish(self, end: End) -> None:
-        """Say that the body is over and finalised; the last thing an owner does with a channel."""
+        """Say that the body is over and finalised; the last thing an owner does."""
         self.end = end
-        parked = self.consumers
-        while parked:  # `wake_all`, without its calls
-            try:
-                wake = parked.popleft()
-            except IndexError:
-                break
-            wake()
         if self.closers:
             wake_all(self.closers)
         if self.deserted is not None and end.error is not None:
             warn(f"{self.label}: error after its stream was left", end.error)
-
-    def wait_for_end(self) -> None:
-        """Sleep, in a thread, until the end or a request to stop may be there."""
-        park_thread(self.consumers, self._is_news, BOUND)
-
-    async def wait_task_for_end(self) -> None:
-        """The same for an asyncio task, which shares the GIL with a busy owner while it waits."""
-        from asyncio import get_running_loop
-
-        loop = get_running_loop()
-        sharing = _sharing_of(loop)
-        sharing.enter(loop)
-        try:
-            await park_task(self.consumers, self._is_news, None, self.request_stop)
-        finally:
-            sharing.leave()
-
-    def _is_news(self) -> bool:
-        return self.end is not None or self.stop
 
     def request_stop(self) -> None:
         """Ask the owner to finalise the body.
@@ -182,7 +210,8 @@ class Ending:
         No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
         """
         self.stop = True
-        wake_all(self.consumers)
+        if self.closers:
+            wake_all(self.closers)
         if self.on_stop is not None:
             self.on_stop()
 
@@ -191,13 +220,91 @@ class Ending:
         if self.deserted is None:
             self.deserted = perf_counter()
 
+    # The consumer's end
+
+    def admit(self, body: Any) -> None:
+        """Get what a `Body` needs before it may start, a slot; waits in a thread.
+
+        Raises:
+            NestingError: the wait would never end.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        if body.slots is not None:
+            body.slots.take(body)
+
+    async def aadmit(self, body: Any) -> None:
+        """Get what a `Body` needs before it may start, a slot; waits in an asyncio task.
+
+        Raises:
+            NestingError: the wait would never end.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        if body.slots is not None:
+            await body.slots.atake(body)
+
+    def take(self) -> tuple[Any, float]:
+        """Take the oldest partial: there is none here.
+
+        Raises:
+            IndexError: none is waiting.
+        """
+        raise IndexError
+
+    def wait(self, start: Callable[[], None] | None = None) -> None:
+        """Sleep, in a thread, until the end or a request to stop may be there.
+
+        Args:
+            start: called once this thread is parked.
+        """
+        lock = allocate_lock()  # as `park_thread`, without its calls: a `create` elsewhere waits here
+        lock.acquire()
+        parked = self.parked()
+        parked.append(lock.release)
+        try:
+            if start is not None:
+                start()
+            if self.end is None and not self.stop:
+                lock.acquire(timeout=BOUND)
+        finally:
+            if parked:
+                _withdraw(parked, lock.release)
+
+    async def wait_task(self, start: Callable[[], None] | None = None) -> None:
+        """Sleep, in an asyncio task that shares the GIL with a busy owner, until the end or a stop may be there.
+
+        Args:
+            start: called once this task is parked.
+        """
+        from asyncio import get_running_loop
+
+        loop = get_running_loop()
+        sharing = _sharing_of(loop)
+        sharing.enter(loop)
+        try:
+            await park_task(self.parked(), self._has_news, start, self.request_stop)
+        finally:
+            sharing.leave()
+
     def wait_end(self, seconds: float) -> bool:
         """Wait, in a thread, at most `seconds` for the body to be finalised; tell whether it is."""
-        return wait_until(self._has_ended, self.closers, seconds)
+        return wait_until(self._has_ended, self.parked(), seconds)
 
     async def wait_end_task(self, seconds: float) -> bool:
-        """The same for an asyncio task."""
-        return await wait_until_task(self._has_ended, self.closers, seconds)
+        """Wait, in an asyncio task, at most `seconds` for the body to be finalised; tell whether it is."""
+        return await wait_until_task(self._has_ended, self.parked(), seconds)
+
+    def parked(self) -> deque[Wake]:
+        """The wake-ups of those who wait for the end."""
+        parked = self.closers
+        if parked is None:
+            made: deque[Wake] = deque()
+            if self.closers is None:  # as in `claim`
+                self.closers = made
+            parked = self.closers
+        return parked
+
+    def _has_news(self) -> bool:
+        return self.end is not None or self.stop
 
     def _has_ended(self) -> bool:
         return self.end is not None
@@ -212,8 +319,6 @@ class Channel(Ending):
             lock-step; 0 makes every partial wait until it is asked for.
     """
 
-    ladder: Ladder | None = None  # how the owner was made to stop, where it can be made to
-
     __slots__ = (
         "_demand",
         "_floor",
@@ -223,6 +328,7 @@ class Channel(Ending):
         "_polite_from",
         "_window",
         "_yielding",
+        "consumers",
         "is_adaptive",
         "items",
         "producers",
@@ -232,8 +338,8 @@ class Channel(Ending):
         """Make an empty channel; `label` names it in the log."""
         super().__init__(label)
         self.items: deque[tuple[Any, float]] = deque()
+        self.consumers: deque[Wake] = deque()
         self.producers: deque[Wake] = deque()
-        self.closers: deque[Wake] = deque()
         self.is_adaptive = prefetch is None
         self._is_slept_by_thread = False
         self._window = 1 if prefetch is None else prefetch
@@ -244,7 +350,13 @@ class Channel(Ending):
         self._last_wake = 0.0
         self._polite_from = 0.0
 
-    # The producer's end.
+    # The producer's end
+
+    def finish(self, end: End) -> None:
+        """Say that the body is over and finalised; the last thing an owner does with a channel."""
+        self.end = end
+        wake_all(self.consumers)
+        super().finish(end)
 
     def offer(self, value: Any, latency: float, now: float) -> bool:
         """Hand over one partial.
@@ -294,7 +406,7 @@ class Channel(Ending):
         return self.stop
 
     async def apause(self) -> bool:
-        """The same for a producer that is an asyncio task."""
+        """Wait, in an asyncio task, until the producer may go on; tell whether it must stop instead."""
         if self._yielding:
             self._yielding = False
             if self._is_slept_by_thread and not self.stop and self.items:  # a moment, to give that thread the GIL
@@ -314,7 +426,7 @@ class Channel(Ending):
             return not self.items and bool(self.consumers)
         return len(self.items) < self._window + self._handed
 
-    # The consumer's end.
+    # The consumer's end
 
     def take(self) -> tuple[Any, float]:
         """Take the oldest partial.
@@ -345,7 +457,7 @@ class Channel(Ending):
         park_thread(self.consumers, self._has_news, BOUND, start or self._ask)
 
     async def wait_task(self, start: Callable[[], None] | None = None) -> None:
-        """The same for an asyncio task, which shares the GIL with a busy owner while it waits."""
+        """Sleep, in an asyncio task that shares the GIL with a busy owner, until a partial or the end may be there."""
         from asyncio import get_running_loop
 
         self._is_slept_by_thread = False
@@ -374,8 +486,53 @@ class Channel(Ending):
         self.stop = True
         wake_all(self.producers)
         wake_all(self.consumers)
-        if self.on_stop is not None:
-            self.on_stop()
+        super().request_stop()
+
+
+class Reduction(Ending):
+    """What the partials of one call are reduced to, kept where a failure cannot lose it.
+
+    Where the owner keeps it, it is the whole channel of the call: a runner that hands partials over, as to any channel,
+    has them reduced here.
+
+    Attributes:
+        reducer: turns partials into the result.
+        value: the reducer's state so far.
+        count: partials reduced so far.
+        elapsed: the producer's time, in s, once the body is over.
+    """
+
+    __slots__ = ("elapsed", "reducer", "value")
+
+    def __init__(self, reducer: Reducer, label: str = "") -> None:
+        """Nothing is reduced yet."""
+        super().__init__(label)
+        self.reducer = reducer
+        self.value: Any = reducer.start()
+        self.elapsed = 0.0
+
+    def add(self, value: Any) -> None:
+        """Reduce one more partial."""
+        self.count += 1
+        self.value = value if self.reducer is LAST else self.reducer.step(self.value, value)
+
+    def offer(self, value: Any, latency: float, now: float) -> bool:  # noqa: ARG002 - as of a channel
+        """Reduce one partial that was handed over; tell whether the body is to stop."""
+        self.add(value)
+        self.elapsed = latency / 1000.0
+        return self.stop
+
+    def offer_only(self, value: Any, latency: float, now: float) -> None:
+        """Reduce the one value a body returned."""
+        self.offer(value, latency, now)
+
+    def pause(self) -> bool:
+        """Tell whether the body is to stop; there is nothing to wait for."""
+        return self.stop
+
+    async def apause(self) -> bool:
+        """Tell whether the body is to stop; there is nothing to wait for."""
+        return self.stop
 
 
 def wait_until(is_news: Callable[[], bool], parked: deque[Wake], seconds: float) -> bool:

@@ -16,6 +16,7 @@ from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from engine._channel import End, Ending
 from engine._errors import EngineClosedError, NestingError, quote, warn
 from engine._executor import Executor
 from engine._predictor import is_name
@@ -24,7 +25,7 @@ from engine._registry import Registry
 from engine._residents import Residents
 from engine._runners import Runners
 from engine._slots import is_on_a_loop
-from engine.runners.base import DaemonThread, Live, Stop, has_gil, is_finalising
+from engine.runners.base import DaemonThread, OpenCalls, has_gil, is_finalising
 from engine.runners.here import DefaultRunner, InlineRunner, OwnerRunner
 from engine.runners.loop import LoopRunner
 from engine.runners.task import finalised
@@ -60,8 +61,7 @@ class Engine:
     Args:
         predictors: `Predictor` records, or functions and classes marked with `@predictor`, to register.
         discover: whether installed plugins are looked for, at the registry's first use.
-        plugins: plugin objects or modules to use besides installed ones; a runner may be among them as it is. Engines
-            may share them.
+        plugins: plugin objects or modules to use besides installed ones.
         block: names of plugins, entry points or distributions to leave alone.
         runner: where predictors run whose author has no preference: `"inline"`, `"thread"`, `"process"`, a plugin's
             runner, or `None`: the caller itself where its colour fits, else an owner thread or the engine's own loop.
@@ -72,7 +72,7 @@ class Engine:
             asked, then gets SIGTERM, then SIGKILL.
 
     Raises:
-        ValueError: `runner`, `workers` or `grace` has no meaning, or the name of a runner given is taken.
+        ValueError: `runner`, `workers` or `grace` has no meaning.
         EngineError: a predictor given cannot be registered.
     """
 
@@ -94,8 +94,8 @@ class Engine:
         self._is_closed = False
         self._grace = _seconds(grace)
         self._closing = threading.Lock()  # held only to see who closes
-        self._closed = Stop("closed")
-        self._live = Live(self)
+        self._closed = Ending()
+        self._open_calls = OpenCalls(self)
         self._threads, self._loop = _owners(self._grace)
         self._workers = _Workers(_count(workers), self._grace, Start.here())
         own = self._own_runners()
@@ -114,7 +114,7 @@ class Engine:
             self._runners,
             runner,
             self._grace,
-            self._live,
+            self._open_calls,
             number,
         )
         self._registry.on_change = self._executor.forget
@@ -249,7 +249,7 @@ class Engine:
             is_mine = not self._is_closed
             self._is_closed = True
         if not is_mine:
-            self._closed.wait(2 * grace + 1.0)  # somebody else closes it, and no longer than that
+            self._closed.wait_end(2 * grace + 1.0)  # somebody else closes it, and no longer than that
             return
         try:
             self._executor.close()
@@ -264,7 +264,7 @@ class Engine:
             self._runners.close_offered()
             raise
         finally:
-            self._closed.settle()
+            self._closed.finish(End())
         if failures:
             raise failures[0] if len(failures) == 1 else BaseExceptionGroup("predictors' teardown failed", failures)
 
@@ -328,7 +328,7 @@ class Engine:
             return
         self._is_closed = True
         self._executor.close()
-        self._closed.settle()
+        self._closed.finish(End())
         self._loop.close(self._grace, wait=False)
         self._threads.close(0.0)
         self._runners.close_soon()

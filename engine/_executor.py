@@ -16,7 +16,7 @@ from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from engine._channel import Channel, park_task, wake_all
+from engine._channel import Channel, Reduction, park_task, wake_all
 from engine._errors import (
     EngineClosedError,
     EngineError,
@@ -27,17 +27,17 @@ from engine._errors import (
     quote,
     say,
 )
-from engine._partials import ITERATOR, PLAIN, Body, Reduction, dispose, explain, look, trim
+from engine._partials import ITERATOR, PLAIN, Body, dispose, explain, look, trim
 from engine._predictor import Predictor, name_of, tag_of
 from engine._records import LOCK_STEP, Call, Prediction, current, traceback_of
 from engine._reducers import COLLECT, CONCAT, EMPTY, LAST, RETURNED, reducer_of
 from engine._slots import awaiting, current_task
 from engine._stream import AsyncPredictionStream, PredictionStream
-from engine.runners.base import Live, primed
-from engine.runners.bridge import Bridged
-from engine.runners.errand import Errand, Parcel
+from engine.runners.base import OpenCalls
+from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
 from engine.runners.inline import InlineExecution, is_main_thread
-from engine.runners.task import Held, TaskExecution, resumed, running_for
+from engine.runners.owned import OwnedExecution
+from engine.runners.task import Held, TaskExecution, resumed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,12 +48,13 @@ if TYPE_CHECKING:
     from engine._registry import Registry
     from engine._residents import Resident, Residents
     from engine._runners import Runners
-    from engine.runners.base import AsyncExecution, BodyRunner, Execution, FullRunner, SyncExecution
+    from engine.runners.base import AsyncExecution, BodyRunner, Execution, FullRunner, Observer, SyncExecution
     from engine.runners.loop import LoopRunner
     from engine.runners.thread import ThreadRunner
 
     Errors = Literal["raise", "return"]
 
+FAST: Final = "the caller's own thread, with nothing to begin or to end"
 DEEPEST: Final = 50  # calls of predictors by predictors, one in another
 _KEPT_BY_OWNERS: Final = (LAST, CONCAT, COLLECT, RETURNED)  # no code of the user's: reduced where the body runs
 
@@ -74,10 +75,10 @@ class Executor:
         runners: Runners,
         default: str | None,
         grace: float,
-        live: Live,
+        open_calls: OpenCalls,
         number: int,
     ) -> None:
-        """Join the parts an engine owns; `default` names its runner, `grace` in s, `live` what runs just now."""
+        """Join the parts an engine owns; `default` names its runner, `grace` in s."""
         self._registry = registry
         self._residents = residents
         self._threads = threads
@@ -85,7 +86,7 @@ class Executor:
         self._runners = runners
         self._default = default
         self._grace = grace
-        self._live = live
+        self._open_calls = open_calls
         self.number = number
         self._routes: dict[str, Resident] = {}  # tags seen before, straight to their residents
         # Held to change them, never to read; reentrant, for a collector may call from within.
@@ -136,7 +137,7 @@ class Executor:
             place = resident.places[runner]
         except (KeyError, TypeError):
             place = self._place(resident, runner)
-        if place is not None or resident.slots is not None:
+        if place is not FAST:
             return self._create(resident, args, kwargs, place, runner, check, reducer, errors)
         # The fast path: a plain function in the caller's thread. One context, one clock pair, one record; no iterator
         # is made for a plain value.
@@ -196,7 +197,7 @@ class Executor:
             resident = self._ready(tag, record, runner)
             return self._opened(resident, kept, runner, check, prefetch)
 
-        return PredictionStream(None, None, partial(context.run, open_now), record.tag)
+        return PredictionStream(DeferredExecution(partial(context.run, open_now), record.tag), None)
 
     def _opened(
         self,
@@ -211,6 +212,8 @@ class Executor:
             place = resident.places[runner]
         except (KeyError, TypeError):
             place = self._place(resident, runner)
+        if place is FAST:
+            place = None
         return self._open(resident, args, kwargs, place, runner, check, prefetch), resident.profile.reducer
 
     async def acreate(
@@ -250,8 +253,8 @@ class Executor:
         reducer = profile.reducer if reduce is None else reducer_of(reduce)
         if errors != "raise":
             _check_errors(errors)
-        plain = runner is None and profile.runner is None and self._default is None and not resident.is_described
-        if plain and profile.is_async and resident.slots is None and not profile.lives_on_loop:
+        is_plain = resident.is_plain
+        if runner is None and (self._is_plain(resident) if is_plain is None else is_plain):
             # The fast path: a coroutine is stepped once, in the call's context; one that ends there needs no execution.
             parent = current.get()
             call = Call(profile.tag, LOCK_STEP, parent, self.number, 0 if parent is None else _depth_within(parent))
@@ -326,7 +329,8 @@ class Executor:
             place = (await self._at_hand_for(found, runner)).place(found, runner, is_task=True)
             return context.run(self._aopen, found, *bound, place, runner, check, prefetch), found.profile.reducer
 
-        return AsyncPredictionStream(None, None, resolve, record.tag if record is not None else _title_of(tag))
+        title = record.tag if record is not None else _title_of(tag)
+        return AsyncPredictionStream(AsyncDeferredExecution(resolve, title), None)
 
     def _astream_late(  # noqa: PLR0917 - as `_aopen`
         self,
@@ -345,12 +349,12 @@ class Executor:
             execution = context.run(self._aopen, resident, args, kwargs, place, runner, check, prefetch)
             return execution, resident.profile.reducer
 
-        return AsyncPredictionStream(None, None, open_it, resident.profile.tag)
+        return AsyncPredictionStream(AsyncDeferredExecution(open_it, resident.profile.tag), None)
 
     # Looking up.
 
     def _record(self, tag: Any, *, may_look: bool = True) -> Predictor | None:
-        if self._live.is_closed:
+        if self._open_calls.is_closed:
             raise EngineClosedError
         if isinstance(tag, str):
             return self._registry[tag_of(tag)] if may_look else self._registry.known(tag)
@@ -386,14 +390,14 @@ class Executor:
             self._route(tag, record, resident)
         else:
             resident = self._residents.of(record)
-        if self._live.is_closed:
+        if self._open_calls.is_closed:
             raise EngineClosedError
         return resident
 
     def _route(self, tag: str, record: Predictor, resident: Resident) -> None:
         """Have later calls find a resident at once, unless the tag was given to another, or all ended, meanwhile."""
         with self._routing:
-            if not self._live.is_closed and self._registry.stands_for(record):
+            if not self._open_calls.is_closed and self._registry.stands_for(record):
                 self._routes[tag] = resident
 
     def _foreseen(self, record: Predictor, runner: str | None) -> str | None:
@@ -476,7 +480,7 @@ class Executor:
 
     def _must_look(self, tag: Any, runner: str | None) -> bool:
         """Whether plugins have to be looked for before a call can be made; that keeps no event loop."""
-        if self._live.is_closed:
+        if self._open_calls.is_closed:
             raise EngineClosedError
         if isinstance(tag, str) and self._registry.must_look(tag):
             return True
@@ -494,7 +498,7 @@ class Executor:
             runner: where it is to run.
             record: what the tag stood for at the call, if that is known.
         """
-        if self._live.is_closed:
+        if self._open_calls.is_closed:
             raise EngineClosedError
         if record is None and self._must_look(tag, runner):
             await self._look(_title_of(tag), lambda: self._must_look(tag, runner))
@@ -511,7 +515,7 @@ class Executor:
         wish = self._wish(found, runner)
         if self._runners.must_look(wish):
             await self._look(found.profile.tag, partial(self._runners.must_look, wish))
-        if self._live.is_closed:  # before this task went on
+        if self._open_calls.is_closed:  # before this task went on
             raise EngineClosedError
         return found
 
@@ -565,7 +569,7 @@ class Executor:
         context = copy_context()
         context.run(awaiting.set, current_task())
         body = Body(Call(name, self._threads.name, None), function, args, {}, False, context)  # noqa: FBT003
-        execution = Bridged(body, Channel(None, name), self._threads, None, None, self._grace, Live())
+        execution = OwnedExecution(body, Channel(None, name), self._threads, self._grace, OpenCalls())
         try:
             found = await execution.pull()
         except BaseException as error:
@@ -635,17 +639,38 @@ class Executor:
         if runner is not None:
             self._runners[runner]
 
-    def _place(self, resident: Resident, runner: str | None) -> BodyRunner | None:
+    def _place(self, resident: Resident, runner: str | None) -> Any:
         """Who runs the body for a sync caller; `None` is the caller itself, in lock-step.
 
-        What depends on nothing but the predictor is kept in its resident's `places`. A wait for the engine's loop may
-        have to be refused, so that one is asked for anew.
+        It is `FAST` where that has nothing to begin or to end either. What depends on nothing but the predictor, and on
+        whether calls are observed, is kept in its resident's `places`. A wait for the engine's loop may have to be
+        refused, so that one is asked for anew.
         """
         chosen = self.runner_for(resident, runner)
-        place = chosen.place(resident, runner, is_task=False)
-        if chosen.is_constant and place is not self._loop and not resident.is_described:
+        place: Any = chosen.place(resident, runner, is_task=False)
+        if not chosen.is_constant or place is self._loop or resident.is_described:
+            return place
+        if place is None and resident.slots is None and not self._open_calls.observers:  # as in `Ending.claim`
+            resident.places[runner] = place = FAST
+        else:
             resident.places[runner] = place
         return place
+
+    def _is_plain(self, resident: Resident) -> bool:
+        """Whether the caller's own task steps a body with nothing to begin or to end; kept by its resident."""
+        profile = resident.profile
+        has_choice = profile.runner is not None or self._default is not None or resident.is_described
+        is_plain = profile.is_async and not has_choice and resident.slots is None and not profile.lives_on_loop
+        if is_plain and not self._open_calls.observers:  # as in `Ending.claim`
+            resident.is_plain = True
+            return True
+        resident.is_plain = False
+        return False
+
+    def observe(self, observer: Observer) -> None:
+        """Have an observer told of every call that begins from now on; no call takes a shorter way from here on."""
+        self._open_calls.observers += (observer,)  # first: what looks for a way from here on sees it
+        self._residents.forget_ways()
 
     # Opening.
 
@@ -663,18 +688,27 @@ class Executor:
         check: bool | None,  # noqa: FBT001
         reduction: Reduction | None = None,
     ) -> Body:
-        if self._live.is_closed:
+        if self._open_calls.is_closed:
             raise EngineClosedError
         profile = resident.profile
         call = self._call(resident, place)
         function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
         body = Body(call, function, args, kwargs, profile.follows, copy_context())
         body.reduction = reduction
-        is_owned = place is not None and place.is_here
-        if place is not None and not is_owned:
+        if place is None:
+            body.slots = resident.slots
+            if profile.is_class:
+                body.prepare, body.aprepare = resident.prepare, resident.aprepare
+            return body
+        is_owned = place.is_here
+        if not is_owned:
             body.target = resident.target
             if profile.by_value:
                 body.by_value = True
+        if place.is_elsewhere:
+            body.slots, body.limit = resident.worker_slots, profile.set_up_limit
+        else:
+            body.slots = resident.slots
         if resident.is_described:
             body.bind = profile.is_opaque and (profile.is_checked if check is None else check)
         elif profile.is_class:
@@ -694,11 +728,10 @@ class Executor:
         reduction: Reduction | None = None,
     ) -> SyncExecution:
         body = self._body(resident, args, kwargs, place, check, reduction)
-        admit = None if resident.slots is None else resident.slots.take
         if place is None:
             bridge = _refuse_inline if self._is_kept_by_caller(runner) else self._bridge
-            return InlineExecution(body, admit, bridge, self._grace, self._live)
-        return self._bridged(body, place, prefetch, resident)
+            return InlineExecution(body, bridge, self._grace, self._open_calls)
+        return OwnedExecution(body, place.open(body, prefetch), place, self._grace, self._open_calls)
 
     def _aopen(  # noqa: PLR0917
         self,
@@ -712,34 +745,25 @@ class Executor:
         reduction: Reduction | None = None,
         *,
         is_guarded: bool = True,
-    ) -> AsyncExecution:
+    ) -> Any:
         body = self._body(resident, args, kwargs, place, check, reduction)
         if place is None:
-            aadmit = None if resident.slots is None else resident.slots.atake
             bridge = None if self.runner_for(resident, runner).stays_with_caller else self._bridge
-            execution = TaskExecution(body, aadmit, bridge, self._grace, self._live, is_guarded=is_guarded)
+            execution = TaskExecution(body, bridge, self._grace, self._open_calls, is_guarded=is_guarded)
             return Held(execution) if is_guarded else execution
-        return self._bridged(body, place, prefetch, resident)
-
-    def _bridged(self, body: Body, place: BodyRunner, prefetch: int | None, resident: Resident) -> Bridged:
-        channel = place.open(body, prefetch)
-        slots = resident.worker_slots if place.is_elsewhere else resident.slots
-        if place.is_elsewhere and place.takes_errands:
-            workers: Any = place
-            bounds = channel, slots, resident.profile.set_up_limit
-            admit_there, aadmit_there = partial(workers.admit, *bounds), partial(workers.aadmit, *bounds)
-            return Bridged(body, channel, place, admit_there, aadmit_there, self._grace, self._live)
-        admit, aadmit = (None, None) if slots is None else (slots.take, slots.atake)
-        return Bridged(body, channel, place, admit, aadmit, self._grace, self._live)
+        return OwnedExecution(body, place.open(body, prefetch), place, self._grace, self._open_calls)
 
     def _is_kept_by_caller(self, runner: str | None) -> bool:
         """Whether the caller asked by name to step a body itself, whatever it turns out to be."""
         return runner is not None and self._runners[runner].stays_with_caller
 
-    def _bridge(self, body: Body, produced: Any, kind: str) -> Bridged:
-        """Go on with what a body produced in the other colour than its own, with an owner of that colour."""
+    def _bridge(self, body: Body, produced: Any, kind: str) -> OwnedExecution:
+        """Go on with what a body produced in the other colour than its own, with an owner of that colour.
+
+        It is a part of the call that is open already, and so is listed nowhere.
+        """
         channel = Channel(None, body.call.tag)
-        bridged = Bridged(body, channel, None, None, None, self._grace, Live())
+        bridged = OwnedExecution(body, channel, None, self._grace, OpenCalls())
         bridged.begin()
         try:
             if kind is ITERATOR:
@@ -748,7 +772,8 @@ class Executor:
                 self._loop.refuse_to_wait(body.call.tag)
                 self._loop.take_over(body, channel, produced, 0.0)
         except BaseException:
-            bridged.end("failed")
+            if channel.claim("failed"):
+                bridged.end()
             dispose(produced)
             raise
         return bridged
@@ -757,10 +782,10 @@ class Executor:
 
     async def _acreate_here(self, body: Body, reducer: Reducer, started: float, errors: Errors) -> Prediction:
         """`acreate` in its caller's task, of what an async function produced there."""
-        execution = TaskExecution(body, None, self._bridge, self._grace, self._live, is_guarded=False)
-        reduction = Reduction(reducer, reducer.start())
+        execution = TaskExecution(body, self._bridge, self._grace, self._open_calls, is_guarded=False)
+        reduction = Reduction(reducer)
         try:
-            await _adrain(execution, reduction)
+            await execution.adrain(reduction)
         except BaseException as error:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
@@ -777,20 +802,12 @@ class Executor:
         errors: Errors,
     ) -> Prediction:
         """`create` wherever the fast path does not apply: with slots, set-up, or an owner elsewhere."""
-        is_kept = place is not None and place.takes_errands and reducer in _KEPT_BY_OWNERS
-        if is_kept:
-            errand, admit = self._errand(resident, args, kwargs, place, check, reducer, is_task=False)
-            started = perf_counter()
-            try:
-                errand.run(place, admit)
-            except BaseException as error:
-                return _excused(error, errand, started, errors)
-            return _fetched(errand, started)
-        reduction = Reduction(reducer, reducer.start())
-        execution = self._open(resident, args, kwargs, place, runner, check, None)
+        reduction = Reduction(reducer, resident.profile.tag)
+        kept = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
+        execution = self._open(resident, args, kwargs, place, runner, check, None, kept)
         started = perf_counter()
         try:
-            _drain(execution, reduction)
+            execution.drain(reduction)
         except BaseException as error:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
@@ -805,60 +822,18 @@ class Executor:
         reducer: Reducer,
         errors: Errors,
     ) -> Prediction:
-        """The same for `acreate`."""
+        """`acreate` wherever the fast path does not apply."""
         chosen = self._at_once(resident, runner) or await self._at_hand_for(resident, runner)
-        place: Any = chosen.place(resident, runner, is_task=True)
-        is_kept = place is not None and place.takes_errands and reducer in _KEPT_BY_OWNERS
-        if is_kept:
-            errand, admit = self._errand(resident, args, kwargs, place, check, reducer, is_task=True)
-            started = perf_counter()
-            try:
-                await errand.arun(place, admit)
-            except BaseException as error:
-                return _excused(error, errand, started, errors)
-            return _fetched(errand, started)
-        reduction = Reduction(reducer, reducer.start())
-        execution = self._aopen(resident, args, kwargs, place, runner, check, None, is_guarded=False)
+        place = chosen.place(resident, runner, is_task=True)
+        reduction = Reduction(reducer, resident.profile.tag)
+        kept = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
+        execution = self._aopen(resident, args, kwargs, place, runner, check, None, kept, is_guarded=False)
         started = perf_counter()
         try:
-            await _adrain(execution, reduction)
+            await execution.adrain(reduction)
         except BaseException as error:
             return _reported(error, execution, reduction, started, errors)
         return _reduced(execution, reduction, started)
-
-    def _errand(  # noqa: PLR0917
-        self,
-        resident: Resident,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        place: Any,
-        check: bool | None,  # noqa: FBT001
-        reducer: Reducer,
-        *,
-        is_task: bool,
-    ) -> tuple[Errand, Any]:
-        """What `create` sends elsewhere, and what its consumer, a thread or a task, calls before it starts."""
-        profile = resident.profile
-        parent = current.get()
-        depth = 0 if parent is None else _depth_within(parent)
-        call = Call(profile.tag, place.name, parent, self.number, depth)
-        function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
-        facts = call, function, args, kwargs, profile.follows, copy_context(), reducer, self._live, self._grace
-        if not place.is_elsewhere:
-            errand = Errand(*facts)
-            if profile.is_class:
-                errand.prepare, errand.aprepare = resident.prepare_in_thread, resident.aprepare
-            slots = resident.slots
-            return errand, slots and (slots.atake if is_task else slots.take)
-        parcel = Parcel(*facts)
-        parcel.target = resident.target
-        if profile.by_value:
-            parcel.by_value = True
-        if resident.is_described:
-            parcel.bind = profile.is_opaque and (profile.is_checked if check is None else check)
-        parcel.wire = wire = place.open(parcel, None)
-        admit = place.aadmit if is_task else place.admit
-        return parcel, partial(admit, wire, resident.worker_slots, profile.set_up_limit)
 
     def _drain(  # noqa: PLR0917
         self,
@@ -873,13 +848,13 @@ class Executor:
     ) -> Prediction:
         """Reduce what a function in the caller's thread produced: its iterator, stepped in the call's context."""
         kind = look(produced, resident.profile.follows)
-        reduction = Reduction(reducer, reducer.start())
+        reduction = Reduction(reducer)
         if kind is not ITERATOR:
             body = Body(call, lambda: produced, (), {}, resident.profile.follows, context)
             bridge = _refuse_inline if self._is_kept_by_caller(runner) else self._bridge
-            execution = InlineExecution(body, None, bridge, self._grace, self._live)
+            execution = InlineExecution(body, bridge, self._grace, self._open_calls)
             try:
-                _drain(execution, reduction)
+                execution.drain(reduction)
             except BaseException as error:
                 return _reported(error, execution, reduction, started, errors)
             return _reduced(execution, reduction, started)
@@ -900,24 +875,24 @@ class Executor:
         raise TypeError("an engine's predictions cannot be pickled: make an engine where it is needed")
 
     @property
-    def live(self) -> tuple[Any, ...]:
-        """The executions and errands that run just now."""
-        found = (reference() for reference in tuple(self._live.values()))
-        return (*(execution for execution in found if execution is not None), *running_for(self._live))
+    def open_calls(self) -> tuple[Execution, ...]:
+        """The calls that have begun and not ended."""
+        found = (reference() for reference in tuple(self._open_calls.values()))
+        return tuple(execution for execution in found if execution is not None)
 
     def close(self) -> None:
-        """Refuse new calls and end every live stream."""
-        self._live.is_closed = True
+        """Refuse new calls and end every open one."""
+        self._open_calls.is_closed = True
         with self._routing:
             self._routes.clear()
-        for each in self.live:
+        for each in self.open_calls:
             each.shut()
 
     def forget_parents(self, threads: ThreadRunner, loop: LoopRunner) -> None:
         """In a forked child: streams belong to the parent, owners are started anew."""
-        for each in self.live:
+        for each in self.open_calls:
             each.forget()
-        self._live.clear()
+        self._open_calls.clear()
         self._routing = threading.RLock()
         self._attempts = {}
         self._threads, self._loop = threads, loop
@@ -999,7 +974,7 @@ def _check_prefetch(prefetch: object) -> None:
         raise ValueError(f"prefetch must be a whole number of partials from 0, or None, not {quote(prefetch)}")
 
 
-def _refuse_inline(body: Body, produced: Any, kind: str) -> Bridged:
+def _refuse_inline(body: Body, produced: Any, kind: str) -> OwnedExecution:
     dispose(produced)
     raise ValueError(
         f"{body.call.tag} produced an {kind}, which cannot run inline in sync code: leave runner out (it then runs on "
@@ -1018,16 +993,16 @@ class _ReducerFailure(BaseException):
 def _exhaust_into(iterator: Any, reduction: Reduction) -> None:
     """Reduce a sync iterator to its end; the hot loop of `create` over a generator."""
     if reduction.reducer is LAST:
-        seen, value = 0, reduction.state
+        seen, value = 0, reduction.value
         try:
             for value in iterator:  # noqa: B007 - the last one is the result
                 seen += 1
         finally:
-            reduction.state, reduction.count = value, seen
+            reduction.value, reduction.count = value, seen
             _close_open(iterator)
         return
     if reduction.reducer is RETURNED:
-        reduction.state = _returned_of(iterator, reduction)
+        reduction.value = _returned_of(iterator, reduction)
         return
     try:
         for value in iterator:
@@ -1057,27 +1032,6 @@ def _returned_of(iterator: Any, reduction: Reduction) -> Any:
         _close_open(iterator)
 
 
-def _drain(execution: SyncExecution, reduction: Reduction | None) -> None:
-    """Pull an execution to its end, reducing its partials here unless their owner does."""
-    try:
-        for value in execution.values():
-            if reduction is not None:
-                reduction.add(value)
-    finally:
-        if not execution.outcome.ended:  # the reducer failed, or an interrupt came between two pulls
-            execution.close()
-
-
-async def _adrain(execution: AsyncExecution, reduction: Reduction | None) -> None:
-    try:
-        async for value in primed(execution.apartials(records=False)):
-            if reduction is not None:
-                reduction.add(value)
-    finally:
-        if not execution.outcome.ended:
-            await execution.aclose()
-
-
 async def _exhaust(execution: AsyncExecution) -> None:
     try:
         await execution.pull()
@@ -1085,28 +1039,30 @@ async def _exhaust(execution: AsyncExecution) -> None:
         return
 
 
-def _finish(reduction: Reduction | Errand, call: Call) -> Any:
+def _finish(reduction: Reduction, call: Call) -> Any:
     try:
-        return reduction.reducer.finish(reduction.state)
+        return reduction.reducer.finish(reduction.value)
     except NoPartialsError as error:
         if error.tag:
             raise
         raise NoPartialsError(call.tag, error.reducer) from None
 
 
-def _reduced(execution: Execution | AsyncExecution, reduction: Reduction, started: float) -> Prediction:
-    if reduction.reducer is RETURNED:
-        reduction.state = execution.outcome.returned
-    seconds = reduction.elapsed or perf_counter() - started
-    value = _finish(reduction, execution.call)
-    return Prediction(execution.call, value, max(0, reduction.count - 1), seconds * 1000.0)
+def _reduced(execution: Execution, reduction: Reduction, started: float) -> Prediction:
+    reducer, value, count = reduction.reducer, reduction.value, reduction.count
+    if reducer is RETURNED:
+        reduction.value = execution.ending.returned
+    if reducer is not LAST or value is EMPTY:
+        value = _finish(reduction, execution.call)
+    seconds = reduction.elapsed or perf_counter() - started  # on the loop nobody looks at the clock without a partial
+    return Prediction(execution.call, value, count and count - 1, seconds * 1000.0)
 
 
 def _reported(
-    error: BaseException, execution: Execution | AsyncExecution, reduction: Reduction, started: float, errors: Errors
+    error: BaseException, execution: Execution, reduction: Reduction, started: float, errors: Errors
 ) -> Prediction:
     """Raise what ended an execution, or give it as a prediction where it came from the body and that was asked for."""
-    is_bodys = execution.outcome.state == "failed" and execution.is_started
+    is_bodys = execution.ending.state == "failed" and execution.is_started
     is_bodys = is_bodys and not isinstance(error, KeyboardInterrupt)
     try:
         if errors == "raise" or not is_bodys:
@@ -1116,28 +1072,10 @@ def _reported(
         del error, execution
 
 
-def _fetched(errand: Errand, started: float) -> Prediction:
-    call, count, value = errand.call, errand.count, errand.state
-    if errand.reducer is not LAST or value is EMPTY:
-        value = _finish(errand, call)
-    seconds = errand.elapsed or perf_counter() - started  # on the loop nobody looks at the clock without a partial
-    return Prediction(call, value, count and count - 1, seconds * 1000.0)
-
-
-def _excused(error: BaseException, errand: Errand, started: float, errors: Errors) -> Prediction:
-    """The same for an errand."""
-    try:
-        if errors == "raise" or not errand.is_bodys:
-            raise error
-        return _carrying(error, errand.call, errand, started)
-    finally:
-        del error, errand
-
-
 def _failed(
     error: BaseException, call: Call, reduction: Reduction | None, started: float, errors: Errors
 ) -> Prediction:
-    """The same for a body that ran in the caller's thread without an execution."""
+    """Raise what a body raised that ran in its caller's thread without an execution, or give it as a prediction."""
     call.parent = None
     is_interrupt = isinstance(error, KeyboardInterrupt) and is_main_thread()
     failure = error if is_interrupt else explain(error, call, reduction.count if reduction else 0)
@@ -1149,13 +1087,13 @@ def _failed(
         del error, failure
 
 
-def _carrying(error: BaseException, call: Call, reduction: Reduction | Errand | None, started: float) -> Prediction:
+def _carrying(error: BaseException, call: Call, reduction: Reduction | None, started: float) -> Prediction:
     value, index = None, 0
     trim(error)  # it passed through frames of ours on its way here, which say nothing to whoever reads its text
     if reduction is not None and reduction.count:
         index = reduction.count - 1
         try:
-            value = reduction.reducer.finish(reduction.state)
+            value = reduction.reducer.finish(reduction.value)
         except Exception:
             value = None
     return Prediction(call, value, index, (perf_counter() - started) * 1000.0, error)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from engine._partials import Body
     from engine._predictor import Predictor
     from engine._records import Prediction
-    from engine.runners.errand import Errand
 
 VARIABLE: Final = "PREDICTOR_ENGINE_FREE_THREADING"
 _TOLD: Final = (
@@ -130,7 +129,7 @@ class FreeThreadedStream(PredictionStream):
 
     def __init__(self, shown: PredictionStream) -> None:
         """Show what another stream shows."""
-        super().__init__(shown._execution, shown._reducer, shown._open, shown._tag)  # noqa: SLF001 - its own base
+        super().__init__(shown._execution, shown._reducer)  # noqa: SLF001 - its own base
         self._reading = threading.Lock()
 
     def _guarded(self, iterator: Iterator[Any], reading: threading.Lock | None = None) -> Iterator[Any]:
@@ -174,12 +173,6 @@ class FreeThreadedExecutor(Executor):
         if place is None or not place.is_elsewhere:
             _guard(body)
         return body
-
-    def _errand(self, resident: Any, args: Any, kwargs: Any, place: Any, *more: Any, **few: Any) -> tuple[Errand, Any]:
-        errand, admit = super()._errand(resident, args, kwargs, place, *more, **few)
-        if not place.is_elsewhere:
-            _guard(errand)
-        return errand, admit
 
     def _drain(self, resident: Any, call: Any, context: Any, produced: Any, *more: Any) -> Prediction:
         return super()._drain(resident, call, context, one_at_a_time(produced), *more)

@@ -449,7 +449,7 @@ class Outlet:
         if reduction is not None:
             is_returned = reduction.reducer.name == "returned"
             kept = (reduction.count, reduction.elapsed, is_returned)
-            value = value if is_returned else reduction.state if reduction.count else None
+            value = value if is_returned else reduction.value if reduction.count else None
         elif self._only is not None:
             is_one, (value, latency) = True, self._only
             self._made += 1
@@ -474,7 +474,7 @@ class Outlet:
         if reduction is None:
             return "the result" if is_one else "the return value"
         name = reduction.reducer.name
-        if name == "last" and (reduction.count > 1 or reduction.state is not end.returned):
+        if name == "last" and (reduction.count > 1 or reduction.value is not end.returned):
             return f"partial {reduction.count - 1}"
         return "the return value" if name == "returned" else "the result"
 
@@ -486,7 +486,7 @@ class Outlet:
             kept = (reduction.count, reduction.elapsed, False)
             if reduction.count and reduction.reducer.name != "returned":
                 with contextlib.suppress(Exception):  # what was reduced before the failure, if it can travel
-                    placed, rest = self._place(self._made, encode(reduction.state))
+                    placed, rest = self._place(self._made, encode(reduction.value))
         trim(error)
         is_bodys = self.body is not None and self.body.is_started and self._refusal is None
         meta = (pack_failure(error), is_bodys, is_cleanup, kept, placed, not self._host.is_terminated)

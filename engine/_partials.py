@@ -7,23 +7,23 @@ author said so, everything else is one value. Runners decide where the iterator 
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from abc import ABCMeta
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator
 from contextlib import suppress
-from contextvars import Context  # noqa: TC003 - attrs resolves annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
-
 from engine._errors import PredictionCancelledError, PredictorError, name_shown, say
-from engine._records import Call  # noqa: TC001
-from engine._reducers import LAST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
+
+    from engine._channel import Reduction
+    from engine._records import Call
 
 ONE: Final = "one value"
 ITERATOR: Final = "iterator"
@@ -51,14 +51,15 @@ class Body:
         kwargs: inputs by name.
         follows: whether an iterator that is no generator is a stream of partials.
         context: the caller's `contextvars` at the moment of the call; every step of the body runs inside it.
-        reducer: of a body that goes to a worker: what keeps the reduction there; `None` to have every partial.
+        slots: the `Slots` that bound the predictor's calls where it runs, if any do.
+        limit: workers that may have it set up.
         release: gives back the body's concurrency slot, where it holds one; see `let_go`.
         reduction: where set, the owner keeps the reduction there instead of handing partials over one by one.
         nudge: wakes whoever waits for a slot on this body's behalf.
         prepare: gives the function of a class predictor, set up first where nobody has.
         aprepare: the same on the engine's loop.
-        is_started: whether the predictor's code has been reached: what fails before is not its failure.
-        target: the function, class or object itself, or `"module:name"` where other processes find it by that: what a
+        is_started: whether the predictor's code has been reached.
+        target: the function, class or object itself, or `"module:name"` where this process has not imported it: what a
             runner that runs bodies in other processes sends there, with `args` and `kwargs`, instead of starting it.
         by_value: whether its author wishes it to be sent by value though it could be imported there.
         bind: with such a name, whether the inputs, all in `kwargs`, are still to be checked where the body runs;
@@ -66,7 +67,8 @@ class Body:
     """
 
     release: Callable[[], None] | None = None
-    reducer: Any = None
+    slots: Any = None
+    limit: float = math.inf
     reduction: Reduction | None = None
     nudge: Callable[[], None] | None = None
     prepare: Callable[[], Callable[..., Any]] | None = None
@@ -131,28 +133,6 @@ class Body:
 def _never_run(*_args: Any, **_inputs: Any) -> None:
     """What an owner calls that comes to a body whose consumer has left already; nobody hears of this."""
     raise PredictionCancelledError("", "")
-
-
-@attrs.define(eq=False)
-class Reduction:
-    """The running state of one prediction's reduction, kept where a failure cannot lose it.
-
-    Attributes:
-        reducer: turns partials into the result.
-        state: the reducer's state so far.
-        count: partials reduced so far.
-        elapsed: the producer's time, in s, once the body is over.
-    """
-
-    reducer: Any
-    state: Any
-    count: int = 0
-    elapsed: float = 0.0
-
-    def add(self, value: Any) -> None:
-        """Reduce one more partial."""
-        self.count += 1
-        self.state = value if self.reducer is LAST else self.reducer.step(self.state, value)
 
 
 def invoke(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

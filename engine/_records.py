@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import attrs
 
-from engine._errors import PredictorError, name_shown, quote, say
+from engine._errors import PredictorError, counted, name_shown, quote, say
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -279,38 +279,100 @@ def _portable(error: BaseException | None) -> BaseException | None:
     return error
 
 
-@attrs.define(eq=False)
-class Ladder:
-    """How far one has to go to stop a worker's body; shared by whoever climbs it and whoever tells.
+class Progress:
+    """How far a call has come: what an `Outcome` shows.
 
     Attributes:
-        rung: the last one climbed.
+        state: see `Outcome`, as the others.
+        count: of a call that is reduced: the partials reduced.
+        returned: see `Outcome`.
+        first: see `Outcome`.
+        duration: see `Outcome`.
+        rung: see `Outcome`.
     """
 
-    rung: Rung | None = None
+    __slots__ = ("count", "duration", "first", "returned", "rung", "state")
+
+    state: State
+    count: int
+    returned: Any
+    first: float | None
+    duration: float | None
+    rung: Rung | None
 
 
-@attrs.define(eq=False, slots=True)
 class Outcome:
     """How a stream went so far, and how it ended.
 
+    It shows what its call keeps, and is always up to date. The exception alone is its own: what the call keeps is
+    referred to by frames that the exception refers to.
+
     Attributes:
-        state: `"pending"` before the first pull, `"running"`, then exactly one of `"done"`, `"failed"`,
-            `"cancelled"`, `"closed"`.
-        count: partials delivered.
-        returned: the generator's return value, which is no partial; a plain function's value.
-        exception: what the body raised or the stream ended with, if anything.
-        first: time from the first pull to the first partial, in ms.
-        duration: time from the first pull to the end, in ms; includes what the consumer spent between partials.
+        exception: what the body raised, what its clean-up raised, or what the stream ended with, if anything.
     """
 
-    state: State = "pending"
-    count: int = 0
-    returned: Any = None
-    exception: BaseException | None = None
-    first: float | None = None
-    duration: float | None = None
-    ladder: Ladder | None = attrs.field(default=None, repr=False)
+    __slots__ = ("_progress", "exception")
+
+    def __init__(  # noqa: PLR0917 - a record of independent facts
+        self,
+        state: State = "pending",
+        count: int = 0,
+        returned: Any = None,
+        exception: BaseException | None = None,
+        first: float | None = None,
+        duration: float | None = None,
+        rung: Rung | None = None,
+    ) -> None:
+        """Show these facts, which do not change."""
+        self._progress = progress = Progress()
+        progress.state = state
+        progress.count = count
+        progress.returned = returned
+        progress.first = first
+        progress.duration = duration
+        progress.rung = rung
+        self.exception = exception
+
+    @classmethod
+    def of(cls, progress: Progress) -> Outcome:
+        """Show what a call keeps."""
+        outcome = cls.__new__(cls)
+        outcome._progress = progress  # noqa: SLF001 - its own class
+        outcome.exception = None
+        return outcome
+
+    def follow(self, progress: Progress) -> None:
+        """Show what another call keeps from now on: the one that was opened in this one's place."""
+        self._progress = progress
+
+    @property
+    def state(self) -> State:
+        """How it is, or was.
+
+        It is `"pending"` before the first pull, `"running"`, then exactly one of `"done"`, `"failed"`, `"cancelled"`,
+        `"closed"`.
+        """
+        return self._progress.state
+
+    @property
+    def count(self) -> int:
+        """Partials delivered."""
+        return self._progress.count
+
+    @property
+    def returned(self) -> Any:
+        """The generator's return value, which is no partial; a plain function's value."""
+        return self._progress.returned
+
+    @property
+    def first(self) -> float | None:
+        """Time from the first pull to the first partial, in ms."""
+        return self._progress.first
+
+    @property
+    def duration(self) -> float | None:
+        """Time from the first pull to the end, in ms; includes what the consumer spent between partials."""
+        return self._progress.duration
 
     @property
     def rung(self) -> Rung | None:
@@ -319,9 +381,19 @@ class Outcome:
         It was `"asked"`, `"terminated"` (SIGTERM) or `"killed"` (SIGKILL); `None` where nobody stopped it, or it is
         still to be seen, or it ran in this process. After a `cancel()`, which waits for nothing, it comes later.
         """
-        return None if self.ladder is None else self.ladder.rung
+        return self._progress.rung
 
     @property
     def ended(self) -> bool:
         """Whether the stream has reached its end, whichever."""
         return self.state not in {"pending", "running"}
+
+    def __repr__(self) -> str:
+        """Short and safe, whatever was returned."""
+        error = "" if self.exception is None else f", {name_shown(type(self.exception).__name__)}"
+        return f"<Outcome {self.state} after {counted(self.count)}{error}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as what it shows now; an exception that cannot be rebuilt travels as a `PredictorError`."""
+        facts = (self.state, self.count, self.returned, _portable(self.exception))
+        return (Outcome, (*facts, self.first, self.duration, self.rung))

@@ -54,6 +54,7 @@ class Resident:
         is_described: it is known from what a runner told of it alone, and runs in other processes only.
         described_by: the name of that runner.
         places: where sync callers' `runner=` leads, once that is known; kept by the executor.
+        is_plain: whether an asyncio caller that names no runner steps it with nothing to begin or to end; the same.
         thread: of a class without async methods, where this process has owner threads: the one kept for it.
         owner: what runs its calls in owner threads, where that is not any of them: its `thread`, if it serves one call
             at a time.
@@ -75,6 +76,7 @@ class Resident:
         "described_by",
         "function",
         "is_described",
+        "is_plain",
         "owner",
         "places",
         "profile",
@@ -113,6 +115,7 @@ class Resident:
         self._is_closed = False
         self.profile = profile
         self.places: dict[str | None, Any] = {}
+        self.is_plain: bool | None = None
         self._target = target
         self._loop = loop
         self._instance: Any = None
@@ -411,10 +414,15 @@ class Resident:
             return
         work.result()
 
+    def forget_ways(self) -> None:
+        """Have the executor find out anew which way calls go."""
+        self.places.clear()
+        self.is_plain = None
+
     def renew(self, loop: LoopRunner, threads: ThreadRunner) -> None:
         """In a forked child: the parent's threads hold no slot and no lock here, and its loop does not exist."""
         self._loop = loop
-        self.places.clear()
+        self.forget_ways()
         self._lock = threading.Lock()
         self._flight = None
         self.slots, self.worker_slots = _slots_of(self.profile)
@@ -597,6 +605,12 @@ class Residents:
         """Tags of predictors that are ready here and that `stands_for` says their tags stand for, in order."""
         ready = [record for record, resident in _items(self._by_record) if resident.is_ready]
         return tuple(sorted(record.tag for record in ready if stands_for(record)))
+
+    def forget_ways(self) -> None:
+        """Have the executor find out anew which way the calls of every predictor go."""
+        known = (resident for residents in (self._by_record, self._described) for _, resident in _items(residents))
+        for resident in {*self, *known}:
+            resident.forget_ways()
 
     def forget_parents(self, loop: LoopRunner, threads: ThreadRunner) -> None:
         """In a forked child: the parent's loop and threads, what lives there, and what they hold, are not ours."""

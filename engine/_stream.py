@@ -7,23 +7,20 @@ to the stream, so that a `for` loop that is left lets go of everything.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from engine._errors import EngineClosedError, PredictionCancelledError, counted
-from engine._partials import is_foreign_cancel
-from engine._records import Outcome
+from engine._errors import counted
 from engine._reducers import RETURNED
 from engine.runners.base import primed
 
 if TYPE_CHECKING:
-    from asyncio import Event
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Generator, Iterator
     from types import TracebackType
 
-    from engine._records import Prediction, State
+    from engine._records import Outcome, Prediction
     from engine._reducers import Reducer
     from engine.runners.base import AsyncExecution, SyncExecution
+    from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
 
 
 class PredictionStream:
@@ -33,32 +30,24 @@ class PredictionStream:
     `close()`, leaving its `with`, or dropping it does.
     """
 
-    __slots__ = ("__weakref__", "_describing", "_execution", "_open", "_outcome", "_reducer", "_tag")
+    __slots__ = ("__weakref__", "_execution", "_outcome", "_reducer")
 
-    def __init__(
-        self,
-        execution: SyncExecution | None,
-        reducer: Reducer | None,
-        resolve: Callable[[], tuple[SyncExecution, Reducer]] | None = None,
-        tag: str = "",
-    ) -> None:
-        """Show an execution, or what `resolve` gives at the first pull, where the predictor is not described yet."""
+    def __init__(self, execution: SyncExecution | DeferredExecution, reducer: Reducer | None) -> None:
+        """Show an execution; its reducer is not known while it is still to be opened."""
         self._execution = execution
         self._reducer = reducer
-        self._open = resolve
-        self._describing = None if resolve is None else threading.Lock()
-        self._outcome = Outcome() if execution is None else execution.outcome
-        self._tag = tag if execution is None else execution.call.tag
+        self._outcome = execution.outcome
 
     @property
     def id(self) -> str:
         """The prediction's id, unique across processes; empty until the predictor is described."""
-        return "" if self._execution is None else self._execution.call.id
+        call = self._execution.call
+        return "" if call is None else call.id
 
     @property
     def tag(self) -> str:
         """The predictor's tag."""
-        return self._tag
+        return _tag_of(self._execution)
 
     @property
     def outcome(self) -> Outcome:
@@ -67,8 +56,7 @@ class PredictionStream:
 
     def __iter__(self) -> Iterator[Prediction]:
         """A `Prediction` for each partial from the shared position on."""
-        execution = self._execution
-        return self._late_predictions() if execution is None else execution.predictions()
+        return self._execution.predictions()
 
     def __next__(self) -> Prediction:
         """The next prediction.
@@ -85,8 +73,7 @@ class PredictionStream:
 
     def values(self) -> Iterator[Any]:
         """The raw partials from the shared position on: the cheap way, no record is made."""
-        execution = self._execution
-        return self._late_values() if execution is None else execution.values()
+        return self._execution.values()
 
     def snapshots(self) -> Iterator[Any]:
         """The running reduction after each partial from here on: the text so far, out of deltas.
@@ -99,37 +86,10 @@ class PredictionStream:
         reducer = self._reducer
         return self._late_snapshots() if reducer is None else _snapshots(self.values(), _running(reducer))
 
-    def _resolved(self) -> SyncExecution | None:
-        if self._describing is None:
-            return self._execution
-        with self._describing:  # of several readers the first has it described, and the others wait
-            while self._execution is None and self._open is not None:
-                resolve, self._open = self._open, None
-                try:
-                    execution, reducer = resolve()
-                except BaseException as error:
-                    if not self._outcome.ended:  # else it was cancelled before
-                        self._outcome.state = _state_after(error)
-                    self._outcome.exception = error
-                    raise
-                if not self._outcome.ended:  # else it was stopped meanwhile, and a cancellation is still to be told
-                    self._execution, self._reducer, self._outcome = execution, reducer, execution.outcome
-        return self._execution
-
-    def _late_values(self) -> Iterator[Any]:
-        execution = self._resolved()
-        if execution is not None:
-            yield from execution.values()
-
-    def _late_predictions(self) -> Iterator[Prediction]:
-        execution = self._resolved()
-        if execution is not None:
-            yield from execution.predictions()
-
     def _late_snapshots(self) -> Iterator[Any]:
-        execution = self._resolved()
-        if execution is not None and self._reducer is not None:
-            yield from _snapshots(execution.values(), _running(self._reducer))
+        deferred: Any = self._execution
+        if deferred.resolve() is not None:
+            yield from _snapshots(deferred.values(), _running(deferred.reducer))
 
     def close(self) -> None:
         """End the stream; when this returns, the predictor's `finally` has run (within the engine's grace).
@@ -137,22 +97,14 @@ class PredictionStream:
         Raises:
             BaseException: what the predictor's clean-up raised.
         """
-        self._open = None
-        if self._execution is not None:
-            self._execution.close()
-        elif not self._outcome.ended:
-            self._outcome.state = "closed"
+        self._execution.close()
 
     def cancel(self) -> None:
         """Ask the stream to end as cancelled: from any thread, at any time, any number of times; waits for nothing.
 
         Whoever reads it gets one `PredictionCancelledError`.
         """
-        if self._execution is not None:
-            self._execution.cancel()
-        elif not self._outcome.ended:
-            self._open = _refused(self._tag)
-            self._outcome.state = "cancelled"
+        self._execution.cancel()
 
     def __enter__(self) -> Self:
         """The stream itself."""
@@ -192,32 +144,24 @@ class AsyncPredictionStream:
     `await`ing the stream itself returns it once the tag is resolved and the inputs are checked, before the body runs.
     """
 
-    __slots__ = ("__weakref__", "_described", "_execution", "_open", "_outcome", "_reducer", "_tag")
+    __slots__ = ("__weakref__", "_execution", "_outcome", "_reducer")
 
-    def __init__(
-        self,
-        execution: AsyncExecution | None,
-        reducer: Reducer | None,
-        resolve: Callable[[], Awaitable[tuple[AsyncExecution, Reducer]]] | None = None,
-        tag: str = "",
-    ) -> None:
-        """Show an execution, or what `resolve` gives at the first await, where the predictor is not imported yet."""
+    def __init__(self, execution: AsyncExecution | AsyncDeferredExecution, reducer: Reducer | None) -> None:
+        """Show an execution; its reducer is not known while it is still to be opened."""
         self._execution = execution
         self._reducer = reducer
-        self._open = resolve
-        self._described: Event | None = None  # while one task has it described, others wait for this
-        self._outcome = Outcome() if execution is None else execution.outcome
-        self._tag = tag if execution is None else execution.call.tag
+        self._outcome = execution.outcome
 
     @property
     def id(self) -> str:
         """The prediction's id, unique across processes; empty until the predictor is imported."""
-        return "" if self._execution is None else self._execution.call.id
+        call = self._execution.call
+        return "" if call is None else call.id
 
     @property
     def tag(self) -> str:
         """The predictor's tag."""
-        return self._tag
+        return _tag_of(self._execution)
 
     @property
     def outcome(self) -> Outcome:
@@ -230,34 +174,18 @@ class AsyncPredictionStream:
         Raises:
             EngineError: the tag or the inputs are refused.
         """
-        yield from self._resolved().__await__()
+        if self._reducer is None:
+            yield from self._resolved().__await__()
         return self
 
-    async def _resolved(self) -> AsyncExecution | None:
-        if self._described is not None:
-            await self._described.wait()
-        while self._execution is None and self._open is not None:
-            import asyncio  # a loop runs, so it is imported
-
-            resolve, self._open = self._open, None
-            self._described = asyncio.Event()
-            try:
-                execution, reducer = await resolve()
-            except BaseException as error:
-                if not self._outcome.ended:  # else it was cancelled before
-                    self._outcome.state = _state_after(error)
-                self._outcome.exception = error
-                raise
-            finally:
-                self._described.set()
-            if not self._outcome.ended:  # else it was stopped meanwhile, and a cancellation is still to be told
-                self._execution, self._reducer, self._outcome = execution, reducer, execution.outcome
-        return self._execution
+    async def _resolved(self) -> None:
+        deferred: Any = self._execution
+        if self._reducer is None and await deferred.resolve() is not None:
+            self._reducer = deferred.reducer
 
     def __aiter__(self) -> AsyncIterator[Prediction]:
         """A `Prediction` for each partial from the shared position on."""
-        execution = self._execution
-        return primed(self._late(records=True) if execution is None else execution.apartials(records=True))
+        return primed(self._execution.apartials(records=True))
 
     def __anext__(self) -> Awaitable[Prediction]:
         """The next prediction.
@@ -268,36 +196,11 @@ class AsyncPredictionStream:
             EngineClosedError: its engine was closed; raised once.
             BaseException: what the predictor raised, as its own type; raised once.
         """
-        execution = self._execution
-        return self._late_prediction() if execution is None else execution.pull_prediction()
-
-    async def _late_prediction(self) -> Prediction:
-        execution = await self._resolved()
-        if execution is None:
-            raise StopAsyncIteration
-        return await execution.pull_prediction()
-
-    def _pull(self) -> Awaitable[Any]:
-        execution = self._execution
-        return self._late_value() if execution is None else execution.pull()
-
-    async def _late_value(self) -> Any:
-        execution = await self._resolved()
-        if execution is None:
-            raise StopAsyncIteration
-        return await execution.pull()
+        return self._execution.pull_prediction()
 
     def values(self) -> AsyncIterator[Any]:
         """The raw partials from the shared position on: the cheap way, no record is made."""
-        execution = self._execution
-        return primed(self._late(records=False) if execution is None else execution.apartials(records=False))
-
-    async def _late(self, *, records: bool) -> AsyncGenerator[Any, None]:
-        yield None
-        execution = await self._resolved()
-        if execution is not None:
-            async for partial in primed(execution.apartials(records=records)):
-                yield partial
+        return primed(self._execution.apartials(records=False))
 
     def snapshots(self) -> AsyncIterator[Any]:
         """The running reduction after each partial from here on: the text so far, out of deltas.
@@ -307,7 +210,7 @@ class AsyncPredictionStream:
         Raises:
             ValueError: the reducer is `returned`, which has no value before the end.
         """
-        return _Snapshots(self, None if self._reducer is None else _running(self._reducer))
+        return _Snapshots(self._execution, None if self._reducer is None else _running(self._reducer))
 
     async def aclose(self) -> None:
         """End the stream; when this returns, the predictor's `finally` has run (within the engine's grace).
@@ -315,22 +218,14 @@ class AsyncPredictionStream:
         Raises:
             BaseException: what the predictor's clean-up raised.
         """
-        self._open = None
-        if self._execution is not None:
-            await self._execution.aclose()
-        elif not self._outcome.ended:
-            self._outcome.state = "closed"
+        await self._execution.aclose()
 
     def cancel(self) -> None:
         """Ask the stream to end as cancelled: from any thread, at any time, any number of times; waits for nothing.
 
         Whoever reads it gets one `PredictionCancelledError`.
         """
-        if self._execution is not None:
-            self._execution.cancel()
-        elif not self._outcome.ended:
-            self._open = _cancelled(self._tag)
-            self._outcome.state = "cancelled"
+        self._execution.cancel()
 
     async def __aenter__(self) -> Self:
         """Resolve the stream and give it."""
@@ -352,34 +247,19 @@ class AsyncPredictionStream:
         raise TypeError("a stream is one live execution and cannot be pickled: send its values")
 
 
-def _state_after(error: BaseException) -> State:
-    """The end of a stream that did not begin, for its predictor could not be found."""
-    if is_foreign_cancel(error):
-        return "cancelled"
-    return "closed" if isinstance(error, EngineClosedError) else "failed"
-
-
-def _refused(tag: str) -> Callable[[], tuple[SyncExecution, Reducer]]:
-    def refuse() -> tuple[SyncExecution, Reducer]:
-        raise PredictionCancelledError(tag, "")
-
-    return refuse
-
-
-def _cancelled(tag: str) -> Callable[[], Awaitable[tuple[AsyncExecution, Reducer]]]:
-    async def refuse() -> tuple[AsyncExecution, Reducer]:
-        raise PredictionCancelledError(tag, "")
-
-    return refuse
+def _tag_of(execution: Any) -> str:
+    call = execution.call
+    tag: str = execution.tag if call is None else call.tag
+    return tag
 
 
 class _Snapshots:
     """The running reduction of one async stream."""
 
-    __slots__ = ("_is_begun", "_reducer", "_state", "_stream")
+    __slots__ = ("_execution", "_is_begun", "_reducer", "_state")
 
-    def __init__(self, stream: AsyncPredictionStream, reducer: Reducer | None) -> None:
-        self._stream = stream
+    def __init__(self, execution: AsyncExecution | AsyncDeferredExecution, reducer: Reducer | None) -> None:
+        self._execution: Any = execution
         self._reducer = reducer
         self._is_begun = False
         self._state: Any = None
@@ -388,8 +268,8 @@ class _Snapshots:
         return self
 
     async def __anext__(self) -> Any:
-        value = await self._stream._pull()  # noqa: SLF001 - the stream's own iterator
-        reducer = self._reducer or _running(self._stream._reducer)  # type: ignore[arg-type]  # noqa: SLF001
+        value = await self._execution.pull()
+        reducer = self._reducer or _running(self._execution.reducer)
         if not self._is_begun:
             self._is_begun, self._reducer, self._state = True, reducer, reducer.start()
         self._state = reducer.step(self._state, value)

@@ -25,18 +25,18 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from engine import _errors
-from engine._channel import End
+from engine._channel import End, Reduction
 from engine._errors import NestingError, PayloadError, PluginError, name_shown, say
 from engine._frames import LOG, ORDER, Decoder, pack, read_order
 from engine._main import Mains
 from engine._outlet import Link, Outlet, Tail, Terminated
-from engine._partials import Body, Reduction, trim
+from engine._partials import Body, trim
 from engine._payloads import Spare, decode
 from engine._predictor import import_name, import_target
 from engine._process_state import ProcessState, end_thread, start_thread
 from engine._profiles import describe, profile_of
 from engine._records import TravelledCall, become_worker, traceback_of
-from engine._reducers import BY_NAME, EMPTY, LAST
+from engine._reducers import BY_NAME
 from engine._residents import Resident
 from engine._segments import Ring, Segment
 from engine.runners.loop import LoopRunner
@@ -440,7 +440,7 @@ class _Host:
         reduction = None
         if order.reducer is not None:
             reducer = BY_NAME[order.reducer]
-            reduction = Reduction(reducer, EMPTY if reducer is LAST else reducer.start())
+            reduction = Reduction(reducer)
         function = None if resident.profile.is_class else resident.function
         body = Body(call, function, args, kwargs, order.follows, context)
         body.reduction = reduction

@@ -517,9 +517,9 @@ def test_a_process_pool_that_forks_may_use_the_engine_in_its_workers() -> None:
 # A signal handler forks while the main thread waits: the child comes along into that wait, where nobody will end it.
 FORKING = """
 import logging
-import engine._slots, engine.runners.errand
+import engine._channel, engine._slots
 
-engine._slots._PATIENCE = engine.runners.errand.BOUND = 0.1  # how soon whoever waits looks again
+engine._slots._PATIENCE = engine._channel.BOUND = 0.1  # how soon whoever waits looks again
 logging.disable()  # of how long the wait for a slot takes
 
 held, go, children = threading.Event(), threading.Event(), []
@@ -557,7 +557,7 @@ def create_and_tell(muna, predictor, inputs=None, runner="thread"):
     try:
         print(muna.predictions.create(predictor, inputs, runner=runner).value)
     except EngineClosedError as error:
-        print("raised:", "parent" in str(error), muna.predictions.live)
+        print("raised:", "parent" in str(error), muna.predictions.open_calls)
     if os.getpid() != parent:
         print("after:", muna.predictions.create(plain, runner="thread").value)
         sys.stdout.flush()

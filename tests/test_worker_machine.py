@@ -319,7 +319,7 @@ class Affairs(RuleBasedStateMachine):
                 if reader.stream is not None and reader.stream.outcome.state != "pending":
                     assert reader.stream.outcome.ended
                 reader.thread.shutdown()
-            assert self.muna.predictions.live == ()
+            assert self.muna.predictions.open_calls == ()
             assert all(not fake.is_alive for fake in self.fakes)
         finally:
             for fake in self.fakes:

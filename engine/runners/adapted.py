@@ -42,7 +42,6 @@ class AdaptedRunner:
     is_here = False
     is_constant = False  # what it says of one call it need not say of the next
     stays_with_caller = False
-    takes_errands = False
     is_at_hand = True
 
     def __init__(self, runner: Runner, default: FullRunner, grace: float) -> None:

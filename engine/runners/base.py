@@ -1,7 +1,8 @@
 """What every runner shares: the protocols of a runner, and the state table of one execution.
 
 An execution is one run of one predictor as its consumer sees it. It goes from `pending` over `running` into exactly
-one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come from is its subclasses' affair.
+one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come from is its subclasses' affair; that
+every call begins in `Execution.begin` and ends in `Execution.end` is not.
 """
 
 from __future__ import annotations
@@ -11,18 +12,17 @@ import threading
 import weakref
 from _thread import allocate_lock
 from abc import ABC, abstractmethod
-from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from engine._channel import Channel, wait_until, wait_until_task, wake_all
+from engine._channel import Channel
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, warn
-from engine._records import Outcome
+from engine._records import Outcome, current_call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 
-    from engine._channel import Wake
+    from engine._channel import Reduction
     from engine._partials import Body
     from engine._profiles import Profile
     from engine._records import Call, Prediction, State
@@ -61,9 +61,8 @@ class Runner(Protocol):
 
     A runner may have more. What it leaves out, or has as `None`, is filled in when an engine first meets it:
 
-    - `is_elsewhere`: whether bodies run in other processes. Then `start` never calls `body.start()`: it has
-      `body.target` called elsewhere with `body.args` and `body.kwargs`, see `Body`, and sets `body.is_started` once
-      that has begun. `False`, where it is left out.
+    - `is_elsewhere`: whether bodies run in other processes. Then `start` sends `body.target` with `body.args` and
+      `body.kwargs`, see `Body`, and never calls `body.start()`. `False`, where it is left out.
     - `open(body, prefetch)`: makes the channel that `start` will get, a `Channel` or what inherits from it; `prefetch`
       is how many partials the body may be ahead, `None` to adapt. Left out: `Channel(prefetch, body.call.tag)`.
     - `place(predictor, runner, *, is_task)`: who runs the bodies of a predictor: this runner, another one, or `None`,
@@ -157,20 +156,18 @@ class BodyRunner(Protocol):
     Attributes:
         is_here: whether its owners are this engine's in this process, where classes have threads kept for them.
         is_elsewhere: whether bodies run in other processes.
-        takes_errands: whether its owners keep reductions, and, elsewhere, it admits calls itself.
     """
 
     is_here: bool
     is_elsewhere: bool
-    takes_errands: bool
 
     @property
     def name(self) -> str:
         """What `Call.runner` says."""
         ...
 
-    def open(self, body: Body, prefetch: int | None) -> Channel:
-        """Make what the consumer of a body reads from."""
+    def open(self, body: Body, prefetch: int | None) -> Any:
+        """Make the consumer's end of a body's channel."""
         ...
 
     def start(self, body: Body, channel: Any) -> None:
@@ -248,11 +245,6 @@ class FullRunner(Protocol):
         """In a forked child: what there is belongs to the parent."""
 
 
-def open_here(body: Body, prefetch: int | None) -> Channel:
-    """Make the consumer's end of a body that an owner of this process runs."""
-    return Channel(prefetch, body.call.tag)
-
-
 def refuse_in_use(tag: str, slots: Slots | None, grace: float) -> None:
     """Wait at most `grace` seconds for the calls of a predictor that is to be unloaded.
 
@@ -271,48 +263,17 @@ def in_use(tag: str, holders: Iterable[object]) -> EngineError:
     )
 
 
-class Stop:
-    """A request to end an execution, posted to whoever owns it: which end it asks for, and who waits for it."""
+class OpenCalls(dict[int, "weakref.ref[Execution]"]):
+    """The calls of one engine that have begun and not ended, by `id`; through it each of them keeps its engine.
 
-    __slots__ = ("_is_settled", "_waiting", "error", "failure", "is_awaited", "is_delivered", "state")
-
-    def __init__(self, state: State, failure: BaseException | None = None) -> None:
-        """Ask for the end `state`; `failure` is what the next pull raises, once."""
-        self.state = state
-        self.failure = failure
-        self.error: BaseException | None = None  # what the body's clean-up raised
-        self.is_awaited = False
-        self.is_delivered = False
-        self._is_settled = False
-        self._waiting: deque[Wake] = deque()
-
-    def settle(self, error: BaseException | None = None) -> None:
-        """Say that the body is finalised; an error nobody waits for goes to the log."""
-        self.error = error
-        self._is_settled = True
-        wake_all(self._waiting)
-        if error is not None and not self.is_awaited:
-            warn(f"error while a stream was being {self.state}", error)
-
-    def is_settled(self) -> bool:
-        """Whether the body is finalised."""
-        return self._is_settled
-
-    def wait(self, seconds: float) -> bool:
-        """Wait, in a thread, at most `seconds` for the body to be finalised; tell whether it is."""
-        return wait_until(self.is_settled, self._waiting, seconds)
-
-    async def wait_task(self, seconds: float) -> bool:
-        """The same for an asyncio task."""
-        return await wait_until_task(self.is_settled, self._waiting, seconds)
-
-
-class Live(dict[int, "weakref.ref[Any]"]):
-    """What runs just now, executions and errands, by `id`; through it each of them keeps its engine.
+    Every call passes here, wherever it runs: `Execution.begin` puts it in, and whoever takes it out, which one can,
+    tells its end. What is to happen at the beginning or the end of every call is done by `observers`.
 
     Attributes:
         engine: what they belong to.
         is_closed: whether that was closed, so that no more may begin.
+        observers: each has a `started(execution)`, called before the call waits for anything, and a
+            `finished(execution, outcome)`, called once its end can be read; neither may raise.
     """
 
     def __init__(self, engine: object = None) -> None:
@@ -320,80 +281,133 @@ class Live(dict[int, "weakref.ref[Any]"]):
         super().__init__()
         self.engine = engine
         self.is_closed = False
+        self.observers: tuple[Observer, ...] = ()
+
+
+class Observer(Protocol):
+    """What is told of every call of an engine; see `OpenCalls`."""
+
+    def started(self, execution: Execution) -> None:
+        """A call has begun."""
+        ...
+
+    def finished(self, execution: Execution, outcome: Outcome) -> None:
+        """A call that began has ended."""
+        ...
 
 
 class Execution(ABC):
-    """One run of one predictor: its state, its outcome, and the error its next pull raises.
+    """One run of one predictor: what its consumer pulls, and how it ends.
+
+    `begin` and `end` are where every call begins and ends, whatever its kind, consumer and runner.
 
     Attributes:
         call: the identity of the call.
-        outcome: how it went; read by anyone, written only here.
+        ending: who decided how it ends, and how far it has come; of a body that is owned elsewhere, the consumer's end
+            of the channel as well.
         grace: seconds a close waits for the body to be finalised.
     """
 
-    __slots__ = ("_began", "_live", "_pending", "call", "grace", "outcome")
+    __slots__ = ("_began", "_open_calls", "_outcome", "call", "ending", "grace")
 
-    def __init__(self, call: Call, grace: float, live: Live) -> None:
-        """Make a pending execution that is listed in `live` while it runs."""
+    def __init__(self, call: Call, ending: Any, grace: float, open_calls: OpenCalls) -> None:
+        """Make a pending execution that is listed in `open_calls` while it runs."""
         self.call = call
+        self.ending = ending
         self.grace = grace
-        self.outcome = Outcome()
+        self._outcome: Outcome | None = None
         self._began = 0.0
-        self._pending: BaseException | None = None
-        self._live = live
+        self._open_calls = open_calls
 
     @property
     @abstractmethod
     def is_started(self) -> bool:
         """Whether the predictor's code has been reached: what fails before is not the body's failure."""
 
+    @property
+    def outcome(self) -> Outcome:
+        """How it went, made for the first who asks.
+
+        Once it ended with an exception, that is shown by the one that was asked for before, and this is another: an
+        execution may be referred to by frames that the exception refers to.
+        """
+        if self._outcome is None:
+            self._outcome = Outcome.of(self.ending)
+        return self._outcome
+
     def begin(self) -> None:
         """`pending` becomes `running`.
 
         Raises:
-            PredictionCancelledError: the engine was closed since the call; the execution is stopped by now.
+            PredictionCancelledError: it was stopped before; by its engine, where that was closed since the call.
         """
-        if self._live.is_closed:
-            self.stop(Stop("closed", EngineClosedError()))
-            raise PredictionCancelledError(self.call.tag, self.call.id)
+        open_calls, ending = self._open_calls, self.ending
         self._began = perf_counter()
-        self._enlist()
-        if self.outcome.state == "pending":  # no call stands between this and the next line, so no stop does either
-            self.outcome.state = "running"
-        else:  # stopped while it was about to begin
-            self._live.pop(id(self), None)
-
-    @abstractmethod
-    def _enlist(self) -> None:
-        """Note that it runs, where the engine finds it when it closes."""
-
-    def end(self, state: State, exception: BaseException | None = None, returned: Any = None) -> None:
-        """`pending` or `running` becomes `state`; a second end changes nothing."""
-        outcome = self.outcome
-        if outcome.ended:
+        if open_calls.observers and ending.claimed is None and not open_calls.is_closed:
+            for each in open_calls.observers:
+                each.started(self)
+        open_calls[id(self)] = weakref.ref(self)
+        if open_calls.is_closed:  # looked at after that: what closes the engine either finds this or is seen here
+            self.stop("closed", EngineClosedError())
+        if ending.claimed is None:  # as in `Ending.claim`: a stop that comes later sees that it runs
+            ending.state = "running"
             return
-        if outcome.state == "running":
-            outcome.duration = (perf_counter() - self._began) * 1000.0
-            self._live.pop(id(self), None)
-        outcome.state = state
-        outcome.exception = exception
-        outcome.returned = returned
-        if (
-            exception is not None
-        ):  # the faces keep it; whatever iterates must not, or a reader's frame and it are a cycle
-            self.outcome = Outcome(
-                state, outcome.count, returned, None, outcome.first, outcome.duration, outcome.ladder
-            )
-        self.call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
+        if ending.is_over:  # its stopper looked before this was listed
+            self._tell_end()
+        raise PredictionCancelledError(self.call.tag, self.call.id)
 
-    def take_pending(self) -> BaseException | None:
+    def end(self, exception: BaseException | None = None, returned: Any = None) -> None:
+        """It becomes what was claimed; called once, by whoever claimed that or carries it out.
+
+        Args:
+            exception: what the outcome shows; `None` for what the next pull raises, if anything.
+            returned: the generator's return value; a plain function's value.
+        """
+        ending = self.ending
+        if ending.state == "running":
+            ending.duration = (perf_counter() - self._began) * 1000.0
+        ending.returned = returned
+        if exception is None:
+            exception = ending.failure
+        outcome = self._outcome
+        if exception is not None and (outcome is not None or self._open_calls.observers):
+            outcome = self.outcome
+            outcome.exception = exception
+            self._outcome = None
+        self.call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
+        ending.state = ending.claimed
+        ending.is_over = True  # readers look at this, so that what they find is complete
+        self._tell_end(outcome)
+
+    def show_in(self, outcome: Outcome) -> None:
+        """Have an outcome that was given out before show how this goes."""
+        outcome.follow(self.ending)
+        self._outcome = outcome
+
+    def show(self, exception: BaseException) -> None:
+        """Have the outcome show what the body's clean-up raised after the end."""
+        if self._outcome is not None:
+            self._outcome.exception = exception
+            self._outcome = None  # as in `end`
+
+    def _tell_end(self, outcome: Outcome | None = None) -> None:
+        """Be open no more: of two that could tell so, one takes it out."""
+        open_calls = self._open_calls
+        if open_calls.pop(id(self), None) is not None and open_calls.observers:
+            outcome = outcome or self.outcome
+            for each in open_calls.observers:
+                each.finished(self, outcome)
+
+    def take_failure(self) -> BaseException | None:
         """What an ended stream still owes its consumer, the first time; later pulls just stop."""
-        failure, self._pending = self._pending, None
+        ending = self.ending
+        failure: BaseException | None = ending.failure
+        ending.failure = None
         return failure
 
-    def raise_pending(self) -> None:
+    def raise_failure(self) -> None:
         """Raise it, if there is anything."""
-        failure = self.take_pending()
+        failure = self.take_failure()
         if failure is not None:
             try:
                 raise failure
@@ -402,29 +416,62 @@ class Execution(ABC):
 
     def cancel(self) -> None:
         """Ask for the end `cancelled`: from any thread, at any time, any number of times; waits for nothing."""
-        self.stop(Stop("cancelled", PredictionCancelledError(self.call.tag, self.call.id)))
+        self.stop("cancelled", PredictionCancelledError(self.call.tag, self.call.id))
 
     def shut(self) -> None:
         """End because the engine closes."""
-        self.stop(self._shut())
+        self.stop("closed", self.closed_error())
 
-    def _shut(self) -> Stop:
-        return Stop("closed", EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran"))
+    def closed_error(self) -> EngineClosedError:
+        """What the consumer gets where the engine was closed before the end."""
+        return EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")
 
     @abstractmethod
-    def stop(self, stop: Stop) -> None:
-        """Post a request to stop; carried out here where nobody owns the body just now."""
+    def stop(self, state: State, failure: BaseException | None = None) -> None:
+        """Have it end so, unless its end was decided; waits for nothing.
+
+        Args:
+            state: the end.
+            failure: what the next pull raises, once.
+        """
+
+    def is_inside(self) -> bool:
+        """Whether this is called by the body itself, whose end cannot be waited for."""
+        call = current_call()
+        return call is not None and call.is_within(self.call)
 
     def forget(self) -> None:
-        """In a forked child: this stream belongs to the parent, its body is never touched here."""
+        """In a forked child: this call belongs to the parent, its body is never touched here."""
         _parents_own.append(self)
-        self._pending = EngineClosedError(f"{self.call.tag}: this stream belongs to the parent process; open your own")
-        self.outcome.state = "closed"
+        ending = self.ending
+        self.call.stopping = ending.stop = True  # a consumer that came along, and waits, looks again by itself
+        ending.failure = EngineClosedError(f"{self.call.tag}: this call belongs to the parent process; make your own")
+        ending.claimed = ending.state = "closed"
+        ending.is_over = True
         self._seal()
 
     @abstractmethod
     def _seal(self) -> None:
         """Let no later pull reach the body."""
+
+
+def open_here(body: Body, prefetch: int | None) -> Channel | Reduction:
+    """The channel of a body that is owned in this process: no buffer where its owner keeps the reduction."""
+    return Channel(prefetch, body.call.tag) if body.reduction is None else body.reduction
+
+
+class Once:
+    """Lets the first that asks go on, and none after it: threads, signal handlers and finalisers alike."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self._lock = allocate_lock()
+
+    def is_first(self) -> bool:
+        """Tell, once, that this is the first to ask."""
+        return self._lock.acquire(blocking=False)
 
 
 class DaemonThread(threading.Thread):
@@ -434,18 +481,18 @@ class DaemonThread(threading.Thread):
         """Make a thread that is to call `target`."""
         super().__init__(name=name, daemon=True)
         self._call = target
-        self._claim = allocate_lock()
+        self._once = Once()
 
     def run(self) -> None:
         """Call the target, unless that was taken back."""
         call = self._call
         del self._call  # or the thread, and what it was started by, would keep each other alive
-        if self._claim.acquire(blocking=False):
+        if self._once.is_first():
             call()
 
     def withdraw(self) -> bool:
         """Have it never call its target; tell whether that can be said, or it has begun already."""
-        return self._claim.acquire(blocking=False)
+        return self._once.is_first()
 
 
 _parents_own: list[Execution] = []  # keeps a parent's bodies from being finalised by a forked child's collector
@@ -456,9 +503,6 @@ class SyncExecution(Execution):
 
     __slots__ = ("__weakref__",)
 
-    def _enlist(self) -> None:
-        self._live[id(self)] = weakref.ref(self)
-
     @abstractmethod
     def values(self) -> Iterator[Any]:
         """The raw partials from the shared position on."""
@@ -466,6 +510,19 @@ class SyncExecution(Execution):
     @abstractmethod
     def predictions(self) -> Iterator[Prediction]:
         """A record for each partial from the shared position on."""
+
+    def drain(self, reduction: Reduction) -> None:
+        """Reduce it to its end.
+
+        Raises:
+            BaseException: what ended it before, or what the reducer raised.
+        """
+        try:
+            for value in self.values():
+                reduction.add(value)
+        finally:
+            if not self.ending.is_over:  # the reducer failed, or an interrupt came between two pulls
+                self.close()
 
     @abstractmethod
     def close(self) -> None:
@@ -500,6 +557,10 @@ class AsyncExecution(Protocol):
 
     def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
         """Either in a loop, which costs less: `None` first, see `primed`, then each partial or record from here on."""
+        ...
+
+    def show_in(self, outcome: Outcome) -> None:
+        """Have an outcome that was given out before show how this goes."""
         ...
 
     def cancel(self) -> None:

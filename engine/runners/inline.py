@@ -1,11 +1,13 @@
 """Lock-step execution in the sync code that consumes it: no thread, no queue, one step of the body per pull.
 
-The body is stepped inside the call's own context. Nobody owns an idle one, so whoever stops it finalises it there;
+The body is stepped inside the call's own context. Nobody owns an idle one, so a stopper finalises it where it stops it;
 while a pull runs, a stop is posted and the puller carries it out.
 
-One attribute, `_turn`, says whose turn it is: nobody's (`None`), a puller's (`BUSY`), a stopper's (the `Stop` itself)
-or nobody's any more (`ENDED`). Taking the turn is a test and a store with no call between them, which CPython never
-interrupts; that saves a lock of twice the price of the whole pull.
+How the call ends is decided by `Ending.claim`; one attribute, `_turn`, says who may touch the body meanwhile: nobody
+does (`None`), a puller or a stopper does (`BUSY`), or nobody may any more (`ENDED`). Taking the turn, and giving it
+back once no stop is seen to be posted, is a test and a store under the rule of `claim`; that saves a lock of twice the
+price of the whole pull. A stopper claims first and looks at the turn second, a puller gives the turn back only where
+nothing is claimed, so that one of them carries the stop out.
 """
 
 from __future__ import annotations
@@ -14,31 +16,26 @@ import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from engine._channel import End, Ending
 from engine._errors import PredictionCancelledError, warn
-from engine._partials import (
-    ITERATOR,
-    ONE,
-    close_iterator,
-    explain,
-    look,
-    one,
-)
-from engine._records import Prediction, current, current_call
-from engine.runners.base import Stop, SyncExecution, is_finalising
+from engine._partials import ITERATOR, ONE, close_iterator, explain, look, one
+from engine._records import Prediction, current
+from engine.runners.base import SyncExecution, is_finalising
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextvars import Context
 
     from engine._partials import Body
-    from engine.runners.base import Live
-    from engine.runners.bridge import Bridged
+    from engine._records import State
+    from engine.runners.base import OpenCalls
+    from engine.runners.owned import OwnedExecution
 
-    Admit = Callable[[Body], None]
-    Bridge = Callable[[Body, Any, str], Bridged]
+    Bridge = Callable[[Body, Any, str], OwnedExecution]
 
-BUSY: Final = "a pull runs"
-ENDED: Final = "ended"
+BUSY: Final = "the body is stepped, or finalised"
+ENDED: Final = "the body is over"
+CLEAN: Final = End()  # the end of a body whose clean-up raised nothing
 
 
 def reading_twice(call: object) -> ValueError:
@@ -51,29 +48,20 @@ class InlineExecution(SyncExecution):
 
     Args:
         body: what to run.
-        admit: called before the body starts: takes a slot, sets up a class.
         bridge: makes the execution that goes on where the body produced something async.
         grace: seconds a close from elsewhere waits for a running pull.
-        live: where the execution is listed while it runs.
+        open_calls: where the execution is listed while it runs.
     """
 
-    __slots__ = ("_admit", "_body", "_bridge", "_bridged", "_context", "_iterator", "_step", "_time", "_turn")
+    __slots__ = ("_body", "_bridge", "_bridged", "_context", "_iterator", "_step", "_time", "_turn")
 
-    def __init__(
-        self,
-        body: Body,
-        admit: Admit | None,
-        bridge: Bridge,
-        grace: float,
-        live: Live,
-    ) -> None:
+    def __init__(self, body: Body, bridge: Bridge, grace: float, open_calls: OpenCalls) -> None:
         """Make a pending execution."""
-        super().__init__(body.call, grace, live)
+        super().__init__(body.call, Ending(body.call.tag), grace, open_calls)
         self._body = body
-        self._context = body.context  # kept apart: whoever takes a body over gives it a context of its own
-        self._admit = admit
+        self._context = body.context  # kept apart: an owner that takes a body over gives it a context of its own
         self._bridge = bridge
-        self._bridged: Bridged | None = None
+        self._bridged: OwnedExecution | None = None
         self._iterator: Iterator[Any] | None = None
         self._step: Callable[[], Any] | None = None  # None until the first pull
         self._time = 0.0
@@ -89,7 +77,7 @@ class InlineExecution(SyncExecution):
 
         The hot loop of every sync stream: per partial one step in the call's context, one count, no record.
         """
-        run, outcome = self._context.run, self.outcome
+        run, ending = self._context.run, self.ending
         while True:
             if self._turn is not None and self._is_over():
                 return
@@ -103,16 +91,16 @@ class InlineExecution(SyncExecution):
                 try:
                     raise failure
                 finally:  # or these frames and the exception keep each other, and the inputs, alive
-                    del failure, self, run, outcome
-            if self._turn is not BUSY and self._is_stopped():
+                    del failure, self, run, ending
+            if ending.claimed is not None and self._is_stopped():
                 return
             self._turn = None
-            outcome.count += 1
+            ending.count += 1
             yield value
 
     def predictions(self) -> Iterator[Prediction]:
         """A record for each partial from the shared position on; the same loop with a clock pair and a record."""
-        run, outcome, call, clock = self._context.run, self.outcome, self.call, perf_counter
+        run, ending, call, clock = self._context.run, self.ending, self.call, perf_counter
         while True:
             if self._turn is not None and self._is_over():
                 return
@@ -127,13 +115,13 @@ class InlineExecution(SyncExecution):
                 try:
                     raise failure
                 finally:
-                    del failure, self, run, outcome
+                    del failure, self, run, ending
             self._time += clock() - started
-            if self._turn is not BUSY and self._is_stopped():
+            if ending.claimed is not None and self._is_stopped():
                 return
             self._turn = None
-            index = outcome.count
-            outcome.count = index + 1
+            index = ending.count
+            ending.count = index + 1
             yield Prediction(call, value, index, self._time * 1000.0)
 
     def _first(self) -> Any:
@@ -141,8 +129,8 @@ class InlineExecution(SyncExecution):
         body = self._body
         current.set(body.call)
         self.begin()
-        if self._admit is not None:
-            self._admit(body)
+        if body.slots is not None:
+            self.ending.admit(body)
         produced = body.start()
         kind = look(produced, body.follows)
         if kind is ONE:
@@ -152,98 +140,113 @@ class InlineExecution(SyncExecution):
             self._step = produced.__next__
         else:
             self._bridged = self._bridge(body, produced, kind)
-            if self._turn is not BUSY:  # a stop came before there was anybody to pass it on to: see `stop`
-                self._bridged.stop(Stop("closed"))
+            if self.ending.claimed is not None:  # a stop came before there was anybody to pass it on to: see `stop`
+                self._bridged.stop("closed")
             self._step = self._bridged.step
         value = self._step()
-        self.outcome.first = (perf_counter() - self._began) * 1000.0
+        self.ending.first = (perf_counter() - self._began) * 1000.0
         return value
 
     def _is_over(self) -> bool:
         if self._turn is BUSY:
             raise reading_twice(self.call)
-        if self._turn is ENDED:
-            self.raise_pending()
+        self.raise_failure()
         return True
 
     def _failed(self, error: BaseException) -> BaseException | None:
         """A pull brought no partial: give what it raises, `None` where the stream just ends."""
-        turn, self._turn = self._turn, ENDED
-        if isinstance(turn, Stop):
-            return self._stopped(turn, error)
-        failure: BaseException | None = None
-        if isinstance(error, StopIteration):
-            self.end("done", returned=error.value)
-        else:
+        self._turn, ending, failure = ENDED, self.ending, None
+        if isinstance(error, StopIteration) and ending.claim("done"):
+            self.end(None, error.value)
+        elif ending.claim("failed"):
             is_interrupt = isinstance(error, KeyboardInterrupt) and is_main_thread()
-            failure = error if is_interrupt else explain(error, self.call, self.outcome.count)
+            failure = error if is_interrupt else explain(error, self.call, ending.count)
             self._finalise_quietly()
-            self.end("failed", failure)
+            self.end(failure)
+        else:
+            return self._stopped(error)
         self._body.let_go()
+        ending.end = CLEAN
+        if ending.closers:
+            ending.finish(CLEAN)
         return failure
 
-    def _stopped(self, stop: Stop, error: BaseException) -> BaseException | None:
+    def _stopped(self, error: BaseException) -> BaseException | None:
         """The body ended while a stop was posted: the stop decides how the stream ends, whatever the body raised."""
         is_quiet = isinstance(error, (StopIteration, PredictionCancelledError))
         self._finalise_quietly()
         self._body.let_go()
-        self.end(stop.state, stop.failure)
-        stop.settle(None if is_quiet else explain(error, self.call, self.outcome.count))
-        return stop.failure
+        self.end()
+        self._settle(None if is_quiet else explain(error, self.call, self.ending.count))
+        return self.take_failure()
 
     def _is_stopped(self) -> bool:
         """A stop was posted while the pull ran: carry it out instead of handing over what the pull brought."""
-        self._carry_out(self._turn)
-        self.raise_pending()
+        self._carry_out()
+        self.raise_failure()
         return True
 
-    def stop(self, stop: Stop) -> None:
-        """Post a request to stop; carried out at once where the stream is idle. Waits for nothing."""
+    def stop(self, state: State, failure: BaseException | None = None) -> None:
+        """Have it end so, unless its end was decided; carried out here where the stream is idle. Waits for nothing."""
+        if self.ending.claim(state, failure):
+            self._stop()
+
+    def _stop(self) -> None:
         if self._turn is None:
-            self._turn = stop  # claimed: straight after the test, see the module's docstring
-            self._carry_out(stop)
+            self._turn = BUSY  # taken: straight after the test, as in `claim`
+            self._carry_out()
             return
-        if self._turn is BUSY:
-            self._turn = stop  # posted: the puller looks after its step
-        self.call.stopping = True
+        self.call.stopping = True  # posted: the puller looks after its step
         if self._bridged is not None:
-            self._bridged.stop(Stop("closed"))
+            self._bridged.stop("closed")
         nudge = self._body.nudge
         if nudge is not None:
             nudge()
 
     def close(self) -> None:
-        """End as `closed`; wait, at most the grace, for a pull that runs in another thread."""
-        stop = Stop("closed")
-        stop.is_awaited = not self._is_inside()
-        self.stop(stop)
-        waiting = self._turn
-        if stop.is_awaited and isinstance(waiting, Stop) and not waiting.wait(self.grace):
+        """End as `closed`; wait, at most the grace, for a pull that runs in another thread.
+
+        Raises:
+            BaseException: what the body's clean-up raised.
+        """
+        ending, is_inside = self.ending, self.is_inside()
+        is_mine = ending.claim("closed")
+        if is_mine:
+            ending.is_awaited = not is_inside
+            self._stop()
+        is_waiting = not is_inside and ending.end is None and (is_mine or self._turn is BUSY)
+        if is_waiting and not ending.wait_end(self.grace):
             warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
-        if stop.error is not None:
+        end = ending.end
+        if is_mine and end is not None and end.error is not None:
+            failure, end.error = end.error, None
+            del self, ending, end
             try:
-                raise stop.error
+                raise failure
             finally:
-                del stop
+                del failure  # or this frame and the exception keep each other alive
 
     def _seal(self) -> None:
         self._turn = ENDED
 
-    def _is_inside(self) -> bool:
-        call = current_call()
-        return call is not None and call.is_within(self.call)
-
-    def _carry_out(self, stop: Stop) -> None:
-        self._pending = stop.failure
+    def _carry_out(self) -> None:
+        """Finalise the body as its end was claimed to be."""
         caught: BaseException | None = None
         try:
             self._finalise()
         except BaseException as error:
-            caught = explain(error, self.call, self.outcome.count)
+            caught = explain(error, self.call, self.ending.count)
         self._turn = ENDED
         self._body.let_go()
-        self.end(stop.state, stop.failure or caught)
-        stop.settle(caught)
+        self.end(self.ending.failure or caught)
+        self._settle(caught)
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Say that the body is finalised; an error that no stopper waits for goes to the log."""
+        ending = self.ending
+        ending.finish(CLEAN if error is None else End(error))
+        if error is not None and not ending.is_awaited:
+            warn(f"error while a stream was being {ending.claimed}", error)
 
     def _finalise(self) -> None:
         """Run the body's `finally`, in the call's context."""
@@ -260,12 +263,13 @@ class InlineExecution(SyncExecution):
 
     def __del__(self) -> None:
         """Finalise an abandoned body here, as Python does with any generator, but in its own context."""
-        if self.outcome.state == "running" and not is_finalising():
+        if self.ending.state == "running" and not is_finalising():
             self._turn = ENDED
             if self._bridged is None:  # else it is let go of with this, and asks its owner
                 self._finalise_quietly()
                 self._body.let_go()
-            self.end("closed")
+            if self.ending.claim("closed"):
+                self.end()
 
 
 def _enterable(context: Context) -> Context:

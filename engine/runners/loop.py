@@ -51,7 +51,6 @@ class LoopRunner:
     name = "loop"
     is_here = True
     is_elsewhere = False
-    takes_errands = True
     open = staticmethod(open_here)
 
     def __init__(self, adopt: TakeOver) -> None:
@@ -338,7 +337,8 @@ class _Owner:
             if self._loop.is_closed():  # the engine is gone, its stream has ended, and the collector takes the rest
                 self._body.let_go()
                 raise
-            is_ours = self._is_cancelled or self._channel.stop
+            # A body that is closed at a yield is not cancelled: what its clean-up raises then is its own.
+            is_ours = self._is_cancelled or (self._task is not None and self._task.cancelling() > 0)
             if not (is_ours and is_foreign_cancel(error)):
                 end.error = error
                 end.is_cleanup = end.is_cleanup or self._is_cancelled

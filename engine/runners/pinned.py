@@ -34,7 +34,6 @@ class PinnedThread(OwnerThread):
     name = "thread"
     is_here = True
     is_elsewhere = False
-    takes_errands = True
     open = staticmethod(open_here)
 
     __slots__ = ("_bell", "_current", "_ident", "_is_kept", "_is_parked", "_lock", "_runner", "_waiting")

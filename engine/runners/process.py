@@ -14,14 +14,13 @@ import sys
 import threading
 import types
 import weakref
-from _thread import allocate_lock
 from collections import deque
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from engine._channel import Channel, End, Ending, park_task, wake_all
+from engine._channel import End, Ending, park_task, wake_all
 from engine._errors import EngineClosedError, PredictionCancelledError, WorkerLostError, quote, warn
 from engine._frames import Order, pack_order
 from engine._partials import Body
@@ -41,14 +40,13 @@ from engine._records import Call
 from engine._segments import WORTH
 from engine._slots import refuse_stopped
 from engine._snapshots import Snapshot, is_function, modules_of
-from engine.runners.base import refuse_in_use
+from engine.runners.base import Once, refuse_in_use
 from engine.runners.pool import Need, Pool
 from engine.runners.warden import Warden
 from engine.runners.wire import Wire
 from engine.runners.workers import Shipment, Worker, start_worker
 
 if TYPE_CHECKING:
-    from _thread import LockType
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from engine._frames import Chunk
@@ -84,14 +82,13 @@ class ProcessRunner:
     name = "process"
     is_here = False
     is_elsewhere = True
-    takes_errands = True
 
     def __init__(self, most: int | None, grace: float, start: Start, threads: Threads) -> None:
         """Note where and with what workers will start; none is started."""
         self._grace = grace
         self._start = start
         self._threads = threads
-        self._aside: Aside = threads.run
+        self.aside: Aside = threads.run
         self._pool = Pool(most or _default_workers(), self._spawn)
         self._warden = Warden(self._pool, grace, self._leave)
         self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
@@ -103,21 +100,14 @@ class ProcessRunner:
     # Opening
 
     def open(self, body: Body, prefetch: int | None) -> Wire:
-        """Make the channel of one call."""
-        return Wire(prefetch, body.call.tag, self._warden.see_to, self._finished, self._restart, self._aside)
+        """Make the consumer's end of the channel of one call."""
+        return Wire(prefetch, body.call.tag, self)
 
-    def admit(self, wire: Wire, slots: Slots | None, limit: float, body: Body) -> None:
-        """Encode a call, and take a slot and a worker for it, before its body starts; waits in a thread.
-
-        Args:
-            wire: its channel.
-            slots: bound the predictor's calls in workers; `None` for any number.
-            limit: workers that may have it set up.
-            body: what is to be run.
-        """
-        need = self._prepare(wire, body, limit)
-        if slots is not None:
-            slots.take(body)
+    def admit(self, wire: Wire, body: Body) -> None:
+        """Encode a call, and take a slot and a worker for it, before its body starts; waits in a thread."""
+        need = self._prepare(wire, body)
+        if body.slots is not None:
+            body.slots.take(body)
         try:
             wire.worker = worker = self._pool.take(body, need)
             worker.wire = wire
@@ -125,11 +115,11 @@ class ProcessRunner:
             self._forsake(body.call)
             raise
 
-    async def aadmit(self, wire: Wire, slots: Slots | None, limit: float, body: Body) -> None:
-        """The same for an asyncio task."""
-        need = await self._aprepare(wire, body, limit)
-        if slots is not None:
-            await slots.atake(body)
+    async def aadmit(self, wire: Wire, body: Body) -> None:
+        """Encode a call, and take a slot and a worker for it, before its body starts; waits in an asyncio task."""
+        need = await self._aprepare(wire, body)
+        if body.slots is not None:
+            await body.slots.atake(body)
         try:
             self._join(wire, await self._pool.atake(body, need))
             data = wire.shipment.data  # type: ignore[union-attr]  # it was prepared
@@ -139,23 +129,23 @@ class ProcessRunner:
             self._forsake(body.call)
             raise
 
-    def _prepare(self, wire: Wire, body: Body, limit: float) -> Need:
+    def _prepare(self, wire: Wire, body: Body) -> Need:
         if self._is_closing:
             raise EngineClosedError
-        shipment = self.shipment(body.call.tag, body.target, limit, by_value=body.by_value)
+        shipment = self.shipment(body.call.tag, body.target, body.limit, by_value=body.by_value)
         if are_plain(body.args, body.kwargs):
             wire.inputs = body.args, body.kwargs
         else:
             wire.payload = encode_inputs(body.args, body.kwargs, shipment.whole)
         return self._prepared(wire, body, shipment)
 
-    async def _aprepare(self, wire: Wire, body: Body, limit: float) -> Need:
+    async def _aprepare(self, wire: Wire, body: Body) -> Need:
         """The twin of `_prepare` for an asyncio task: what is large is encoded in an owner thread."""
         if self._is_closing:
             raise EngineClosedError
-        shipment = self._known(body.call.tag, body.target, limit, by_value=body.by_value)
+        shipment = self._known(body.call.tag, body.target, body.limit, by_value=body.by_value)
         if shipment is None:
-            shipment = await self._ashipment(body, limit)
+            shipment = await self._ashipment(body)
         args, kwargs = body.args, body.kwargs
         if are_plain(args, kwargs):
             wire.inputs = args, kwargs
@@ -192,9 +182,9 @@ class ProcessRunner:
         ending = Ending(body.call.tag)
         body.nudge = ending.request_stop
         try:
-            self._aside(ending, partial(copy_context().run, _tell, ending, work))
+            self.aside(ending, partial(copy_context().run, _tell, ending, work))
             while ending.end is None and not ending.stop:
-                await ending.wait_task_for_end()
+                await ending.wait_task()
         except BaseException:
             ending.request_stop()
             raise
@@ -222,14 +212,14 @@ class ProcessRunner:
             return known
         return self._encoded(tag, target, limit, modules_of(target) if by_value else frozenset())
 
-    async def _ashipment(self, body: Body, limit: float) -> Shipment:
+    async def _ashipment(self, body: Body) -> Shipment:
         """The twin of `shipment` for an asyncio task: an owner thread encodes it, once for all who wait for it.
 
         Raises:
             PayloadError: it cannot travel.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        call, target = body.call, body.target
+        call, target, limit = body.call, body.target, body.limit
         name, *_ = _name_of(call.tag, target, limit, modules_of(target) if body.by_value else frozenset())
         made: Shipment | None = None
         while made is None:
@@ -255,7 +245,7 @@ class ProcessRunner:
                 self._encodings.pop(name, None)  # before its end is told: who finds none looks again
 
         try:
-            self._aside(encoding, partial(copy_context().run, _tell, encoding, encode))
+            self.aside(encoding, partial(copy_context().run, _tell, encoding, encode))
         except BaseException as error:
             self._encodings.pop(name, None)
             encoding.finish(End(error))  # for those who wait for it by now
@@ -324,14 +314,15 @@ class ProcessRunner:
 
     # Sending
 
-    def start(self, body: Body, channel: Channel) -> None:
+    def start(self, body: Body, channel: Any) -> None:
         """Send the call; its worker was taken when it was admitted.
 
         Raises:
             RuntimeError: the worker was gone, and no thread is to be had that starts another.
         """
         wire: Any = channel
-        call, shipment, reducer = body.call, wire.shipment, body.reducer
+        call, shipment = body.call, wire.shipment
+        reducer = None if body.reduction is None else body.reduction.reducer
         wire.order = Order(
             "run",
             shipment.key,
@@ -351,16 +342,16 @@ class ProcessRunner:
             wire.inputs,
         )
         if wire.is_large:
-            wire.claim = claim = allocate_lock()
-            self._aside(wire, partial(self._send_claimed, wire, claim))
+            wire.sending = sending = Once()
+            self.aside(wire, partial(self._send_first, wire, sending))
         else:
             self._send(wire)
 
-    def _send_claimed(self, wire: Wire, claim: LockType) -> None:
+    def _send_first(self, wire: Wire, sending: Once) -> None:
         """In an owner thread: send a call, unless Ctrl-C has ended it while this thread was started."""
-        if claim.acquire(blocking=False):
+        if sending.is_first():
             self._send_aside(wire)
-            wire.claim = None
+            wire.sending = None
 
     def _send_aside(self, wire: Wire) -> None:
         """In a thread of the engine's: send a call, unless it was stopped before, and have its consumers hear it."""
@@ -373,7 +364,7 @@ class ProcessRunner:
         except BaseException as error:
             end = End(error)
         if end is not None:
-            wire.claim = None
+            wire.sending = None
             wire.finish(end)
         wake_all(wire.consumers)
 
@@ -404,7 +395,7 @@ class ProcessRunner:
         if wire.stop or self._is_closing:  # just before the worker could be asked
             wire.request_stop()
 
-    def _restart(self, wire: Wire, worker: Worker) -> None:
+    def restart(self, wire: Wire, worker: Worker) -> None:
         """Send a call elsewhere whose worker is gone and has not read it, so that no body has started."""
         try:
             self._move(wire, worker)
@@ -451,7 +442,12 @@ class ProcessRunner:
         if self._is_closing:
             self._warden.close()
 
-    def _finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
+    def see_to(self, wire: Wire) -> None:
+        """A call was stopped, or its worker lost; called from anywhere, takes no lock."""
+        self._warden.see_to(wire)
+
+    def finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
+        """A worker has nothing more to say of a call; it serves others if `keep`."""
         shipment = wire.shipment
         if shipment is not None and not shipment.is_kept:
             worker.forgotten.append(shipment.key)
@@ -558,7 +554,7 @@ class ProcessRunner:
 
     def _leave(self, worker: Worker) -> Wire:
         """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
-        wire = Wire(None, f"worker {worker.pid}", _nothing, _nothing, _nothing, self._aside)
+        wire = Wire(None, f"worker {worker.pid}", _Leaving(self.aside))
         self._join(wire, worker)
         if self._is_closing:
             self._leaving.append(wire)
@@ -640,8 +636,28 @@ def _shipment(tag: str, text: str | None, limit: float, data: bytes | None = Non
     return Shipment(key, tag, text, limit, Need(key, limit), data=data, function=function)
 
 
-def _nothing(*_facts: object) -> None:
-    """What an errand that ends its worker has done for it."""
+class _Leaving:
+    """The dispatcher of a request after which its worker ends: nothing is left to be done with that."""
+
+    __slots__ = ("aside",)
+
+    def __init__(self, aside: Aside) -> None:
+        self.aside = aside
+
+    def admit(self, wire: Wire, _body: Body) -> None:
+        raise AssertionError(f"{wire.label} has its worker")
+
+    async def aadmit(self, wire: Wire, body: Body) -> None:
+        self.admit(wire, body)
+
+    def see_to(self, wire: Wire) -> None:
+        """The warden sees to its end in any case."""
+
+    def finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001 - as of a dispatcher
+        """It ends by itself."""
+
+    def restart(self, wire: Wire, worker: Worker) -> None:
+        """It is gone, as it was to be."""
 
 
 def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Payload | None) -> list[Chunk]:
@@ -745,11 +761,12 @@ async def _end_of(ending: Ending, body: Body) -> End:
         PredictionCancelledError: the call was stopped meanwhile.
     """
     call = body.call
-    body.nudge = partial(wake_all, ending.consumers)
+    parked = ending.parked()
+    body.nudge = partial(wake_all, parked)
     try:
         while ending.end is None:
             refuse_stopped(call)
-            await park_task(ending.consumers, lambda: ending.end is not None or call.stopping)
+            await park_task(parked, lambda: ending.end is not None or call.stopping)
     finally:
         body.nudge = None
     return ending.end

@@ -21,6 +21,7 @@ from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from engine._channel import End, Ending
 from engine._errors import PredictionCancelledError, counted, warn
 from engine._partials import (
     ASYNC,
@@ -33,24 +34,27 @@ from engine._partials import (
     is_foreign_cancel,
     settle,
 )
-from engine._records import Prediction, current, current_call
-from engine.runners.base import Execution, Stop, is_finalising
-from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
+from engine._records import Prediction, current
+from engine.runners.base import Execution, is_finalising, primed
+from engine.runners.inline import BUSY, CLEAN, ENDED, is_main_thread, reading_twice
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 
+    from engine._channel import Reduction
     from engine._partials import Body
-    from engine._records import Call, Outcome
-    from engine.runners.base import Live
-    from engine.runners.bridge import Bridged
+    from engine._records import Call, Outcome, State
+    from engine.runners.base import OpenCalls
+    from engine.runners.owned import OwnedExecution
 
-    AsyncAdmit = Callable[[Body], Awaitable[None]]
-    Bridge = Callable[[Body, Any, str], Bridged]
+    Bridge = Callable[[Body, Any, str], OwnedExecution]
 
 _ITEM: Final = object()  # what a machine yields when its execution has a partial; anything else is asyncio's
-_LEFT: Final = "left"  # whose turn it is once nobody can pull any more: see `inline`
+# Whose turn it is, besides those of `inline`: of a stop that came while the body rested, to be carried out by the loop,
+# and of the loop, where the consumer has dropped the stream.
+_STOPPED: Final = "stopped"
+_LEFT: Final = "left"
 _send: Final = types.GeneratorType.send  # a bound one for each stream would stay as long as that
 
 
@@ -62,11 +66,10 @@ class TaskExecution(Execution):
 
     Args:
         body: what to run.
-        aadmit: awaited before the body starts: takes a slot.
         bridge: makes the execution that goes on where an async body produced a sync iterator; `None` to step that
             here as well.
         grace: seconds a close waits for a running pull, and a cancelled body may go on.
-        live: what tells whether its engine was closed.
+        open_calls: where the execution is listed while it runs.
         is_guarded: whether the loop closes it where it ends; not for one that nobody can abandon.
 
     Attributes:
@@ -75,7 +78,7 @@ class TaskExecution(Execution):
     """
 
     __slots__ = (
-        "_aadmit",
+        "__weakref__",
         "_body",
         "_context",
         "_guard",
@@ -92,20 +95,18 @@ class TaskExecution(Execution):
     def __init__(
         self,
         body: Body,
-        aadmit: AsyncAdmit | None,
         bridge: Bridge | None,
         grace: float,
-        live: Live,
+        open_calls: OpenCalls,
         *,
         is_guarded: bool = True,
     ) -> None:
         """Make a pending execution."""
-        super().__init__(body.call, grace, live)
+        super().__init__(body.call, Ending(body.call.tag), grace, open_calls)
         self._body: Body | None = body  # let go of where nothing of it is needed any more
-        self._aadmit = aadmit
         self.bridge = bridge
         self._is_guarded = is_guarded
-        self._context = body.context  # kept apart: whoever takes a body over gives it a context of its own
+        self._context = body.context  # kept apart: an owner that takes a body over gives it a context of its own
         self._machine: Any = None  # it refers to this, so it is made at the first pull and let go of at the end
         self._guard: Guard | None = None
         self._time = 0.0
@@ -140,15 +141,15 @@ class TaskExecution(Execution):
                 raise failure
             finally:  # or these frames and the exception keep each other, and the inputs, alive
                 del failure, self, held
-        if self._turn is not BUSY:
-            self._pending = self._turn.failure
-            yield from _iterate(self._carry_out(self._turn))
-            self.raise_pending()
+        ending = self.ending
+        if ending.claimed is not None:
+            yield from _iterate(self._carry_out())
+            self.raise_failure()
             raise StopAsyncIteration
         self._turn = None
-        if not self.outcome.count:
-            self.outcome.first = (perf_counter() - self._began) * 1000.0
-        self.outcome.count += 1
+        if not ending.count:
+            ending.first = (perf_counter() - self._began) * 1000.0
+        ending.count += 1
         return self.partial
 
     async def apartials(self, *, records: bool, held: Held | None = None) -> AsyncGenerator[Any, None]:
@@ -164,7 +165,7 @@ class TaskExecution(Execution):
         except BaseException:
             del self, held  # see pull
             raise
-        context, machine, outcome, started = self._context, self._machine, self.outcome, 0.0
+        context, machine, ending, started = self._context, self._machine, self.ending, 0.0
         while self._turn is None or not self._is_over():
             self._turn = BUSY
             if records:
@@ -180,15 +181,14 @@ class TaskExecution(Execution):
                 try:
                     raise answer
                 finally:
-                    del answer, self, held, context, machine, outcome
-            if self._turn is not BUSY:
-                self._pending = self._turn.failure
-                await self._carry_out(self._turn)
-                self.raise_pending()
+                    del answer, self, held, context, machine, ending
+            if ending.claimed is not None:
+                await self._carry_out()
+                self.raise_failure()
                 return
             self._turn = None
-            index = outcome.count
-            outcome.count = index + 1
+            index = ending.count
+            ending.count = index + 1
             if records:
                 self._time += (perf_counter() - started) * 1000.0
                 yield Prediction(self.call, self.partial, index, self._time)
@@ -204,7 +204,7 @@ class TaskExecution(Execution):
             del self, held  # see pull
             raise
         self._time += (perf_counter() - started) * 1000.0
-        return Prediction(self.call, value, self.outcome.count - 1, self._time)
+        return Prediction(self.call, value, self.ending.count - 1, self._time)
 
     @types.coroutine
     def _begin(self) -> Generator[Any, None, None]:
@@ -214,18 +214,15 @@ class TaskExecution(Execution):
         self._guard = _guards.get(loop) or Guard(loop)
         try:
             self.begin()
+            self._guard.open[self] = None
         except PredictionCancelledError:
             if self._body is None or not self._body.is_started:
                 raise
             # The engine was closed during the body's first step: it is stopped where it waits, and so cleans up.
-        if self._aadmit is not None and self._body is not None:
-            yield from _iterate(self._aadmit(self._body))
+        if self._body is not None and self._body.slots is not None:
+            yield from _iterate(self.ending.aadmit(self._body))
         self._machine = _machine(self)
         self._is_started = True
-
-    def _enlist(self) -> None:
-        if self._guard is not None:
-            self._guard.open[self] = None
 
     def start(self) -> Awaitable[tuple[str, Any]]:
         """Call the function; await what it produced."""
@@ -263,7 +260,7 @@ class TaskExecution(Execution):
     def _is_over(self) -> bool:
         if self._turn is BUSY:
             raise reading_twice(self.call)
-        self.raise_pending()
+        self.raise_failure()
         return True
 
     @types.coroutine
@@ -271,7 +268,7 @@ class TaskExecution(Execution):
         """Pass on what the body waits for until it yields a partial; a cancellation goes to the body first."""
         self._watch = watch = Watch(self.grace)
         try:
-            if isinstance(self._turn, Stop):  # posted before there was anything to interrupt
+            if self.ending.claimed is not None:  # posted before there was anything to interrupt
                 self.interrupt()
             yield from attend(self, answer, watch)
         finally:
@@ -283,34 +280,41 @@ class TaskExecution(Execution):
 
     def _failed(self, error: BaseException) -> BaseException:
         """The pull ended without a partial: give what it raises."""
-        turn, self._turn = self._turn, ENDED
+        self._turn, ending = ENDED, self.ending
         watch, self._watch = self._watch, None
-        is_cancelled = watch is not None and watch.is_cancelled()
         is_quiet = isinstance(error, (Over, StopIteration, PredictionCancelledError)) or is_foreign_cancel(error)
-        failure: BaseException
-        if is_cancelled and is_quiet and watch is not None and watch.cancellation is not None:
-            failure = watch.cancellation
-            self.end("cancelled", failure)
-        elif isinstance(turn, Stop):
-            failure = turn.failure or StopAsyncIteration()
-            self.end(turn.state, turn.failure)
-        elif isinstance(error, (Over, StopIteration)):  # the latter straight from the hot path's step
-            failure = StopAsyncIteration()
-            self.end("done", returned=error.value)
-        elif watch is not None and watch.is_closed and isinstance(error, GeneratorExit):
+        cancellation = watch.cancellation if watch is not None and is_quiet else None
+        failure: BaseException = StopAsyncIteration()
+        is_mine = True
+        if cancellation is not None:  # the consumer's own task is told so, whatever the end was claimed to be
+            failure, is_mine = cancellation, ending.claim("cancelled")
+            self.end(cancellation if is_mine else None)
+        elif isinstance(error, (Over, StopIteration)) and ending.claim("done"):  # the latter from the hot path's step
+            self.end(None, error.value)
+        elif watch is not None and watch.is_closed and isinstance(error, GeneratorExit) and ending.claim("closed"):
             failure = error
-            self.end("closed", error)
-        elif is_foreign_cancel(error) and not self.is_started:
+            self.end(error)
+        elif is_foreign_cancel(error) and not self.is_started and ending.claim("cancelled"):
             failure = error  # the consumer's task was cancelled while it waited for a slot
-            self.end("cancelled", error)
-        else:
+            self.end(error)
+        elif ending.claim("failed"):
             is_interrupt = isinstance(error, KeyboardInterrupt) and is_main_thread()
-            failure = error if is_interrupt else explain(error, self.call, self.outcome.count)
-            self.end("failed", failure)
+            failure = error if is_interrupt else explain(error, self.call, ending.count)
+            self.end(failure)
+        else:  # a stop was posted: it decides how the stream ends, whatever the body raised
+            is_mine = False
+            self.end()
+            failure = self.take_failure() or failure
         self._let_go()
-        if isinstance(turn, Stop):
-            turn.settle(None if is_quiet else explain(error, self.call, self.outcome.count))
+        self._settle(None if is_mine or is_quiet else explain(error, self.call, ending.count))
         return failure
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Say that the body is finalised; an error that no stopper waits for goes to the log."""
+        ending = self.ending
+        ending.finish(CLEAN if error is None else End(error))
+        if error is not None and not ending.is_awaited:
+            warn(f"error while a stream was being {ending.claimed}", error)
 
     def _let_go(self) -> None:
         self._machine = None
@@ -321,28 +325,26 @@ class TaskExecution(Execution):
 
     # Stopping.
 
-    def stop(self, stop: Stop) -> None:
-        """Post a request to stop, from any thread; an idle body is finalised by its loop. Waits for nothing."""
-        if self._turn is None:
-            self._turn = stop  # claimed: straight after the test, see the module's docstring
-            self._pending = stop.failure
-            self._finalise_later(stop)
-            return
-        if self._turn is BUSY:
-            self._turn = stop  # posted: the pull is interrupted where it waits
-            self._post(self.interrupt)
+    def stop(self, state: State, failure: BaseException | None = None) -> None:
+        """Have it end so, from any thread, unless its end was decided; an idle body is finalised by its loop."""
+        if self.ending.claim(state, failure):
+            self._stop()
 
-    def _finalise_later(self, stop: Stop) -> None:
-        is_pending = self.outcome.state == "pending"
-        self.end(stop.state, stop.failure)
+    def _stop(self) -> None:
+        if self._turn is not None:
+            self._post(self.interrupt)  # the pull is interrupted where it waits
+            return
+        self._turn = _STOPPED  # taken: straight after the test, as in `claim`
+        is_pending = self.ending.state == "pending"
+        self.end()
         if is_pending:
             self._turn = ENDED
-            stop.settle()
+            self._settle(None)
         else:
-            self._post(self._finalise_now, stop)
+            self._post(self._finalise_now)
 
-    def _finalise_now(self, stop: Stop) -> None:
-        self._finalise_with(self._carry_out(stop, is_shielded=True))
+    def _finalise_now(self) -> None:
+        self._finalise_with(self._carry_out(is_shielded=True))
 
     def _finalise_with(self, coroutine: Any) -> None:
         """Finalise the body in a task of its own, which only the end of its loop cancels."""
@@ -365,35 +367,56 @@ class TaskExecution(Execution):
 
     def interrupt(self) -> None:
         """Carry a stop that was posted to the body, where it waits."""
-        stop, watch = self._turn, self._watch
-        if isinstance(stop, Stop) and watch is not None:
-            watch.interrupt(stop)
+        watch = self._watch
+        if self.ending.claimed is not None and watch is not None:
+            watch.interrupt(self.ending)
+
+    async def adrain(self, reduction: Reduction) -> None:
+        """Reduce it to its end.
+
+        Raises:
+            BaseException: what ended it before, or what the reducer raised.
+        """
+        try:
+            async for value in primed(self.apartials(records=False)):
+                reduction.add(value)
+        finally:
+            if not self.ending.is_over:  # the reducer failed, or an interrupt came between two pulls
+                await self.aclose()
 
     async def aclose(self) -> None:
-        """End as `closed`; wait, at most the grace, until the body is finalised."""
-        stop = Stop("closed")
-        if self._turn is None:
-            self._turn = stop
-            stop.is_awaited = True
-            await self._carry_out(stop)
-        elif self._turn is not ENDED:
-            call = current_call()
-            stop.is_awaited = call is None or not call.is_within(self.call)
-            self.stop(stop)
-            waiting = self._turn
-            if stop.is_awaited and isinstance(waiting, Stop) and not await waiting.wait_task(self.grace * 2):
+        """End as `closed`; wait, at most the grace, until the body is finalised.
+
+        Raises:
+            BaseException: what the body's clean-up raised.
+        """
+        ending, is_inside = self.ending, self.is_inside()
+        is_mine = ending.claim("closed")
+        if is_mine and self._turn is None:
+            self._turn = _STOPPED
+            ending.is_awaited = True
+            await self._carry_out()
+        else:
+            if is_mine:
+                ending.is_awaited = not is_inside
+                self._stop()
+            is_waiting = not is_inside and ending.end is None and (is_mine or self._turn is not ENDED)
+            if is_waiting and not await ending.wait_end_task(self.grace * 2):
                 warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
-        if stop.error is not None:
+        end = ending.end
+        if is_mine and end is not None and end.error is not None:
+            failure, end.error = end.error, None
+            del self, ending, end
             try:
-                raise stop.error
+                raise failure
             finally:
-                del stop
+                del failure  # or this frame and the exception keep each other alive
 
     def _seal(self) -> None:
         self._turn = ENDED
 
-    async def _carry_out(self, stop: Stop, *, is_shielded: bool = False) -> None:
-        """Finalise the body; what its clean-up raises is the stop's to tell.
+    async def _carry_out(self, *, is_shielded: bool = False) -> None:
+        """Finalise the body as its end was claimed to be.
 
         Raises:
             BaseException: the calling task was cancelled, or is being closed.
@@ -408,9 +431,10 @@ class TaskExecution(Execution):
             else:
                 caught = error
         self._turn = ENDED
-        self.end(stop.state, stop.failure or caught)
+        if not self.ending.is_over:
+            self.end(self.ending.failure or caught)
         self._let_go()
-        stop.settle(caught)
+        self._settle(caught)
         if interruption is not None:
             try:
                 raise interruption
@@ -422,9 +446,9 @@ class TaskExecution(Execution):
         guard = self._guard
         if guard is None or self._turn is ENDED or is_finalising():
             return
-        if self._turn is None:
+        if self._turn is None and self.ending.claim("closed"):
             self._turn = _LEFT
-            self.end("closed")
+            self.end()
         self.call.stopping = True  # it ends by itself: a call may wait for its slot
         try:
             guard.loop.call_soon_threadsafe(self._close_left)
@@ -440,15 +464,17 @@ class TaskExecution(Execution):
         if self._turn is ENDED:
             return
         self._turn = ENDED
-        self.end("closed")
+        if self.ending.claim("closed") or not self.ending.is_over:
+            self.end()
         try:
             await finish(self, is_shielded=True)
         except Exception as error:
             warn(f"{self.call.tag}: error while an abandoned stream was closed", error)
         finally:
             self._let_go()
+            self._settle(None)
         warnings.warn(
-            f"a stream of {self.call.tag} was abandoned after {counted(self.outcome.count)}; close it, or use "
+            f"a stream of {self.call.tag} was abandoned after {counted(self.ending.count)}; close it, or use "
             "`async with`",
             ResourceWarning,
             stacklevel=2,
@@ -458,10 +484,6 @@ class TaskExecution(Execution):
     def is_left_open(self) -> bool:
         """Whether there is a body that the loop has to close where it ends."""
         return self._is_guarded and self.is_started
-
-    def is_running_for(self, live: Live) -> bool:
-        """Whether this runs just now, for the engine of `live`."""
-        return self._live is live and not self.outcome.ended
 
 
 class Held:
@@ -487,6 +509,10 @@ class Held:
     def is_started(self) -> bool:
         """Whether the predictor's code has been reached."""
         return self._execution.is_started
+
+    def show_in(self, outcome: Outcome) -> None:
+        """Have an outcome that was given out before show how this goes."""
+        self._execution.show_in(outcome)
 
     def pull(self) -> Awaitable[Any]:
         """The next partial."""
@@ -552,11 +578,6 @@ class Guard:
             for error in errors:
                 if error is not None:
                     raise error  # the loop reports it
-
-
-def running_for(live: Live) -> list[TaskExecution]:
-    """The executions in consumers' tasks that run just now for the engine of `live`."""
-    return [each for guard in tuple(_guards.values()) for each in tuple(guard.open) if each.is_running_for(live)]
 
 
 _guards: dict[asyncio.AbstractEventLoop, Guard] = {}
@@ -637,11 +658,11 @@ def _each(execution: TaskExecution, iterator: Iterator[Any]) -> Generator[Any, N
 
 
 class _Pulled:
-    """A bridged execution as an async iterator."""
+    """The execution of another owner as an async iterator."""
 
     __slots__ = ("_bridged",)
 
-    def __init__(self, bridged: Bridged) -> None:
+    def __init__(self, bridged: OwnedExecution) -> None:
         self._bridged = bridged
 
     def __aiter__(self) -> _Pulled:
@@ -655,7 +676,7 @@ class _Pulled:
 
     @property
     def returned(self) -> Any:
-        return self._bridged.outcome.returned
+        return self._bridged.ending.returned
 
 
 class _Foreign:
@@ -768,7 +789,7 @@ class Watch:
         """The cancellations of the task, since this wait began, that were not taken back."""
         return 0 if self._task is None else self._task.cancelling() - self._borrowed - self._baseline
 
-    def interrupt(self, stop: Stop) -> None:
+    def interrupt(self, stop: Ending) -> None:
         """Carry a stop to the body that is waited in; one that is cleaning up hears of it if it goes on after all."""
         if self._task is not None and not stop.is_delivered and not self.is_shielding():
             stop.is_delivered = True
@@ -966,7 +987,7 @@ def finish(execution: TaskExecution, *, is_shielded: bool = False) -> Generator[
     else:
         watch.over()
         ignored = RuntimeError("the predictor ignored GeneratorExit and yielded again")
-        failure = explain(ignored, execution.call, execution.outcome.count)
+        failure = explain(ignored, execution.call, execution.ending.count)
     if failure is not None:
         try:
             raise failure
@@ -985,7 +1006,7 @@ def _raised_at_last(execution: TaskExecution, watch: Watch | None, error: BaseEx
             if watch.cancellation is not None:
                 return watch.cancellation
             is_over = is_over or watch.is_cut()
-    return None if is_over else explain(error, execution.call, execution.outcome.count)
+    return None if is_over else explain(error, execution.call, execution.ending.count)
 
 
 def _exhaust(closing: Any) -> None:

@@ -25,8 +25,8 @@ from engine.runners.base import open_here
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engine._channel import Ending, OwnerEnd, ProducerEnd
-    from engine._partials import Body, Reduction
+    from engine._channel import Ending, OwnerEnd, ProducerEnd, Reduction
+    from engine._partials import Body
 
     Adopt = Callable[[Body, Any, Any, float], None]  # it is given the very channel that the body was started with
 
@@ -47,7 +47,6 @@ class ThreadRunner:
     name = "thread"
     is_here = True
     is_elsewhere = False
-    takes_errands = True
     open = staticmethod(open_here)
 
     def __init__(self, grace: float = 0.0, patience: float = _IDLE) -> None:

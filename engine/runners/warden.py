@@ -262,7 +262,7 @@ class Warden:
             self._bury(worker)
             return
         if wire is not None and wire.worker is worker and wire.stop:
-            wire.ladder.rung = "terminated" if ward.step == 1 else "killed"
+            wire.rung = "terminated" if ward.step == 1 else "killed"
 
     def _bury(self, worker: Worker) -> None:
         """A process is over: its call hears of it, and what led to it is closed."""

@@ -16,29 +16,26 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from time import sleep
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from engine._channel import BOUND, MOST, Channel, End, park_thread, wait_until, wait_until_task, wake_all, wake_one
+from engine._channel import BOUND, MOST, End, Ending, park_thread, wait_until, wait_until_task, wake_all, wake_one
 from engine._errors import PayloadError, WorkerLostError, name_shown, say, warn
 from engine._frames import CREDIT_SIZE, DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
 from engine._payloads import decode, decode_in_pieces, unpack_failure
 from engine._pieces import are_small
-from engine._records import Ladder, traceback_of
+from engine._records import traceback_of
 
 if TYPE_CHECKING:
-    from _thread import LockType
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable
 
-    from engine._channel import Ending
+    from engine._channel import Wake
     from engine._frames import Frame, Order, Placed
     from engine._partials import Body
     from engine._payloads import Payload
+    from engine.runners.base import Once
     from engine.runners.workers import Shipment, Worker
 
-    Hand = Callable[["Wire"], None]  # gives a stopped or lost call to the warden
-    Restart = Callable[["Wire", Worker], None]  # sends the call to another worker
-    Finished = Callable[["Wire", Worker, bool], None]  # gives the worker back; False if it serves no more calls
     Aside = Callable[[Ending, Callable[[], None]], None]  # has an owner thread do something
 
 _READ: Final = 1 << 16  # bytes one read takes at most: memory for more would come from the system each time
@@ -47,70 +44,132 @@ _MOMENT: Final = 0.01  # seconds a reader that was woken has to leave
 _LAST: Final = 6.0  # seconds after the last rung that a killed process has to be gone
 
 
-class Wire(Channel):
-    """A channel from a worker.
+class Dispatcher(Protocol):
+    """What gets a call its worker, and is told what becomes of both."""
+
+    def admit(self, wire: Wire, body: Body) -> None:
+        """Encode a call, and take a slot and a worker for it; waits in a thread."""
+        ...
+
+    async def aadmit(self, wire: Wire, body: Body) -> None:
+        """Encode a call, and take a slot and a worker for it; waits in an asyncio task."""
+        ...
+
+    def see_to(self, wire: Wire) -> None:
+        """A call was stopped, or its worker lost; called from anywhere, takes no lock."""
+        ...
+
+    def finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
+        """The worker has nothing more to say of this call; it serves others if `keep`."""
+        ...
+
+    def restart(self, wire: Wire, worker: Worker) -> None:
+        """The worker is gone and has not read the call: another is to have it."""
+        ...
+
+    def aside(self, ending: Ending, work: Callable[[], None]) -> None:
+        """Have an owner thread do what would keep an event loop for long."""
+        ...
+
+
+class Wire(Ending):
+    """The consumer's end of a channel whose owner is a worker.
 
     Args:
         prefetch: see `Channel`; since a worker copies every partial before its predictor runs on, none holds it up.
-        label: names the channel in the log.
-        hand: called, from anywhere, when the call was stopped or its worker lost.
-        finished: called once the worker has nothing more to say of this call.
-        restart: sends the call to another worker.
-        aside: has an owner thread do what would keep an event loop for long.
+        label: names the call in the log.
+        dispatcher: gets it a worker.
+
+    Attributes:
+        items: partials that have come, with their latencies in ms.
+        consumers: wake-ups of those who wait for news.
+        body: what is to be run; until the end.
+        shipment: its predictor.
+        order: the call as it is sent; kept until there is an answer.
+        payload: its inputs; as long.
+        inputs: its inputs where they are plain; as long.
+        worker: what serves it.
+        number: of the call in its worker; 0 until that may have it.
+        is_large: whether what is sent would keep an event loop for long, and is that of a task.
+        sending: taken by an owner thread that sends it, or by its end, whichever comes first.
+        variables: context variables that travel, if encoded by now.
+        is_sent: whether it was; until then its sender finds out that the worker is gone, and no consumer reads what it
+            says.
+        reason: why the worker was lost, where that is not how its process ended.
     """
 
-    # What few calls have, or have for a while, is a default of the class: one is made with every call.
-    _is_reading = False  # somebody reads the pipe; see `wait`
-    _is_aside = False  # that is an owner thread, on behalf of an event loop
-    _broken: Exception | None = None  # what kept the last bytes from being frames
-    _reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
-    _is_cut = False
-    _received = 0
-    _limit = 0
-    _heavy = 0
-    _told = 0  # times the producer was told what it may make
-    _calm = 0  # partials to take before the producer may have to be told
-    _ladder: Ladder | None = None
-    body: Body | None = None  # until the end
-    shipment: Shipment | None = None
-    order: Order | None = None  # the call as it is sent; kept until there is an answer
-    payload: Payload | None = None  # its inputs; the same
-    inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the same, where they are plain
-    worker: Worker | None = None
-    number = 0  # of the call in its worker; 0 until that may have it
-    is_large = False  # what is sent would keep an event loop for long, and is that of a task
-    claim: LockType | None = None  # taken by an owner thread that sends it, or by its end, whichever comes first
-    variables: tuple[tuple[str, bytes], ...] | None = None  # context variables that travel, if encoded by now
-    is_sent = False  # until then its sender finds out that the worker is gone, and no consumer reads what it says
-    reason = ""  # why the worker was lost, where that is not how its process ended
+    __slots__ = (
+        "_broken",
+        "_calm",
+        "_dispatcher",
+        "_futures",
+        "_heavy",
+        "_is_aside",
+        "_is_cut",
+        "_is_reading",
+        "_limit",
+        "_reader",
+        "_received",
+        "_told",
+        "_window",
+        "body",
+        "consumers",
+        "inputs",
+        "is_adaptive",
+        "is_large",
+        "is_sent",
+        "items",
+        "number",
+        "order",
+        "payload",
+        "reason",
+        "sending",
+        "shipment",
+        "variables",
+        "worker",
+    )
 
-    def __init__(  # noqa: PLR0917 - made in one place
-        self, prefetch: int | None, label: str, hand: Hand, finished: Finished, restart: Restart, aside: Aside
-    ) -> None:
+    def __init__(self, prefetch: int | None, label: str, dispatcher: Dispatcher) -> None:
         """Make an empty channel that no worker serves yet."""
-        self.label = label  # as in `Channel`, without its calls
-        self.consumers = deque()
-        self.closers = deque()
-        self.producers = deque()
-        self.items = deque()
-        self.end = None
-        self.stop = False
-        self.on_stop = None
-        self.deserted = None
+        super().__init__(label)
+        self.consumers: deque[Wake] = deque()
+        self.items: deque[tuple[Any, float]] = deque()
         self.is_adaptive = prefetch is None
         self._window = 1 if prefetch is None else prefetch
-        self._hand = hand
-        self._finished = finished
-        self._restart = restart
-        self._aside = aside
+        self._dispatcher = dispatcher
         self._futures: deque[Future[None]] = deque()
+        self._is_reading = False  # somebody reads the pipe; see `wait`
+        self._is_aside = False  # that is an owner thread, on behalf of an event loop
+        self._broken: Exception | None = None  # what kept the last bytes from being frames
+        self._reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
+        self._is_cut = False
+        self._received = 0
+        self._limit = 0
+        self._heavy = 0
+        self._told = 0  # times the producer was told what it may make
+        self._calm = 0  # partials to take before the producer may have to be told
+        self.body: Body | None = None
+        self.shipment: Shipment | None = None
+        self.order: Order | None = None
+        self.payload: Payload | None = None
+        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.worker: Worker | None = None
+        self.number = 0
+        self.is_large = False
+        self.sending: Once | None = None
+        self.variables: tuple[tuple[str, bytes], ...] | None = None
+        self.is_sent = False
+        self.reason = ""
 
-    @property
-    def ladder(self) -> Ladder:  # type: ignore[override]
-        """How far one had to go to stop it, for whoever asks."""
-        if self._ladder is None:
-            self._ladder = Ladder()
-        return self._ladder
+    # What it needs before it may start
+
+    def admit(self, body: Body) -> None:
+        """Encode the call, and take a slot and a worker for it; waits in a thread."""
+        self._dispatcher.admit(self, body)
+
+    async def aadmit(self, body: Body) -> None:
+        """Encode the call, and take a slot and a worker for it; waits in an asyncio task."""
+        await self._dispatcher.aadmit(self, body)
 
     # The window
 
@@ -167,28 +226,26 @@ class Wire(Channel):
         """Sleep, in a thread, until a partial or the end may be there; `start` sends the call."""
         if start is not None:
             start()
-        else:
+        elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
             self._tell(asked=1)
-        if not self._has_news():
+        if self.stop and not self.is_over:  # its runner closes: the warden reads what its worker still says
+            park_thread(self.parked(), self._has_ended, BOUND)
+        elif not self._has_news():
             self._sleep()
 
-    def wait_for_end(self) -> None:
-        """Sleep, in a thread, until the end or a request to stop may be there: for a call that hands nothing over."""
-        if self.end is not None:
-            return
-        if self.stop:  # somebody else reads what its worker still says
-            park_thread(self.closers, self._has_ended, BOUND)
-        else:
-            self._sleep()
-
-    async def wait_task_for_end(self) -> None:
-        """The same for an asyncio task."""
-        if self.end is not None:
-            return
-        if self.stop:
+    async def wait_task(self, start: Callable[[], None] | None = None) -> None:
+        """Sleep, in an asyncio task, until a partial or the end may be there; `start` sends the call."""
+        if start is not None:
+            start()
+        elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
+            self._tell(asked=1)
+        if self.stop and not self.is_over:
             await self.wait_end_task(BOUND)
         else:
             await self._sleep_task()
+
+    def _has_news(self) -> bool:
+        return bool(self.items) or self.end is not None or self.stop
 
     def _sleep(self) -> None:
         if self._is_cut or not self.is_sent or self.worker is None or self._is_reading:  # as `_is_readable` tells
@@ -244,14 +301,6 @@ class Wire(Channel):
             worker.send_rest()
         except BrokenPipeError:
             self._cut(worker)
-
-    async def wait_task(self, start: Callable[[], None] | None = None) -> None:
-        """The same for an asyncio task, which its loop's reader wakes."""
-        if start is not None:
-            start()
-        else:
-            self._tell(asked=1)
-        await self._sleep_task()
 
     async def _sleep_task(self) -> None:
         from asyncio import get_running_loop
@@ -327,7 +376,7 @@ class Wire(Channel):
         """Have an owner thread take in what is large, and what came behind it; this loop does not watch meanwhile."""
         self._unwatch(loop, worker)
         try:
-            self._aside(self, partial(self._take_in_aside, worker))
+            self._dispatcher.aside(self, partial(self._take_in_aside, worker))
         except Exception:  # the engine is closed, or no thread is to be had: late is better than never
             self._take_in_aside(worker)
 
@@ -445,7 +494,7 @@ class Wire(Channel):
         """Nothing more can come from this worker: the warden finds out why, unless it has moved the call already."""
         if self._is_served_by(worker):
             self._is_cut = True
-            self._hand(self)
+            self._dispatcher.see_to(self)
 
     @property
     def is_cut(self) -> bool:
@@ -506,7 +555,7 @@ class Wire(Channel):
         if kept is not None and reduction is not None:
             reduction.count, reduction.elapsed, is_returned = kept
             if reduction.count and not is_returned:
-                reduction.state = value
+                reduction.value = value
         self._conclude(End(returned=value), worker, keep=keep)
 
     def _take_in_failure(self, frame: Frame, worker: Worker) -> None:
@@ -521,7 +570,7 @@ class Wire(Channel):
                 body.reduction.count, body.reduction.elapsed, _ = kept
                 if placed is not None:
                     with suppress(Exception):  # what was reduced before the failure, where it can be had
-                        body.reduction.state = _value_of(placed, frame, worker)
+                        body.reduction.value = _value_of(placed, frame, worker)
         if self.shipment is not None and not is_bodys:
             worker.unlearn(self.shipment.key)
         self._conclude(End(error, is_cleanup=is_cleanup), worker, keep=keep)
@@ -547,7 +596,7 @@ class Wire(Channel):
             self._conclude(End(failure), worker, keep=True)
         else:
             self.request_stop()
-            super().finish(End(failure))
+            self._tell_end(End(failure))
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C is the caller's, but what it interrupted is lost
             raise error
 
@@ -567,21 +616,26 @@ class Wire(Channel):
         self.worker = worker.wire = None
         if worker.registrations:
             self._unwatch_all(worker)
-        if self.stop and self.ladder.rung is None:
-            self.ladder.rung = "asked"
-        self._finished(self, worker, keep and not worker.is_doomed)
+        if self.stop and self.rung is None:
+            self.rung = "asked"
+        self._dispatcher.finished(self, worker, keep and not worker.is_doomed)
         body = self.body
         if body is not None:  # as in `_let_go`
             if body.release is not None:
                 body.let_go()
             self.body = None
         if self.end is None:  # else its consumer heard of another end already
-            super().finish(end)
+            self._tell_end(end)
+
+    def _tell_end(self, end: End) -> None:
+        self.end = end
+        wake_all(self.consumers)
+        super().finish(end)
 
     def lose(self, worker: Worker) -> None:
         """The worker is gone in the middle of the call; the warden says so, once it has read what was left."""
         if self._is_unread(worker):
-            self._restart(self, worker)
+            self._dispatcher.restart(self, worker)
             wake_all(self.consumers)
             return
         if self.stop:
@@ -617,8 +671,8 @@ class Wire(Channel):
 
     def finish(self, end: End) -> None:
         """The call ends before there is an answer: it was not sent, or its sending was interrupted."""
-        worker, claim = self.worker, self.claim
-        if claim is not None and not claim.acquire(blocking=False):  # it is being sent, and stopped as soon as it was
+        worker, sending = self.worker, self.sending
+        if sending is not None and not sending.is_first():  # it is being sent, and stopped as soon as it was
             self.request_stop()
         elif worker is not None and self.number:  # the worker may have it, and is free once it has stopped
             self.is_sent = True
@@ -627,11 +681,11 @@ class Wire(Channel):
             self.worker = worker.wire = None
             if self.shipment is not None and self.shipment.key not in worker.known:
                 worker.unlearn(self.shipment.key)  # it was chosen to have it set up, and never heard of it
-            self._finished(self, worker, True)  # noqa: FBT003
+            self._dispatcher.finished(self, worker, True)  # noqa: FBT003
             self._let_go()
         else:
             self._let_go()
-        super().finish(end)
+        self._tell_end(end)
 
     def request_stop(self) -> None:
         """Ask the worker to finalise the body, and have the warden see to it.
@@ -645,18 +699,17 @@ class Wire(Channel):
         worker = self.worker
         if worker is not None and self.number:
             worker.ask_to_stop(self.number)
-            self._hand(self)
+            self._dispatcher.see_to(self)
             worker.wake()
-        while self.consumers:
-            wake_one(self.consumers)
+        wake_all(self.consumers)
 
     def wait_end(self, seconds: float) -> bool:
         """Wait, in a thread, until the body is finalised or its worker gone: twice `seconds`, and a moment."""
-        return wait_until(self._has_ended, self.closers, 2 * seconds + _LAST)
+        return wait_until(self._has_ended, self.parked(), 2 * seconds + _LAST)
 
     async def wait_end_task(self, seconds: float) -> bool:
-        """The same for an asyncio task."""
-        return await wait_until_task(self._has_ended, self.closers, 2 * seconds + _LAST)
+        """Wait, in an asyncio task, until the body is finalised or its worker gone: for as long as `wait_end`."""
+        return await wait_until_task(self._has_ended, self.parked(), 2 * seconds + _LAST)
 
 
 def _resolve(future: Future[None]) -> None:

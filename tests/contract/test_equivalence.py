@@ -706,7 +706,7 @@ def check_every_cell(  # noqa: PLR0917
                 one = cell(runner)
                 with naming(runner, aconsume):
                     one.run(aconsume(one))
-    assert muna.predictions.live == ()
+    assert muna.predictions.open_calls == ()
 
 
 def check_every_cell_in_a_worker(worker: Worker, kind: Kind, case: Case) -> None:
@@ -722,7 +722,7 @@ def check_every_cell_in_a_worker(worker: Worker, kind: Kind, case: Case) -> None
         one = cell()
         with naming(PROCESS, aconsume):
             one.run(aconsume(one))
-    assert worker.muna.predictions.live == ()
+    assert worker.muna.predictions.open_calls == ()
     assert worker.is_the_same_process(), "a body cost its worker"
     for file in worker.folder.iterdir():
         file.unlink()

@@ -6,26 +6,18 @@ every time: where two threads have to meet, one waits until the other is seen to
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pytest
 
-from engine import (
-    Engine,
-    EngineClosedError,
-    NestingError,
-    Predictor,
-    PredictorError,
-    hookimpl,
-)
-from engine._channel import park_thread
-from engine.runners import Body, Channel, End, own
+from engine import Engine, NestingError, Predictor, hookimpl
+from engine._channel import Ending, park_thread
+from engine.runners import Body, Channel, own
 
 PATIENCE: Final = 10.0  # seconds; only a test that fails otherwise than it should waits as long
 GRACE: Final = 30.0  # seconds; none of these waits takes as long
@@ -34,7 +26,7 @@ GRACE: Final = 30.0  # seconds; none of these waits takes as long
 def is_parked(thread: threading.Thread) -> bool:
     """Whether a thread waits in the engine just now."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code is park_thread.__code__
+    return frame is not None and frame.f_code in {park_thread.__code__, Ending.wait.__code__}
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -162,213 +154,3 @@ def test_a_call_that_only_the_thread_that_waits_for_it_could_run_is_refused(inne
         runner.waiting.put(None)
         caller.join(PATIENCE)
         runner.thread.join(PATIENCE)
-
-
-# A stream ends once, and tells so once.
-
-
-class Fails:
-    """Has something else happen to the call that it is to start, and then fails to start it."""
-
-    name = "fails"
-
-    def __init__(self) -> None:
-        self.meanwhile: Callable[[], object] = int
-        self.error: Exception = LookupError("no owner")
-
-    def start(self, body: Body, channel: Channel) -> None:
-        self.meanwhile()
-        raise self.error
-
-
-def told(step: Callable[[], object], stop: type[Exception]) -> list[type[BaseException]]:
-    """What a reader gets that reads on until it is told that the stream has ended."""
-    seen: list[type[BaseException]] = []
-    while len(seen) < 5:
-        try:
-            step()
-        except stop:
-            break
-        except Exception as error:
-            seen.append(type(error))
-    return seen
-
-
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="a start that fails is told though the stream has ended otherwise"
-)
-@pytest.mark.parametrize("is_async", [False, True], ids=["stream", "astream"])
-@pytest.mark.parametrize("how", ["closed", "cancelled"])
-def test_a_stream_that_ends_just_as_its_start_fails_tells_one_end(is_async: bool, how: str) -> None:
-    runner = Fails()
-    muna = Engine(discover=False, plugins=[Plugin(runner)], grace=0.05)
-    if how == "closed":
-        runner.meanwhile, runner.error = muna.close, EngineClosedError()
-
-    async def read() -> list[type[BaseException]]:
-        stream = muna.predictions.astream(counts, runner="fails")
-        if how == "cancelled":
-            runner.meanwhile = stream.cancel
-        seen: list[type[BaseException]] = []
-        while len(seen) < 5:
-            try:
-                await anext(stream)
-            except StopAsyncIteration:
-                break
-            except Exception as error:
-                seen.append(type(error))
-        return seen
-
-    with muna:
-        if is_async:
-            assert len(asyncio.run(read())) == 1
-            return
-        stream = muna.predictions.stream(counts, runner="fails")
-        if how == "cancelled":
-            runner.meanwhile = stream.cancel
-        assert len(told(lambda: next(stream), StopIteration)) == 1
-
-
-# Every record of a stream is the one that its readers have.
-
-
-class HandsOverByHand:
-    """Gives its channel away, for a test to be the owner."""
-
-    name = "by-hand"
-
-    def start(self, body: Body, channel: Channel) -> None:
-        self.channel = channel
-        channel.offer(0, 0.0, 0.0)
-
-
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a stream that is cancelled has another outcome than its readers count in",
-)
-@pytest.mark.parametrize("how", ["predictions", "values", "asyncio"])
-def test_what_a_reader_takes_as_its_stream_is_cancelled_is_counted_like_any_partial(how: str) -> None:
-    runner = HandsOverByHand()
-
-    async def take_async(stream: Any) -> int:
-        return int((await anext(stream)).index)
-
-    with Engine(discover=False, plugins=[Plugin(runner)], grace=0.05) as muna:
-        open_stream: Any = muna.predictions.astream if how == "asyncio" else muna.predictions.stream
-        stream = open_stream(counts, runner="by-hand")
-
-        def take(number: int) -> int:
-            if how == "asyncio":
-                return asyncio.run(take_async(stream))
-            if how == "values":
-                assert next(stream.values()) == number
-                return number
-            return int(next(stream).index)
-
-        seen = [take(0)]
-        for number in (1, 2):
-            runner.channel.offer(number, 0.0, 0.0)
-            if number == 2:  # as an owner that is parked is woken once its partial is taken
-                runner.channel.producers.append(stream.cancel)
-            seen.append(take(number))
-        runner.channel.finish(End())
-        assert (seen, stream.outcome.count, stream.outcome.state) == ([0, 1, 2], 3, "cancelled")
-
-
-# What a clean-up raises comes out of `close()` in every cell, and stands in the outcome.
-
-
-def fails_in_cleaning_up(error: type[BaseException]) -> dict[str, Callable[[], Any]]:
-    def gen() -> Iterator[list[int]]:
-        try:
-            yield [1]
-            yield [2]
-        finally:
-            raise error("of the clean-up")
-
-    async def agen() -> AsyncIterator[list[int]]:
-        try:
-            yield [1]
-            yield [2]
-        finally:
-            raise error("of the clean-up")
-
-    return {"gen": gen, "agen": agen}
-
-
-def closed(muna: Engine, predictor: Callable[[], Any], consumer: str, runner: str | None) -> tuple[Any, Any]:
-    """Close a stream after its first partial; give what that raised, and the outcome."""
-    raised: list[BaseException] = []
-
-    async def close_async() -> Any:
-        stream = muna.predictions.astream(predictor, runner=runner, prefetch=0)
-        await anext(stream)
-        try:
-            await stream.aclose()
-        except BaseException as error:
-            raised.append(error)
-        return stream.outcome
-
-    if consumer == "asyncio":
-        outcome = asyncio.run(close_async())
-    else:
-        stream = muna.predictions.stream(predictor, runner=runner, prefetch=0)
-        next(stream)
-        try:
-            stream.close()
-        except BaseException as error:
-            raised.append(error)
-        outcome = stream.outcome
-    return next(iter(raised), None), outcome
-
-
-IN_LOCK_STEP: Final = [
-    ("gen", "sync", None),
-    ("gen", "sync", "inline"),
-    ("gen", "asyncio", "inline"),
-    ("agen", "asyncio", None),
-    ("agen", "asyncio", "inline"),
-]
-WITH_AN_OWNER: Final = [
-    ("gen", "sync", "thread"),
-    ("gen", "asyncio", None),
-    ("agen", "sync", None),
-    ("agen", "asyncio", "thread"),
-    ("agen", "asyncio", "process"),
-]
-
-
-def cells(*, broken: list[tuple[str, str, str | None]], reason: str) -> list[Any]:
-    mark = pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
-    every = IN_LOCK_STEP + WITH_AN_OWNER
-    return [pytest.param(*cell, marks=[mark] if cell in broken else [], id="-".join(map(str, cell))) for cell in every]
-
-
-@pytest.mark.parametrize(
-    ("kind", "consumer", "runner"),
-    cells(broken=WITH_AN_OWNER, reason="what a clean-up raises stands in the outcome of lock-step streams only"),
-)
-def test_the_outcome_has_what_the_clean_up_of_a_closed_stream_raised(
-    muna: Engine, kind: str, consumer: str, runner: str | None
-) -> None:
-    raised, outcome = closed(muna, fails_in_cleaning_up(LookupError)[kind], consumer, runner)
-    assert isinstance(raised, LookupError)
-    assert outcome.state == "closed"
-    assert outcome.exception is raised
-
-
-@pytest.mark.parametrize(
-    ("kind", "consumer", "runner"),
-    cells(
-        broken=[cell for cell in WITH_AN_OWNER if cell[0] == "agen"],
-        reason="on a loop of the engine's a clean-up's own CancelledError is taken for the engine's and dropped",
-    ),
-)
-def test_a_cancelled_error_of_a_clean_up_is_a_failure_like_any_other(
-    muna: Engine, kind: str, consumer: str, runner: str | None
-) -> None:
-    raised, outcome = closed(muna, fails_in_cleaning_up(asyncio.CancelledError)[kind], consumer, runner)
-    assert isinstance(raised, PredictorError)
-    assert isinstance(raised.__cause__, asyncio.CancelledError)
-    assert outcome.state == "closed"

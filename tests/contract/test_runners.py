@@ -40,7 +40,8 @@ class Lent(Engine):
 
     def __exit__(self, *_: object) -> None:
         deadline = time.monotonic() + 5.0
-        while live := self.predictions.live:  # what was dropped is finalised in its worker, which tells a little later
+        # What was dropped is finalised in its worker, which tells a little later.
+        while live := self.predictions.open_calls:
             assert time.monotonic() < deadline, live
             time.sleep(0.001)
 

@@ -396,7 +396,7 @@ def cancel_all_tasks(muna: Engine, predictor: Any, number: int) -> None:
 
     async def main() -> None:
         tasks = [asyncio.create_task(read()) for _ in range(number)]
-        while len(muna.predictions.live) < number:  # noqa: ASYNC110 - streams set no event
+        while len(muna.predictions.open_calls) < number:  # noqa: ASYNC110 - streams set no event
             await asyncio.sleep(0.001)
         for task in tasks:
             task.cancel()

@@ -312,7 +312,7 @@ def test_a_create_that_waits_for_its_owner_is_woken_with_an_engine_closed_error(
         in_time(create)
     closer.join(PATIENCE)
     assert not closer.is_alive()
-    assert muna.predictions.live == ()
+    assert muna.predictions.open_calls == ()
     waiting.go.set()
     until(lambda: slots.holders == (), "the end of the body, which gives its slot back")
     assert waiting.calls == ["body"]
@@ -342,7 +342,7 @@ def test_a_create_that_waits_for_its_slot_is_woken_with_an_engine_closed_error_a
         in_time(lambda: created(muna, predictor, consumer))
     closer.join(PATIENCE)
     holder.join(PATIENCE)
-    assert (muna.predictions.live, slots.waiting, len(slots.holders)) == ((), 0, 1)
+    assert (muna.predictions.open_calls, slots.waiting, len(slots.holders)) == ((), 0, 1)
     waiting.go.set()
     until(lambda: slots.holders == (), "the end of the body that held the slot")
     assert waiting.calls == ["body"]
@@ -371,7 +371,7 @@ def test_a_create_whose_engine_closes_in_the_moment_it_gets_its_slot_gives_that_
     monkeypatch.setattr(Slots, "atake", atake_and_close)
     with pytest.raises(EngineClosedError):
         created(muna, predictor, consumer)
-    assert (slots.holders, waiting.calls, muna.predictions.live) == ((), [], ())
+    assert (slots.holders, waiting.calls, muna.predictions.open_calls) == ((), [], ())
 
 
 def test_an_engine_closed_error_of_create_is_gone_once_nobody_refers_to_it() -> None:
@@ -1413,7 +1413,7 @@ with Engine(discover=False) as muna:
     try:
         muna.predictions.create(body, runner="thread")
     except ValueError as error:
-        print(error, type(error.__context__).__name__, muna.predictions.live)
+        print(error, type(error.__context__).__name__, muna.predictions.open_calls)
 """,
         signal.SIGINT,
     )

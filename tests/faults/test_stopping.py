@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import Engine, PredictionCancelledError, Predictor, current_call
-from engine.runners.base import Execution, Stop
+from engine.runners.base import Execution
 from tests.faults.conftest import (
     END,
     PARTIALS,
@@ -464,7 +464,7 @@ def test_a_stop_in_the_very_moment_a_call_begins_is_its_end(
 
     def stopped_first(execution: Execution) -> None:
         monkeypatch.undo()
-        execution.stop(Stop("closed")) if how == "close" else execution.cancel()
+        execution.stop("closed") if how == "close" else execution.cancel()
         begin(execution)
 
     async def scenario(consumer: Consumer) -> None:
@@ -475,7 +475,7 @@ def test_a_stop_in_the_very_moment_a_call_begins_is_its_end(
         else:
             assert await reader.has_ended("closed")
         assert reader.outcome.count == 0
-        assert consumer.engine.predictions.live == ()
+        assert consumer.engine.predictions.open_calls == ()
         reader.drop()  # without a warning
         assert await consumer.still_works()
 

@@ -1239,7 +1239,7 @@ def test_a_task_that_waits_for_anothers_encoding_sends_what_was_assigned_before_
         level = "new"
         second = asyncio.create_task(muna.predictions.acreate(tells, runner="process"))
         (encoding,) = muna._workers()._encodings.values()
-        await aeventually(lambda: len(encoding.consumers) == 2, "both wait for it")
+        await aeventually(lambda: len(encoding.parked()) == 2, "both wait for it")
         go_on.set()
         return [each.value for each in await asyncio.gather(first, second)]
 

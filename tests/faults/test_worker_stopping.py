@@ -1026,7 +1026,7 @@ def test_a_call_interrupted_while_it_is_sent_leaves_its_worker_to_the_next(
             call() if kind == "create" else next(stream)
         stream.close()
         assert muna.predictions.create(number_of_worker, runner="process").value > 0
-        assert muna.predictions.live == ()
+        assert muna.predictions.open_calls == ()
 
 
 @pytest.mark.fault(108)
@@ -1054,7 +1054,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
     with Engine(discover=False, workers=1, grace=LONG) as muna:
         number = muna.predictions.create(number_of_worker, runner="process").value
         runner = muna._workers()
-        aside = runner._aside
+        aside = runner.aside
 
         def interrupted(channel: Any, work: Callable[[], None]) -> None:
             if not isinstance(channel, Wire):
@@ -1067,7 +1067,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
             raise _Interrupted
 
         monkeypatch.setattr(process, "_frame", frame)
-        monkeypatch.setattr(runner, "_aside", interrupted)
+        monkeypatch.setattr(runner, "aside", interrupted)
         with pytest.raises(_Interrupted):
             asyncio.run(call(muna))
         assert bool(runner._pool.holders) is (moment == "after")
@@ -1075,7 +1075,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
         for work in late:
             work()
         assert muna.predictions.create(number_of_worker, runner="process").value == number
-        assert (runner._pool.holders, muna.predictions.live) == ((), ())
+        assert (runner._pool.holders, muna.predictions.open_calls) == ((), ())
 
 
 @pytest.mark.fault(97)

@@ -1,0 +1,434 @@
+"""The consumer's side of a body with an owner of its own, whoever that is: a thread, a task of a loop, a worker.
+
+One class serves `create` and streams, sync and asyncio consumers, since only their waiting differs. It never touches
+the body's iterator: a request to stop is posted through the channel, and the owner carries it out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from _thread import get_ident
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from engine._channel import End
+from engine._errors import (
+    EngineBusyError,
+    EngineClosedError,
+    EngineError,
+    NestingError,
+    PredictionCancelledError,
+    counted,
+    warn,
+)
+from engine._partials import explain, is_foreign_cancel
+from engine._records import Prediction
+from engine.runners.base import SyncExecution, is_finalising, tell_of_abandoned
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+
+    from engine._channel import Reduction
+    from engine._partials import Body
+    from engine._records import State
+    from engine.runners.base import OpenCalls, Runner
+
+NOTHING: Final = End()  # the end of a body that never ran
+
+
+class OwnedExecution(SyncExecution):
+    """An execution whose body has an owner of its own.
+
+    Args:
+        body: what to run.
+        ending: the consumer's end of the channel its owner hands partials over, or keeps the reduction, in.
+        runner: starts the owner, at the first pull; `None` where one works on the channel already.
+        grace: seconds a close waits.
+        open_calls: where the execution is listed while it runs.
+    """
+
+    __slots__ = ("_body", "_is_begun", "_runner")
+
+    def __init__(self, body: Body, ending: Any, runner: Runner | None, grace: float, open_calls: OpenCalls) -> None:
+        """Make a pending execution."""
+        super().__init__(body.call, ending, grace, open_calls)
+        self._body = body
+        self._runner = runner
+        self._is_begun = False  # an owner was started
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the predictor's code has been reached."""
+        return self._body.is_started
+
+    # Pulling
+
+    def get(self) -> tuple[Any, float] | None:
+        """The next partial and its latency in ms, waiting in a thread; `None` at the end, see `take_failure`."""
+        while not self._is_over():
+            item = self._next()
+            if item is not None:
+                return item
+            self.call.blocked = get_ident()
+            if self._runner is None:
+                self.ending.wait()
+            else:
+                self._wait_first()
+        return None
+
+    def _wait_first(self) -> None:
+        """Begin, have the call admitted, and its owner started once this thread is parked; sleep."""
+        ending, runner, self._runner = self.ending, self._runner, None
+        try:
+            self.begin()
+            ending.admit(self._body)
+            ending.wait(partial(self._go, runner))
+        except BaseException as error:
+            if not self._may_withhold() or self._never_started(error):
+                raise
+
+    async def aget(self) -> tuple[Any, float] | None:
+        """The next partial and its latency in ms, waiting in an asyncio task; `None` at the end."""
+        while not self._is_over():
+            item = self._next()
+            if item is not None:
+                return item
+            try:
+                if self._runner is None:
+                    await self.ending.wait_task()
+                else:
+                    await self._wait_first_task()
+            except BaseException as error:
+                if is_foreign_cancel(error) and self.ending.claim("cancelled"):  # this consumer's own task was
+                    self._leave(error)
+                raise
+        return None
+
+    async def _wait_first_task(self) -> None:
+        """Begin, have the call admitted, and its owner started once this task is parked; sleep."""
+        ending, runner, self._runner = self.ending, self._runner, None
+        try:
+            self.begin()
+            await ending.aadmit(self._body)
+            await ending.wait_task(partial(self._go, runner))
+        except BaseException as error:
+            if not self._may_withhold() or self._never_started(error):
+                raise
+
+    def _is_over(self) -> bool:
+        """Whether nothing is left to take; the body's end is noted here, once everything before it was taken."""
+        ending = self.ending
+        if not ending.is_over:
+            end = ending.end  # read before the buffer: what was put before the end is taken before it
+            if end is not None and not ending.items:
+                self._conclude(end)
+        is_over: bool = ending.is_over
+        return is_over
+
+    def _next(self) -> tuple[Any, float] | None:
+        ending = self.ending
+        if not ending.items:
+            return None
+        try:
+            item: tuple[Any, float] = ending.take()
+        except IndexError:  # another reader was faster
+            return None
+        if not ending.count:
+            ending.first = (perf_counter() - self._began) * 1000.0
+        ending.count += 1
+        return item
+
+    def _seal(self) -> None:
+        self._runner = None
+
+    def _go(self, runner: Any) -> None:
+        """Start the owner."""
+        if self.ending.claimed is not None:  # stopped while it waited for its slot: the body never runs
+            self._body.let_go()
+            self.ending.finish(NOTHING)
+            return
+        runner.start(self._body, self.ending)
+        self._is_begun = True
+
+    def _may_withhold(self) -> bool:
+        """Whether the body never runs; else an owner has it, and what was raised interrupts the wait for it only."""
+        return not self._is_begun and self._body.withhold()
+
+    def _never_started(self, error: BaseException) -> bool:
+        """End because the body cannot be started; tell whether the consumer is to get `error`.
+
+        Not where its end was decided before, for of a stream's end its consumer hears once.
+        """
+        ending = self.ending
+        self._body.let_go()
+        ending.request_stop()  # an owner may have been started all the same
+        ending.finish(NOTHING)
+        state: State = "failed"
+        if isinstance(error, PredictionCancelledError) or is_foreign_cancel(error):
+            state = "cancelled"
+        elif isinstance(error, GeneratorExit) or (isinstance(error, EngineClosedError) and self._open_calls.is_closed):
+            state = "closed"
+        elif not isinstance(error, (NestingError, EngineBusyError)):
+            explain(error, self.call, 0)
+        if ending.claim(state):
+            self.end(error)
+            return True
+        if isinstance(error, Exception) and not isinstance(error, EngineError) and not is_foreign_cancel(error):
+            warn(f"{self.call.tag}: error nobody waited for", error)
+        return not isinstance(error, Exception)
+
+    def _conclude(self, end: End) -> None:
+        """The body ended by itself: of several consumers one notes it, and one is told of its failure."""
+        ending = self.ending
+        error = end.error
+        if error is not None:
+            if ending.claim("failed"):
+                reduction = self._body.reduction
+                end.error = None  # or the channel, which its frames refer to, keeps it alive
+                ending.failure = explain(error, self.call, ending.count if reduction is None else reduction.count)
+                self.end()
+        elif ending.stop:  # by its runner, since nobody of this execution did it
+            if ending.claim("closed", self.closed_error()):
+                self.end()
+        elif ending.claim("done"):
+            self.end(None, end.returned)
+
+    # Reducing
+
+    def drain(self, reduction: Reduction) -> None:
+        """Reduce it to its end: what is handed over, which is nothing where the owner keeps the reduction.
+
+        Raises:
+            BaseException: what ended it before, or what the reducer raised.
+        """
+        try:
+            while (item := self.get()) is not None:
+                reduction.add(item[0])
+        finally:
+            if not self.ending.is_over:  # the reducer failed, or Ctrl-C came
+                self.close()
+        self.raise_failure()
+
+    async def adrain(self, reduction: Reduction) -> None:
+        """Reduce it to its end, for an asyncio consumer; one that is cancelled does not wait for the body to stop.
+
+        Raises:
+            BaseException: what ended it before, or what the reducer raised.
+        """
+        try:
+            while (item := await self.aget()) is not None:
+                reduction.add(item[0])
+        except Exception:
+            if not self.ending.is_over:  # the reducer failed
+                await self.aclose()
+            raise
+        except BaseException:
+            if self.ending.claim("closed"):  # Ctrl-C, or the task is destroyed, which cannot wait
+                self._leave()
+            raise
+        self.raise_failure()
+
+    # What streams iterate. Each raises in a frame that refers to nothing, or the exception would keep it all alive.
+
+    def values(self) -> Iterator[Any]:
+        """The raw partials from the shared position on; the hot loop of every sync stream from an owner elsewhere."""
+        get, ending = self.get, self.ending
+        items, take = ending.items, ending.take
+        while (item := get()) is not None:
+            yield item[0]
+            while items and not ending.is_over:  # the fast path: it is there already
+                try:
+                    item = take()
+                except IndexError:  # another reader was faster
+                    break
+                ending.count += 1
+                yield item[0]
+        failure = self.take_failure()
+        del self, get, item, ending, items, take
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+
+    def predictions(self) -> Iterator[Prediction]:
+        """A record for each partial from the shared position on."""
+        get, call, ending = self.get, self.call, self.ending
+        items, take = ending.items, ending.take
+        while (item := get()) is not None:
+            yield Prediction(call, item[0], ending.count - 1, item[1])
+            while items and not ending.is_over:  # the fast path, as in `values`
+                try:
+                    item = take()
+                except IndexError:
+                    break
+                index = ending.count
+                ending.count = index + 1
+                yield Prediction(call, item[0], index, item[1])
+        failure = self.take_failure()
+        del self, get, item, call, ending, items, take
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+
+    async def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
+        """`values` or `predictions` for asyncio."""
+        yield None
+        call, ending = self.call, self.ending
+        items, take = ending.items, ending.take
+        while (item := await self.aget()) is not None:
+            yield Prediction(call, item[0], ending.count - 1, item[1]) if records else item[0]
+            while items and not ending.is_over:  # the fast path: it is there already
+                try:
+                    item = take()
+                except IndexError:
+                    break
+                index = ending.count
+                ending.count = index + 1
+                yield Prediction(call, item[0], index, item[1]) if records else item[0]
+        failure = self.take_failure()
+        del self, item, call, ending, items, take
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+
+    async def pull(self) -> Any:
+        """The next partial."""
+        item = await self.aget()
+        if item is not None:
+            return item[0]
+        failure = self.take_failure() or StopAsyncIteration()
+        del self, item
+        try:
+            raise failure
+        finally:
+            del failure
+
+    async def pull_prediction(self) -> Prediction:
+        """The next partial with its record."""
+        item = await self.aget()
+        if item is not None:
+            return Prediction(self.call, item[0], self.ending.count - 1, item[1])
+        failure = self.take_failure() or StopAsyncIteration()
+        del self, item
+        try:
+            raise failure
+        finally:
+            del failure
+
+    def step(self) -> Any:
+        """The next partial, as an inline execution steps it; ends with StopIteration and the return value."""
+        item = self.get()
+        if item is not None:
+            return item[0]
+        failure = self.take_failure() or StopIteration(self.ending.returned)
+        del self, item
+        try:
+            raise failure
+        finally:
+            del failure
+
+    # Stopping
+
+    def stop(self, state: State, failure: BaseException | None = None) -> None:
+        """Have it end so, unless its end was decided; the consumer is woken, the owner finalises the body."""
+        if self.ending.claim(state, failure):
+            self._leave()
+
+    def _leave(self, exception: BaseException | None = None) -> None:
+        """Reach the end that was claimed, and ask the owner to finalise the body; its errors go to the log."""
+        self.end(exception)
+        self.ending.desert()
+        self._request_stop()
+        self._log_unseen(self.ending.end)
+
+    def close(self) -> None:
+        """End as `closed` and wait, at most the grace, until the body is finalised.
+
+        Raises:
+            BaseException: what the body's clean-up raised.
+        """
+        if self._is_closing():
+            self._closed(self.is_inside() or self.ending.wait_end(self.grace))
+
+    async def aclose(self) -> None:
+        """End as `closed` and wait in an asyncio task, at most the grace, until the body is finalised.
+
+        Raises:
+            BaseException: what the body's clean-up raised.
+        """
+        if self._is_closing():
+            self._closed(self.is_inside() or await self._wait_end_task())
+
+    async def afinalise(self) -> None:
+        """Close it on behalf of the lock-step execution this is a part of, in the body's own context."""
+        if self._is_closing():
+            self._closed(await self._wait_end_task())
+
+    async def _wait_end_task(self) -> bool:
+        ending = self.ending
+        try:
+            is_final: bool = await ending.wait_end_task(self.grace)
+        except BaseException:  # this task was cancelled: it leaves the clean-up to its owner, as it leaves a pull
+            ending.desert()
+            self._log_unseen(ending.end)
+            raise
+        return is_final
+
+    def _is_closing(self) -> bool:
+        """End as `closed`; tell whether there is a body to wait for."""
+        ending = self.ending
+        is_pending = ending.state == "pending"
+        if not ending.claim("closed"):
+            return False
+        self.end()
+        if not is_pending:
+            self._request_stop()
+        return not is_pending
+
+    def _request_stop(self) -> None:
+        self.call.stopping = True
+        self.ending.request_stop()
+        nudge = self._body.nudge
+        if nudge is not None:  # it waits for a slot: let it look again
+            nudge()
+
+    def _closed(self, is_final: bool) -> None:  # noqa: FBT001
+        ending = self.ending
+        ending.desert()
+        end = ending.end
+        if end is not None and end.is_cleanup and end.error is not None:
+            error, end.error = end.error, None
+            failure = explain(error, self.call, ending.count)
+            self.show(failure)
+            del self, ending, end, error
+            try:
+                raise failure
+            finally:
+                del failure  # or this frame and the exception keep each other alive
+        self._log_unseen(end)
+        if not is_final:
+            tell_of_abandoned(self.call, self.grace)
+
+    def _log_unseen(self, end: End | None) -> None:
+        if end is not None and end.error is not None and self.ending.claimed != "failed":
+            error, end.error = end.error, None
+            warn(f"{self.call.tag}: error nobody waited for", error)
+
+    def __del__(self) -> None:
+        """An abandoned stream is finalised by its owner, which is told here, without lock or wait."""
+        ending = self.ending
+        if ending.state != "running" or is_finalising() or not ending.claim("closed"):
+            return
+        self._leave()
+        warnings.warn(
+            f"a stream of {self.call.tag} was abandoned after {counted(ending.count)}; close it, or use `with`",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )

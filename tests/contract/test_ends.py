@@ -1,0 +1,207 @@
+"""How a call ends, told once and alike in every cell: what the faults taught that ran through all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final
+
+import pytest
+
+from engine import Engine, EngineClosedError, PredictorError, hookimpl
+from engine.runners import Body, Channel, End
+
+
+class Plugin:
+    """Offers one runner."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    @hookimpl
+    def engine_runners(self) -> list[Any]:
+        return [self._runner]
+
+
+def counts() -> Iterator[int]:
+    yield from range(3)
+
+
+# A stream ends once, and tells so once.
+
+
+class Fails:
+    """Has something else happen to the call that it is to start, and then fails to start it."""
+
+    name = "fails"
+
+    def __init__(self) -> None:
+        self.meanwhile: Callable[[], object] = int
+        self.error: Exception = LookupError("no owner")
+
+    def start(self, body: Body, channel: Channel) -> None:
+        self.meanwhile()
+        raise self.error
+
+
+def told(step: Callable[[], object], stop: type[Exception]) -> list[type[BaseException]]:
+    """What a reader gets that reads on until it is told that the stream has ended."""
+    seen: list[type[BaseException]] = []
+    while len(seen) < 5:
+        try:
+            step()
+        except stop:
+            break
+        except Exception as error:
+            seen.append(type(error))
+    return seen
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["stream", "astream"])
+@pytest.mark.parametrize("how", ["closed", "cancelled"])
+def test_a_stream_that_ends_just_as_its_start_fails_tells_one_end(is_async: bool, how: str) -> None:
+    runner = Fails()
+    muna = Engine(discover=False, plugins=[Plugin(runner)], grace=0.05)
+    if how == "closed":
+        runner.meanwhile, runner.error = muna.close, EngineClosedError()
+
+    async def read() -> list[type[BaseException]]:
+        stream = muna.predictions.astream(counts, runner="fails")
+        if how == "cancelled":
+            runner.meanwhile = stream.cancel
+        seen: list[type[BaseException]] = []
+        while len(seen) < 5:
+            try:
+                await anext(stream)
+            except StopAsyncIteration:
+                break
+            except Exception as error:
+                seen.append(type(error))
+        return seen
+
+    with muna:
+        if is_async:
+            assert len(asyncio.run(read())) == 1
+            return
+        stream = muna.predictions.stream(counts, runner="fails")
+        if how == "cancelled":
+            runner.meanwhile = stream.cancel
+        assert len(told(lambda: next(stream), StopIteration)) == 1
+
+
+# Every record of a stream is the one that its readers have.
+
+
+class HandsOverByHand:
+    """Gives its channel away, for a test to be the owner."""
+
+    name = "by-hand"
+
+    def start(self, body: Body, channel: Channel) -> None:
+        self.channel = channel
+        channel.offer(0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("how", ["predictions", "values", "asyncio"])
+def test_what_a_reader_takes_as_its_stream_is_cancelled_is_counted_like_any_partial(how: str) -> None:
+    runner = HandsOverByHand()
+
+    async def take_async(stream: Any) -> int:
+        return int((await anext(stream)).index)
+
+    with Engine(discover=False, plugins=[Plugin(runner)], grace=0.05) as muna:
+        open_stream: Any = muna.predictions.astream if how == "asyncio" else muna.predictions.stream
+        stream = open_stream(counts, runner="by-hand")
+
+        def take(number: int) -> int:
+            if how == "asyncio":
+                return asyncio.run(take_async(stream))
+            if how == "values":
+                assert next(stream.values()) == number
+                return number
+            return int(next(stream).index)
+
+        seen = [take(0)]
+        for number in (1, 2):
+            runner.channel.offer(number, 0.0, 0.0)
+            if number == 2:  # as an owner that is parked is woken once its partial is taken
+                runner.channel.producers.append(stream.cancel)
+            seen.append(take(number))
+        runner.channel.finish(End())
+        assert (seen, stream.outcome.count, stream.outcome.state) == ([0, 1, 2], 3, "cancelled")
+
+
+# What a clean-up raises comes out of `close()` in every cell, and stands in the outcome.
+
+
+def fails_in_cleaning_up(error: type[BaseException]) -> dict[str, Callable[[], Any]]:
+    def gen() -> Iterator[list[int]]:
+        try:
+            yield [1]
+            yield [2]
+        finally:
+            raise error("of the clean-up")
+
+    async def agen() -> AsyncIterator[list[int]]:
+        try:
+            yield [1]
+            yield [2]
+        finally:
+            raise error("of the clean-up")
+
+    return {"gen": gen, "agen": agen}
+
+
+def closed(muna: Engine, predictor: Callable[[], Any], consumer: str, runner: str | None) -> tuple[Any, Any]:
+    """Close a stream after its first partial; give what that raised, and the outcome."""
+    raised: list[BaseException] = []
+
+    async def close_async() -> Any:
+        stream = muna.predictions.astream(predictor, runner=runner, prefetch=0)
+        await anext(stream)
+        try:
+            await stream.aclose()
+        except BaseException as error:
+            raised.append(error)
+        return stream.outcome
+
+    if consumer == "asyncio":
+        outcome = asyncio.run(close_async())
+    else:
+        stream = muna.predictions.stream(predictor, runner=runner, prefetch=0)
+        next(stream)
+        try:
+            stream.close()
+        except BaseException as error:
+            raised.append(error)
+        outcome = stream.outcome
+    return next(iter(raised), None), outcome
+
+
+IN_LOCK_STEP: Final = [
+    ("gen", "sync", None),
+    ("gen", "sync", "inline"),
+    ("gen", "asyncio", "inline"),
+    ("agen", "asyncio", None),
+    ("agen", "asyncio", "inline"),
+]
+WITH_AN_OWNER: Final = [
+    ("gen", "sync", "thread"),
+    ("gen", "asyncio", None),
+    ("agen", "sync", None),
+    ("agen", "asyncio", "thread"),
+    ("agen", "asyncio", "process"),
+]
+
+
+EVERY: Final = IN_LOCK_STEP + WITH_AN_OWNER
+
+
+@pytest.mark.parametrize(("kind", "consumer", "runner"), EVERY)
+def test_a_cancelled_error_of_a_clean_up_is_a_failure_like_any_other(
+    muna: Engine, kind: str, consumer: str, runner: str | None
+) -> None:
+    raised, outcome = closed(muna, fails_in_cleaning_up(asyncio.CancelledError)[kind], consumer, runner)
+    assert isinstance(raised, PredictorError)
+    assert isinstance(raised.__cause__, asyncio.CancelledError)
+    assert outcome.state == "closed"
