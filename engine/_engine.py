@@ -61,7 +61,8 @@ class Engine:
     Args:
         predictors: `Predictor` records, or functions and classes marked with `@predictor`, to register.
         discover: whether installed plugins are looked for, at the registry's first use.
-        plugins: plugin objects or modules to use besides installed ones.
+        plugins: plugin objects or modules to use besides installed ones; a runner may be among them as it is. Engines
+            may share them.
         block: names of plugins, entry points or distributions to leave alone.
         runner: where predictors run whose author has no preference: `"inline"`, `"thread"`, `"process"`, a plugin's
             runner, or `None`: the caller itself where its colour fits, else an owner thread or the engine's own loop.
@@ -72,7 +73,7 @@ class Engine:
             asked, then gets SIGTERM, then SIGKILL.
 
     Raises:
-        ValueError: `runner`, `workers` or `grace` has no meaning.
+        ValueError: `runner`, `workers` or `grace` has no meaning, or the name of a runner given is taken.
         EngineError: a predictor given cannot be registered.
     """
 

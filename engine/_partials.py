@@ -58,8 +58,8 @@ class Body:
         nudge: wakes whoever waits for a slot on this body's behalf.
         prepare: gives the function of a class predictor, set up first where nobody has.
         aprepare: the same on the engine's loop.
-        is_started: whether the predictor's code has been reached.
-        target: the function, class or object itself, or `"module:name"` where this process has not imported it: what a
+        is_started: whether the predictor's code has been reached: what fails before is not its failure.
+        target: the function, class or object itself, or `"module:name"` where other processes find it by that: what a
             runner that runs bodies in other processes sends there, with `args` and `kwargs`, instead of starting it.
         by_value: whether its author wishes it to be sent by value though it could be imported there.
         bind: with such a name, whether the inputs, all in `kwargs`, are still to be checked where the body runs;

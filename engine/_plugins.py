@@ -22,7 +22,7 @@ from engine._errors import quote, say
 from engine._predictor import Predictor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from importlib.metadata import Distribution
 
     from pluggy import HookRelay, PluginManager
@@ -31,6 +31,7 @@ PREDICTORS: Final = "predictor_engine.predictors"
 PLUGINS: Final = "predictor_engine.plugins"
 BLOCK: Final = "PREDICTOR_ENGINE_BLOCK"
 
+_MARK: Final = "predictor_engine_impl"  # what `hookimpl` sets
 _OURS: Final = "predictor_engine."  # what an entry_points.txt must mention to be read any further
 _LIMIT: Final = 300  # characters of a reason: one line of a log
 _SOONEST: Final = 1.0  # seconds after which what failed is tried again at the earliest, doubled each time it fails
@@ -340,31 +341,57 @@ class Plugins:
     Not safe to `load` from two threads at once: the registry sees to that.
 
     Args:
-        given: plugin objects or modules; they are let in at the first `load`, like installed ones.
+        given: plugin objects or modules, and runners; they are let in at the first `load`, like installed plugins.
         block: names of plugins, entry points or distributions to leave alone; those in the environment variable
             `PREDICTOR_ENGINE_BLOCK` are added, as it reads when this object is made.
         discover: whether installed plugins are looked for.
+        reserved: names that no runner may have that is given.
 
     Attributes:
         problems: what the last `load` could not use.
 
     Raises:
         TypeError: something given cannot be a plugin.
+        ValueError: a runner that is given has a name that is reserved, or that another one has.
     """
 
-    def __init__(self, given: Iterable[object] = (), *, block: Iterable[str] = (), discover: bool = True) -> None:
+    def __init__(
+        self,
+        given: Iterable[object] = (),
+        *,
+        block: Iterable[str] = (),
+        discover: bool = True,
+        reserved: Collection[str] = (),
+    ) -> None:
         self.problems: tuple[Problem, ...] = ()
         self._given = tuple(map(_named, given))
         self._discover = discover
         # A single text is taken apart like the variable: its letters are never what was meant.
         self._blocked = {*(names_in(block) if isinstance(block, str) else block), *names_in(os.environ.get(BLOCK, ""))}
         self._blocked_distributions = frozenset(map(normalised, self._blocked))
+        self._refuse_clashes(reserved)
         self._admitted: dict[str, Admitted] = {}
         self._built_in = EntryPointPredictors()
         self._manager: PluginManager | None = None
         self._searched: SearchPath | None = None
         self._failures = BackOff()
         self._reported: dict[tuple[str, str, str], object] = {}
+
+    def _refuse_clashes(self, reserved: Collection[str]) -> None:
+        """Refuse two runners of one name among what was given."""
+        runners: dict[str, object] = {}
+        for _, plugin in self._wanted():
+            name = _name_if_runner(plugin)
+            if name is not None and name in reserved:
+                raise ValueError(f"a runner in plugins is called {quote(name)}, as one of the engine's own: rename it")
+            if name is not None and runners.setdefault(name, plugin) is not plugin:
+                raise ValueError(f"two runners in plugins are called {quote(name)}: rename one of them")
+
+    def _wanted(self) -> Iterator[tuple[str, object]]:
+        """What was given and is not blocked, by the name that pluggy knows it by."""
+        for name, plugin in self._given:
+            if self._blocked.isdisjoint((name, _label(plugin), _name_if_runner(plugin) or name)):
+                yield name, plugin
 
     @property
     def offers(self) -> list[Offer]:
@@ -405,9 +432,8 @@ class Plugins:
         self._built_in.read(entry for entry in entries if entry.group == PREDICTORS)
         self._admit(PREDICTORS, self._built_in, Origin(PREDICTORS), [])
         problems += self._built_in.problems
-        for name, plugin in self._given:
-            if self._blocked.isdisjoint((name, _label(plugin))):
-                self._let_in(name, Origin(_label(plugin)), partial(_itself, plugin), problems)
+        for name, plugin in self._wanted():
+            self._let_in(name, Origin(_label(plugin)), partial(_itself, plugin), problems)
         for entry in entries:
             if entry.group == PLUGINS:
                 name = f"{entry.name} of {key_of(entry.distribution)}"
@@ -457,6 +483,10 @@ class Plugins:
             problems.append(origin.problem(error, claims))
 
     def _admit(self, name: str, plugin: object, origin: Origin, claims: list[str]) -> None:
+        runner = _name_if_runner(plugin)
+        if runner is not None:
+            self._admitted[name] = Admitted(plugin, origin, (), ((runner, plugin),))
+            return
         manager = self._started()
         try:
             if name not in self._admitted:  # the built-in one is asked again at each load
@@ -486,7 +516,7 @@ class Plugins:
             if manager.parse_hookimpl_opts(plugin, name) is None:
                 raise TypeError(f"{quote(name)} is not marked with @hookimpl; the hooks are {hooks}")
         if not callers:
-            raise TypeError(f"it implements no hook; the hooks are {hooks}")
+            raise TypeError(f"it implements no hook, and is no object with a name and a start(); the hooks are {hooks}")
 
     def _offers(self, plugin: object, origin: Origin, claims: list[str]) -> Iterator[Offer]:
         for predictor in self._call(plugin, "engine_predictors"):
@@ -562,9 +592,29 @@ def _itself(plugin: object) -> object:
 
 
 def _name_of_runner(given: object) -> str | None:
-    """What callers give as `runner=` for an object that is a runner; `None` for any other."""
+    """What callers give as `runner=` for an object that has a name and a start; `None` for any other."""
     name = getattr(given, "name", None)
     return name if isinstance(name, str) and name and callable(getattr(given, "start", None)) else None
+
+
+def _name_if_runner(plugin: object) -> str | None:
+    """The name of a runner that stands for a plugin as it is; `None` for what has hooks, or is no runner."""
+    if isinstance(plugin, type):  # of which there is no instance yet
+        return None
+    try:
+        name = _name_of_runner(plugin)
+    except Exception:  # as it is no runner, what is wrong with it is told where it is used
+        return None
+    return None if name is None or _has_hooks(plugin) else name
+
+
+def _has_hooks(plugin: object) -> bool:
+    """Whether anything of it is marked as a hook, or named like one; nothing of it is called."""
+    import inspect
+
+    members = (inspect.getattr_static(plugin, name, None) for name in dir(plugin))
+    is_marked = any(hasattr(getattr(member, "__func__", member), _MARK) for member in members)
+    return is_marked or bool(_functions_named_like_hooks(plugin))
 
 
 def _label(plugin: object) -> str:

@@ -115,7 +115,7 @@ class Registry(Mapping[str, Predictor]):
     Args:
         predictors: `Predictor` records, or functions and classes marked with `@predictor`.
         discover: whether installed plugins are looked for.
-        plugins: plugin objects or modules to use besides installed ones.
+        plugins: plugin objects or modules to use besides installed ones, and runners as they are.
         block: names of plugins, entry points or distributions to leave alone, besides those in the environment
             variable `PREDICTOR_ENGINE_BLOCK`.
         reserved: names of runners that nobody may offer, since they are the engine's own.
@@ -127,6 +127,7 @@ class Registry(Mapping[str, Predictor]):
         DuplicatePredictorError: two of the predictors have one tag.
         InvalidTagError: a tag is not of the form `@owner/name`.
         TypeError: something given cannot be a predictor or a plugin.
+        ValueError: a runner that is given has a name that is reserved, or that another one has.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class Registry(Mapping[str, Predictor]):
     ) -> None:
         self._reserved = frozenset(reserved)
         self.on_change: Callable[[str], None] | None = None
-        self._plugins = Plugins(plugins, block=block, discover=discover)
+        self._plugins = Plugins(plugins, block=block, discover=discover, reserved=self._reserved)
         self._own: dict[str, _Registration] = {}
         self._offered: dict[str, tuple[Offer, ...]] = {}
         self._removed: set[str] = set()

@@ -2,9 +2,10 @@
 
 A plugin is a module or an object named by the entry-point group `predictor_engine.plugins`, or given to
 `Engine(plugins=[...])`. It is imported, and its hooks are called, in whatever thread first needs the registry: one of
-the engine's own where that is an asyncio task. One that fails is tried again, after a while. Names that start with
-`engine_` are kept for hooks: a function of such a name that is no hook, or lacks its mark, is reported as a mistake
-instead of being passed over. Nothing here finds or calls a plugin.
+the engine's own where that is an asyncio task. One that fails is tried again, after a while. An object without hooks
+that has a `name` and a `start` is a runner, and counts as a plugin that offers it. Names that start with `engine_` are
+kept for hooks: a function of such a name that is no hook, or lacks its mark, is reported as a mistake instead of being
+passed over. Nothing here finds or calls a plugin.
 """
 
 from __future__ import annotations
@@ -66,6 +67,6 @@ def engine_runners() -> Iterable[Any]:  # type: ignore[empty-body]  # a specific
         ...     yield Elsewhere()
 
     Returns:
-        Any iterable of objects with a `name` (what callers give as `runner=`) and a `start`, as `engine.runners.Runner`
-        describes them.
+        Any iterable of objects with a `name` (what callers give as `runner=`; none that the engine or another plugin
+        has) and a `start`, as `engine.runners.Runner` describes them, with what they may have besides.
     """

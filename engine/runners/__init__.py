@@ -1,21 +1,26 @@
 """Runners decide where a predictor's body runs. What a plugin's runner needs is public here.
 
-A runner is an object with a `name` and a `start(body, channel)`; see `Runner`. One that only chooses the thread has it
-call `own(body, channel)`, which does the rest. `carry` names the context variables that travel to workers.
+A runner is an object with a `name` and a `start(body, channel)`; `Runner` says what those do, and what it may have
+besides. One that only chooses the thread has it call `own(body, channel)`, which does the rest. One that runs bodies in
+other processes has these call `describe` for it. `carry` names the context variables that travel to workers.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from engine._channel import Channel, End
 from engine._partials import Body
-from engine.runners.base import Runner
+from engine.runners.base import Runner, ServedPredictor
 from engine.runners.loop import adopt_here
 from engine.runners.thread import go_on
 from engine.runners.thread import own as _own
 
-__all__ = ["Body", "Channel", "End", "Runner", "carry", "own"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Body", "Channel", "End", "Runner", "ServedPredictor", "carry", "describe", "own"]
 
 
 def own(body: Body, channel: Channel) -> None:
@@ -46,3 +51,22 @@ def carry(*names: str) -> None:
     from engine.runners.process import carry_context
 
     carry_context(names)
+
+
+def describe(target: Any) -> Mapping[str, Any]:
+    """Tell what a predictor is: what the `describe` of a runner gives, told by the process that will run it.
+
+    Args:
+        target: a function, class or object with `predict`, or `"module:name"`, which is imported in this process.
+
+    Returns:
+        Its signature, kind and options in built-in types, which a process can read that has not imported it.
+
+    Raises:
+        TypeError: it is no predictor.
+        BaseException: what the import raises.
+    """
+    from engine._predictor import import_target
+    from engine._profiles import describe as tell
+
+    return tell(import_target(target) if isinstance(target, str) else target)

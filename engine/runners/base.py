@@ -61,8 +61,9 @@ class Runner(Protocol):
 
     A runner may have more. What it leaves out, or has as `None`, is filled in when an engine first meets it:
 
-    - `is_elsewhere`: whether bodies run in other processes. Then `start` sends `body.target` with `body.args` and
-      `body.kwargs`, see `Body`, and never calls `body.start()`. `False`, where it is left out.
+    - `is_elsewhere`: whether bodies run in other processes. Then `start` never calls `body.start()`: it has
+      `body.target` called elsewhere with `body.args` and `body.kwargs`, see `Body`, and sets `body.is_started` once
+      that has begun. `False`, where it is left out.
     - `open(body, prefetch)`: makes the channel that `start` will get, a `Channel` or what inherits from it; `prefetch`
       is how many partials the body may be ahead, `None` to adapt. Left out: `Channel(prefetch, body.call.tag)`.
     - `place(predictor, runner, *, is_task)`: who runs the bodies of a predictor: this runner, another one, or `None`,
