@@ -24,7 +24,7 @@ import attrs
 
 from engine._errors import warn
 from engine._records import Progress
-from engine._reducers import LAST
+from engine._reducers import EMPTY, LAST
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -508,7 +508,7 @@ class Reduction(Ending):
         """Nothing is reduced yet."""
         super().__init__(label)
         self.reducer = reducer
-        self.value: Any = reducer.start()
+        self.value: Any = EMPTY if reducer is LAST else reducer.start()
         self.elapsed = 0.0
 
     def add(self, value: Any) -> None:

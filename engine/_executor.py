@@ -674,11 +674,6 @@ class Executor:
 
     # Opening.
 
-    def _call(self, resident: Resident, place: BodyRunner | None) -> Call:
-        parent = current.get()
-        depth = 0 if parent is None else _depth_within(parent)
-        return Call(resident.profile.tag, LOCK_STEP if place is None else place.name, parent, self.number, depth)
-
     def _body(  # noqa: PLR0917 - as `_open`
         self,
         resident: Resident,
@@ -690,8 +685,9 @@ class Executor:
     ) -> Body:
         if self._open_calls.is_closed:
             raise EngineClosedError
-        profile = resident.profile
-        call = self._call(resident, place)
+        profile, parent = resident.profile, current.get()
+        depth = 0 if parent is None else _depth_within(parent)
+        call = Call(profile.tag, LOCK_STEP if place is None else place.name, parent, self.number, depth)
         function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
         body = Body(call, function, args, kwargs, profile.follows, copy_context())
         body.reduction = reduction

@@ -353,8 +353,9 @@ class Execution(ABC):
         if ending.claimed is None:  # as in `Ending.claim`: a stop that comes later sees that it runs
             ending.state = "running"
             return
-        if ending.is_over:  # its stopper looked before this was listed
-            self._tell_end()
+        # Its stopper may have looked before this was listed: of the two, one takes it out.
+        if ending.is_over and open_calls.pop(id(self), None) is not None and open_calls.observers:
+            self._tell_end(None)
         raise PredictionCancelledError(self.call.tag, self.call.id)
 
     def end(self, exception: BaseException | None = None, returned: Any = None) -> None:
@@ -370,15 +371,16 @@ class Execution(ABC):
         ending.returned = returned
         if exception is None:
             exception = ending.failure
-        outcome = self._outcome
-        if exception is not None and (outcome is not None or self._open_calls.observers):
+        outcome, open_calls = self._outcome, self._open_calls
+        if exception is not None and (outcome is not None or open_calls.observers):
             outcome = self.outcome
             outcome.exception = exception
             self._outcome = None
         self.call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
         ending.state = ending.claimed
         ending.is_over = True  # readers look at this, so that what they find is complete
-        self._tell_end(outcome)
+        if open_calls.pop(id(self), None) is not None and open_calls.observers:
+            self._tell_end(outcome)
 
     def show_in(self, outcome: Outcome) -> None:
         """Have an outcome that was given out before show how this goes."""
@@ -391,13 +393,11 @@ class Execution(ABC):
             self._outcome.exception = exception
             self._outcome = None  # as in `end`
 
-    def _tell_end(self, outcome: Outcome | None = None) -> None:
-        """Be open no more: of two that could tell so, one takes it out."""
-        open_calls = self._open_calls
-        if open_calls.pop(id(self), None) is not None and open_calls.observers:
-            outcome = outcome or self.outcome
-            for each in open_calls.observers:
-                each.finished(self, outcome)
+    def _tell_end(self, outcome: Outcome | None) -> None:
+        """Tell observers that the call has ended, having taken it out of the open ones."""
+        outcome = outcome or self.outcome
+        for each in self._open_calls.observers:
+            each.finished(self, outcome)
 
     def take_failure(self) -> BaseException | None:
         """What an ended stream still owes its consumer, the first time; later pulls just stop."""

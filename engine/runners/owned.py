@@ -94,27 +94,28 @@ class OwnedExecution(SyncExecution):
             item = self._next()
             if item is not None:
                 return item
-            try:
-                if self._runner is None:
-                    await self.ending.wait_task()
-                else:
-                    await self._wait_first_task()
-            except BaseException as error:
-                if is_foreign_cancel(error) and self.ending.claim("cancelled"):  # this consumer's own task was
-                    self._leave(error)
-                raise
+            await self._wait_task(is_first=self._runner is not None)
         return None
 
-    async def _wait_first_task(self) -> None:
-        """Begin, have the call admitted, and its owner started once this task is parked; sleep."""
-        ending, runner, self._runner = self.ending, self._runner, None
+    async def _wait_task(self, *, is_first: bool) -> None:
+        """Sleep in an asyncio task; the first time begin, have the call admitted, and its owner started before."""
+        ending = self.ending
         try:
-            self.begin()
-            await ending.aadmit(self._body)
-            await ending.wait_task(partial(self._go, runner))
+            if is_first:
+                runner, self._runner = self._runner, None
+                try:
+                    self.begin()
+                    await ending.aadmit(self._body)
+                    await ending.wait_task(partial(self._go, runner))
+                except BaseException as error:
+                    if not self._may_withhold() or self._never_started(error):
+                        raise
+            else:
+                await ending.wait_task()
         except BaseException as error:
-            if not self._may_withhold() or self._never_started(error):
-                raise
+            if is_foreign_cancel(error) and ending.claim("cancelled"):  # this consumer's own task was
+                self._leave(error)
+            raise
 
     def _is_over(self) -> bool:
         """Whether nothing is left to take; the body's end is noted here, once everything before it was taken."""
@@ -202,13 +203,19 @@ class OwnedExecution(SyncExecution):
         Raises:
             BaseException: what ended it before, or what the reducer raised.
         """
+        ending = self.ending
         try:
-            while (item := self.get()) is not None:
+            self.call.blocked = get_ident()
+            self._wait_first()
+            if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all is said
+                self._conclude(ending.end)
+            while not ending.is_over and (item := self.get()) is not None:
                 reduction.add(item[0])
         finally:
-            if not self.ending.is_over:  # the reducer failed, or Ctrl-C came
+            if not ending.is_over:  # the reducer failed, or Ctrl-C came
                 self.close()
-        self.raise_failure()
+        if ending.failure is not None:
+            self.raise_failure()
 
     async def adrain(self, reduction: Reduction) -> None:
         """Reduce it to its end, for an asyncio consumer; one that is cancelled does not wait for the body to stop.
@@ -216,18 +223,23 @@ class OwnedExecution(SyncExecution):
         Raises:
             BaseException: what ended it before, or what the reducer raised.
         """
+        ending = self.ending
         try:
-            while (item := await self.aget()) is not None:
+            await self._wait_task(is_first=True)
+            if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all is said
+                self._conclude(ending.end)
+            while not ending.is_over and (item := await self.aget()) is not None:
                 reduction.add(item[0])
         except Exception:
-            if not self.ending.is_over:  # the reducer failed
+            if not ending.is_over:  # the reducer failed
                 await self.aclose()
             raise
         except BaseException:
-            if self.ending.claim("closed"):  # Ctrl-C, or the task is destroyed, which cannot wait
+            if ending.claim("closed"):  # Ctrl-C, or the task is destroyed, which cannot wait
                 self._leave()
             raise
-        self.raise_failure()
+        if ending.failure is not None:
+            self.raise_failure()
 
     # What streams iterate. Each raises in a frame that refers to nothing, or the exception would keep it all alive.
 

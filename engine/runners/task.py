@@ -283,31 +283,36 @@ class TaskExecution(Execution):
         self._turn, ending = ENDED, self.ending
         watch, self._watch = self._watch, None
         is_quiet = isinstance(error, (Over, StopIteration, PredictionCancelledError)) or is_foreign_cancel(error)
-        cancellation = watch.cancellation if watch is not None and is_quiet else None
-        failure: BaseException = StopAsyncIteration()
-        is_mine = True
-        if cancellation is not None:  # the consumer's own task is told so, whatever the end was claimed to be
-            failure, is_mine = cancellation, ending.claim("cancelled")
-            self.end(cancellation if is_mine else None)
-        elif isinstance(error, (Over, StopIteration)) and ending.claim("done"):  # the latter from the hot path's step
-            self.end(None, error.value)
-        elif watch is not None and watch.is_closed and isinstance(error, GeneratorExit) and ending.claim("closed"):
-            failure = error
-            self.end(error)
-        elif is_foreign_cancel(error) and not self.is_started and ending.claim("cancelled"):
-            failure = error  # the consumer's task was cancelled while it waited for a slot
-            self.end(error)
-        elif ending.claim("failed"):
-            is_interrupt = isinstance(error, KeyboardInterrupt) and is_main_thread()
-            failure = error if is_interrupt else explain(error, self.call, ending.count)
-            self.end(failure)
-        else:  # a stop was posted: it decides how the stream ends, whatever the body raised
-            is_mine = False
-            self.end()
-            failure = self.take_failure() or failure
+        state, failure = self._verdict(error, watch, is_quiet=is_quiet)
+        if ending.claim(state):
+            self.end(failure, error.value if isinstance(error, (Over, StopIteration)) and failure is None else None)
+            self._let_go()
+            self._settle(None)
+            return failure or StopAsyncIteration()
+        # A stop was posted: it decides how the stream ends, whatever the body raised.
+        self.end()
         self._let_go()
-        self._settle(None if is_mine or is_quiet else explain(error, self.call, ending.count))
-        return failure
+        self._settle(None if is_quiet else explain(error, self.call, ending.count))
+        if failure is not None and state == "cancelled":  # the consumer's own task is told so all the same
+            return failure
+        return self.take_failure() or StopAsyncIteration()
+
+    def _verdict(
+        self, error: BaseException, watch: Watch | None, *, is_quiet: bool
+    ) -> tuple[State, BaseException | None]:
+        """As what the call ends where no stop was posted, and what its consumer gets then."""
+        cancellation = watch.cancellation if watch is not None and is_quiet else None
+        if cancellation is not None:
+            return "cancelled", cancellation
+        if isinstance(error, (Over, StopIteration)):  # the latter straight from the hot path's step
+            return "done", None
+        if watch is not None and watch.is_closed and isinstance(error, GeneratorExit):
+            return "closed", error
+        if is_foreign_cancel(error) and not self.is_started:  # the consumer's task was, while it waited for a slot
+            return "cancelled", error
+        if isinstance(error, KeyboardInterrupt) and is_main_thread():
+            return "failed", error
+        return "failed", explain(error, self.call, self.ending.count)
 
     def _settle(self, error: BaseException | None) -> None:
         """Say that the body is finalised; an error that no stopper waits for goes to the log."""

@@ -629,8 +629,10 @@ class Wire(Ending):
 
     def _tell_end(self, end: End) -> None:
         self.end = end
-        wake_all(self.consumers)
-        super().finish(end)
+        if self.consumers:
+            wake_all(self.consumers)
+        if self.closers or self.deserted is not None:
+            super().finish(end)
 
     def lose(self, worker: Worker) -> None:
         """The worker is gone in the middle of the call; the warden says so, once it has read what was left."""
