@@ -106,7 +106,7 @@ class Engine:
         if not (discover or plugins):  # nobody else can offer it
             self._runners[runner]
         number = next(_numbers)
-        self._residents = Residents(self._loop, self._threads, number)
+        self._residents = Residents(self._loop, self._threads, number, self._grace)
         self._executor = _executor_class()(
             self._registry,
             self._residents,

@@ -17,6 +17,7 @@ import attrs
 from engine._errors import PredictorError, counted, name_shown, quote, say
 
 if TYPE_CHECKING:
+    import weakref
     from datetime import datetime
     from types import TracebackType
 
@@ -88,6 +89,7 @@ class Call:
         stopping: whether the consumer has asked this call to stop. A body without a yield for a long time may look
             at it and return early.
         blocked: the ident of the thread that waits for this call's owner, if a thread does.
+        execution: refers weakly to what its consumer pulls, once that has begun.
     """
 
     tag: str
@@ -99,6 +101,7 @@ class Call:
     created_ns: int = attrs.field(factory=time_ns)
     stopping: bool = False
     blocked: int | None = None
+    execution: weakref.ref[Any] | None = None
 
     @property
     def id(self) -> str:
@@ -147,6 +150,7 @@ class TravelledCall(Call):
         self.created_ns = created_ns
         self.stopping = False
         self.blocked = None
+        self.execution = None
         self._id = identity
 
     @property

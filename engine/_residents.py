@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from engine.runners.thread import ThreadRunner
 
 
-def _slots_of(profile: Profile) -> tuple[Slots | None, Slots | None]:
+def _slots_of(profile: Profile, grace: float) -> tuple[Slots | None, Slots | None]:
     """The slots of the two places that set predictors up: this process, and its workers."""
     is_counted = profile.is_class or profile.limit != math.inf
-    made = [Slots(profile.tag, profile.limit) if is_counted else None for _ in range(2)]
+    made = [Slots(profile.tag, profile.limit, grace) if is_counted else None for _ in range(2)]
     return made[0], made[1]
 
 
@@ -63,6 +63,7 @@ class Resident:
     __slots__ = (
         "_engine",
         "_flight",
+        "_grace",
         "_home",
         "_instance",
         "_is_closed",
@@ -94,6 +95,7 @@ class Resident:
         slots: tuple[Slots | None, Slots | None] | None = None,
         text: str | None = None,
         threads: ThreadRunner | None = None,
+        grace: float = 0.0,
     ) -> None:
         """Make `target` ready, but for a class's instance.
 
@@ -105,6 +107,7 @@ class Resident:
             slots: shared by all residents of one object.
             text: `"module:name"`, where it was registered by that.
             threads: the owner threads there are; `None` where everything runs in one thread.
+            grace: seconds a call waits for another thread to go on with the stream that this one read last.
         """
         self.is_described = isinstance(profile, RemoteProfile)
         self.described_by: str | None = None
@@ -112,6 +115,7 @@ class Resident:
         self._home: Home | None = None
         self._is_named = False  # workers have a class or an object by its text, until it is unloaded
         self._engine = engine
+        self._grace = grace
         self._is_closed = False
         self.profile = profile
         self.places: dict[str | None, Any] = {}
@@ -123,7 +127,7 @@ class Resident:
         self._flight: _Flight | None = None
         self._lock = threading.Lock()
         self.function: Any = None if profile.is_class or self.is_described else function_of(target)
-        self.slots, self.worker_slots = slots or _slots_of(profile)
+        self.slots, self.worker_slots = slots or _slots_of(profile, grace)
         self._pinned: dict[int, Any] = {}  # instances that were set up in `thread` and are not torn down yet, by `id`
         self.thread: PinnedThread | None = None
         self.owner: PinnedThread | None = None
@@ -425,7 +429,7 @@ class Resident:
         self.forget_ways()
         self._lock = threading.Lock()
         self._flight = None
-        self.slots, self.worker_slots = _slots_of(self.profile)
+        self.slots, self.worker_slots = _slots_of(self.profile, self._grace)
         _parents_own.extend(self._replaced)
         self._replaced = []
         if self.profile.lives_on_loop:
@@ -523,17 +527,19 @@ class Residents:
     kept, to be torn down with the engine.
     """
 
-    def __init__(self, loop: LoopRunner, threads: ThreadRunner, engine: int) -> None:
+    def __init__(self, loop: LoopRunner, threads: ThreadRunner, engine: int, grace: float) -> None:
         """Start empty.
 
         Args:
             loop: where classes with async methods will live.
             threads: where other classes will, each in one of its own.
             engine: the number calls know theirs by.
+            grace: seconds, as a `Resident` has them.
         """
         self._loop = loop
         self._threads = threads
         self._engine = engine
+        self._grace = grace
         self._lock = threading.Lock()
         self._by_record: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
         self._described: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
@@ -548,7 +554,9 @@ class Residents:
             target = predictor.load()
             profile = profile_of(predictor.tag, target, predictor.options(target))
             text = predictor.target if isinstance(predictor.target, str) else None
-            made = Resident(profile, target, self._loop, self._engine, text=text, threads=self._threads)
+            made = Resident(
+                profile, target, self._loop, self._engine, text=text, threads=self._threads, grace=self._grace
+            )
             resident = self._by_record.setdefault(predictor, made)
             if resident is made and profile.is_class:
                 self._kept.append(made)
@@ -565,7 +573,7 @@ class Residents:
     def describe(self, predictor: Predictor, told: Mapping[str, Any], runner: str) -> Resident:
         """Keep what a runner told of a predictor."""
         profile = profile_from(predictor.tag, told, predictor.options(None))
-        made = Resident(profile, None, self._loop, self._engine, text=predictor.target)
+        made = Resident(profile, None, self._loop, self._engine, text=predictor.target, grace=self._grace)
         made.described_by = runner
         return self._described.setdefault(predictor, made)
 
@@ -581,7 +589,7 @@ class Residents:
         if found is not None and found[0]() is key and found[1].tag == name_of(given):
             return Resident(found[1], given, self._loop, self._engine, found[2])
         profile = profile_of(name_of(given), given, options_of(given))
-        resident = Resident(profile, given, self._loop, self._engine, threads=self._threads)
+        resident = Resident(profile, given, self._loop, self._engine, threads=self._threads, grace=self._grace)
         if profile.is_class:
             with self._lock:
                 return self._classes.setdefault(name, (given, resident))[1]

@@ -1,11 +1,13 @@
 """Waiting in line: for a concurrency slot, or for anything else that calls hold and give back.
 
 A slot is held from the start of a body until it is finalised. Taking one may wait, in a thread or an asyncio task;
-giving one back takes no lock, so a collector may do it. A wait that could never end is refused at once.
+giving one back takes no lock, so a collector may do it. A wait that could never end is refused: at once where that is
+certain, after a grace where nothing but a thread says so, for another thread may go on with what this one began.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 import threading
@@ -32,18 +34,24 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 5.0  # seconds after which a wait is logged with its holder
 _QUIET: Final = 60.0  # seconds in which one line logs one wait, while somebody stands in it
 _MOST_NAMED: Final = 3  # holders a log line names
+_SHORTEST: Final = 0.1  # seconds between two looks at a suspicion that has lasted
+
+CERTAIN: Final = "certain"
+SUSPECTED: Final = "suspected"  # until it has lasted a grace
 
 
 class Line(ABC):
     """Calls that wait, in a thread or an asyncio task, for what other calls hold."""
 
-    __slots__ = ("_quiet_until",)
+    __slots__ = ("_collected", "_quiet_until", "grace")
 
     advice = ""  # what the log says to whoever finds the wait too long
 
-    def __init__(self) -> None:
-        """Make a line of nobody."""
+    def __init__(self, grace: float) -> None:
+        """Make a line of nobody; a suspicion has to last `grace` seconds before a wait is refused for it."""
+        self.grace = grace
         self._quiet_until = 0.0
+        self._collected = -math.inf  # when the garbage collector was last run for those who wait here
 
     @property
     @abstractmethod
@@ -64,17 +72,18 @@ class Line(ABC):
         """Wait in a thread until `ticket` is granted.
 
         Raises:
-            NestingError: the wait would be for the same thread, task or call chain.
+            NestingError: the wait would never end.
             PredictionCancelledError: the call was stopped meanwhile.
         """
         waited = Patience(self.tag, self)
         try:
             body.nudge = ticket.wake
             self._note_first()
-            self._enter(ticket, None)
+            self._enter(ticket)
+            self._refuse(ticket)
             while not ticket.is_granted:
-                park_thread(ticket.parked, ticket.has_news, waited.left())
-                self._look_again(ticket, waited, None)
+                park_thread(ticket.parked, ticket.has_news, min(waited.left(), ticket.left()))
+                self._look_again(ticket, waited)
         except BaseException:
             self._leave(ticket)
             raise
@@ -85,19 +94,20 @@ class Line(ABC):
         """The same for an asyncio task."""
         import asyncio  # a loop runs, so it is imported
 
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        loop = asyncio.get_running_loop()
         waited, lost = Patience(self.tag, self), partial(self._lose, ticket)
         try:
             body.nudge = ticket.wake
             self._note_first()
-            self._enter(ticket, task)
+            self._enter(ticket)
+            self._refuse(ticket)
             while not ticket.is_granted:
-                timer = loop.call_later(waited.left(), ticket.wake)
+                timer = loop.call_later(min(waited.left(), ticket.left()), ticket.wake)
                 try:
                     await park_task(ticket.parked, ticket.has_news, None, lost)
                 finally:
                     timer.cancel()
-                self._look_again(ticket, waited, task)
+                self._look_again(ticket, waited)
         except BaseException:
             self._leave(ticket)
             raise
@@ -117,15 +127,39 @@ class Line(ABC):
         self._quiet_until = now + _QUIET  # no call stands between the test and this line: one thread gets here
         return True
 
-    def _look_again(self, ticket: Ticket, waited: Patience, task: object) -> None:
+    def _look_again(self, ticket: Ticket, waited: Patience) -> None:
         refuse_stopped(ticket.call)
         if not ticket.is_granted:
-            self._refuse(ticket, task)
+            self._refuse(ticket)
             waited.report()
 
+    def _refuse(self, ticket: Ticket) -> None:
+        """Refuse a wait that could never end, but none for a stream that is garbage.
+
+        Raises:
+            NestingError: it could not.
+        """
+        blocker = self._blocker(ticket)
+        if blocker is not None and self._collects(ticket):
+            blocker = self._blocker(ticket)
+        if blocker is not None:
+            raise NestingError(self._refusal(ticket, blocker), str(blocker))
+
+    def _collects(self, ticket: Ticket) -> bool:
+        """Have streams that are garbage in reference cycles finalised, where one may be what `ticket` waits for.
+
+        Such a stream was dropped before the wait began, so one collection will do for all who waited by then.
+        """
+        if ticket.suspicious_since is None:
+            return False
+        if self._collected < ticket.suspicious_since:
+            self._collected = perf_counter()
+            gc.collect()
+        return True
+
     @abstractmethod
-    def _enter(self, ticket: Ticket, task: object) -> None:
-        """Stand in line, unless that could never end."""
+    def _enter(self, ticket: Ticket) -> None:
+        """Stand in line."""
 
     @abstractmethod
     def _leave(self, ticket: Ticket) -> None:
@@ -135,12 +169,12 @@ class Line(ABC):
         """The event loop of the task that waits was closed: nobody will ever take what it was granted."""
 
     @abstractmethod
-    def _refuse(self, ticket: Ticket, task: object) -> None:
-        """Refuse a wait that could never end.
+    def _blocker(self, ticket: Ticket) -> Holder | None:
+        """A call for which this one would wait for ever; `None` while somebody may still give back what it wants."""
 
-        Raises:
-            NestingError: it would be for the same thread, task or call chain.
-        """
+    @abstractmethod
+    def _refusal(self, ticket: Ticket, blocker: Holder) -> str:
+        """What the error says."""
 
 
 class Slots(Line):
@@ -151,9 +185,9 @@ class Slots(Line):
 
     __slots__ = ("_holders", "_queue", "_tag", "_tokens", "_watchers")
 
-    def __init__(self, tag: str, limit: float) -> None:
-        """Make slots for `limit` calls at a time; `math.inf` only keeps count."""
-        super().__init__()
+    def __init__(self, tag: str, limit: float, grace: float = 0.0) -> None:
+        """Make slots for `limit` calls at a time, where `math.inf` only keeps count; `grace` as for any line, in s."""
+        super().__init__(grace)
         self._tag = tag
         self._tokens: deque[None] | None = None if limit == math.inf else deque([None] * int(limit))
         self._holders: dict[int, Holder] = {}
@@ -184,14 +218,14 @@ class Slots(Line):
         """
         holder = Holder(body.call)  # first: what could raise comes before there is a slot to be lost
         if not self._takes_token(body):
-            self.wait(Ticket(body.call), body)
+            self.wait(Ticket(body.call, self.grace), body)
         self._hold(holder, body)
 
     async def atake(self, body: Body) -> None:
         """The same for an asyncio task."""
-        holder = Holder(body.call, needs_loop=body.call.runner == LOCK_STEP)  # as in `take`
+        holder = Holder(body.call, is_awaited=True)  # as in `take`
         if not self._takes_token(body):
-            await self.await_(Ticket(body.call), body)
+            await self.await_(Ticket(body.call, self.grace, current_task()), body)
         self._hold(holder, body)
 
     def _takes_token(self, body: Body) -> bool:
@@ -206,8 +240,7 @@ class Slots(Line):
             return False
         return True
 
-    def _enter(self, ticket: Ticket, task: object) -> None:
-        self._refuse(ticket, task)
+    def _enter(self, ticket: Ticket) -> None:
         self._queue.append(ticket)
         self._serve()  # a slot may have been given back just before
 
@@ -264,15 +297,26 @@ class Slots(Line):
         wait_until(lambda: not still(), self._watchers, seconds)
         return still()
 
-    def _refuse(self, ticket: Ticket, task: object) -> None:
-        for holder in self.holders:
-            if holder.blocks(ticket.call, task):
-                raise NestingError(
-                    f"{self._tag} takes no more calls at a time, and this call would wait for {holder} of the same "
-                    f"{'task' if task else 'thread'} or call chain, which cannot go on meanwhile: read that stream to "
-                    "its end or close it first, or raise the predictor's concurrency",
-                    str(holder),
-                )
+    def _blocker(self, ticket: Ticket) -> Holder | None:
+        holders = () if ticket.is_granted else self.holders
+        kept = [holder for holder in holders if ticket.keeps(holder)]
+        if not kept:  # as almost always
+            return None
+        others = tuple(self._queue)
+        if all(holder in kept or any(each.keeps(holder) for each in others) for holder in holders):
+            return kept[0]
+        return None
+
+    def _refusal(self, ticket: Ticket, blocker: Holder) -> str:
+        if blocker.sign_of(ticket) is CERTAIN:
+            kind = "thread" if ticket.task is None else "task"
+            why = f"would wait for {blocker} of the same {kind} or call chain, which cannot go on meanwhile"
+        else:
+            why = f"waited {self.grace:g} s in vain for {blocker}, which this thread was the last to read"
+        return (
+            f"{self._tag} takes no more calls at a time, and this call {why}: read that stream to its end or close it "
+            "first, or raise the predictor's concurrency"
+        )
 
 
 def refuse_stopped(call: Call) -> None:
@@ -286,13 +330,44 @@ def refuse_stopped(call: Call) -> None:
 
 
 class Ticket:
-    """One wait in line."""
+    """One wait in line: of a whole thread, or of one asyncio task, beside which its thread goes on.
 
-    __slots__ = ("call", "is_granted", "is_left", "parked")
+    What keeps a call from going on is certain where it is that very call or task, or an event loop that stands still.
+    That this thread was the last to pull a stream is a suspicion: it holds once nobody has pulled it for a grace.
 
-    def __init__(self, call: Call) -> None:
-        """Wait on behalf of `call`."""
+    Attributes:
+        call: on whose behalf.
+        thread: where it is waited.
+        task: the task that waits, if it is one.
+        inside: the task that this is part of; for the wait of a thread the one that runs there.
+        keeps_loop: whether an event loop stands still meanwhile.
+        suspicious_since: when it was first suspected that the wait is in vain, by `perf_counter`.
+    """
+
+    __slots__ = (
+        "_grace",
+        "_suspects",
+        "call",
+        "inside",
+        "is_granted",
+        "is_left",
+        "keeps_loop",
+        "parked",
+        "suspicious_since",
+        "task",
+        "thread",
+    )
+
+    def __init__(self, call: Call, grace: float = 0.0, task: weakref.ref[asyncio.Task[Any]] | None = None) -> None:
+        """Wait on behalf of `call`; suspicions have to last `grace` seconds."""
         self.call = call
+        self.thread = threading.current_thread()
+        self.task = task
+        self.keeps_loop = task is None and is_on_a_loop()
+        self.inside = current_task() if self.keeps_loop else task
+        self._grace = grace
+        self._suspects: dict[Holder, tuple[float, object]] = {}
+        self.suspicious_since: float | None = None
         self.parked: deque[Wake] = deque()
         self.is_granted = False
         self.is_left = False
@@ -305,32 +380,85 @@ class Ticket:
         """Have whoever waits look again."""
         wake_all(self.parked)
 
+    def keeps(self, holder: Holder) -> bool:
+        """Whether this wait keeps `holder` from ever going on, as far as can be told by now."""
+        sign = holder.sign_of(self)
+        return sign is CERTAIN or (sign is SUSPECTED and self._is_out_of_patience_with(holder))
+
+    def _is_out_of_patience_with(self, holder: Holder) -> bool:
+        """Whether nobody has pulled what is suspected for a grace; what is pulled meanwhile is another thread's."""
+        now, position = perf_counter(), holder.position
+        if self.suspicious_since is None:
+            self.suspicious_since = now
+        due, seen = self._suspects.setdefault(holder, (now + self._grace, position))
+        if position != seen or holder.is_being_pulled:
+            self._suspects[holder] = math.inf, position
+            return False
+        return now >= due
+
+    def left(self) -> float:
+        """Seconds until a suspicion has lasted a grace, or those of others, too, may have."""
+        now, again = perf_counter(), max(self._grace, _SHORTEST)
+        return min((due - now if due > now else again for due, _ in self._suspects.values()), default=math.inf)
+
 
 class Holder:
-    """A call that holds a slot, and the thread and task that consume it.
+    """A call that holds a slot, and the thread and task that took it.
 
     Attributes:
-        needs_loop: whether its body is cleaned up by the event loop of that thread.
+        is_awaited: whether an asyncio task consumes it, which its event loop has to turn for.
+        needs_loop: whether its body is cleaned up by that loop.
     """
 
-    __slots__ = ("call", "needs_loop", "task", "thread")
+    __slots__ = ("call", "is_awaited", "needs_loop", "task", "thread")
 
-    def __init__(self, call: Call, *, needs_loop: bool = False) -> None:
+    def __init__(self, call: Call, *, is_awaited: bool = False) -> None:
         """Note where the slot is taken."""
         self.call = call
-        self.needs_loop = needs_loop
+        self.is_awaited = is_awaited
+        self.needs_loop = is_awaited and call.runner == LOCK_STEP
         self.thread = threading.current_thread()  # itself: the number of one that is over is used again
         self.task = current_task() if "asyncio" in sys.modules else None
 
-    def blocks(self, call: Call, task: object, thread: threading.Thread | None = None) -> bool:
-        """Whether `call`, waiting in `thread` (this one) or in `task`, would keep this holder from ever going on."""
-        if call is not self.call and call.is_within(self.call):
-            return True
-        if self.call.stopping and not (self.needs_loop and task is None):
-            return False  # abandoned: it ends by itself, whatever its consumer does, unless its loop stands still
-        if task is not None and self.task is not None:
-            return self.task() is task  # a task that is over has left it to others
-        return self.thread is (threading.current_thread() if thread is None else thread)
+    def sign_of(self, ticket: Ticket) -> str | None:
+        """What speaks for it that the wait of `ticket` keeps this from going on: `CERTAIN`, `SUSPECTED`, or nothing."""
+        if ticket.call is not self.call and ticket.call.is_within(self.call):
+            return CERTAIN
+        is_thread = ticket.task is None
+        if self.call.stopping and not (self.needs_loop and is_thread):
+            return None  # it ends by itself, whatever its consumer does, unless its loop stands still
+        thread, task = self.reader
+        if is_thread and self.is_awaited:
+            is_certain = ticket.keeps_loop and thread is ticket.thread
+        else:
+            is_certain = task is not None and task == ticket.inside
+        if is_certain:
+            return CERTAIN
+        is_elsewhere = thread is not ticket.thread or not (is_thread or task is None)  # a task that is over left it
+        return None if is_elsewhere else SUSPECTED
+
+    @property
+    def reader(self) -> tuple[threading.Thread, weakref.ref[asyncio.Task[Any]] | None]:
+        """The thread, and the task if it was one, that is known to have consumed it last."""
+        execution = self._execution
+        reader = None if execution is None else execution.reader
+        return (self.thread, self.task) if reader is None or reader is self.thread else (reader, None)
+
+    @property
+    def position(self) -> object:
+        """How far its consumer has come; another value than before, if that has gone on since."""
+        execution = self._execution
+        return None if execution is None else execution.ending.count
+
+    @property
+    def is_being_pulled(self) -> bool:
+        """Whether a thread runs a step of it just now; not the first one, in which whoever took the slot still is."""
+        execution = self._execution
+        return execution is not None and execution.ending.count > 0 and execution.is_being_pulled
+
+    @property
+    def _execution(self) -> Any:
+        return self.call.execution and self.call.execution()
 
     def __str__(self) -> str:
         """Name the call."""

@@ -1080,9 +1080,9 @@ def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any
     looks: Counter[int] = Counter()
     refuse = Pool._refuse
 
-    def count_looks(self: Pool, ticket: Any, task: object) -> None:
+    def count_looks(self: Pool, ticket: Any) -> None:
         looks[id(ticket)] += 1
-        refuse(self, ticket, task)
+        refuse(self, ticket)
 
     monkeypatch.setattr(engine._slots, "_PATIENCE", 0.0)
     monkeypatch.setattr(Pool, "_refuse", count_looks)

@@ -307,15 +307,17 @@ class Execution(ABC):
         ending: who decided how it ends, and how far it has come; of a body that is owned elsewhere, the consumer's end
             of the channel as well.
         grace: seconds a close waits for the body to be finalised.
+        reader: the thread that is known to have pulled it last, where that may be another than pulled it first.
     """
 
-    __slots__ = ("_began", "_open_calls", "_outcome", "call", "ending", "grace")
+    __slots__ = ("_began", "_open_calls", "_outcome", "call", "ending", "grace", "reader")
 
     def __init__(self, call: Call, ending: Any, grace: float, open_calls: OpenCalls) -> None:
         """Make a pending execution that is listed in `open_calls` while it runs."""
         self.call = call
         self.ending = ending
         self.grace = grace
+        self.reader: threading.Thread | None = None
         self._outcome: Outcome | None = None
         self._began = 0.0
         self._open_calls = open_calls
@@ -324,6 +326,11 @@ class Execution(ABC):
     @abstractmethod
     def is_started(self) -> bool:
         """Whether the predictor's code has been reached: what fails before is not the body's failure."""
+
+    @property
+    def is_being_pulled(self) -> bool:
+        """Whether a thread steps the body just now; where the body has an owner, `reader` tells as much."""
+        return False
 
     @property
     def outcome(self) -> Outcome:
@@ -347,7 +354,7 @@ class Execution(ABC):
         if open_calls.observers and ending.claimed is None and not open_calls.is_closed:
             for each in open_calls.observers:
                 each.started(self)
-        open_calls[id(self)] = weakref.ref(self)
+        open_calls[id(self)] = self.call.execution = weakref.ref(self)
         if open_calls.is_closed:  # looked at after that: what closes the engine either finds this or is seen here
             self.stop("closed", EngineClosedError())
         if ending.claimed is None:  # as in `Ending.claim`: a stop that comes later sees that it runs

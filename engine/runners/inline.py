@@ -78,6 +78,8 @@ class InlineExecution(SyncExecution):
         The hot loop of every sync stream: per partial one step in the call's context, one count, no record.
         """
         run, ending = self._context.run, self.ending
+        if ending.count and self._body.slots is not None:
+            self.reader = threading.current_thread()  # once an iterator: a partial costs hardly more than this
         while True:
             if self._turn is not None and self._is_over():
                 return
@@ -101,6 +103,8 @@ class InlineExecution(SyncExecution):
     def predictions(self) -> Iterator[Prediction]:
         """A record for each partial from the shared position on; the same loop with a clock pair and a record."""
         run, ending, call, clock = self._context.run, self.ending, self.call, perf_counter
+        if ending.count and self._body.slots is not None:
+            self.reader = threading.current_thread()
         while True:
             if self._turn is not None and self._is_over():
                 return
@@ -146,6 +150,11 @@ class InlineExecution(SyncExecution):
         value = self._step()
         self.ending.first = (perf_counter() - self._began) * 1000.0
         return value
+
+    @property
+    def is_being_pulled(self) -> bool:
+        """Whether a thread steps the body just now."""
+        return self._turn is BUSY
 
     def _is_over(self) -> bool:
         if self._turn is BUSY:

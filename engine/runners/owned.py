@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from _thread import get_ident
 from functools import partial
+from threading import current_thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,6 +72,7 @@ class OwnedExecution(SyncExecution):
             if item is not None:
                 return item
             self.call.blocked = get_ident()
+            self.reader = current_thread()
             if self._runner is None:
                 self.ending.wait()
             else:
@@ -247,6 +249,7 @@ class OwnedExecution(SyncExecution):
         """The raw partials from the shared position on; the hot loop of every sync stream from an owner elsewhere."""
         get, ending = self.get, self.ending
         items, take = ending.items, ending.take
+        self.reader = current_thread()
         while (item := get()) is not None:
             yield item[0]
             while items and not ending.is_over:  # the fast path: it is there already
@@ -268,6 +271,7 @@ class OwnedExecution(SyncExecution):
         """A record for each partial from the shared position on."""
         get, call, ending = self.get, self.call, self.ending
         items, take = ending.items, ending.take
+        self.reader = current_thread()
         while (item := get()) is not None:
             yield Prediction(call, item[0], ending.count - 1, item[1])
             while items and not ending.is_over:  # the fast path, as in `values`

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from engine._channel import wait_until, wait_until_task, wake_all
-from engine._errors import EngineClosedError, EngineError, NestingError
+from engine._errors import EngineClosedError, EngineError
 from engine._slots import Holder, Line, Ticket, awaiting, current_task, refuse_stopped
 from engine.runners.base import DaemonThread
 
@@ -73,12 +73,16 @@ class _Nobody(Holder):
     __slots__ = ()
 
     def __init__(self) -> None:
+        """Hold it for no call."""
         self.call: Any = None
-        self.thread: Any = None
-        self.task = None
 
-    def blocks(self, *_waiting: object) -> bool:
-        return False
+    def sign_of(self, _ticket: Ticket) -> None:
+        """Nothing keeps it from going on."""
+
+    @property
+    def reader(self) -> tuple[Any, None]:
+        """Nobody."""
+        return None, None
 
 
 _NOBODY: Final = _Nobody()
@@ -120,20 +124,18 @@ class _Start:
 
 
 class _Wish(Ticket):
-    """One wait for a worker; it keeps its whole thread from going on, or only the one `task`."""
+    """One wait for a worker."""
 
-    __slots__ = ("holder", "need", "start", "task", "thread", "worker")
+    __slots__ = ("holder", "need", "start", "worker")
 
-    def __init__(self, call: Call, need: Need, task: weakref.ref[asyncio.Task[Any]] | None) -> None:
-        super().__init__(call)
+    def __init__(self, call: Call, need: Need, grace: float, task: weakref.ref[asyncio.Task[Any]] | None) -> None:
+        super().__init__(call, grace, task)
         self.need = need
         self.worker: Worker | None = None
         self.start: Any = None  # a `_Start`: granted without a worker, it is a place to start a new one in
-        self.holder = _Tenant(call)
+        self.holder = _Tenant(call, is_awaited=task is not None)
         self.holder.need = need
         self.holder.has_it = False
-        self.thread = threading.current_thread()
-        self.task = task
 
     def outer_calls(self) -> Iterator[Call]:
         """The calls this one was made in."""
@@ -180,12 +182,11 @@ class _Row:
                 del counter[key]
 
     def may_keep(self, holder: Holder) -> bool:
-        """Whether somebody in it may keep this holder from going on; `Holder.blocks` tells whether that is so."""
-        if id(holder.call) in self._calls or (holder.thread, False) in self._threads:
+        """Whether somebody in it may keep this holder from going on; `Ticket.keeps` tells whether that is so."""
+        thread, task = holder.reader
+        if id(holder.call) in self._calls or (thread, False) in self._threads:
             return True
-        if holder.task is None or holder.task() is None:
-            return (holder.thread, True) in self._threads
-        return holder.task in self._tasks
+        return (thread, True) in self._threads if task is None or task() is None else task in self._tasks
 
 
 class Pool(Line):
@@ -194,13 +195,14 @@ class Pool(Line):
     Args:
         most: workers at one time.
         spawn: starts one.
+        grace: seconds a suspicion has to last before a wait is refused for it.
     """
 
     advice = "; if that is too long, let the engine have more of them: Engine(workers=...)"
 
-    def __init__(self, most: int, spawn: Callable[[], Worker]) -> None:
+    def __init__(self, most: int, spawn: Callable[[], Worker], grace: float = 0.0) -> None:
         """Make a pool without workers."""
-        super().__init__()
+        super().__init__(grace)
         self.most = most
         self._spawn = spawn
         self._lock = threading.RLock()
@@ -248,7 +250,7 @@ class Pool(Line):
         worker = self._take_last(body.call, need)
         if worker is not None:
             return worker
-        wish = _Wish(body.call, need, awaiting.get())
+        wish = _Wish(body.call, need, self.grace, awaiting.get())
         if not self._is_granted_at_once(wish):
             self.wait(wish, body)
         return self._claim(wish, wish.worker or self._started(wish.start, body))
@@ -258,7 +260,7 @@ class Pool(Line):
         worker = self._take_last(body.call, need)
         if worker is not None:
             return worker
-        wish = _Wish(body.call, need, current_task())
+        wish = _Wish(body.call, need, self.grace, current_task())
         if not self._is_granted_at_once(wish):
             await self.await_(wish, body)
         return self._claim(wish, wish.worker or await self._astarted(wish.start, body))
@@ -494,11 +496,10 @@ class Pool(Line):
         if self._is_closed:
             raise EngineClosedError
 
-    def _enter(self, ticket: Ticket, task: object) -> None:
+    def _enter(self, ticket: Ticket) -> None:
         with self._lock:
             self._line.append(ticket)  # type: ignore[arg-type]  # a pool's tickets are wishes
             self._serve()
-        self._refuse(ticket, task)
 
     def _leave(self, ticket: Ticket) -> None:
         wish: Any = ticket
@@ -582,20 +583,22 @@ class Pool(Line):
             return min(free, key=lambda each: each.idle_since)
         return None
 
-    def _refuse(self, ticket: Ticket, task: object) -> None:
+    def _blocker(self, ticket: Ticket) -> Holder | None:
         wish: Any = ticket
         with self._lock:
             if wish.is_granted:
-                return
+                return None
             self._refuse_closed()
             if self._can_be_served(wish):
-                return
-            stuck = [each for each in self._acceptable(wish) if each.blocks(wish.call, task)] or self.holders
-        raise NestingError(
-            f"{wish.call.tag} would wait for ever: every worker that could serve it is held by a call that cannot go "
-            f"on before this one is over, such as {stuck[0]}: read that stream to its end or close it before this "
-            "call, or let the engine have more workers: Engine(workers=...)",
-            str(stuck[0]),
+                return None
+            stuck = [each for each in self._acceptable(wish) if wish.keeps(each)] or self.holders
+        return stuck[0]
+
+    def _refusal(self, ticket: Ticket, blocker: Holder) -> str:
+        return (
+            f"{ticket.call.tag} would wait for ever: every worker that could serve it is held by a call that cannot go "
+            f"on before this one is over, such as {blocker}: read that stream to its end or close it before this "
+            "call, or let the engine have more workers: Engine(workers=...)"
         )
 
     def _acceptable(self, wish: _Wish) -> list[Holder]:
@@ -617,7 +620,7 @@ class Pool(Line):
         """Those in line who can still be served: somebody they wait for waits for nobody, or for one of them."""
         left = {wish: self._acceptable(wish) for wish in self._line}
         keepers = {
-            holder: {wish for wish in left if holder.blocks(wish.call, wish.task and wish.task(), wish.thread)}
+            holder: {wish for wish in left if wish.keeps(holder)}
             for holder in {holder for holders in left.values() for holder in holders}
         }
         going: set[_Wish] = set()

@@ -89,7 +89,7 @@ class ProcessRunner:
         self._start = start
         self._threads = threads
         self.aside: Aside = threads.run
-        self._pool = Pool(most or _default_workers(), self._spawn)
+        self._pool = Pool(most or _default_workers(), self._spawn, grace)
         self._warden = Warden(self._pool, grace, self._leave)
         self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
         self._holding: deque[tuple[Any, int]] = deque()  # those of them that keep objects of the program alive

@@ -1390,11 +1390,14 @@ def test_a_body_starts_once_per_call_whatever_happens(kind: str, place: Place, r
 
 
 @cells(YIELDING, EVERYWHERE)
-def test_a_call_that_would_wait_for_its_own_thread_or_task_is_refused_at_once(
-    kind: str, place: Place, reader: Reader
+def test_a_call_that_would_wait_for_its_own_thread_or_task_is_refused(
+    kind: str, place: Place, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     muna = reader.muna
     single = Predictor("@me/single", giving(kind, [["mutable"]] * 3), concurrency=1)
+    resident = muna.predictions.resolve(single)
+    for slots in (resident.slots, resident.worker_slots):
+        monkeypatch.setattr(slots, "grace", 0.01)  # for a thread, a grace has to pass
 
     def consume() -> None:
         with muna.predictions.stream(single, runner=place.runner) as stream:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from engine import Engine, NestingError, Predictor, hookimpl
+from engine import Engine, NestingError, hookimpl
 from engine._channel import Ending, park_thread
 from engine.runners import Body, Channel, own
 
@@ -50,52 +50,6 @@ class Plugin:
 
 def counts() -> Iterator[int]:
     yield from range(3)
-
-
-class Counts:
-    def predict(self) -> Iterator[int]:
-        yield from range(3)
-
-
-# A thread that pulled a stream is not, for that, the one that goes on with it.
-
-
-def reads_to_its_end(stream: Any) -> None:
-    assert list(stream.values()) == [1, 2]
-
-
-def closes(stream: Any) -> None:
-    stream.close()
-
-
-@pytest.mark.xfail(
-    strict=True,
-    raises=NestingError,
-    reason="a thread that has pulled a stream is taken for the only one that can go on with it",
-)
-@pytest.mark.parametrize("goes_on", [reads_to_its_end, closes])
-@pytest.mark.parametrize("runner", [None, "thread"])
-@pytest.mark.parametrize("predictor", [counts, Counts])
-def test_a_call_waits_for_a_stream_that_this_thread_pulled_and_another_one_goes_on_with(
-    predictor: Any, runner: str | None, goes_on: Callable[[Any], None]
-) -> None:
-    caller, is_over = threading.current_thread(), threading.Event()
-
-    def go_on() -> None:
-        until(lambda: is_over.is_set() or is_parked(caller), "the wait for the slot")
-        goes_on(stream)
-
-    with Engine(discover=False, grace=GRACE) as muna:
-        muna.predictors.register(Predictor("@tests/counts", predictor, concurrency=1))
-        stream = muna.predictions.stream("@tests/counts", runner=runner, prefetch=0)
-        assert next(stream).value == 0
-        other = threading.Thread(target=go_on)
-        other.start()
-        try:
-            assert muna.predictions.create("@tests/counts", runner=runner).value == 2
-        finally:
-            is_over.set()
-            other.join(PATIENCE)
 
 
 # A runner needs no more than what `Runner` says.

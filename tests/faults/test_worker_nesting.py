@@ -7,13 +7,16 @@ import importlib
 import os
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine import Engine, NestingError, PayloadError, current_call
+from engine import Engine, NestingError, PayloadError, Predictor, current_call
+from engine._channel import park_thread
 
 MODULE = """
     import os
@@ -123,6 +126,41 @@ def test_a_call_that_would_wait_for_a_worker_of_its_own_thread_is_refused_naming
             muna.predictions.create(nested.node, {"levels": 0}, runner="process")
         assert len(list(stream)) == 1
         assert muna.predictions.create(nested.node, {"levels": 0}, runner="process").value
+
+
+def is_parked(thread: threading.Thread) -> bool:
+    """Whether a thread waits in the engine just now."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code is park_thread.__code__
+
+
+@pytest.mark.fault(97)
+@pytest.mark.parametrize("how", ["reads to its end", "closes"])
+@pytest.mark.parametrize("wanted", ["worker", "slot"])
+def test_a_call_waits_for_a_worker_whose_stream_this_thread_began_and_another_one_goes_on_with(
+    wanted: str, how: str, nested: Any
+) -> None:
+    caller, is_over = threading.current_thread(), threading.Event()
+    leaf = Predictor("@tests/leaf", nested.leaf, concurrency=None if wanted == "worker" else 1)
+
+    def go_on(stream: Any) -> None:
+        while not (is_over.is_set() or is_parked(caller)):
+            time.sleep(0.001)
+        if how == "closes":
+            stream.close()
+        else:
+            assert len(list(stream)) == 1
+
+    with Engine(discover=False, workers=1 if wanted == "worker" else 2, grace=30.0) as muna:
+        stream = muna.predictions.stream(leaf, runner="process", prefetch=0)
+        next(stream)
+        other = threading.Thread(target=go_on, args=(stream,))
+        other.start()
+        try:
+            assert muna.predictions.create(leaf, runner="process").value[1] == 0
+        finally:
+            is_over.set()
+            other.join()
 
 
 @pytest.mark.fault(97)
