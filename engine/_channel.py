@@ -103,6 +103,83 @@ class ProducerEnd(OwnerEnd, Protocol):
         ...
 
 
+class ConsumerEnd(Protocol):
+    """The other end: how a call ends, and what an execution takes of what its owner hands over, whoever that is.
+
+    Attributes:
+        state: see `Progress`, as the next two.
+        count: of what was taken here.
+        first: of what was taken here, in ms.
+        returned: see `Progress`.
+        duration: see `Progress`.
+        claimed: see `Ending`, as the others.
+        failure: see `Ending`.
+        is_over: see `Ending`.
+        stop: see `Ending`.
+        end: see `Ending`.
+    """
+
+    state: State
+    count: int
+    first: float | None
+    returned: Any
+    duration: float | None
+    claimed: State | None
+    failure: BaseException | None
+    is_over: bool
+    stop: bool
+    end: End | None
+
+    @property
+    def items(self) -> Any:
+        """What waits to be taken: true where there is something."""
+        ...
+
+    def claim(self, state: State, failure: BaseException | None = None) -> bool:
+        """Decide how the call ends; tell whether this was the first to do so."""
+        ...
+
+    def admit(self, body: Any) -> None:
+        """Get what a `Body` needs before it may start; waits in a thread."""
+        ...
+
+    async def aadmit(self, body: Any) -> None:
+        """Get what a `Body` needs before it may start; waits in an asyncio task."""
+        ...
+
+    def take(self) -> tuple[Any, float]:
+        """Take the oldest partial, with its latency in ms; IndexError where none waits."""
+        ...
+
+    def wait(self, start: Callable[[], None] | None = None) -> None:
+        """Sleep, in a thread, until there may be news; `start` is called once this thread is parked."""
+        ...
+
+    async def wait_task(self, start: Callable[[], None] | None = None) -> None:
+        """Sleep, in an asyncio task, until there may be news; `start` is called once this task is parked."""
+        ...
+
+    def finish(self, end: End) -> None:
+        """Say that the body is over, where it never ran."""
+        ...
+
+    def request_stop(self) -> None:
+        """Ask the owner to finalise the body; waits for nothing."""
+        ...
+
+    def desert(self) -> None:
+        """Note that the consumer has left."""
+        ...
+
+    def wait_end(self, seconds: float) -> bool:
+        """Wait, in a thread, at most `seconds` for the body to be finalised; tell whether it is."""
+        ...
+
+    async def wait_end_task(self, seconds: float) -> bool:
+        """Wait, in an asyncio task, at most `seconds` for the body to be finalised; tell whether it is."""
+        ...
+
+
 @attrs.define(eq=False)
 class End:
     """How a body ended, handed over after its last partial.

@@ -22,7 +22,7 @@ from engine._records import Outcome, current_call
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 
-    from engine._channel import Reduction
+    from engine._channel import ConsumerEnd, Reduction
     from engine._partials import Body
     from engine._profiles import Profile
     from engine._records import Call, Prediction, State
@@ -65,7 +65,8 @@ class Runner(Protocol):
       `body.target` called elsewhere with `body.args` and `body.kwargs`, see `Body`, and sets `body.is_started` once
       that has begun. `False`, where it is left out.
     - `open(body, prefetch)`: makes the channel that `start` will get, a `Channel` or what inherits from it; `prefetch`
-      is how many partials the body may be ahead, `None` to adapt. Left out: `Channel(prefetch, body.call.tag)`.
+      is how many partials the body may be ahead, `None` to adapt. Left out: `Channel(prefetch, body.call.tag)`, and
+      for a `create` what reduces each partial as it is handed over.
     - `place(predictor, runner, *, is_task)`: who runs the bodies of a predictor: this runner, another one, or `None`,
       the caller itself, step by step. `predictor` is a `ServedPredictor`, `runner` the name that the caller gave, if
       it did, and `is_task` says whether the caller is an asyncio task. Left out: this runner runs all.
@@ -167,7 +168,7 @@ class BodyRunner(Protocol):
         """What `Call.runner` says."""
         ...
 
-    def open(self, body: Body, prefetch: int | None) -> Any:
+    def open(self, body: Body, prefetch: int | None) -> ConsumerEnd:
         """Make the consumer's end of a body's channel."""
         ...
 

@@ -30,7 +30,7 @@ from engine.runners.base import SyncExecution, is_finalising, tell_of_abandoned
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
-    from engine._channel import Reduction
+    from engine._channel import ConsumerEnd, Reduction
     from engine._partials import Body
     from engine._records import State
     from engine.runners.base import OpenCalls, Runner
@@ -51,7 +51,11 @@ class OwnedExecution(SyncExecution):
 
     __slots__ = ("_body", "_is_begun", "_runner")
 
-    def __init__(self, body: Body, ending: Any, runner: Runner | None, grace: float, open_calls: OpenCalls) -> None:
+    ending: ConsumerEnd
+
+    def __init__(
+        self, body: Body, ending: ConsumerEnd, runner: Runner | None, grace: float, open_calls: OpenCalls
+    ) -> None:
         """Make a pending execution."""
         super().__init__(body.call, ending, grace, open_calls)
         self._body = body

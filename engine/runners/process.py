@@ -461,7 +461,7 @@ class ProcessRunner:
         if self._is_closing:
             self._warden.close()
 
-    # Errands
+    # Requests
 
     def describe(self, tag: str, text: str) -> Any:
         """Have a worker import `"module:name"` and tell what it is; see `engine._worker`.
@@ -469,7 +469,7 @@ class ProcessRunner:
         Raises:
             BaseException: what the import raised.
         """
-        return self._errand(Order("describe", tag=tag, text=text), None, Need())
+        return self._request(Order("describe", tag=tag, text=text), None, Need())
 
     def load(self, resident: ResidentPredictor) -> None:
         """Have a worker import a predictor, or get it, and set it up if it is a class.
@@ -480,7 +480,7 @@ class ProcessRunner:
         profile = resident.profile
         shipment = self.shipment(profile.tag, resident.target, profile.set_up_limit, by_value=profile.by_value)
         order = Order("load", shipment.key, profile.tag, shipment.text)
-        self._errand(order, shipment, shipment.need, resident.worker_slots)
+        self._request(order, shipment, shipment.need, resident.worker_slots)
 
     def unload(self, resident: ResidentPredictor) -> None:
         """Have every worker tear a class predictor down that has it set up, once its calls are over.
@@ -504,7 +504,7 @@ class ProcessRunner:
         """Unload from one worker; one that serves another predictor for long does it before its next call."""
         try:
             order = Order("unload", shipment.key, shipment.tag)
-            self._errand(order, None, Need(only=worker), patience=self._grace)
+            self._request(order, None, Need(only=worker), patience=self._grace)
         except PredictionCancelledError:
             worker.forgotten.append(shipment.key)
         else:
@@ -514,7 +514,7 @@ class ProcessRunner:
         """Tags of predictors that a worker has; plain callables have none."""
         return {tag for worker in self._pool.workers for tag in tuple(worker.known.values()) if tag.startswith("@")}
 
-    def _errand(
+    def _request(
         self,
         order: Order,
         shipment: Shipment | None,

@@ -107,7 +107,7 @@ class Worker:
         decoder: what makes frames of the bytes that come from it.
         inbound: shared memory that it reads.
         outbound: shared memory that it writes.
-        calls: number of the last call or errand it was given.
+        calls: number of the last call or request it was given.
         path: the `sys.path` it was told last.
         unsent: what its pipe did not take yet.
         is_doomed: whether it was told to end, so that it serves no more calls.
