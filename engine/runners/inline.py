@@ -277,7 +277,7 @@ class InlineExecution(SyncExecution):
             if self._bridged is None:  # else it is let go of with this, and asks its owner
                 self._finalise_quietly()
                 self._body.let_go()
-            if self.ending.claim("closed"):
+            if self.ending.claim("closed") or not self.ending.is_over:  # the latter where Ctrl-C came into a stop
                 self.end()
 
 

@@ -443,8 +443,9 @@ class OwnedExecution(SyncExecution):
     def __del__(self) -> None:
         """An abandoned stream is finalised by its owner, which is told here, without lock or wait."""
         ending = self.ending
-        if ending.state != "running" or is_finalising() or not ending.claim("closed"):
+        if ending.state != "running" or is_finalising():
             return
+        ending.claim("closed")  # else Ctrl-C came into a stop, which nobody carries out any more
         self._leave()
         warnings.warn(
             f"a stream of {self.call.tag} was abandoned after {counted(ending.count)}; close it, or use `with`",
