@@ -13,9 +13,9 @@ import weakref
 from _thread import allocate_lock
 from abc import ABC, abstractmethod
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
-from engine._channel import Channel
+from engine._channel import Channel, End
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, warn
 from engine._records import Outcome, current_call
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from engine._slots import Slots
 
     InOwner = Callable[..., Awaitable[Any]]  # calls a function in an owner thread on behalf of an asyncio task
+
+
+CLEAN: Final = End()  # the end of a body that raised nothing, or never ran
 
 
 @runtime_checkable
@@ -435,14 +438,37 @@ class Execution(ABC):
         """What the consumer gets where the engine was closed before the end."""
         return EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")
 
-    @abstractmethod
     def stop(self, state: State, failure: BaseException | None = None) -> None:
-        """Have it end so, unless its end was decided; waits for nothing.
+        """Have it end so, from any thread, unless its end was decided; waits for nothing.
 
         Args:
             state: the end.
             failure: what the next pull raises, once.
         """
+        if self.ending.claim(state, failure):
+            self._stop()
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Carry out the end that was just claimed, or have what may touch the body just now carry it out."""
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Say that a body in lock-step is finalised; an error that no stopper waits for goes to the log."""
+        ending = self.ending
+        ending.finish(CLEAN if error is None else End(error))
+        if error is not None and not ending.is_awaited:
+            warn(f"error while a stream was being {ending.claimed}", error)
+
+    def _raise_from_cleanup(self) -> None:
+        """Raise what the clean-up raised that this stopper waited for, if anything."""
+        end = self.ending.end
+        if end is not None and end.error is not None:
+            failure, end.error = end.error, None
+            del self, end
+            try:
+                raise failure
+            finally:
+                del failure  # or this frame and the exception keep each other alive
 
     def is_inside(self) -> bool:
         """Whether this is called by the body itself, whose end cannot be waited for."""

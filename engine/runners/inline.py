@@ -16,18 +16,17 @@ import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._channel import End, Ending
+from engine._channel import Ending
 from engine._errors import PredictionCancelledError, warn
 from engine._partials import ITERATOR, ONE, close_iterator, explain, look, one
 from engine._records import Prediction, current
-from engine.runners.base import SyncExecution, is_finalising
+from engine.runners.base import CLEAN, SyncExecution, is_finalising
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextvars import Context
 
     from engine._partials import Body
-    from engine._records import State
     from engine.runners.base import OpenCalls
     from engine.runners.owned import OwnedExecution
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 BUSY: Final = "the body is stepped, or finalised"
 ENDED: Final = "the body is over"
-CLEAN: Final = End()  # the end of a body whose clean-up raised nothing
 
 
 def reading_twice(call: object) -> ValueError:
@@ -195,12 +193,8 @@ class InlineExecution(SyncExecution):
         self.raise_failure()
         return True
 
-    def stop(self, state: State, failure: BaseException | None = None) -> None:
-        """Have it end so, unless its end was decided; carried out here where the stream is idle. Waits for nothing."""
-        if self.ending.claim(state, failure):
-            self._stop()
-
     def _stop(self) -> None:
+        """Carry the end out here where the stream is idle."""
         if self._turn is None:
             self._turn = BUSY  # taken: straight after the test, as in `claim`
             self._carry_out()
@@ -226,14 +220,8 @@ class InlineExecution(SyncExecution):
         is_waiting = not is_inside and ending.end is None and (is_mine or self._turn is BUSY)
         if is_waiting and not ending.wait_end(self.grace):
             warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
-        end = ending.end
-        if is_mine and end is not None and end.error is not None:
-            failure, end.error = end.error, None
-            del self, ending, end
-            try:
-                raise failure
-            finally:
-                del failure  # or this frame and the exception keep each other alive
+        if is_mine:
+            self._raise_from_cleanup()
 
     def _seal(self) -> None:
         self._turn = ENDED
@@ -249,13 +237,6 @@ class InlineExecution(SyncExecution):
         self._body.let_go()
         self.end(self.ending.failure or caught)
         self._settle(caught)
-
-    def _settle(self, error: BaseException | None) -> None:
-        """Say that the body is finalised; an error that no stopper waits for goes to the log."""
-        ending = self.ending
-        ending.finish(CLEAN if error is None else End(error))
-        if error is not None and not ending.is_awaited:
-            warn(f"error while a stream was being {ending.claimed}", error)
 
     def _finalise(self) -> None:
         """Run the body's `finally`, in the call's context."""

@@ -11,9 +11,8 @@ from _thread import get_ident
 from functools import partial
 from threading import current_thread
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from engine._channel import End
 from engine._errors import (
     EngineBusyError,
     EngineClosedError,
@@ -25,17 +24,15 @@ from engine._errors import (
 )
 from engine._partials import explain, is_foreign_cancel
 from engine._records import Prediction
-from engine.runners.base import SyncExecution, is_finalising, tell_of_abandoned
+from engine.runners.base import CLEAN, SyncExecution, is_finalising, tell_of_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
-    from engine._channel import ConsumerEnd, Reduction
+    from engine._channel import ConsumerEnd, End, Reduction
     from engine._partials import Body
     from engine._records import State
     from engine.runners.base import OpenCalls, Runner
-
-NOTHING: Final = End()  # the end of a body that never ran
 
 
 class OwnedExecution(SyncExecution):
@@ -153,7 +150,7 @@ class OwnedExecution(SyncExecution):
         """Start the owner."""
         if self.ending.claimed is not None:  # stopped while it waited for its slot: the body never runs
             self._body.let_go()
-            self.ending.finish(NOTHING)
+            self.ending.finish(CLEAN)
             return
         runner.start(self._body, self.ending)
         self._is_begun = True
@@ -170,7 +167,7 @@ class OwnedExecution(SyncExecution):
         ending = self.ending
         self._body.let_go()
         ending.request_stop()  # an owner may have been started all the same
-        ending.finish(NOTHING)
+        ending.finish(CLEAN)
         state: State = "failed"
         if isinstance(error, PredictionCancelledError) or is_foreign_cancel(error):
             state = "cancelled"
@@ -355,10 +352,9 @@ class OwnedExecution(SyncExecution):
 
     # Stopping
 
-    def stop(self, state: State, failure: BaseException | None = None) -> None:
-        """Have it end so, unless its end was decided; the consumer is woken, the owner finalises the body."""
-        if self.ending.claim(state, failure):
-            self._leave()
+    def _stop(self) -> None:
+        """Wake the consumer, and have the owner finalise the body."""
+        self._leave()
 
     def _leave(self, exception: BaseException | None = None) -> None:
         """Reach the end that was claimed, and ask the owner to finalise the body; its errors go to the log."""

@@ -21,7 +21,7 @@ from functools import cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._channel import End, Ending
+from engine._channel import Ending
 from engine._errors import PredictionCancelledError, counted, warn
 from engine._partials import (
     ASYNC,
@@ -36,7 +36,7 @@ from engine._partials import (
 )
 from engine._records import Prediction, current
 from engine.runners.base import Execution, is_finalising, primed
-from engine.runners.inline import BUSY, CLEAN, ENDED, is_main_thread, reading_twice
+from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
 
 if TYPE_CHECKING:
     import asyncio
@@ -314,13 +314,6 @@ class TaskExecution(Execution):
             return "failed", error
         return "failed", explain(error, self.call, self.ending.count)
 
-    def _settle(self, error: BaseException | None) -> None:
-        """Say that the body is finalised; an error that no stopper waits for goes to the log."""
-        ending = self.ending
-        ending.finish(CLEAN if error is None else End(error))
-        if error is not None and not ending.is_awaited:
-            warn(f"error while a stream was being {ending.claimed}", error)
-
     def _let_go(self) -> None:
         self._machine = None
         if self._body is not None:
@@ -330,12 +323,8 @@ class TaskExecution(Execution):
 
     # Stopping.
 
-    def stop(self, state: State, failure: BaseException | None = None) -> None:
-        """Have it end so, from any thread, unless its end was decided; an idle body is finalised by its loop."""
-        if self.ending.claim(state, failure):
-            self._stop()
-
     def _stop(self) -> None:
+        """Have the end carried out: an idle body is finalised by its loop."""
         if self._turn is not None:
             self._post(self.interrupt)  # the pull is interrupted where it waits
             return
@@ -408,14 +397,8 @@ class TaskExecution(Execution):
             is_waiting = not is_inside and ending.end is None and (is_mine or self._turn is not ENDED)
             if is_waiting and not await ending.wait_end_task(self.grace * 2):
                 warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
-        end = ending.end
-        if is_mine and end is not None and end.error is not None:
-            failure, end.error = end.error, None
-            del self, ending, end
-            try:
-                raise failure
-            finally:
-                del failure  # or this frame and the exception keep each other alive
+        if is_mine:
+            self._raise_from_cleanup()
 
     def _seal(self) -> None:
         self._turn = ENDED
