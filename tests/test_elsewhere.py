@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 import pytest
 
-from engine import Engine, EngineError, InvalidInputError, PluginError, Predictor
+from engine import Engine, EngineError, InvalidInputError, PluginError, Prediction, Predictor
 from engine.runners import Body, Channel
 from engine.testing import KINDS, RunnerConformance
 from tests.elsewhere import FarRunner, LastingRunner
@@ -360,6 +360,25 @@ def test_what_it_cannot_describe_is_imported_here_and_what_it_cannot_load_is_lef
             muna.predictions.create("@far/model", {"text": "a"}, runner="bare")
         (body,) = bare.given
         assert (body.target, body.kwargs, body.bind) == (f"{module}:Model", {"text": "a"}, None)
+
+
+@pytest.mark.parametrize("way", ["create", "acreate"])
+def test_what_it_described_it_cannot_leave_to_its_caller(far: FarRunner, module: str, way: str) -> None:
+    quiet = Quiet(describe=far.describe, place=lambda _predictor, _runner, is_task: None)
+    record = Predictor("@far/letters", f"{module}:letters")
+
+    def create(tag: Any) -> Prediction:
+        if way == "create":
+            return engine.predictions.create(tag, runner="far")
+        return asyncio.run(engine.predictions.acreate(tag, runner="far"))
+
+    with Engine([record], discover=False, plugins=[quiet], grace=5.0) as engine:
+        with pytest.raises(
+            EngineError, match="the runner 'far' describes @far/letters, so that it is not imported here"
+        ):
+            create("@far/letters")
+        assert module not in sys.modules
+        assert create(os.getpid).value == os.getpid()
 
 
 # Where it fails.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, ClassVar, Final
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Final
 import pytest
 
 from engine import Engine, PluginError, Predictor, current_call, hookimpl
-from engine.runners import Body, Channel, End, ServedPredictor, own
+from engine.runners import Body, Channel, End, Runner, ServedPredictor, own
 
 PATIENCE: Final = 10.0  # seconds; only a test that fails otherwise than it should waits as long
 
@@ -75,6 +76,14 @@ FOUR: Final[list[Any]] = ["ab", ["a", "b"]] * 2
 def test_every_consumer_works_with_a_runner_that_has_a_name_and_a_start(predictor: Any) -> None:
     with Engine(discover=False, plugins=[Plugin(Threads())]) as muna:
         assert consumed(muna, predictor, runner="threads") == FOUR
+
+
+@KINDS
+def test_the_example_that_the_protocol_shows_is_a_runner(predictor: Any) -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(Runner, "Runner", globs={})
+    assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
+    with Engine(discover=False, plugins=[example.globs["Elsewhere"]()]) as muna:
+        assert consumed(muna, predictor, runner="elsewhere") == FOUR
 
 
 class ByTheBook:

@@ -70,16 +70,18 @@ class Runner(Protocol):
     - `open(body, prefetch)`: makes the channel that `start` will get, a `Channel` or what inherits from it; `prefetch`
       is how many partials the body may be ahead, `None` to adapt. Left out: `Channel(prefetch, body.call.tag)`, and
       for a `create` what reduces each partial as it is handed over.
-    - `place(predictor, runner, *, is_task)`: who runs the bodies of a predictor: this runner, another one, or `None`,
-      the caller itself, step by step. `predictor` is a `ServedPredictor`, `runner` the name that the caller gave, if
-      it did, and `is_task` says whether the caller is an asyncio task. Left out: this runner runs all.
+    - `place(predictor, runner, *, is_task)`: who runs a body: this runner, another one (of which no more than `name`,
+      `start`, `open` and `is_elsewhere` counts), or `None`, the caller itself, step by step. `predictor` is a
+      `ServedPredictor`, `runner` the name that the caller gave, if it did, and `is_task` says whether the caller is an
+      asyncio task, whose event loop must not be kept. Left out: this runner runs all.
     - `describe(tag, text)`: has another process import `"module:name"` and gives what `engine.runners.describe` tells
       of it there, so that this process need not import what it only calls; counts only with `is_elsewhere`. Left out:
       it is imported here. What it raises is a `PluginError` for the caller.
     - `load(predictor)` and `unload(predictor)`: make a `ServedPredictor` ready before its first call, and tear a class
       down; they are called in a thread that may wait, and `unload` once no call uses it. Left out: the engine sets it
       up and tears it down in this process; with `is_elsewhere` nothing is done.
-    - `loaded()`: the tags that are ready there, as the engine's `loaded` shows them. Left out: none.
+    - `loaded()`: the tags that are ready there, for the engine's `loaded`, which anyone may read at any time; it should
+      not wait. Left out: none.
     - `close()`: lets go of what the runner holds. Every engine that has used the runner calls it once, when it closes
       itself: after its streams were asked to stop, in the thread that closes it, which waits for it. What it raises
       comes out of the engine's `close()`. Engines may share a runner; one that is to outlive them leaves `close` out.
