@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 import warnings
 from collections.abc import (  # noqa: TC003 - the engine reads the annotations of predictors
@@ -32,11 +33,21 @@ import attrs
 
 from engine._channel import is_fixed
 from engine._engine import Engine
-from engine._errors import EngineClosedError, NoPartialsError, PredictionCancelledError
+from engine._errors import (
+    EngineBusyError,
+    EngineClosedError,
+    NestingError,
+    NoPartialsError,
+    PredictionCancelledError,
+    quote,
+)
 from engine._predictor import Predictor
 from engine._reducers import reducer_of
 
 _FEW: Final = 1_000  # steps: far more than any window, far fewer than the script has
+_DEEP: Final = 5  # calls, one in another
+_MOMENT: Final = 0.1  # seconds without another body that is started, after which no more are expected
+_CLOSING: Final = 5.0  # seconds that calls which hung have to end, once their engine is closed
 
 MARK: Final[ContextVar[str]] = ContextVar("engine.testing.mark", default="unset")
 """What scripts set, and what bodies note at every step, to see whose context they run in."""
@@ -582,6 +593,76 @@ async def _adrained(partials: AsyncIterator[Any]) -> tuple[list[Any], tuple[str,
     return seen, None
 
 
+# Predictors that call predictors.
+
+
+class _Meeting:
+    """Where bodies wait until as many are there as are expected, or as get to run."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
+        self._came = 0
+        self._more = threading.Condition()
+
+    def attend(self) -> None:
+        with self._more:
+            self._came += 1
+            self._more.notify_all()
+            before = 0
+            while before < self._came < self._expected:
+                before = self._came
+                self._more.wait(_MOMENT)
+
+
+class _Caller(threading.Thread):
+    """Makes one call in a thread that nothing has to wait for."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self._make = call
+        self.value: object = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.value = self._make()
+        except BaseException as error:
+            self.error = error
+
+
+def _nesting(muna: Engine, runner: str | None, how: str, deepest: int, meeting: _Meeting) -> Callable[..., Any]:
+    """A predictor that calls itself `depth` deep and gives that number; sync bodies called from outside meet first."""
+
+    def creates(depth: int) -> int:
+        if depth == deepest:
+            meeting.attend()
+        return 1 + muna.predictions.create(creates, {"depth": depth - 1}, runner=runner).value if depth else 0
+
+    def streams(depth: int) -> Iterator[int]:
+        if depth == deepest:
+            meeting.attend()
+        if depth:
+            yield from muna.predictions.stream(streams, {"depth": depth - 1}, runner=runner).values()
+        yield depth
+
+    async def acreates(depth: int) -> int:
+        return 1 + (await muna.predictions.acreate(acreates, {"depth": depth - 1}, runner=runner)).value if depth else 0
+
+    async def astreams(depth: int) -> AsyncIterator[int]:
+        if depth:
+            async for each in muna.predictions.astream(astreams, {"depth": depth - 1}, runner=runner).values():
+                yield each
+        yield depth
+
+    ways: dict[str, Callable[..., Any]] = {
+        "create": creates,
+        "stream": streams,
+        "acreate": acreates,
+        "astream": astreams,
+    }
+    return ways[how]
+
+
 class RunnerConformance:
     """What every runner must do; subclass it in your tests under a name that pytest collects.
 
@@ -595,11 +676,16 @@ class RunnerConformance:
         runner: what is given as `runner=`; `None` is the engine's own choice.
         kinds: the kinds of predictors the runner takes; leave one out where it refuses it with advice.
         folder: where bodies in other processes keep their journals; `None` where they share this process's memory.
+        calls_at_a_time: how many calls are made at one time whose bodies call others; more than it has threads, where
+            it has a fixed number of them.
+        patience: seconds that such calls may take before they are said to hang.
     """
 
     runner: ClassVar[str | None] = None
     kinds: ClassVar[Mapping[str, Kind]] = KINDS
     folder: Path | None = None
+    calls_at_a_time: ClassVar[int] = 64
+    patience: ClassVar[float] = 10.0
 
     def engine(self) -> Engine:
         """A new engine that knows the runner; each test makes and closes its own."""
@@ -815,3 +901,57 @@ class RunnerConformance:
             inputs = [{"script": script, "journal": self.journal()} for script in scripts]
             seen = list(threads.map(partial(self._values, muna, kind), inputs))
         _same(seen, [(list(expected(script, kind).partials), None) for script in scripts], "the partials")
+
+    def test_a_body_may_call_another_on_the_same_runner(self) -> None:
+        """The body waits for the call it makes, which ends, or is refused with NestingError, and never hangs.
+
+        Bodies in other processes are not looked at: these call an engine of their own.
+        """
+        for how in self._ways_to_call():
+            self._check_nesting(how, depth=1)
+
+    def test_bodies_may_call_each_other_several_deep(self) -> None:
+        """A runner needs room for every body that waits for another one, or refuses with NestingError."""
+        for how in self._ways_to_call():
+            self._check_nesting(how, depth=_DEEP)
+
+    def test_bodies_at_the_same_time_may_each_call_another(self) -> None:
+        """However many calls run, what their bodies call runs too, or is refused with NestingError."""
+        for how in ("create", "stream"):
+            self._check_nesting(how, depth=1, calls=self.calls_at_a_time)
+
+    def _ways_to_call(self) -> tuple[str, ...]:
+        is_async = any(kind.is_async for kind in self.kinds.values())
+        return ("create", "stream", "acreate", "astream") if is_async else ("create", "stream")
+
+    def _check_nesting(self, how: str, depth: int, calls: int = 1) -> None:
+        if self.folder is not None:  # an engine does not travel
+            return
+        with self.engine() as muna:
+            body = _nesting(muna, self.runner, how, depth, _Meeting(calls))
+            call = partial(muna.predictions.create, body, {"depth": depth}, runner=self.runner)
+            callers = [_Caller(call) for _ in range(calls)]
+            for caller in callers:
+                caller.start()
+            self._refuse_hanging(muna, callers)
+        for caller in callers:
+            if caller.error is None:
+                _same(getattr(caller.value, "value", None), depth, f"what calls give that are made by {how}")
+            elif not isinstance(caller.error, (NestingError, EngineBusyError)):
+                raise caller.error
+
+    def _refuse_hanging(self, muna: Engine, callers: list[_Caller]) -> None:
+        deadline = time.monotonic() + self.patience
+        for caller in callers:
+            caller.join(max(0.0, deadline - time.monotonic()))
+        if not any(caller.is_alive() for caller in callers):
+            return
+        muna.close()  # which ends what the bodies wait for, and with it the bodies, if their runner lets it
+        deadline = time.monotonic() + _CLOSING
+        for caller in callers:
+            caller.join(max(0.0, deadline - time.monotonic()))
+        raise AssertionError(
+            f"the runner {quote(self.runner)} hangs: bodies have waited {self.patience:g} s for calls on the same "
+            "runner, and the threads that could run these are taken by bodies that wait. Run each body in a thread of "
+            "its own, or have start() raise NestingError where no other thread is left to run it"
+        )

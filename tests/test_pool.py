@@ -761,6 +761,35 @@ def test_a_thread_that_holds_the_only_worker_and_wants_another_is_refused_at_onc
 
 
 @pytest.mark.fault(97)
+@pytest.mark.parametrize("comes_back", [False, True], ids=["refused", "served"])
+def test_a_thread_that_holds_the_only_worker_waits_a_grace_for_another_to_give_it_back(
+    comes_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(engine._slots, "perf_counter", lambda: now[0])
+    scene, held = Scene.of(1), call_of("@me/open")
+    scene.pool.grace = 30.0
+
+    def hold_and_wait() -> Fake:
+        scene.take(call=held)
+        return scene.take()
+
+    waiting = Consumer(hold_and_wait)
+    scene.await_waiting(1)
+    [wish] = scene.pool._line
+    [worker] = scene.workers
+    for seconds, is_in_vain in ((0.0, False), (29.9, False), (0.1, True)):
+        now[0] += seconds
+        assert (scene.pool._blocker(wish) is not None) is is_in_vain
+    if comes_back:
+        scene.give(worker)
+        assert waiting.join() is worker
+    else:
+        wish.wake()
+        refused(waiting.join, held)
+
+
+@pytest.mark.fault(97)
 def test_a_call_made_by_the_body_that_holds_the_only_worker_is_refused_wherever_it_waits() -> None:
     scene, held = Scene.of(1), call_of("@me/open")
     scene.take(call=held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from engine import Call, Engine, hookimpl
+from engine import Call, Engine, NestingError, current_call, hookimpl
 from engine.runners import Body, Channel, End, own
 from engine.testing import KINDS, Give, Journal, Kind, Return, RunnerConformance, Script, expected, yields
 
@@ -145,6 +146,121 @@ class TestFileJournals(RunnerConformance):
     @pytest.fixture(autouse=True)
     def keep_journals_in(self, tmp_path: Path) -> None:
         self.folder = tmp_path
+
+
+# A runner whose threads wait for each other
+
+
+class FewThreads:
+    """Runs bodies in so many threads, in the order they come; with `refuses`, none of a body's calls waits for one."""
+
+    name = "few-threads"
+
+    def __init__(self, count: int, *, refuses: bool = False) -> None:
+        self._refuses = refuses
+        self._lock = threading.Lock()
+        self._wanted = 0  # bodies that run or wait
+        self._waiting: queue.SimpleQueue[tuple[Body, Channel] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._serve) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def start(self, body: Body, channel: Channel) -> None:
+        with self._lock:
+            if self._refuses and body.call.parent is not None and self._wanted >= len(self._threads):
+                raise NestingError("every thread runs a body, and may wait for this one", str(body.call.parent))
+            self._wanted += 1
+        self._waiting.put((body, channel))
+
+    def _serve(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            own(*work)
+            with self._lock:
+                self._wanted -= 1
+
+    def end(self) -> None:
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join(10.0)
+            assert not thread.is_alive(), "a body still waits for a call that its engine has ended"
+
+
+@pytest.fixture
+def few(request: pytest.FixtureRequest) -> Iterator[FewThreads]:
+    few = FewThreads(**request.param)
+    yield few
+    few.end()
+
+
+def suite_of(few: FewThreads, seconds: float = RunnerConformance.patience) -> RunnerConformance:
+    class Suite(RunnerConformance):
+        runner = "few-threads"
+        calls_at_a_time = 8
+        patience = seconds
+
+        def engine(self) -> Engine:
+            return Engine(discover=False, plugins=[few], grace=0.05)
+
+    return Suite()
+
+
+NESTING = (
+    "test_a_body_may_call_another_on_the_same_runner",
+    "test_bodies_may_call_each_other_several_deep",
+    "test_bodies_at_the_same_time_may_each_call_another",
+)
+HANGS = (
+    "the runner 'few-threads' hangs: bodies have waited 0.2 s for calls on the same runner, .* "
+    r"Run each body in a thread of its own, or have start\(\) raise NestingError"
+)
+
+
+@pytest.mark.parametrize("few", [{"count": 1}], indirect=True, ids=["one thread"])
+@pytest.mark.parametrize("how", ["create", "stream", "acreate", "astream"])
+def test_the_suite_refuses_a_runner_whose_only_thread_waits_for_itself_and_ends_what_waits(
+    few: FewThreads, how: str
+) -> None:
+    with pytest.raises(AssertionError, match=HANGS):
+        suite_of(few, 0.2)._check_nesting(how, depth=1)
+
+
+@pytest.mark.parametrize("few", [{"count": 4}], indirect=True, ids=["four threads"])
+@pytest.mark.parametrize("name", NESTING[1:])
+def test_the_suite_refuses_a_runner_whose_threads_may_all_wait_at_a_time(few: FewThreads, name: str) -> None:
+    getattr(suite_of(few), NESTING[0])()
+    with pytest.raises(AssertionError, match=HANGS):
+        getattr(suite_of(few, 0.2), name)()
+
+
+@pytest.mark.parametrize("few", [{"count": 1, "refuses": True}, {"count": 4, "refuses": True}], indirect=True, ids=str)
+@pytest.mark.parametrize("name", NESTING)
+def test_a_runner_passes_that_refuses_a_call_which_only_threads_that_wait_could_run(few: FewThreads, name: str) -> None:
+    getattr(suite_of(few), name)()
+
+
+def test_the_suite_says_that_a_runner_hangs_though_nothing_can_end_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+
+    class Stuck(Elsewhere):
+        def start(self, body: Body, channel: Channel) -> None:
+            if current_call() is not None:
+                gate.wait()
+            super().start(body, channel)
+
+    class Suite(RunnerConformance):
+        runner = "elsewhere"
+        patience = 0.05
+
+        def engine(self) -> Engine:
+            return Engine(discover=False, plugins=[Stuck()], grace=0.05)
+
+    monkeypatch.setattr("engine.testing._CLOSING", 0.05)
+    try:
+        with pytest.raises(AssertionError, match="the runner 'elsewhere' hangs"):
+            getattr(Suite(), NESTING[0])()
+    finally:
+        gate.set()
 
 
 # An owner of one's own
