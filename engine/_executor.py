@@ -702,7 +702,7 @@ class Executor:
             if profile.by_value:
                 body.by_value = True
         if place.is_elsewhere:
-            body.slots, body.limit = resident.worker_slots, profile.set_up_limit
+            body.slots, body.limit = resident.slots_elsewhere[place.name], profile.set_up_limit
         else:
             body.slots = resident.slots
         if resident.is_described:

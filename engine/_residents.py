@@ -36,11 +36,26 @@ if TYPE_CHECKING:
     from engine.runners.thread import ThreadRunner
 
 
-def _slots_of(profile: Profile, grace: float) -> tuple[Slots | None, Slots | None]:
-    """The slots of the two places that set predictors up: this process, and its workers."""
+class _SlotsElsewhere(dict[str, Slots | None]):
+    """The slots of a predictor in other processes, by the name of the runner whose they are: each sets it up itself."""
+
+    def __init__(self, profile: Profile, grace: float) -> None:
+        super().__init__()
+        self._facts = profile, grace
+
+    def __missing__(self, runner: str) -> Slots | None:
+        return self.setdefault(runner, _slots_of(*self._facts))
+
+
+def _slots_of(profile: Profile, grace: float) -> Slots | None:
+    """The slots of one place that sets a predictor up; `None` where nothing is to be bounded or counted."""
     is_counted = profile.is_class or profile.limit != math.inf
-    made = [Slots(profile.tag, profile.limit, grace) if is_counted else None for _ in range(2)]
-    return made[0], made[1]
+    return Slots(profile.tag, profile.limit, grace) if is_counted else None
+
+
+def _all_slots_of(profile: Profile, grace: float) -> tuple[Slots | None, _SlotsElsewhere]:
+    """The slots of this process, and those of others."""
+    return _slots_of(profile, grace), _SlotsElsewhere(profile, grace)
 
 
 class Resident:
@@ -50,7 +65,7 @@ class Resident:
         profile: what is known of it.
         function: what is called; `None` for a class that is not set up.
         slots: bounds its calls; `None` where nothing is to be bounded or counted.
-        worker_slots: the same for its calls in workers, which are a place of their own.
+        slots_elsewhere: the same for its calls in other processes, by the name of the runner they belong to.
         is_described: it is known from what a runner told of it alone, and runs in other processes only.
         described_by: the name of that runner.
         places: where sync callers' `runner=` leads, once that is known; kept by the executor.
@@ -82,8 +97,8 @@ class Resident:
         "places",
         "profile",
         "slots",
+        "slots_elsewhere",
         "thread",
-        "worker_slots",
     )
 
     def __init__(  # noqa: PLR0917 - made in one place
@@ -92,7 +107,7 @@ class Resident:
         target: Any,
         loop: LoopRunner,
         engine: int,
-        slots: tuple[Slots | None, Slots | None] | None = None,
+        slots: tuple[Slots | None, _SlotsElsewhere] | None = None,
         text: str | None = None,
         threads: ThreadRunner | None = None,
         grace: float = 0.0,
@@ -127,7 +142,7 @@ class Resident:
         self._flight: _Flight | None = None
         self._lock = threading.Lock()
         self.function: Any = None if profile.is_class or self.is_described else function_of(target)
-        self.slots, self.worker_slots = slots or _slots_of(profile, grace)
+        self.slots, self.slots_elsewhere = slots or _all_slots_of(profile, grace)
         self._pinned: dict[int, Any] = {}  # instances that were set up in `thread` and are not torn down yet, by `id`
         self.thread: PinnedThread | None = None
         self.owner: PinnedThread | None = None
@@ -429,7 +444,7 @@ class Resident:
         self.forget_ways()
         self._lock = threading.Lock()
         self._flight = None
-        self.slots, self.worker_slots = _slots_of(self.profile, self._grace)
+        self.slots, self.slots_elsewhere = _all_slots_of(self.profile, self._grace)
         _parents_own.extend(self._replaced)
         self._replaced = []
         if self.profile.lives_on_loop:
@@ -544,7 +559,7 @@ class Residents:
         self._by_record: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
         self._described: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
         self._classes: dict[Hashable, tuple[object, Resident]] = {}
-        self._profiles: dict[int, tuple[weakref.ref[Any], Profile, tuple[Slots | None, Slots | None]]] = {}
+        self._profiles: dict[int, tuple[weakref.ref[Any], Profile, tuple[Slots | None, _SlotsElsewhere]]] = {}
         self._kept: list[Resident] = []
 
     def of(self, predictor: Predictor) -> Resident:
@@ -593,10 +608,10 @@ class Residents:
         if profile.is_class:
             with self._lock:
                 return self._classes.setdefault(name, (given, resident))[1]
-        self._remember(key, profile, (resident.slots, resident.worker_slots))
+        self._remember(key, profile, (resident.slots, resident.slots_elsewhere))
         return resident
 
-    def _remember(self, key: Any, profile: Profile, slots: tuple[Slots | None, Slots | None]) -> None:
+    def _remember(self, key: Any, profile: Profile, slots: tuple[Slots | None, _SlotsElsewhere]) -> None:
         number, profiles = id(key), self._profiles
         try:
             reference = weakref.ref(key, lambda _gone: profiles.pop(number, None))

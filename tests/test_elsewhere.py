@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any, ClassVar, Final
 
 import pytest
 
-from engine import Engine, EngineError, InvalidInputError, PluginError, Prediction, Predictor
-from engine.runners import Body, Channel
+from engine import Engine, EngineError, InvalidInputError, NestingError, PluginError, Prediction, Predictor
+from engine.runners import Body, Channel, own
 from engine.testing import KINDS, RunnerConformance
 from tests.elsewhere import FarRunner, LastingRunner
 
@@ -202,6 +203,35 @@ def test_a_stream_that_is_left_is_closed_in_the_other_process(muna: Engine, tmp_
         assert next(stream).value == 0
     assert end.read_text() == "over"
     assert stream.outcome.state == "closed"
+
+
+class Pretending:
+    """Says that it is elsewhere, and is not: each body runs in a new thread."""
+
+    is_elsewhere = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def start(self, body: Body, channel: Channel) -> None:
+        threading.Thread(target=own, args=(body, channel)).start()
+
+
+class Letters:
+    def predict(self) -> Iterator[str]:
+        yield from "ab"
+
+
+def test_a_class_takes_as_many_calls_in_one_other_place_as_if_there_were_no_second() -> None:
+    plugins = [Pretending("one"), Pretending("two")]
+    with (
+        Engine(discover=False, plugins=plugins, grace=5.0) as muna,
+        muna.predictions.stream(Letters, runner="one", prefetch=0) as stream,
+    ):
+        assert next(stream).value == "a"
+        assert consumed(muna, Letters, runner="two") == FOUR
+        with pytest.raises(NestingError, match="takes no more calls at a time"):
+            muna.predictions.create(Letters, runner="one")
 
 
 # Loading.

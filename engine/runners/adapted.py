@@ -122,7 +122,7 @@ class AdaptedRunner:
             EngineError: a call still uses it after the grace.
         """
         if self._unload is not None:
-            slots = resident.worker_slots if self.is_elsewhere else resident.slots
+            slots = resident.slots_elsewhere[self.name] if self.is_elsewhere else resident.slots
             refuse_in_use(resident.profile.tag, slots, self._grace)
             self._unload(resident)
         elif not self.is_elsewhere:

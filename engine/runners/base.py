@@ -122,7 +122,11 @@ class ResidentPredictor(ServedPredictor, Protocol):
     """A predictor as the engine's own runners see it: with all that this process has made ready of it."""
 
     slots: Slots | None
-    worker_slots: Slots | None
+
+    @property
+    def slots_elsewhere(self) -> Mapping[str, Slots | None]:
+        """What bounds its calls in other processes, by the name of the runner that runs them."""
+        ...
 
     @property
     def owner(self) -> BodyRunner | None:

@@ -480,7 +480,7 @@ class ProcessRunner:
         profile = resident.profile
         shipment = self.shipment(profile.tag, resident.target, profile.set_up_limit, by_value=profile.by_value)
         order = Order("load", shipment.key, profile.tag, shipment.text)
-        self._request(order, shipment, shipment.need, resident.worker_slots)
+        self._request(order, shipment, shipment.need, resident.slots_elsewhere[self.name])
 
     def unload(self, resident: ResidentPredictor) -> None:
         """Have every worker tear a class predictor down that has it set up, once its calls are over.
@@ -493,7 +493,7 @@ class ProcessRunner:
         tag, limit, by_value = profile.tag, profile.set_up_limit, profile.by_value
         name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
         shipment = self._kept(name, owner) or self.shipment(tag, target, limit, by_value=by_value)
-        refuse_in_use(tag, resident.worker_slots, self._grace)
+        refuse_in_use(tag, resident.slots_elsewhere[self.name], self._grace)
         for worker in self._pool.workers:
             if shipment.key in worker.set_up:
                 self._unload(worker, shipment)
