@@ -109,7 +109,7 @@ class Frame:
     Attributes:
         kind: one of the constants of this module.
         number: the call it belongs to.
-        meta: what it says, encoded by whoever sends it.
+        meta: what it says, encoded by its sender.
         rest: a payload and its buffers, one after the other; empty where they lie in shared memory.
     """
 
@@ -175,7 +175,7 @@ class Decoder:
         """Start at the beginning of a frame."""
         self.frames: deque[Frame] = deque()
         self._left = bytearray()  # the beginning of a frame
-        self._need = HEADER_SIZE
+        self._need = HEADER_SIZE  # bytes of it, before which there is nothing to be seen
 
     def feed(self, data: bytes) -> None:
         """Take more bytes in; whole frames are appended to `frames`.
@@ -183,34 +183,28 @@ class Decoder:
         Raises:
             ProtocolError: the bytes are no frame of this version; nothing after them can be read.
         """
-        if not self._left:  # the fast path: nothing was left over, so that nothing is to be joined
-            start, self._need = self._cut(data)
-            if start == len(data):
-                return
-            data = data[start:] if start else data
-        self._left += data
-        while len(self._left) >= self._need:
+        whole: bytes | bytearray = data  # nothing is to be joined where nothing was left over
+        if self._left:
+            self._left += data
             whole = self._left
-            start, self._need = self._cut(whole)
-            if start:
-                self._left = whole[start:]
-
-    def _cut(self, data: bytes | bytearray) -> tuple[int, int]:
-        """Take every whole frame off `data`; give where the next begins, and how many bytes of it are needed."""
-        start, end = 0, len(data)
-        while end - start >= HEADER_SIZE:
-            magic, version, kind, number, meta, rest = _HEADER.unpack_from(data, start)
+        start, end, need = 0, len(whole), self._need
+        while end - start >= need:
+            magic, version, kind, number, meta, rest = _HEADER.unpack_from(whole, start)
             if magic != _MAGIC or version != VERSION or kind not in _KINDS or meta > LONGEST_META or rest > LONGEST:
-                raise ProtocolError(_fault_of(data[start : start + HEADER_SIZE]))
+                raise ProtocolError(_fault_of(whole[start : start + HEADER_SIZE]))
+            need = HEADER_SIZE + meta + rest
+            if end - start < need:
+                break
             begin = start + HEADER_SIZE
-            size = HEADER_SIZE + meta + rest
-            if end - start < size:
-                return start, size
             body = begin + meta
-            view = memoryview(data)[body : body + rest] if rest else b""
-            self.frames.append(Frame(kind, number, bytes(data[begin:body]), view))
-            start += size
-        return start, HEADER_SIZE
+            view = memoryview(whole)[body : body + rest] if rest else b""
+            self.frames.append(Frame(kind, number, bytes(whole[begin:body]), view))
+            start, need = start + need, HEADER_SIZE
+        self._need = need
+        if whole is not data:
+            self._left = self._left[start:] if start else self._left
+        elif start < end:
+            self._left += data[start:]
 
 
 def _fault_of(header: bytes | bytearray) -> str:
