@@ -85,7 +85,7 @@ class Link:
             self.put(chunks)
 
     def put(self, chunks: Sequence[Chunk]) -> None:
-        """The same for whoever holds the lock."""
+        """Write as much as the pipe takes now, and keep the rest; the caller holds the lock."""
         if self.is_child:
             os._exit(1)
         try:
@@ -314,7 +314,7 @@ class Outlet:
             self.flush_from_anywhere()
 
     def flush_from_anywhere(self) -> bool:
-        """The same from any thread; tell whether there were any."""
+        """Send the partials that wait, from any thread; tell whether there were any."""
         with self._link.lock:
             batch = self._batch
             count = len(batch)
@@ -338,7 +338,7 @@ class Outlet:
         return self.stop
 
     async def apause(self) -> bool:
-        """The same for a producer that is a task of the worker's loop."""
+        """Wait, in a task of the worker's loop, until the producer may go on; tell whether it must stop instead."""
         self.flush()
         if self._may_go():
             return self.stop
@@ -414,7 +414,7 @@ class Outlet:
         self.end = end
         host = self._host
         if host.is_terminated and not self._is_asked:
-            host.stop_turning()  # whoever sent SIGTERM wants this process to end, and the engine will see how it did
+            host.stop_turning()  # the sender of SIGTERM wants this process to end, and the engine will see how it did
             return
         error = None if end.error is None and self._refusal is None else self._failure_of(end)
         flush_streams()

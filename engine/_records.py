@@ -141,16 +141,7 @@ class TravelledCall(Call):
     __slots__ = ("_id",)
 
     def __init__(self, tag: str, runner: str, identity: str, created_ns: int, depth: int = 0) -> None:
-        self.tag = tag  # as attrs would have it, without its call
-        self.runner = runner
-        self.parent = None
-        self.engine = 0
-        self.depth = depth
-        self._number = 0
-        self.created_ns = created_ns
-        self.stopping = False
-        self.blocked = None
-        self.execution = None
+        super().__init__(tag, runner, None, 0, depth, 0, created_ns)
         self._id = identity
 
     @property

@@ -269,7 +269,7 @@ def _run(loop: asyncio.AbstractEventLoop, wound_up: list[bool]) -> None:
                 loop.run_forever()
     finally:
         for task in asyncio.all_tasks(loop):
-            # It outlived its cancellation by the whole grace; its stream has ended, and nobody will step it again.
+            # It outlived its cancellation by the whole grace; its stream has ended, and it will not be stepped again.
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
         loop.close()
 

@@ -278,7 +278,7 @@ def own(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
 def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
     """Be the owner of a sync body, as `own`, in the body's own context.
 
-    Whoever owns one runs this: a thread of the engine's, a thread that is pinned, a plugin's, a worker's main thread.
+    Every owner of one runs this: a thread of the engine's, pinned or not, a plugin's thread, a worker's main thread.
     """
     current.set(body.call)
     if channel.stop:  # it was asked to before it began
@@ -338,7 +338,7 @@ def go_on(body: Body, channel: OwnerEnd, iterator: Iterator[Any], elapsed: float
 
 
 def _finish(body: Body, channel: OwnerEnd, end: End) -> None:
-    body.let_go()  # first the slot, then the news: whoever reads the end may call again at once
+    body.let_go()  # first the slot, then the news: a consumer that reads the end may call again at once
     channel.finish(end)
 
 
