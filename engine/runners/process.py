@@ -403,18 +403,21 @@ class ProcessRunner:
             wire.finish(End(error))
 
     def _move(self, wire: Wire, worker: Worker) -> None:
-        """Have a new worker started for a call whose own is gone; a thread of the pool's sends it on."""
-        call = wire.body.call if wire.body is not None else None
+        """Have a call whose worker is gone get another; a thread of the pool's sends it on."""
         try:
+            body = wire.body
             wire.leave(worker)
-            self._pool.replace(worker, partial(self._moved, wire))
+            if body is None:
+                raise AssertionError("a call that is over is sent nowhere")  # noqa: TRY301 - undone below
+            self._pool.replace(worker, body, partial(self._moved, wire))
         except BaseException:
-            if call is not None:
-                self._forsake(call)
+            self._pool.drop(worker)  # it and nothing else: that thread may have begun, and what it got is not ours
+            if self._is_closing:
+                self._warden.close()
             raise
 
     def _moved(self, wire: Wire, worker: Worker | None, error: BaseException | None) -> None:
-        """In a thread of the pool's: the new worker of a call is there, or cannot be."""
+        """In a thread of the pool's: a call has another worker, or gets none."""
         if worker is None or wire.stop or wire.end is not None:
             if worker is not None:
                 self._pool.give(worker)

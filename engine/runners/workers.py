@@ -111,7 +111,7 @@ class Worker:
         path: the `sys.path` it was told last.
         unsent: what its pipe did not take yet.
         is_doomed: whether it was told to end, so that it serves no more calls.
-        is_new: whether it was just started, for a holder that does not hold it yet.
+        is_new: whether it was just started, and its pool does not have it yet.
     """
 
     __slots__ = (

@@ -154,7 +154,7 @@ def test_an_engine_closes_though_the_loop_of_a_task_that_was_granted_a_worker_do
         loop.call_soon(stand_still)  # the task has taken one step by then
         turning.start()
     assert is_still.wait(LIMIT)
-    assert pool.waiting == way.startswith("freed")
+    assert pool.waiting == 1 or way.startswith("started")  # then it may have been granted one by now
     stream.close()
     eventually(lambda: pool.workers and pool.waiting == 0, "a worker is granted to the task")
     muna.close()

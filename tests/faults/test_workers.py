@@ -838,6 +838,45 @@ def test_a_worker_that_cannot_be_started_fails_its_call_alone_and_leaves_nothing
     Cell("def", consumer, "process").run(scenario, workers=1, grace=GRACE)
 
 
+@pytest.mark.fault(11)
+@each_consumer
+def test_a_call_that_waits_while_a_worker_starts_is_served_by_another_that_is_free_first(
+    consumer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_begun, may_end = threading.Event(), threading.Event()
+    pids: list[int] = []
+
+    def fail_late(*_args: Any) -> Worker:
+        is_begun.set()
+        assert may_end.wait(GRACE)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with Engine(discover=False, workers=2, grace=GRACE) as muna:
+        pool = muna._workers()._pool
+
+        def call() -> None:
+            if consumer == "sync":
+                pids.append(process_of(muna))
+            else:
+                pids.append(asyncio.run(muna.predictions.acreate(number_of_worker, runner="process")).value)
+
+        stream = muna.predictions.stream(numbers_after_worker, runner="process")
+        pid = next(stream).value
+        with monkeypatch.context() as patched:
+            patched.setattr(process, "start_worker", fail_late)
+            with Elsewhere(call):
+                assert is_begun.wait(GRACE)
+                stream.close()
+            assert (pids, pool.is_starting) == ([pid], True)
+            may_end.set()
+            pool.join(GRACE)
+        assert [each.pid for each in pool.workers] == [pid]
+        stream = muna.predictions.stream(numbers_after_worker, runner="process")
+        assert next(stream).value == pid
+        assert process_of(muna) in child_processes() - {pid}
+        stream.close()
+
+
 def is_moved_unsent(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]) -> None:
     """A call finds out that its worker died while idle."""
     process_of(muna)
