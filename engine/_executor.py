@@ -889,6 +889,7 @@ class Executor:
         for each in self.open_calls:
             each.forget()
         self._open_calls.clear()
+        self._open_calls.told.clear()
         self._routing = threading.RLock()
         self._attempts = {}
         self._threads, self._loop = threads, loop

@@ -285,6 +285,7 @@ class OpenCalls(dict[int, "weakref.ref[Execution]"]):
         is_closed: whether that was closed, so that no more may begin.
         observers: each has a `started(execution)`, called before the call waits for anything, and a
             `finished(execution, outcome)`, called once its end can be read; neither may raise.
+        told: who was told that a call has begun, by the call's `id`: they are told of its end, and nobody else.
     """
 
     def __init__(self, engine: object = None) -> None:
@@ -293,6 +294,7 @@ class OpenCalls(dict[int, "weakref.ref[Execution]"]):
         self.engine = engine
         self.is_closed = False
         self.observers: tuple[Observer, ...] = ()
+        self.told: dict[int, tuple[Observer, ...]] = {}
 
 
 class Observer(Protocol):
@@ -362,7 +364,8 @@ class Execution(ABC):
         open_calls, ending = self._open_calls, self.ending
         self._began = perf_counter()
         if open_calls.observers and ending.claimed is None and not open_calls.is_closed:
-            for each in open_calls.observers:
+            open_calls.told[id(self)] = open_calls.observers
+            for each in open_calls.told[id(self)]:
                 each.started(self)
         open_calls[id(self)] = self.call.execution = weakref.ref(self)
         if open_calls.is_closed:  # looked at after that: what closes the engine either finds this or is seen here
@@ -371,8 +374,10 @@ class Execution(ABC):
             ending.state = "running"
             return
         # Its stopper may have looked before this was listed: of the two, one takes it out.
-        if ending.is_over and open_calls.pop(id(self), None) is not None and open_calls.observers:
-            self._tell_end(None)
+        if ending.is_over and open_calls.pop(id(self), None) is not None and open_calls.told:
+            outcome = Outcome.of(ending)
+            outcome.exception = ending.failure
+            self._tell_end(outcome)
         raise PredictionCancelledError(self.call.tag, self.call.id)
 
     def end(self, exception: BaseException | None = None, returned: Any = None) -> None:
@@ -389,14 +394,14 @@ class Execution(ABC):
         if exception is None:
             exception = ending.failure
         outcome, open_calls = self._outcome, self._open_calls
-        if exception is not None and (outcome is not None or open_calls.observers):
+        if exception is not None and (outcome is not None or open_calls.told):
             outcome = self.outcome
             outcome.exception = exception
             self._outcome = None
         self.call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
         ending.state = ending.claimed
         ending.is_over = True  # readers look at this, so that what they find is complete
-        if open_calls.pop(id(self), None) is not None and open_calls.observers:
+        if open_calls.pop(id(self), None) is not None and open_calls.told:
             self._tell_end(outcome)
 
     def show_in(self, outcome: Outcome) -> None:
@@ -411,9 +416,9 @@ class Execution(ABC):
             self._outcome = None  # as in `end`
 
     def _tell_end(self, outcome: Outcome | None) -> None:
-        """Tell observers that the call has ended, having taken it out of the open ones."""
+        """Tell whoever was told of its beginning that the call has ended, having taken it out of the open ones."""
         outcome = outcome or self.outcome
-        for each in self._open_calls.observers:
+        for each in self._open_calls.told.pop(id(self), ()):
             each.finished(self, outcome)
 
     def take_failure(self) -> BaseException | None:
