@@ -184,13 +184,14 @@ class OwnedExecution(SyncExecution):
 
     def _conclude(self, end: End) -> None:
         """The body ended by itself: of several consumers one notes it, and one is told of its failure."""
-        ending = self.ending
+        ending, reduction = self.ending, self._body.reduction
+        if reduction is not None:
+            ending.count = reduction.count  # of a call in a worker, whose owner keeps it, that is told only now
         error = end.error
         if error is not None:
             if ending.claim("failed"):
-                reduction = self._body.reduction
                 end.error = None  # or the channel, which its frames refer to, keeps it alive
-                ending.failure = explain(error, self.call, ending.count if reduction is None else reduction.count)
+                ending.failure = explain(error, self.call, ending.count)
                 self.end()
         elif ending.stop:  # by its runner, since nobody of this execution did it
             if ending.claim("closed", self.closed_error()):
