@@ -451,8 +451,9 @@ class TaskExecution(Execution):
         """Close a body that nobody refers to any more, or whose loop ends."""
         if self._turn is ENDED:
             return
+        is_abandoned = self.ending.claim("closed") or self._turn is _LEFT  # else another thread stopped it just now
         self._turn = ENDED
-        if self.ending.claim("closed") or not self.ending.is_over:
+        if not self.ending.is_over:
             self.end()
         try:
             await finish(self, is_shielded=True)
@@ -461,12 +462,13 @@ class TaskExecution(Execution):
         finally:
             self._let_go()
             self._settle(None)
-        warnings.warn(
-            f"a stream of {self.call.tag} was abandoned after {counted(self.ending.count)}; close it, or use "
-            "`async with`",
-            ResourceWarning,
-            stacklevel=2,
-        )
+        if is_abandoned:
+            warnings.warn(
+                f"a stream of {self.call.tag} was abandoned after {counted(self.ending.count)}; close it, or use "
+                "`async with`",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
     @property
     def is_left_open(self) -> bool:
