@@ -96,7 +96,11 @@ class Body:
         self.context = context
 
     def start(self) -> Any:
-        """Call the function, once; its inputs are let go, so that they live no longer than the body wants them."""
+        """Call the function, once; its inputs are let go, so that they live no longer than the body wants them.
+
+        Raises:
+            PredictionCancelledError: the call was stopped while its class was set up, which nothing interrupts.
+        """
         self.is_started = True
         function, args, kwargs = self.function, self.args, self.kwargs
         self.function, self.args, self.kwargs = None, (), {}
@@ -104,6 +108,8 @@ class Body:
             if self.prepare is None:
                 raise AssertionError("a body is started once")
             function = self.prepare()
+            if self.call.stopping:
+                raise PredictionCancelledError(self.call.tag, self.call.id)
         try:
             return function(*args, **kwargs)
         except (StopIteration, StopAsyncIteration) as error:  # as in `invoke`

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._channel import End
-from engine._errors import EngineBusyError, EngineClosedError
+from engine._errors import EngineBusyError, EngineClosedError, PredictionCancelledError
 from engine._partials import ITERATOR, ONE, close_iterator, dispose, look
 from engine._records import current
 from engine.runners.base import open_here
@@ -290,7 +290,8 @@ def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
         produced = body.start()
         kind = look(produced, body.follows)
     except BaseException as error:
-        _finish(body, channel, End(error))
+        is_stopped = body.call.stopping and isinstance(error, PredictionCancelledError)  # as `Body.start` tells
+        _finish(body, channel, End(None if is_stopped else error))
         return
     now = clock()
     if kind is ITERATOR:
