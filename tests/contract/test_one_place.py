@@ -1079,7 +1079,12 @@ def test_a_stream_that_is_stopped_as_its_loop_ends_was_not_abandoned(tmp_path: P
     with new_engine() as muna:
         witness = Held()
         muna.predictions.observe(witness)
-        stopping = Elsewhere(lambda: [each.cancel() for each in muna.predictions.open_calls])
+
+        def stop_all() -> None:
+            for each in muna.predictions.open_calls:
+                each.cancel()
+
+        stopping = Elsewhere(stop_all)
         case = Case(muna, witness, Place("avalues", None), ASYNC, tmp_path / "case")
         case.have()
         case.run(whole)
