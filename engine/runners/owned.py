@@ -83,6 +83,9 @@ class OwnedExecution(SyncExecution):
     def _wait_first(self) -> None:
         """Begin, have the call admitted, and its owner started once this thread is parked; sleep."""
         ending, runner, self._runner = self.ending, self._runner, None
+        if runner is None:  # another reader was faster, and begins
+            ending.wait()
+            return
         try:
             self.begin()
             ending.admit(self._body)
@@ -97,15 +100,14 @@ class OwnedExecution(SyncExecution):
             item = self._next()
             if item is not None:
                 return item
-            await self._wait_task(is_first=self._runner is not None)
+            await self._wait_task()
         return None
 
-    async def _wait_task(self, *, is_first: bool) -> None:
+    async def _wait_task(self) -> None:
         """Sleep in an asyncio task; the first time begin, have the call admitted, and its owner started before."""
-        ending = self.ending
+        ending, runner, self._runner = self.ending, self._runner, None  # of several readers one begins
         try:
-            if is_first:
-                runner, self._runner = self._runner, None
+            if runner is not None:
                 try:
                     self.begin()
                     await ending.aadmit(self._body)
@@ -229,7 +231,7 @@ class OwnedExecution(SyncExecution):
         """
         ending = self.ending
         try:
-            await self._wait_task(is_first=True)
+            await self._wait_task()
             if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all is said
                 self._conclude(ending.end)
             while not ending.is_over and (item := await self.aget()) is not None:

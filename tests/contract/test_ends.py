@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import pytest
 
-from engine import Engine, EngineClosedError, PredictorError, hookimpl
+from engine import Engine, EngineClosedError, Predictor, PredictorError, hookimpl
 from engine.runners import Body, Channel, End
+from engine.runners.owned import OwnedExecution
 
 
 class Plugin:
@@ -205,3 +206,43 @@ def test_a_cancelled_error_of_a_clean_up_is_a_failure_like_any_other(
     assert isinstance(raised, PredictorError)
     assert isinstance(raised.__cause__, asyncio.CancelledError)
     assert outcome.state == "closed"
+
+
+# A call begins once, whoever pulls it first.
+
+
+@pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+def test_of_two_readers_that_come_first_one_begins_the_call(consumer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second comes once the first has seen that the call has not begun, and before it has begun it."""
+    started: list[str] = []
+
+    def body() -> Iterator[int]:
+        started.append("body")
+        yield from range(4)
+
+    wait_first, wait_task = OwnedExecution._wait_first, OwnedExecution._wait_task
+    seen: list[int] = []
+
+    def wait_after_another(execution: OwnedExecution) -> None:
+        monkeypatch.undo()
+        seen.append(execution.step())
+        wait_first(execution)
+
+    async def wait_task_after_another(execution: OwnedExecution, **options: Any) -> None:
+        monkeypatch.undo()
+        seen.append(await execution.pull())
+        await wait_task(execution, **options)
+
+    async def read(stream: Any) -> list[int]:
+        return [value async for value in stream.values()]
+
+    monkeypatch.setattr(OwnedExecution, "_wait_first", wait_after_another)
+    monkeypatch.setattr(OwnedExecution, "_wait_task", wait_task_after_another)
+    with Engine(discover=False, grace=0.05) as muna:
+        predictor = Predictor("@tests/body", body, concurrency=1)
+        if consumer == "sync":
+            seen += muna.predictions.stream(predictor, runner="thread").values()
+        else:
+            seen += asyncio.run(read(muna.predictions.astream(predictor, runner="thread")))
+        assert (started, seen) == (["body"], [0, 1, 2, 3])
+        assert muna.predictions.open_calls == ()
