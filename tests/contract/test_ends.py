@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import pytest
 
-from engine import Engine, EngineClosedError, Predictor, PredictorError, hookimpl
+from engine import Engine, EngineClosedError, Outcome, PredictionCancelledError, Predictor, PredictorError, hookimpl
 from engine.runners import Body, Channel, End
+from engine.runners.base import Execution
 from engine.runners.owned import OwnedExecution
 
 
@@ -246,3 +248,91 @@ def test_of_two_readers_that_come_first_one_begins_the_call(consumer: str, monke
             seen += asyncio.run(read(muna.predictions.astream(predictor, runner="thread")))
         assert (started, seen) == (["body"], [0, 1, 2, 3])
         assert muna.predictions.open_calls == ()
+
+
+# An observer is told of the beginning and the end of each call that begins, of both once, and of no other.
+
+
+class Observer:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def started(self, execution: Execution) -> None:
+        self.told.append(f"started {execution.ending.state}")
+
+    def finished(self, _execution: Execution, outcome: Outcome) -> None:
+        self.told.append(f"{outcome.state} {type(outcome.exception).__name__}")
+
+
+def fails_late() -> Iterator[int]:
+    yield 0
+    raise LookupError("of the body")
+
+
+async def afails_late() -> AsyncIterator[int]:
+    yield 0
+    raise LookupError("of the body")
+
+
+BODIES: Final[dict[str, Callable[[], Any]]] = {"gen": fails_late, "agen": afails_late}
+TOLD_OF: Final = {
+    "failed": ["started pending", "failed LookupError"],
+    "cancelled": ["started pending", "cancelled PredictionCancelledError"],
+    "closed": ["started pending", "closed NoneType"],
+    "shut": ["started pending", "closed EngineClosedError"],
+    "left": ["started pending", "closed NoneType"],
+    "created": ["started pending", "failed LookupError"],
+    "cancelled before": [],
+    "closed before": [],
+    "shut before": [],
+}
+
+
+async def end(muna: Engine, predictor: Predictor, consumer: str, runner: str | None, how: str) -> None:
+    """Make one call of a body, and have it end."""
+    predictions: Any = muna.predictions
+    is_async = consumer == "asyncio"
+    if how == "created":
+        create = predictions.acreate if is_async else predictions.create
+        with suppress(LookupError):
+            created = create(predictor, runner=runner)
+            await created if is_async else created
+        return
+    stream = (predictions.astream if is_async else predictions.stream)(predictor, runner=runner)
+
+    async def pull() -> None:
+        await anext(stream, None) if is_async else next(stream, None)
+
+    if not how.endswith(" before"):
+        await pull()
+    if how == "left":
+        del stream, pull
+        return
+    if how.startswith("cancelled"):
+        stream.cancel()
+    elif how.startswith("closed"):
+        await stream.aclose() if is_async else stream.close()
+    elif how.startswith("shut"):
+        await muna.aclose() if is_async else muna.close()
+    with suppress(LookupError, PredictionCancelledError, EngineClosedError):
+        await pull()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("how", TOLD_OF)
+@pytest.mark.parametrize(("kind", "consumer", "runner"), EVERY)
+def test_an_observer_is_told_once_of_the_beginning_and_the_end_of_a_call(
+    kind: str, consumer: str, runner: str | None, how: str
+) -> None:
+    observer = Observer()
+    with Engine(discover=False, grace=0.05, workers=1) as muna:
+        muna.predictions.observe(observer)
+        ending = end(muna, Predictor("@tests/fails", BODIES[kind]), consumer, runner, how)
+        if consumer == "asyncio":
+            asyncio.run(ending)
+        else:
+            with pytest.raises(StopIteration):  # it never suspends
+                ending.send(None)
+    assert observer.told == TOLD_OF[how]
