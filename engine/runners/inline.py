@@ -162,16 +162,19 @@ class InlineExecution(SyncExecution):
 
     def _failed(self, error: BaseException) -> BaseException | None:
         """A pull brought no partial: give what it raises, `None` where the stream just ends."""
-        self._turn, ending, failure = ENDED, self.ending, None
-        if isinstance(error, StopIteration) and ending.claim("done"):
-            self.end(None, error.value)
-        elif ending.claim("failed"):
-            is_interrupt = isinstance(error, KeyboardInterrupt) and is_main_thread()
-            failure = error if is_interrupt else explain(error, self.call, ending.count)
-            self._finalise_quietly()
-            self.end(failure)
-        else:
-            return self._stopped(error)
+        ending, failure = self.ending, None
+        try:  # the turn is this pull's until the end can be read: another reader might take what is to be shown there
+            if isinstance(error, StopIteration) and ending.claim("done"):
+                self.end(None, error.value)
+            elif ending.claim("failed"):
+                is_interrupt = isinstance(error, KeyboardInterrupt) and is_main_thread()
+                failure = error if is_interrupt else explain(error, self.call, ending.count)
+                self._finalise_quietly()
+                self.end(failure)
+            else:
+                return self._stopped(error)
+        finally:
+            self._turn = ENDED
         self._body.let_go()
         ending.end = CLEAN
         if ending.closers:
@@ -233,9 +236,11 @@ class InlineExecution(SyncExecution):
             self._finalise()
         except BaseException as error:
             caught = explain(error, self.call, self.ending.count)
-        self._turn = ENDED
-        self._body.let_go()
-        self.end(self.ending.failure or caught)
+        try:  # as in `_failed`
+            self._body.let_go()
+            self.end(self.ending.failure or caught)
+        finally:
+            self._turn = ENDED
         self._settle(caught)
 
     def _finalise(self) -> None:

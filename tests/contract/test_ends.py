@@ -336,3 +336,34 @@ def test_an_observer_is_told_once_of_the_beginning_and_the_end_of_a_call(
             with pytest.raises(StopIteration):  # it never suspends
                 ending.send(None)
     assert observer.told == TOLD_OF[how]
+
+
+# What a stream was cancelled for is shown by its outcome, whoever reads meanwhile.
+
+
+@pytest.mark.parametrize("is_pulled", [False, True], ids=["rests", "is-pulled"])
+def test_a_reader_that_comes_while_a_cancelled_body_is_finalised_takes_nothing_from_the_outcome(
+    is_pulled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, refused = Body.let_go, []
+
+    def let_go_and_read(body: Body) -> None:
+        let_go(body)
+        with pytest.raises(ValueError, match="is being read already") as caught:
+            next(stream)
+        refused.append(caught.value)
+
+    def cancels() -> Iterator[int]:
+        yield 0
+        stream.cancel()
+        raise LookupError("after its end was decided")
+
+    with Engine(discover=False, grace=0.05) as muna:
+        stream = muna.predictions.stream(cancels if is_pulled else counts)
+        next(stream)
+        monkeypatch.setattr(Body, "let_go", let_go_and_read)
+        if not is_pulled:
+            stream.cancel()
+        assert told(lambda: next(stream), StopIteration) == [PredictionCancelledError]
+        assert len(refused) == 1
+        assert isinstance(stream.outcome.exception, PredictionCancelledError)
