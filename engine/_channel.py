@@ -279,7 +279,8 @@ class Ending(Progress):
         if self.closers:
             wake_all(self.closers)
         if self.deserted is not None and end.error is not None:
-            warn(f"{self.label}: error after its stream was left", end.error)
+            error, end.error = end.error, None  # as in `claim`: it is logged here, or by the consumer that left
+            warn(f"{self.label}: error after its stream was left", error)
 
     def request_stop(self) -> None:
         """Ask the owner to finalise the body.

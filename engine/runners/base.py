@@ -465,9 +465,20 @@ class Execution(ABC):
 
     def _settle(self, error: BaseException | None) -> None:
         """Say that a body in lock-step is finalised; an error that no stopper waits for goes to the log."""
-        ending = self.ending
-        ending.finish(CLEAN if error is None else End(error))
-        if error is not None and not ending.is_awaited:
+        self.ending.finish(CLEAN if error is None else End(error))
+        if not self.ending.is_awaited:
+            self._log_unheard()
+
+    def _wait_no_more(self) -> None:
+        """Note that the stopper does not wait any longer: what the clean-up raises goes to the log."""
+        self.ending.is_awaited = False
+        self._log_unheard()
+
+    def _log_unheard(self) -> None:
+        """Log what the clean-up raised, unless the stopper or another caller of this has taken it out."""
+        ending, end = self.ending, self.ending.end
+        if end is not None and end.error is not None:
+            error, end.error = end.error, None
             warn(f"error while a stream was being {ending.claimed}", error)
 
     def _raise_from_cleanup(self) -> None:

@@ -220,8 +220,13 @@ class InlineExecution(SyncExecution):
         if is_mine:
             ending.is_awaited = not is_inside
             self._stop()
-        is_waiting = not is_inside and ending.end is None and (is_mine or self._turn is BUSY)
-        if is_waiting and not ending.wait_end(self.grace):
+        is_final = is_inside or ending.end is not None or not (is_mine or self._turn is BUSY)
+        try:
+            is_final = is_final or ending.wait_end(self.grace)
+        finally:
+            if is_mine and not is_final:
+                self._wait_no_more()
+        if not is_final:
             warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
         if is_mine:
             self._raise_from_cleanup()

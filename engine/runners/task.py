@@ -394,8 +394,13 @@ class TaskExecution(Execution):
             if is_mine:
                 ending.is_awaited = not is_inside
                 self._stop()
-            is_waiting = not is_inside and ending.end is None and (is_mine or self._turn is not ENDED)
-            if is_waiting and not await ending.wait_end_task(self.grace * 2):
+            is_final = is_inside or ending.end is not None or not (is_mine or self._turn is not ENDED)
+            try:
+                is_final = is_final or await ending.wait_end_task(self.grace * 2)
+            finally:
+                if is_mine and not is_final:
+                    self._wait_no_more()
+            if not is_final:
                 warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
         if is_mine:
             self._raise_from_cleanup()

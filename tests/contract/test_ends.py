@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
@@ -10,9 +11,12 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError, Outcome, PredictionCancelledError, Predictor, PredictorError, hookimpl
+from engine._channel import Ending
 from engine.runners import Body, Channel, End
 from engine.runners.base import Execution
 from engine.runners.owned import OwnedExecution
+
+LIMIT: Final = 20.0  # seconds any wait may take
 
 
 class Plugin:
@@ -345,7 +349,8 @@ def test_an_observer_is_told_once_of_the_beginning_and_the_end_of_a_call(
 def test_a_reader_that_comes_while_a_cancelled_body_is_finalised_takes_nothing_from_the_outcome(
     is_pulled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go, refused = Body.let_go, []
+    let_go = Body.let_go
+    refused: list[ValueError] = []
 
     def let_go_and_read(body: Body) -> None:
         let_go(body)
@@ -367,3 +372,109 @@ def test_a_reader_that_comes_while_a_cancelled_body_is_finalised_takes_nothing_f
         assert told(lambda: next(stream), StopIteration) == [PredictionCancelledError]
         assert len(refused) == 1
         assert isinstance(stream.outcome.exception, PredictionCancelledError)
+
+
+# What a clean-up raises arrives once: where the stream is closed, or in the log.
+
+
+def logged(caplog: pytest.LogCaptureFixture, error: type[BaseException]) -> int:
+    """How often an error is in the log."""
+    return sum(f"{error.__name__}: " in record.message for record in caplog.records)
+
+
+class FailsAtOnce(HandsOverByHand):
+    """Finalises its body just as it is asked to stop, and fails in that."""
+
+    def start(self, body: Body, channel: Channel) -> None:
+        super().start(body, channel)
+        channel.on_stop = lambda: channel.finish(End(LookupError("of the clean-up"), is_cleanup=True))
+
+
+def test_what_an_owner_raises_just_as_it_is_asked_to_stop_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with Engine(discover=False, plugins=[FailsAtOnce()], grace=0.05) as muna:
+        stream = muna.predictions.stream(counts, runner="by-hand")
+        next(stream)
+        stream.cancel()
+        assert logged(caplog, LookupError) == 1
+
+
+def test_what_a_clean_up_raises_that_a_reader_comes_to_before_its_stopper_arrives_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Ending.claim
+
+    def claim_and_read(ending: Ending, state: Any, failure: BaseException | None = None) -> bool:
+        is_first = claim(ending, state, failure)
+        monkeypatch.undo()
+        assert next(stream, None) is None  # as another thread might just then
+        return is_first
+
+    with Engine(discover=False, grace=0.05) as muna:
+        stream = muna.predictions.stream(fails_in_cleaning_up(LookupError)["gen"])
+        next(stream)
+        monkeypatch.setattr(Ending, "claim", claim_and_read)
+        raised = 0
+        try:
+            stream.close()
+        except LookupError:
+            raised = 1
+        assert raised + logged(caplog, LookupError) == 1
+
+
+class Stubborn:
+    """Bodies that do not stop before they are let go of, and then fail."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.go = threading.Event()
+
+    def gen(self) -> Iterator[int]:
+        yield 0
+        self.reached.set()
+        self.go.wait(LIMIT)
+        raise LookupError("at last")
+
+    async def agen(self) -> AsyncIterator[int]:
+        yield 0
+        self.reached.set()
+        while not self.go.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.001)
+        raise LookupError("at last")
+
+
+def test_what_a_pull_raises_that_was_waited_for_in_vain_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    body = Stubborn()
+    with Engine(discover=False, grace=0.01) as muna:
+        stream = muna.predictions.stream(body.gen)
+        next(stream)
+        reader = threading.Thread(target=next, args=(stream, None))
+        reader.start()
+        assert body.reached.wait(LIMIT)
+        stream.close()
+        body.go.set()
+        reader.join(LIMIT)
+        assert logged(caplog, LookupError) == 1
+
+
+def test_what_a_pull_in_a_task_raises_is_logged_where_its_stopper_is_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    body = Stubborn()
+
+    async def scenario(muna: Engine) -> None:
+        stream = muna.predictions.astream(body.agen)
+        await anext(stream)
+        reader = asyncio.ensure_future(anext(stream))
+        assert await asyncio.to_thread(body.reached.wait, LIMIT)
+        closer = asyncio.create_task(stream.aclose())
+        await asyncio.sleep(0)
+        closer.cancel()
+        await asyncio.wait([closer])
+        body.go.set()
+        with suppress(StopAsyncIteration):
+            await reader
+
+    with Engine(discover=False, grace=LIMIT) as muna:
+        asyncio.run(scenario(muna))
+    assert logged(caplog, LookupError) == 1
