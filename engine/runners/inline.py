@@ -270,6 +270,8 @@ class InlineExecution(SyncExecution):
                 self._body.let_go()
             if self.ending.claim("closed") or not self.ending.is_over:  # the latter where Ctrl-C came into a stop
                 self.end()
+        elif self._body.release is not None:  # Ctrl-C came between the end and this
+            self._body.let_go()
 
 
 def _enterable(context: Context) -> Context:

@@ -442,13 +442,18 @@ class OwnedExecution(SyncExecution):
     def __del__(self) -> None:
         """An abandoned stream is finalised by its owner, which is told here, without lock or wait."""
         ending = self.ending
-        if ending.state != "running" or is_finalising():
+        if is_finalising():
             return
-        ending.claim("closed")  # else Ctrl-C came into a stop, which nobody carries out any more
+        if ending.state != "running":
+            if self._runner is None and ending.end is None and not ending.stop:  # Ctrl-C came before it was told
+                self._request_stop()
+            return
+        is_abandoned = ending.claim("closed")  # else Ctrl-C came into a stop, which is carried out here
         self._leave()
-        warnings.warn(
-            f"a stream of {self.call.tag} was abandoned after {counted(ending.count)}; close it, or use `with`",
-            ResourceWarning,
-            stacklevel=2,
-            source=self,
-        )
+        if is_abandoned:
+            warnings.warn(
+                f"a stream of {self.call.tag} was abandoned after {counted(ending.count)}; close it, or use `with`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )

@@ -439,8 +439,9 @@ class TaskExecution(Execution):
         guard = self._guard
         if guard is None or self._turn is ENDED or is_finalising():
             return
-        if self._turn is None and self.ending.claim("closed"):
-            self._turn = _LEFT
+        if self._turn is None:
+            self._turn = _LEFT  # taken: straight after the test, as in `claim`
+            self.ending.claim("closed")  # else Ctrl-C came into a stop, which is carried out here
             self.end()
         self.call.stopping = True  # it ends by itself: a call may wait for its slot
         try:

@@ -12,9 +12,10 @@ import pytest
 
 from engine import Engine, EngineClosedError, Outcome, PredictionCancelledError, Predictor, PredictorError, hookimpl
 from engine._channel import Ending
-from engine.runners import Body, Channel, End
+from engine.runners import Body, Channel, End, base
 from engine.runners.base import Execution
 from engine.runners.owned import OwnedExecution
+from engine.runners.task import TaskExecution
 
 LIMIT: Final = 20.0  # seconds any wait may take
 
@@ -478,3 +479,131 @@ def test_what_a_pull_in_a_task_raises_is_logged_where_its_stopper_is_cancelled(
     with Engine(discover=False, grace=LIMIT) as muna:
         asyncio.run(scenario(muna))
     assert logged(caplog, LookupError) == 1
+
+
+# Wherever Ctrl-C comes into the end of a call, that ends, and its body with it, once nothing refers to it.
+
+
+class Kept:
+    """A body of either colour that tells what it has come to."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.finalised = threading.Event()
+
+    def gen(self) -> Iterator[list[int]]:
+        self.seen.append("begun")
+        try:
+            yield [0]
+            yield [1]
+        finally:
+            self.seen.append("finalised")
+            self.finalised.set()
+
+    async def agen(self) -> AsyncIterator[list[int]]:
+        self.seen.append("begun")
+        try:
+            yield [0]
+            yield [1]
+        finally:
+            self.seen.append("finalised")
+            self.finalised.set()
+
+
+Point = tuple[Any, str, bool]
+
+
+def interrupt_once(monkeypatch: pytest.MonkeyPatch, point: Point) -> None:
+    """Have Ctrl-C come into the next call of a method: before it does anything, or after it did."""
+    owner, name, is_after = point
+    method = getattr(owner, name)
+
+    def interrupted(*args: Any) -> None:
+        monkeypatch.undo()
+        if is_after:
+            method(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "runner", "point"),
+    [
+        ("gen", None, (Execution, "end", False)),
+        ("gen", None, (Execution, "end", True)),
+        ("gen", None, (Body, "let_go", False)),
+        ("gen", "thread", (OwnedExecution, "_leave", False)),
+        ("gen", "thread", (Execution, "end", False)),
+        ("gen", "thread", (Execution, "end", True)),
+        ("gen", "thread", (OwnedExecution, "_request_stop", False)),
+        ("agen", None, (OwnedExecution, "_leave", False)),
+        ("agen", None, (Execution, "end", True)),
+        ("agen", None, (OwnedExecution, "_request_stop", False)),
+    ],
+)
+@pytest.mark.parametrize("how", ["cancel", "read"])
+def test_a_call_whose_end_ctrl_c_interrupts_lets_go_of_everything_once_it_is_dropped(
+    kind: str, runner: str | None, point: Point, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = Kept()
+    with Engine(discover=False, grace=LIMIT) as muna:
+        predictor = Predictor("@tests/kept", getattr(body, kind), concurrency=1)
+        slots = muna.predictions.resolve(predictor).slots
+        assert slots is not None
+        stream = muna.predictions.stream(predictor, runner=runner)
+        partials = stream.values()
+        next(partials)
+        interrupt_once(monkeypatch, point)
+        with suppress(KeyboardInterrupt):  # what is read to its end, no stop is interrupted in
+            if how == "cancel":
+                stream.cancel()
+            else:
+                list(partials)
+        monkeypatch.undo()
+        del stream, partials
+        slots.wait_for(slots.holders, LIMIT)
+        assert body.seen == ["begun", "finalised"]
+        assert slots.holders == ()
+        assert not muna._open_calls
+
+
+def test_a_call_that_ctrl_c_interrupts_as_its_end_is_told_is_taken_out_of_those_that_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+
+    def interrupt_at_the_end(execution: object) -> int:  # as it comes straight after a call of `id`
+        calls.append(id(execution))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(base, "id", interrupt_at_the_end, raising=False)
+    with Engine(discover=False) as muna:
+        with pytest.raises(KeyboardInterrupt):
+            muna.predictions.create(counts, runner="thread")
+        assert len(calls) > 2
+        assert not muna._open_calls
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_stop_in_a_task_that_ctrl_c_interrupts_is_carried_out_by_the_loop_once_the_stream_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = Kept()
+
+    async def scenario(muna: Engine) -> None:
+        stream = muna.predictions.astream(body.agen)
+        await anext(stream)
+        outcome = stream.outcome
+        interrupt_once(monkeypatch, (TaskExecution, "_stop", False))
+        with pytest.raises(KeyboardInterrupt):
+            stream.cancel()
+        del stream
+        assert await asyncio.to_thread(body.finalised.wait, LIMIT)
+        assert outcome.state == "cancelled"
+        assert muna.predictions.open_calls == ()
+
+    with Engine(discover=False) as muna:
+        asyncio.run(scenario(muna))
