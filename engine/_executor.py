@@ -854,12 +854,18 @@ class Executor:
             except BaseException as error:
                 return _reported(error, execution, reduction, started, errors)
             return _reduced(execution, reduction, started)
+        failure: BaseException | None = None
         try:
             context.run(_exhaust_into, produced, reduction)
-        except _ReducerFailure as failure:
-            raise failure.error from None
+        except _ReducerFailure as carrier:
+            failure = carrier.error
         except BaseException as error:
             return _failed(error, call, reduction, started, errors)
+        if failure is not None:
+            try:
+                raise failure  # outside of the handler: what carried it would be its context, and both a cycle
+            finally:
+                del failure  # or this frame and the exception keep each other alive
         call.parent = None
         elapsed = (perf_counter() - started) * 1000.0
         return Prediction(call, _finish(reduction, call), max(0, reduction.count - 1), elapsed)

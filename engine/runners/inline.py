@@ -247,6 +247,7 @@ class InlineExecution(SyncExecution):
         finally:
             self._turn = ENDED
         self._settle(caught)
+        del caught  # or this frame and the exception keep each other alive
 
     def _finalise(self) -> None:
         """Run the body's `finally`, in the call's context."""

@@ -249,13 +249,15 @@ class TaskExecution(Execution):
             raise Over(stop.value) from None
 
     def throw(self, error: BaseException) -> Any:
-        """The same, raising `error` where the body stands."""
-        if self._machine is None:
-            raise error
+        """Raise `error` where the body stands, and run it on to its next partial, or to what it waits for."""
         try:
+            if self._machine is None:
+                raise error
             return self._context.run(self._machine.throw, error)
         except StopIteration as stop:
             raise Over(stop.value) from None
+        finally:
+            del error  # or this frame and the exception, where it comes back, keep each other alive
 
     def _is_over(self) -> bool:
         if self._turn is BUSY:
@@ -284,6 +286,8 @@ class TaskExecution(Execution):
         watch, self._watch = self._watch, None
         is_quiet = isinstance(error, (Over, StopIteration, PredictionCancelledError)) or is_foreign_cancel(error)
         state, failure = self._verdict(error, watch, is_quiet=is_quiet)
+        if watch is not None:
+            watch.cancellation = None  # its frames refer to the watch: they would keep each other alive
         if ending.claim(state):
             self.end(failure, error.value if isinstance(error, (Over, StopIteration)) and failure is None else None)
             self._let_go()
@@ -428,11 +432,12 @@ class TaskExecution(Execution):
             self.end(self.ending.failure or caught)
         self._let_go()
         self._settle(caught)
+        del caught  # or this frame and the exception keep each other alive
         if interruption is not None:
             try:
                 raise interruption
             finally:
-                del interruption, self  # or this frame and the exception keep each other alive
+                del interruption, self  # as above
 
     def abandon(self) -> None:
         """Nobody can pull any more: the loop is told to close the body, without lock or wait."""
@@ -949,10 +954,13 @@ def shield(execution: TaskExecution, answer: Any, watch: Watch) -> Generator[Any
 
 def _throw(execution: TaskExecution, watch: Watch, error: BaseException) -> Any:
     """Raise `error` where the body stands, unless it is given up."""
-    if watch.is_given_up():
-        warn(f"{execution.call.tag}: the body went on after being cancelled; it is abandoned")
-        raise error
-    return execution.throw(error)
+    try:
+        if watch.is_given_up():
+            warn(f"{execution.call.tag}: the body went on after being cancelled; it is abandoned")
+            raise error
+        return execution.throw(error)
+    finally:
+        del error  # as in `TaskExecution.throw`
 
 
 @types.coroutine
@@ -999,8 +1007,9 @@ def _raised_at_last(execution: TaskExecution, watch: Watch | None, error: BaseEx
         if watch.is_closed and isinstance(error, GeneratorExit):
             return error
         if is_over or is_foreign_cancel(error):
-            if watch.cancellation is not None:
-                return watch.cancellation
+            cancellation, watch.cancellation = watch.cancellation, None  # as in `TaskExecution._failed`
+            if cancellation is not None:
+                return cancellation
             is_over = is_over or watch.is_cut()
     return None if is_over else explain(error, execution.call, execution.ending.count)
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import pytest
 
-from engine import Engine, EngineClosedError, Outcome, PredictionCancelledError, Predictor, PredictorError, hookimpl
+from engine import (
+    Engine,
+    EngineClosedError,
+    Outcome,
+    PredictionCancelledError,
+    Predictor,
+    PredictorError,
+    fold,
+    hookimpl,
+)
 from engine._channel import Ending
 from engine.runners import Body, Channel, End, base
 from engine.runners.base import Execution
@@ -607,3 +618,117 @@ def test_a_stop_in_a_task_that_ctrl_c_interrupts_is_carried_out_by_the_loop_once
 
     with Engine(discover=False) as muna:
         asyncio.run(scenario(muna))
+
+
+# However a call ends, its inputs live no longer than the exception that it ended with: no collector is needed.
+
+
+class Weighty:
+    """An input that tells, by its end, that nothing refers to it."""
+
+    def __init__(self) -> None:
+        self.is_gone = threading.Event()
+
+    def __del__(self) -> None:
+        self.is_gone.set()
+
+    def __reduce__(self) -> Any:
+        return (Weighty, ())
+
+
+def cleans_up_with(error: type[BaseException] | None) -> dict[str, Callable[[Weighty], Any]]:
+    def gen(weighty: Weighty) -> Iterator[list[Weighty]]:
+        try:
+            yield []
+            yield [weighty]
+        finally:
+            if error is not None:
+                raise error("of the clean-up")
+
+    async def agen(weighty: Weighty) -> AsyncIterator[list[Weighty]]:
+        try:
+            yield []
+            yield [weighty]
+        finally:
+            if error is not None:
+                raise error("of the clean-up")
+
+    return {"gen": gen, "agen": agen}
+
+
+async def waits(weighty: Weighty) -> list[Weighty]:
+    await asyncio.sleep(LIMIT)
+    return [weighty]
+
+
+async def ends_by(muna: Engine, predictor: Any, consumer: str, runner: str | None, how: str) -> None:
+    """Have a call end; nothing here names its stream while that raises, whose outcome keeps what that raises."""
+    predictions: Any = muna.predictions
+    inputs = {"weighty": Weighty()}
+    is_gone, is_async = inputs["weighty"].is_gone, consumer == "asyncio"
+    with suppress(LookupError, ValueError, PredictorError, PredictionCancelledError, asyncio.CancelledError):
+        if how == "task cancelled":
+            task = asyncio.ensure_future(predictions.acreate(predictor, inputs, runner=runner))
+            del inputs
+            await asyncio.sleep(0)
+            task.cancel()
+            await task
+        elif how == "reducer":
+            create = predictions.acreate if is_async else predictions.create
+            created = create(predictor, inputs, runner=runner, reduce=fold(refuse, 0))
+            await created if is_async else created
+        else:
+            stream = (predictions.astream if is_async else predictions.stream)(predictor, inputs, runner=runner)
+            partials = stream.values()
+            await anext(partials) if is_async else next(partials)
+            if how == "cancelled":
+                stream.cancel()
+            del stream
+            if how == "cancelled":
+                await anext(partials, None) if is_async else next(partials, None)
+            del partials
+    inputs = {}
+    if is_async:
+        assert await asyncio.to_thread(is_gone.wait, LIMIT)
+    else:
+        assert is_gone.wait(LIMIT)
+
+
+def refuse(_state: object, _value: object) -> object:
+    raise LookupError("of the reducer")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("how", ["cancelled", "dropped", "reducer"])
+@pytest.mark.parametrize("error", [None, LookupError, SystemExit])
+@pytest.mark.parametrize(("kind", "consumer", "runner"), EVERY)
+def test_an_input_is_freed_without_a_collector_however_its_call_ends(
+    kind: str, consumer: str, runner: str | None, error: type[BaseException] | None, how: str
+) -> None:
+    with Engine(discover=False, grace=LIMIT, workers=1) as muna, uncollected():
+        ending = ends_by(muna, cleans_up_with(error)[kind], consumer, runner, how)
+        if consumer == "asyncio":
+            asyncio.run(ending)
+        else:
+            with pytest.raises(StopIteration):
+                ending.send(None)
+
+
+@pytest.mark.parametrize("runner", [None, "inline", "thread"])
+def test_an_input_is_freed_without_a_collector_where_the_task_that_waits_is_cancelled(runner: str | None) -> None:
+    with Engine(discover=False, grace=LIMIT) as muna, uncollected():
+        asyncio.run(ends_by(muna, waits, "asyncio", runner, "task cancelled"))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without a garbage collector, and without a log, whose records pytest keeps, and their exceptions with them."""
+    log = logging.getLogger("engine")
+    gc.collect()
+    gc.disable()
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
+        gc.enable()
