@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from engine._channel import Ending
-from engine._errors import EngineClosedError, PredictionCancelledError
+from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, warn
 from engine._partials import is_foreign_cancel
 from engine._records import Outcome
 from engine.runners.base import primed
@@ -33,7 +33,7 @@ class _Deferred(Generic[E]):
     Attributes:
         tag: what was called, as far as it is known.
         reducer: how its partials are reduced, once that is known.
-        outcome: how it goes.
+        outcome: how it goes, for the stream that is made of this.
     """
 
     __slots__ = ("_ending", "_execution", "outcome", "reducer", "tag")
@@ -64,24 +64,39 @@ class _Deferred(Generic[E]):
         if self._ending.claimed is None:  # as in `Ending.claim`: a stop that comes later finds the execution
             self._execution = execution
         if self._execution is not None:
-            execution.show_in(self.outcome)
+            outcome, self.outcome = self.outcome, Outcome.of(self._ending)  # or it and what it shows are a cycle
+            execution.show_in(outcome)
 
-    def _fail(self, error: BaseException) -> None:
-        """It cannot be opened."""
+    def _fails(self, error: BaseException) -> bool:
+        """End because it cannot be opened; tell whether the consumer is to get `error`.
+
+        Not where its end was decided before, for of a stream's end its consumer hears once.
+        """
         state: State = "closed" if isinstance(error, EngineClosedError) else "failed"
         if self._ending.claim("cancelled" if is_foreign_cancel(error) else state):
-            self._settle()
-        self.outcome.exception = error
+            self._settle(error)
+            return True
+        if isinstance(error, Exception) and not isinstance(error, EngineError):
+            warn(f"{self.tag}: error nobody waited for", error)
+        return not isinstance(error, Exception)
 
-    def _settle(self) -> None:
-        """Reach the end that was claimed before anything was opened."""
+    def _settle(self, exception: BaseException | None = None) -> None:
+        """Reach the end that was claimed before anything was opened.
+
+        Args:
+            exception: what the outcome shows; `None` for what the next pull raises, if anything.
+        """
         ending = self._ending
         if self._execution is None and ending.claimed is not None:
+            outcome, self.outcome = self.outcome, Outcome.of(ending)  # as above
+            outcome.exception = exception or ending.failure
             ending.state = ending.claimed
             ending.is_over = True
 
     def _raise_failure(self) -> None:
         """Raise what an end before the opening still owes the consumer."""
+        if self._execution is not None:  # which was asked to stop as well, and owes it
+            return
         failure, self._ending.failure = self._ending.failure, None
         if failure is not None:
             try:
@@ -119,8 +134,8 @@ class DeferredExecution(_Deferred["SyncExecution"]):
                     try:
                         self._adopt(*open_now())
                     except BaseException as error:
-                        self._fail(error)
-                        raise
+                        if self._fails(error):
+                            raise
                 self._raise_failure()
         return self._execution
 
@@ -183,8 +198,8 @@ class AsyncDeferredExecution(_Deferred["AsyncExecution"]):
                 try:
                     self._adopt(*await open_soon())
                 except BaseException as error:
-                    self._fail(error)
-                    raise
+                    if self._fails(error):
+                        raise
                 finally:
                     self._is_opened.set()
             self._raise_failure()

@@ -8,23 +8,28 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import pytest
 
 from engine import (
+    AsyncPredictionStream,
     Engine,
     EngineClosedError,
     Outcome,
     PredictionCancelledError,
+    PredictionStream,
     Predictor,
     PredictorError,
     fold,
     hookimpl,
 )
 from engine._channel import Ending
-from engine.runners import Body, Channel, End, base
+from engine._reducers import reducer_of
+from engine.runners import Body, Channel, End, base, deferred
 from engine.runners.base import Execution
+from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
 from engine.runners.owned import OwnedExecution
 from engine.runners.task import TaskExecution
 
@@ -732,3 +737,117 @@ def uncollected() -> Iterator[None]:
     finally:
         log.disabled = False
         gc.enable()
+
+
+# A stream whose predictor is still to be found ends as any other.
+
+
+class Opened:
+    """An execution that a deferred one hands over to."""
+
+    def __init__(self) -> None:
+        self.is_shown = threading.Event()
+        self.go = threading.Event()
+        self.cancelled = 0
+
+    def show_in(self, _outcome: Outcome) -> None:
+        self.is_shown.set()
+        self.go.wait(LIMIT)
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+    def values(self) -> Iterator[int]:
+        return iter((1,))
+
+
+def test_a_cancellation_that_comes_as_a_stream_is_opened_is_told_by_what_was_opened_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: Any = Opened()
+    stream = DeferredExecution(lambda: (opened, reducer_of("last")), "@tests/opened")
+    seen: list[int] = []
+    reader = threading.Thread(target=lambda: seen.extend(stream.values()))
+
+    def open_first(*about: str) -> PredictionCancelledError:
+        reader.start()
+        assert opened.is_shown.wait(LIMIT)
+        return PredictionCancelledError(*about)
+
+    monkeypatch.setattr(deferred, "PredictionCancelledError", open_first)
+    stream.cancel()
+    opened.go.set()
+    reader.join(LIMIT)
+    assert (seen, opened.cancelled) == ([1], 1)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["stream", "astream"])
+@pytest.mark.parametrize(("how", "ended"), [("cancel", [PredictionCancelledError]), ("close", [])])
+def test_a_stream_that_ends_while_its_predictor_is_looked_for_in_vain_tells_one_end(
+    how: str, ended: list[type[Exception]], is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def open_now() -> Any:
+        stream.cancel() if how == "cancel" else stream.close()
+        raise LookupError("there is none")
+
+    async def open_soon() -> Any:
+        astream.cancel() if how == "cancel" else await astream.aclose()
+        raise LookupError("there is none")
+
+    stream = PredictionStream(DeferredExecution(open_now, "@tests/none"), None)
+    astream = AsyncPredictionStream(AsyncDeferredExecution(open_soon, "@tests/none"), None)
+
+    async def read() -> list[type[Exception]]:
+        seen: list[type[Exception]] = []
+        while len(seen) < 5:
+            try:
+                await anext(astream)
+            except StopAsyncIteration:
+                break
+            except Exception as error:
+                seen.append(type(error))
+        return seen
+
+    assert (asyncio.run(read()) if is_async else told(lambda: next(stream), StopIteration)) == ended
+    outcome = (astream if is_async else stream).outcome
+    assert outcome.state == ("cancelled" if how == "cancel" else "closed")
+    assert [type(each) for each in [outcome.exception] if each is not None] == ended
+    assert logged(caplog, LookupError) == 1
+
+
+def test_a_stream_that_is_cancelled_before_its_predictor_is_looked_for_shows_that() -> None:
+    stream = PredictionStream(DeferredExecution(lambda: pytest.fail("it is looked for"), "@tests/none"), None)
+    stream.cancel()
+    assert isinstance(stream.outcome.exception, PredictionCancelledError)
+    assert told(lambda: next(stream), StopIteration) == [PredictionCancelledError]
+
+
+@pytest.mark.parametrize("how", ["not opened", "failed"])
+def test_what_a_late_stream_refers_to_is_freed_without_a_collector(how: str, muna: Engine) -> None:
+    def fail(weighty: Weighty) -> Any:
+        raise LookupError(str(weighty))
+
+    outcomes: list[Outcome] = []
+
+    def read() -> threading.Event:
+        weighty = Weighty()
+        is_gone = weighty.is_gone
+        if how == "failed":
+            resident = muna.predictions.resolve(fail)
+            open_now = partial(muna.predictions._opened, resident, {"weighty": weighty}, "thread", None, None)
+        else:
+            open_now = partial(fail, weighty)
+        execution = DeferredExecution(open_now, "@tests/none")
+        outcomes.append(execution.outcome)
+        partials = execution.values()
+        del execution, open_now, weighty
+        with suppress(LookupError):
+            next(partials)
+        return is_gone
+
+    with uncollected():
+        is_gone = read()
+        assert not is_gone.is_set()
+        assert [type(each.exception) for each in outcomes] == [LookupError]
+        outcomes.clear()
+        assert is_gone.wait(LIMIT)
