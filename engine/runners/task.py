@@ -296,8 +296,8 @@ class TaskExecution(Execution):
         # A stop was posted: it decides how the stream ends, whatever the body raised.
         self.end()
         self._let_go()
-        self._settle(None if is_quiet else explain(error, self.call, ending.count))
-        if failure is not None and state == "cancelled":  # the consumer's own task is told so all the same
+        self._settle(None if is_quiet or state == "closed" else explain(error, self.call, ending.count))
+        if failure is not None and state != "failed":  # the task is cancelled, or its coroutine closed, all the same
             return failure
         return self.take_failure() or StopAsyncIteration()
 

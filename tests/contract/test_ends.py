@@ -851,3 +851,27 @@ def test_what_a_late_stream_refers_to_is_freed_without_a_collector(how: str, mun
         assert [type(each.exception) for each in outcomes] == [LookupError]
         outcomes.clear()
         assert is_gone.wait(LIMIT)
+
+
+def test_a_coroutine_that_is_closed_while_it_pulls_a_stream_just_stopped_raises_and_logs_nothing(
+    muna: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def waiting() -> AsyncIterator[int]:
+        yield 0
+        await asyncio.sleep(LIMIT)
+
+    async def scenario() -> None:
+        stream = muna.predictions.astream(waiting)
+        await anext(stream)
+
+        async def pull() -> object:
+            return await anext(stream)
+
+        pulling = pull()
+        pulling.send(None)
+        stream.cancel()
+        pulling.close()
+        assert stream.outcome.state == "cancelled"
+
+    asyncio.run(scenario())
+    assert caplog.records == []
