@@ -229,7 +229,7 @@ class Wire(Ending):
         elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
             self._tell(asked=1)
         if self.stop and not self.is_over:  # its runner closes: the warden reads what its worker still says
-            park_thread(self.parked(), self._has_ended, BOUND)
+            wait_until(self._is_settled, self.parked(), BOUND)
         elif not self._has_news():
             self._sleep()
 
@@ -239,10 +239,13 @@ class Wire(Ending):
             start()
         elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
             self._tell(asked=1)
-        if self.stop and not self.is_over:
-            await self.wait_end_task(BOUND)
+        if self.stop and not self.is_over:  # as in `wait`
+            await wait_until_task(self._is_settled, self.parked(), BOUND)
         else:
             await self._sleep_task()
+
+    def _is_settled(self) -> bool:
+        return self.end is not None or self.is_over
 
     def _has_news(self) -> bool:
         return bool(self.items) or self.end is not None or self.stop
@@ -704,6 +707,8 @@ class Wire(Ending):
             self._dispatcher.see_to(self)
             worker.wake()
         wake_all(self.consumers)
+        if self.closers:  # readers are among them where it was asked to stop before, see `wait`
+            wake_all(self.closers)
 
     def wait_end(self, seconds: float) -> bool:
         """Wait, in a thread, until the body is finalised or its worker gone: twice `seconds`, and a moment."""

@@ -30,11 +30,12 @@ import pytest
 from engine import Engine, EngineClosedError, NestingError, PredictionCancelledError, Predictor
 from engine._frames import DONE, ITEM, ITEMS
 from engine.runners import process
+from engine.runners import wire as wire_module
 from engine.runners.wire import Wire
 from engine.runners.workers import Worker
 from tests.conftest import child_processes
 from tests.faults import workers
-from tests.faults.conftest import END, Cell, Consumer, Elsewhere, Reader, aeventually, eventually
+from tests.faults.conftest import END, LIMIT, Cell, Consumer, Elsewhere, Reader, aeventually, eventually
 from tests.faults.conftest import _step_through as step_through
 from tests.faults.luggage import gives_back
 from tests.faults.workers import (
@@ -1167,3 +1168,19 @@ def late():
             reader.join(10)
             assert told == ([] if ended is None else [ended])
             assert stream.outcome.state == ("closed" if ended is None else "cancelled")
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["thread", "task"])
+def test_a_reader_of_a_call_that_its_runner_stopped_hears_of_a_cancellation_at_once(
+    is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for what its worker still says, which may be long in coming."""
+    monkeypatch.setattr(wire_module, "BOUND", 10 * LIMIT)
+    dispatcher: Any = object()
+    wire = Wire(None, "@tests/stopped", dispatcher)
+    wire.request_stop()
+    with Elsewhere(lambda: asyncio.run(wire.wait_task()) if is_async else wire.wait()):
+        eventually(lambda: wire.closers, "the reader waits")
+        assert wire.claim("cancelled")
+        wire.is_over = True
+        wire.request_stop()
