@@ -200,7 +200,7 @@ class Engine:
             resident.unloaded()
 
     async def aunload(self, tag: Any, runner: str | None = None) -> None:
-        """The same for asyncio; the event loop is never blocked.
+        """Tear a class predictor down from asyncio, as `unload` does, without blocking the event loop.
 
         Args:
             tag: what `create` would be given.
@@ -229,7 +229,7 @@ class Engine:
         self._close(self._grace)
 
     async def aclose(self) -> None:
-        """The same for asyncio; waits, within the grace, for streams of this event loop too.
+        """End what `close` ends, without blocking the event loop, and wait, within the grace, for its streams, too.
 
         Raises:
             NestingError: a predictor of this engine calls it.

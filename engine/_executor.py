@@ -226,7 +226,7 @@ class Executor:
         reduce: Any = None,
         errors: Errors = "raise",
     ) -> Prediction:
-        """The same as `create`, for asyncio; the event loop is never blocked.
+        """Run a predictor from asyncio and give one prediction, its partials reduced; the event loop is never blocked.
 
         Args:
             tag: what to run.
@@ -291,7 +291,7 @@ class Executor:
         check: bool | None = None,
         prefetch: int | None = None,
     ) -> AsyncPredictionStream:
-        """The same as `stream`, for asyncio; the event loop is never blocked.
+        """Run a predictor from asyncio and give its partials as they come; the event loop is never blocked.
 
         Args:
             tag: what to run.

@@ -123,7 +123,7 @@ class Body:
         return True
 
     async def astart(self) -> Any:
-        """The same on the engine's loop, where a class that lives there is set up."""
+        """Call the function, once, on the engine's loop, where a class that lives there is set up first."""
         if self.function is None and self.aprepare is not None:
             self.is_started = True
             self.function = await self.aprepare()

@@ -268,7 +268,7 @@ class Resident:
             raise EngineClosedError
 
     async def aprepare(self) -> Any:
-        """The same on the engine's loop, for a class that lives there."""
+        """Give the function of a class that lives on the engine's loop, set up there first if it is not."""
         while (function := self.function) is None:
             context = self._aside()
             flight, is_mine = self._join(context)

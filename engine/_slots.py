@@ -91,7 +91,12 @@ class Line(ABC):
             body.nudge = None
 
     async def await_(self, ticket: Ticket, body: Body) -> None:
-        """The same for an asyncio task."""
+        """Wait in an asyncio task until `ticket` is granted.
+
+        Raises:
+            NestingError: the wait would never end.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
         import asyncio  # a loop runs, so it is imported
 
         loop = asyncio.get_running_loop()
@@ -222,7 +227,12 @@ class Slots(Line):
         self._hold(holder, body)
 
     async def atake(self, body: Body) -> None:
-        """The same for an asyncio task."""
+        """Take a slot for `body`, waiting in an asyncio task behind those who wait already.
+
+        Raises:
+            NestingError: the wait would be for the same thread, task or call chain.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
         holder = Holder(body.call, is_awaited=True)  # as in `take`
         if not self._takes_token(body):
             await self.await_(Ticket(body.call, self.grace, current_task()), body)

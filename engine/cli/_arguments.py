@@ -234,14 +234,14 @@ class _Given(argparse.Action):
 
 
 class _GivenByName(_Given):
-    """The same for an option made of a parameter."""
+    """Collects the value of an option made of a parameter."""
 
     def pair(self, _parser: argparse.ArgumentParser, text: Any, _option: str | None) -> tuple[str, str]:
         return self.dest, text
 
 
 class _GivenAsFlag(_Given):
-    """The same for a `bool`: `--name`, `--no-name` or `--name VALUE`."""
+    """Collects the value of an option made of a `bool`: `--name`, `--no-name` or `--name VALUE`."""
 
     def pair(self, parser: argparse.ArgumentParser, text: Any, option: str | None) -> tuple[str, str]:
         if option == _negative(self.dest):

@@ -591,7 +591,7 @@ class ProcessRunner:
         return [each for each in errors if not isinstance(each, WorkerLostError)]
 
     def close_soon(self) -> None:
-        """The same without waiting; takes no lock, so that a collector may do it."""
+        """Have workers and threads end, without waiting; takes no lock, so that a collector may do it."""
         self._is_closing = True
         self._warden.post(self._close_pool, None)
         self._warden.close()
