@@ -210,7 +210,6 @@ class Ending(Progress):
         stop: whether the owner was asked to finalise the body.
         end: how the body ended, once it is over and finalised.
         is_awaited: whether the stopper waits to hear what clean-up raises; else that goes to the log.
-        is_delivered: whether the stop has reached a body that waits in its consumer's task.
         deserted: when the consumer left, by `perf_counter`, if it did.
         on_stop: has a request to stop reach an owner that does not look.
         closers: wake-ups of those who wait for the end; made for the first of them.
@@ -225,7 +224,6 @@ class Ending(Progress):
         "end",
         "failure",
         "is_awaited",
-        "is_delivered",
         "is_over",
         "label",
         "on_stop",
@@ -248,7 +246,6 @@ class Ending(Progress):
         self.stop = False
         self.end: End | None = None
         self.is_awaited = False
-        self.is_delivered = False
         self.deserted: float | None = None
         self.on_stop: Callable[[], None] | None = None
         self.closers: deque[Wake] | None = None

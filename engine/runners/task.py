@@ -83,6 +83,7 @@ class TaskExecution(Execution):
         "_context",
         "_guard",
         "_is_guarded",
+        "_is_interrupted",
         "_is_started",
         "_machine",
         "_time",
@@ -106,6 +107,7 @@ class TaskExecution(Execution):
         self._body: Body | None = body  # let go of where nothing of it is needed any more
         self.bridge = bridge
         self._is_guarded = is_guarded
+        self._is_interrupted = False  # a stop has reached the body where it waits
         self._context = body.context  # kept apart: an owner that takes a body over gives it a context of its own
         self._machine: Any = None  # it refers to this, so it is made at the first pull and let go of at the end
         self._guard: Guard | None = None
@@ -366,8 +368,8 @@ class TaskExecution(Execution):
     def interrupt(self) -> None:
         """Carry a stop that was posted to the body, where it waits."""
         watch = self._watch
-        if self.ending.claimed is not None and watch is not None:
-            watch.interrupt(self.ending)
+        if self.ending.claimed is not None and watch is not None and not self._is_interrupted:
+            self._is_interrupted = watch.interrupt()
 
     async def adrain(self, reduction: Reduction) -> None:
         """Reduce it to its end.
@@ -790,11 +792,12 @@ class Watch:
         """The cancellations of the task, since this wait began, that were not taken back."""
         return 0 if self._task is None else self._task.cancelling() - self._borrowed - self._baseline
 
-    def interrupt(self, stop: Ending) -> None:
-        """Carry a stop to the body that is waited in; one that is cleaning up hears of it if it goes on after all."""
-        if self._task is not None and not stop.is_delivered and not self.is_shielding():
-            stop.is_delivered = True
-            self._interrupt()
+    def interrupt(self) -> bool:
+        """Cancel the wait on behalf of a stop; tell whether that was done, for a body that cleans up is left alone."""
+        if self._task is None or self.is_shielding():
+            return False
+        self._interrupt()
+        return True
 
     def _interrupt(self) -> None:
         if self._task is not None:
