@@ -432,6 +432,8 @@ class Channel(Ending):
         self.end = end
         wake_all(self.consumers)
         super().finish(end)
+        if self.deserted is not None:
+            self.items.clear()  # of what was offered meanwhile: see `desert`
 
     def offer(self, value: Any, latency: float, now: float) -> bool:
         """Hand over one partial.
@@ -562,6 +564,11 @@ class Channel(Ending):
         wake_all(self.producers)
         wake_all(self.consumers)
         super().request_stop()
+
+    def desert(self) -> None:
+        """Note that the consumer has left: drop what waits to be taken, for an outcome that is kept keeps this."""
+        super().desert()
+        self.items.clear()
 
 
 class Reduction(Ending):

@@ -710,6 +710,11 @@ class Wire(Ending):
         if self.closers:  # readers are among them where it was asked to stop before, see `wait`
             wake_all(self.closers)
 
+    def desert(self) -> None:
+        """Note that the consumer has left: drop what waits to be taken, for an outcome that is kept keeps this."""
+        super().desert()
+        self.items.clear()
+
     def wait_end(self, seconds: float) -> bool:
         """Wait, in a thread, until the body is finalised or its worker gone: twice `seconds`, and a moment."""
         return wait_until(self._has_ended, self.parked(), 2 * seconds + _LAST)

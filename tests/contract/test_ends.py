@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -32,6 +33,7 @@ from engine.runners.base import Execution
 from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
 from engine.runners.owned import OwnedExecution
 from engine.runners.task import TaskExecution
+from engine.runners.wire import Wire
 
 LIMIT: Final = 20.0  # seconds any wait may take
 
@@ -875,3 +877,45 @@ def test_a_coroutine_that_is_closed_while_it_pulls_a_stream_just_stopped_raises_
 
     asyncio.run(scenario())
     assert caplog.records == []
+
+
+def wire() -> Any:
+    dispatcher: Any = object()
+    return Wire(3, "@tests/wire", dispatcher)
+
+
+@pytest.mark.parametrize("make", [partial(Channel, 3), wire], ids=["Channel", "Wire"])
+def test_what_waits_to_be_taken_lives_no_longer_than_its_consumer_stays(make: Callable[[], Any]) -> None:
+    channel, early, late = make(), Weighty(), Weighty()
+    are_gone = [early.is_gone, late.is_gone]
+    channel.items.append((early, 0.0))
+    channel.desert()
+    if isinstance(channel, Channel):  # a worker's frames are not taken in any more
+        channel.items.append((late, 0.0))
+    del early, late
+    channel.finish(End())
+    assert all(is_gone.is_set() for is_gone in are_gone)
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+def test_an_outcome_keeps_nothing_that_was_made_in_vain(how: str) -> None:
+    """Where the consumer leaves, partials wait that nothing takes any more."""
+
+    def weights() -> Iterator[Weighty]:
+        while True:
+            yield Weighty()
+
+    with Engine(discover=False, grace=LIMIT) as muna:
+        stream = muna.predictions.stream(weights, runner="thread", prefetch=3)
+        next(stream.values())
+        execution: Any = stream._execution
+        deadline = time.monotonic() + LIMIT
+        while not execution.ending.items and time.monotonic() < deadline:
+            time.sleep(0.001)
+        waiting = [value.is_gone for value, _ in execution.ending.items]
+        getattr(stream, how)()
+        outcome = stream.outcome
+        del stream, execution
+        assert waiting
+        assert all(is_gone.wait(LIMIT) for is_gone in waiting)
+        assert outcome.ended
