@@ -343,6 +343,7 @@ class Engine:
         """In a forked child: the parent's loop, threads and locks are not here; open streams raise."""
         self._closing = threading.Lock()
         self._loop.abandon()
+        self._threads.is_closed = True  # a stream that was opened there, to be begun here, would wait for its threads
         self._threads, self._loop = _owners(self._grace)
         self._runners.renew(self._own_runners())
         self._registry.forget_locks()

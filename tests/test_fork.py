@@ -227,6 +227,29 @@ def test_a_stream_that_never_started_belongs_to_whoever_pulls_it() -> None:
     assert "finally True" in out
 
 
+@pytest.mark.parametrize("runner", ["thread", "process"])
+def test_a_stream_that_never_started_is_refused_in_the_child_where_the_parents_owner_would_run_it(runner: str) -> None:
+    assert run_script(
+        f"""
+        runner = {runner!r}
+        muna = Engine(discover=False, workers=1)
+        assert muna.predictions.create(plain, runner=runner).value == "plain"
+        stream = muna.predictions.stream(plain, runner=runner)
+
+        def child():
+            try:
+                list(stream)
+            except EngineClosedError:
+                print("refused")
+            assert list(stream) == []
+
+        in_child(child)
+        assert [prediction.value for prediction in stream] == ["plain"]
+        muna.close()
+        """
+    ) == (0, "refused\n", "")
+
+
 def test_a_stream_of_a_running_event_loop_raises_in_the_child_and_goes_on_in_the_parent() -> None:
     assert run_script(
         """

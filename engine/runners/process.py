@@ -601,7 +601,8 @@ class ProcessRunner:
         self._pool.close()
 
     def abandon(self) -> None:
-        """In a forked child: the workers are the parent's."""
+        """In a forked child: the workers are the parent's, and no stream that was opened there gets one."""
+        self._is_closing = True
         self._warden.abandon()
 
 
