@@ -235,19 +235,32 @@ class InlineExecution(SyncExecution):
         self._turn = ENDED
 
     def _carry_out(self) -> None:
-        """Finalise the body as its end was claimed to be."""
+        """Finalise the body as its end was claimed to be.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came on the main thread, where it is the caller's.
+        """
         caught: BaseException | None = None
+        interruption: KeyboardInterrupt | None = None
         try:
             self._finalise()
         except BaseException as error:
-            caught = explain(error, self.call, self.ending.count)
+            if isinstance(error, KeyboardInterrupt) and is_main_thread():
+                interruption = error
+                self._finalise_quietly()  # it may have come before the body was reached
+            else:
+                caught = explain(error, self.call, self.ending.count)
         try:  # as in `_failed`
             self._body.let_go()
-            self.end(self.ending.failure or caught)
+            self.end(self.ending.failure or caught or interruption)
         finally:
             self._turn = ENDED
         self._settle(caught)
-        del caught  # or this frame and the exception keep each other alive
+        try:
+            if interruption is not None:
+                raise interruption
+        finally:
+            del caught, interruption, self  # or this frame and the exception keep each other alive
 
     def _finalise(self) -> None:
         """Run the body's `finally`, in the call's context."""

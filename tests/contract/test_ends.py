@@ -28,7 +28,7 @@ from engine import (
 )
 from engine._channel import Ending
 from engine._reducers import reducer_of
-from engine.runners import Body, Channel, End, base, deferred
+from engine.runners import Body, Channel, End, base, deferred, inline
 from engine.runners.base import Execution
 from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
 from engine.runners.owned import OwnedExecution
@@ -919,3 +919,38 @@ def test_an_outcome_keeps_nothing_that_was_made_in_vain(how: str) -> None:
         assert waiting
         assert all(is_gone.wait(LIMIT) for is_gone in waiting)
         assert outcome.ended
+
+
+@pytest.mark.parametrize("how", ["close", "cancel", "shut", "pull"])
+@pytest.mark.parametrize("is_reached", [False, True], ids=["before-the-body", "in-the-body"])
+def test_ctrl_c_in_a_clean_up_on_the_main_thread_reaches_the_caller_and_the_body_is_finalised(
+    is_reached: bool, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finalised: list[bool] = []
+
+    def body() -> Iterator[int]:
+        try:
+            yield 0
+            stream.cancel()
+            yield 1
+        finally:
+            finalised.append(True)
+            if is_reached:
+                raise KeyboardInterrupt
+
+    with Engine(discover=False) as muna:
+        stream = muna.predictions.stream(Predictor("@tests/body", body, concurrency=1))
+        next(stream)
+        if not is_reached:
+            interrupt_once(monkeypatch, (inline, "close_iterator", False))
+        end_by: dict[str, Callable[[], object]] = {
+            "close": stream.close,
+            "cancel": stream.cancel,
+            "shut": muna.close,
+            "pull": lambda: next(stream),
+        }
+        with pytest.raises(KeyboardInterrupt):
+            end_by[how]()
+        assert finalised == [True]
+        assert stream.outcome.ended
+        assert not muna._open_calls
