@@ -344,7 +344,7 @@ def variable_seen() -> int:
 
 @in_loop
 async def test_the_loop_turns_while_a_large_context_variable_is_encoded(worker: Engine, gate: Gate) -> None:
-    engine.runners.carry("tests.test_heartbeat:held_variable")
+    engine.runners.carry("tests.runners.test_heartbeat:held_variable")
     noting = Noting(gate.hold)
     held_variable.set([ROWS, noting])
     async with heartbeat(gate):

@@ -42,7 +42,7 @@ from engine import (
     WorkerLostError,
 )
 from tests.conftest import child_processes, open_descriptors
-from tests.soaked import ASYNC, LIVES, MIXED, SYNC, partial_of
+from tests.engine.soaked import ASYNC, LIVES, MIXED, SYNC, partial_of
 
 IS_NIGHTLY: Final = settings().max_examples > 1_000
 SECONDS: Final = float(os.environ.get("SOAK_SECONDS", "600"))  # of a nightly run
