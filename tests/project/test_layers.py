@@ -19,7 +19,7 @@ from engine.runners.owned import OwnedExecution
 from engine.runners.task import Held, TaskExecution
 from engine.runners.wire import Wire
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PUBLIC_MODULES = {"cli", "hookspecs", "runners", "testing"}
 CORE_DEPENDENCIES = {"attr", "attrs", "cloudpickle", "pluggy"}
 # `testing` is for plugin authors, who have pytest; the engine itself never imports it.

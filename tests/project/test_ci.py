@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = ("run", "pythons", "common")
 PYTHONS = (ROOT / ".ci" / "pythons").read_text(encoding="utf-8")
 

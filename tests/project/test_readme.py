@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, ModuleType, TracebackType
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"
 LANGUAGES = {"python", "sh", "text", "toml"}
 ARROW = re.compile(r"# → (.*)$")

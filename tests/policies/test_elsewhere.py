@@ -17,7 +17,7 @@ import pytest
 from engine import Engine, EngineError, InvalidInputError, NestingError, PluginError, Prediction, Predictor
 from engine.runners import Body, Channel, own
 from engine.testing import KINDS, RunnerConformance
-from tests.elsewhere import FarRunner, LastingRunner
+from tests.policies.elsewhere import FarRunner, LastingRunner
 
 FAR: Final = """
 import os

@@ -26,7 +26,7 @@ from benchmarks._measure import PACES, Pace, Row, measure
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FULL = ROOT / "benchmarks" / "results" / "full.json"
 BRIEF = PACES["brief"]
 FEW = ("create_eager", "stream", "sync_of_async", "memory")  # a case of each kind: no axis, partials, threads, bytes

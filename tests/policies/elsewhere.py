@@ -22,7 +22,7 @@ import cloudpickle
 from engine import Engine
 from engine.runners import Body, Channel, End, ServedPredictor, describe
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parent.parent.parent
 PATIENCE: Final = 10.0  # seconds for the other process to end
 numbers: Final = itertools.count(1)
 
@@ -114,7 +114,7 @@ class FarRunner:
 
     def _begin(self) -> None:
         self._here, there = Pipe()
-        command = [sys.executable, "-c", f"from tests.elsewhere import serve; serve({there.fileno()})"]
+        command = [sys.executable, "-c", f"from tests.policies.elsewhere import serve; serve({there.fileno()})"]
         self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[there.fileno()])
         there.close()
 
