@@ -58,7 +58,18 @@ MEASURED: Final = frozenset(
     {"test_worker_exceptions.py", "test_worker_flow.py", "test_worker_lifetime.py", "test_worker_payloads.py"}
 )
 SCRIPTS_MEASURED: Final = frozenset(
-    {"test_cli.py", "test_fork.py", "test_payloads.py", "test_worker_payloads.py", "test_worker_start.py"}
+    {
+        "test_arguments.py",
+        "test_fork.py",
+        "test_help.py",
+        "test_interrupts.py",
+        "test_payloads.py",
+        "test_results.py",
+        "test_show.py",
+        "test_terminal.py",
+        "test_worker_payloads.py",
+        "test_worker_start.py",
+    }
 )
 
 
