@@ -27,13 +27,13 @@ from engine._errors import (
     PredictorNotFoundError,
     WorkerLostError,
 )
-from engine._predictor import Predictor, predictor
+from engine._predictors.predictor import Predictor, predictor
 from engine._records import Call, Outcome, Prediction, current_call
 from engine._reducers import Reducer, fold
 
 if TYPE_CHECKING:
     from engine._engine import Engine
-    from engine._stream import AsyncPredictionStream, PredictionStream
+    from engine._policies.stream import AsyncPredictionStream, PredictionStream
     from engine.hookspecs import hookimpl
 
 __all__ = [
@@ -69,9 +69,9 @@ __all__ = [
 
 # A package that offers predictors, and a worker that runs them, need neither an engine nor pluggy to be imported.
 _LATER = {
-    "AsyncPredictionStream": "engine._stream",
+    "AsyncPredictionStream": "engine._policies.stream",
     "Engine": "engine._engine",
-    "PredictionStream": "engine._stream",
+    "PredictionStream": "engine._policies.stream",
     "hookimpl": "engine.hookspecs",
 }
 

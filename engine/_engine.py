@@ -16,28 +16,28 @@ from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from engine._channel import End, Ending
 from engine._errors import EngineClosedError, NestingError, quote, warn
-from engine._executor import Executor
-from engine._predictor import is_name
+from engine._loaded import Residents
+from engine._policies.executor import Executor
+from engine._predictors.predictor import is_name
 from engine._records import Start, current_call, is_worker
-from engine._registry import Registry
-from engine._residents import Residents
-from engine._runners import Runners
-from engine._slots import is_on_a_loop
+from engine._registry.registry import Registry
+from engine._registry.runners import Runners
 from engine.runners.base import DaemonThread, OpenCalls, has_gil, is_finalising
+from engine.runners.ending import End, Ending
 from engine.runners.here import DefaultRunner, InlineRunner, OwnerRunner
 from engine.runners.loop import LoopRunner
-from engine.runners.task import finalised
+from engine.runners.loop_exit import finalised
+from engine.runners.slots import is_on_a_loop
 from engine.runners.thread import ThreadRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
-    from engine._residents import Resident
+    from engine._loaded import Resident
     from engine.runners.base import BodyRunner, FullRunner, InOwner, ResidentPredictor
-    from engine.runners.process import ProcessRunner
+    from engine.runners.process.runner import ProcessRunner
 
 _LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
 _SHORTLY: Final = 0.1  # seconds a thread that carries large values waits for the next: starting one costs little beside
@@ -393,7 +393,7 @@ class _Workers:
             if self._is_closed:
                 raise EngineClosedError
             if self._runner is None:
-                from engine.runners.process import ProcessRunner
+                from engine.runners.process.runner import ProcessRunner
 
                 # Its threads do what would keep an event loop for long.
                 self._runner = ProcessRunner(*self._facts, ThreadRunner(patience=_SHORTLY))
@@ -403,7 +403,7 @@ class _Workers:
     def is_at_hand(self) -> bool:
         if self._runner is not None:
             return True
-        spec = getattr(sys.modules.get("engine.runners.process"), "__spec__", None)
+        spec = getattr(sys.modules.get("engine.runners.process.runner"), "__spec__", None)
         # As the import itself tells whether another thread is at it, and has to be waited for.
         return spec is not None and not getattr(spec, "_initializing", False)
 

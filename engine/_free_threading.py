@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from engine._errors import EngineError
-from engine._executor import Executor
-from engine._stream import PredictionStream
+from engine._policies.executor import Executor
+from engine._policies.stream import PredictionStream
 from engine.runners.base import has_gil
 from engine.runners.inline import InlineExecution, reading_twice
 
 if TYPE_CHECKING:
-    from engine._partials import Body
-    from engine._predictor import Predictor
+    from engine._predictors.body import Body
+    from engine._predictors.predictor import Predictor
     from engine._records import Prediction
 
 VARIABLE: Final = "PREDICTOR_ENGINE_FREE_THREADING"

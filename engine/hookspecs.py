@@ -17,7 +17,7 @@ from pluggy import HookimplMarker, HookspecMarker
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from engine._predictor import Predictor
+    from engine._predictors.predictor import Predictor
 
 __all__ = ["engine_predictors", "engine_runners", "hookimpl"]
 

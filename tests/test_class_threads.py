@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError, EngineError, NestingError, Predictor
-from engine import _slots as slots_module
-from engine._slots import Slots
+from engine.runners import slots as slots_module
 from engine.runners.pinned import PinnedThread
+from engine.runners.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

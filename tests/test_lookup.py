@@ -427,7 +427,7 @@ def test_a_loop_turns_while_a_failed_plugin_is_tried_again_for_a_tag_that_is_not
     slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("engine._plugins.monotonic", lambda: now)
+    monkeypatch.setattr("engine._registry.plugins.monotonic", lambda: now)
 
     class Failing(Slow):
         @hookimpl
@@ -471,7 +471,7 @@ def test_the_runner_of_a_plugin_that_failed_is_tried_again_too_once_it_is_due(
     monkeypatch: pytest.MonkeyPatch, way: str, wish: str
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("engine._plugins.monotonic", lambda: now)
+    monkeypatch.setattr("engine._registry.plugins.monotonic", lambda: now)
 
     class Recovering:
         is_broken = True

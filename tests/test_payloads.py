@@ -38,27 +38,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import PayloadError, PredictorError, _importable, _payloads
-from engine._importable import is_importable
-from engine._payloads import (
-    LARGEST_FAILURE,
-    SMALL,
-    Payload,
-    Spare,
-    are_plain,
-    decode,
-    decode_in_pieces,
-    decode_known,
-    encode,
-    encode_inputs,
-    encode_target,
-    encode_whole,
-    is_plain,
-    pack_failure,
-    read_only_bits,
-    unpack_failure,
-)
-from engine._pieces import AT_ONCE, PIECE
+from engine import PayloadError, PredictorError
+from engine._wire import by_name as _importable
+from engine._wire import decode as _decode
+from engine._wire.by_name import is_importable
+from engine._wire.decode import Spare, decode, decode_in_pieces, decode_known, read_only_bits
+from engine._wire.encode import SMALL, Payload, are_plain, encode, encode_inputs, encode_whole, is_plain
+from engine._wire.failures import LARGEST_FAILURE, pack_failure, unpack_failure
+from engine._wire.pieces import AT_ONCE, PIECE
+from engine._wire.targets import encode_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -930,7 +918,7 @@ DEFINITIONS: Final = """
 
 PACKS: Final = """
     import pickle, sys
-    from engine._payloads import encode, read_only_bits
+    from engine._wire.encode import encode, read_only_bits
     packed = {}
     for name, value in VALUES.items():
         payload = encode(value)
@@ -941,7 +929,7 @@ PACKS: Final = """
 
 USES: Final = """
     import asyncio, pickle, sys
-    from engine._payloads import decode
+    from engine._wire.encode import decode
     with open(sys.argv[1], "rb") as file:
         packed = pickle.load(file)
     made = {name: decode(*each) for name, each in packed.items()}
@@ -1572,7 +1560,7 @@ def test_a_chain_of_causes_without_an_end_is_cut() -> None:
 
 def lent(monkeypatch: pytest.MonkeyPatch) -> tuple[Spare, Any]:
     """A spare that lends small buffers, and what takes a round trip with it."""
-    monkeypatch.setattr(_payloads, "_LENT_FROM", 64)
+    monkeypatch.setattr(_decode, "_LENT_FROM", 64)
     spare = Spare()
 
     def trip(value: Any) -> Any:
@@ -1625,7 +1613,7 @@ def test_no_array_changes_that_somebody_still_has_whatever_comes_after_it(data: 
 def test_memory_that_the_last_calls_did_not_need_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     spare, trip = lent(monkeypatch)
     trip(np.arange(10_000))
-    for _ in range(_payloads._LENT_FOR):
+    for _ in range(_decode._LENT_FOR):
         spare.tidy()
     assert spare.kept is not None
     spare.tidy()
@@ -1637,6 +1625,6 @@ def test_buffers_that_are_read_only_or_small_are_not_lent(monkeypatch: pytest.Mo
     fixed = np.arange(10_000)
     fixed.flags.writeable = False
     assert not trip(fixed).flags.writeable
-    monkeypatch.setattr(_payloads, "_LENT_FROM", 1 << 25)
+    monkeypatch.setattr(_decode, "_LENT_FROM", 1 << 25)
     trip(np.arange(10_000))
     assert spare.kept is None

@@ -23,16 +23,16 @@ import attrs
 import pytest
 
 from engine._errors import DuplicatePredictorError, PluginError, PredictorNotFoundError
-from engine._plugins import PLUGINS, PREDICTORS, Problem
-from engine._predictor import Predictor
-from engine._registry import Registry
+from engine._predictors.predictor import Predictor
+from engine._registry.registry import Registry
+from engine._registry.sources import PLUGINS, PREDICTORS, Problem
 from engine.hookspecs import hookimpl
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20.0  # seconds until a gate that does not open fails its test
 
 GOOD = """
-from engine._predictor import Predictor
+from engine._predictors.predictor import Predictor
 from engine.hookspecs import hookimpl
 
 @hookimpl
@@ -106,8 +106,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("engine._plugins.monotonic", lambda: clock.now)
-    monkeypatch.setattr("engine._plugins.folders_now", lambda: [("folder", (clock.changed,))])
+    monkeypatch.setattr("engine._registry.plugins.monotonic", lambda: clock.now)
+    monkeypatch.setattr("engine._registry.sources.folders_now", lambda: [("folder", (clock.changed,))])
     return clock
 
 
@@ -137,7 +137,7 @@ def test_listing_two_hundred_predictors_imports_none_of_their_packages(site: Sit
 def test_importing_the_registry_reads_no_metadata_and_making_one_neither() -> None:
     source = """
         import sys
-        from engine._registry import Registry
+        from engine._registry.registry import Registry
         registry = Registry([], block=["x"])
         registry.register("@me/x", print)
         loaded = {"importlib.metadata", "difflib", "logging"} & set(sys.modules)
@@ -465,7 +465,7 @@ def test_a_predictor_whose_target_does_not_exist_fails_when_it_is_loaded(site: S
 
 HALF_WAY = """
 import fake_switch
-from engine._predictor import Predictor
+from engine._predictors.predictor import Predictor
 from engine.hookspecs import hookimpl
 
 class Runner:
@@ -543,7 +543,7 @@ def test_a_failure_is_tried_again_after_pauses_that_double_up_to_a_minute(
     site.write("fake_count", "starts = []")
     site.plugin("bad", COUNTED)
     registry = Registry([Predictor("@me/known", print)])
-    monkeypatch.setattr("engine._plugins._COARSEST", math.inf)  # nothing but the failure makes it look again
+    monkeypatch.setattr("engine._registry.sources._COARSEST", math.inf)  # nothing but the failure makes it look again
     assert registry["@me/known"].target is print
     starts = sys.modules["fake_count"].starts
 
@@ -589,7 +589,7 @@ def test_a_tag_that_is_not_there_is_not_looked_for_where_nothing_changed(
         looks.append(clock.now)
         return {}
 
-    monkeypatch.setattr("engine._plugins.installed", installed)
+    monkeypatch.setattr("engine._registry.sources.installed", installed)
     registry = Registry()
 
     for changed in (1000, 1001):

@@ -22,14 +22,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import engine._slots
-import engine.runners.pool
+import engine.runners.process.pool
+import engine.runners.slots
 from engine import EngineClosedError, EngineError, NestingError, PredictionCancelledError
-from engine._partials import Body
+from engine._predictors.body import Body
 from engine._records import Call
-from engine._slots import Patience, Slots, Ticket
-from engine.runners.pool import Need, Pool
-from engine.runners.workers import MOST_KNOWN, Worker
+from engine.runners.process.pool import Need, Pool
+from engine.runners.process.worker import MOST_KNOWN, Worker
+from engine.runners.slots import Patience, Slots, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -208,7 +208,7 @@ def elsewhere(work: Callable[[], Any]) -> Any:
 @pytest.fixture(autouse=True)
 def looks_only_when_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let whoever is not woken hang."""
-    monkeypatch.setattr(engine._slots, "_PATIENCE", 1000.0)
+    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 1000.0)
 
 
 each_way = pytest.mark.parametrize("way", ["sync", "asyncio"])
@@ -519,10 +519,10 @@ def test_what_is_started_for_a_task_whose_loop_was_closed_goes_to_others() -> No
 def test_a_start_that_takes_too_long_fails_its_call_and_leaves_the_worker_to_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine.runners.pool, "LONGEST_START", 0.01)
+    monkeypatch.setattr(engine.runners.process.pool, "LONGEST_START", 0.01)
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
-    monkeypatch.setattr(engine._slots, "_PATIENCE", 0.0)  # it looks all the time
+    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)  # it looks all the time
     with pytest.raises(EngineError, match="no worker could be started within"):
         scene.take()
     monkeypatch.undo()
@@ -926,7 +926,7 @@ def test_a_thread_that_holds_the_only_worker_waits_a_grace_for_another_to_give_i
     comes_back: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(engine._slots, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(engine.runners.slots, "perf_counter", lambda: now[0])
     scene, held = Scene.of(1), call_of("@me/open")
     scene.pool.grace = 30.0
 
@@ -1058,7 +1058,7 @@ def test_a_sync_wait_that_blocks_the_loop_of_the_task_that_holds_the_only_worker
 
         holder = asyncio.create_task(hold())
         await soon(lambda: len(scene.pool.holders) == 1)
-        monkeypatch.setattr(engine._slots, "park_thread", sleep)
+        monkeypatch.setattr(engine.runners.slots, "park_thread", sleep)
         refused(scene.take, held)
         go.set()
         await holder
@@ -1655,8 +1655,8 @@ def test_no_call_waits_too_long_for_starts_that_do_not_end_and_each_is_told(
 ) -> None:
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
-    monkeypatch.setattr(engine._slots, "_PATIENCE", 0.0)  # they look all the time
-    monkeypatch.setattr(engine.runners.pool, "LONGEST_START", 0.01)
+    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)  # they look all the time
+    monkeypatch.setattr(engine.runners.process.pool, "LONGEST_START", 0.01)
     calls = [taking(scene, way) for _ in range(3)]
     for each in calls:
         with pytest.raises(EngineError, match="no worker could be started within"):
@@ -1677,7 +1677,7 @@ def test_a_long_wait_for_a_start_alone_is_not_logged_as_if_a_call_had_the_worker
         looks[id(self)] += 1
         refuse(self, ticket)
 
-    monkeypatch.setattr(engine._slots, "_PATIENCE", 0.0)
+    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)
     monkeypatch.setattr(Pool, "_refuse", count_looks)
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
@@ -1879,7 +1879,7 @@ def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any
         looks[id(ticket)] += 1
         refuse(self, ticket)
 
-    monkeypatch.setattr(engine._slots, "_PATIENCE", 0.0)
+    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)
     monkeypatch.setattr(Pool, "_refuse", count_looks)
     scene = Scene.of(2)
     for seen in (1, 2):
@@ -1906,7 +1906,7 @@ def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any
 def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_holders(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine._slots, "_PATIENCE", 0.0)
+    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)
     slots = Slots("@me/it", 5)
     for _ in range(5):
         slots.take(body_of(call_of()))
@@ -1916,7 +1916,7 @@ def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_holders(
     [message] = [record.getMessage() for record in caplog.records]
     assert message.startswith("@me/it has been waited for during 0 s, and 200 calls wait for it; held by the open")
     assert message.endswith(" and 2 more")
-    monkeypatch.setattr(engine._slots, "_QUIET", 0.0)
+    monkeypatch.setattr(engine.runners.slots, "_QUIET", 0.0)
     slots._quiet_until = 0.0
     for _ in range(3):
         Patience(slots.tag, slots).report()  # a while later
@@ -1932,7 +1932,7 @@ def test_a_slot_that_could_not_be_held_is_not_lost(monkeypatch: pytest.MonkeyPat
     async def wait() -> None:
         await slots.atake(body_of(call_of()))
 
-    monkeypatch.setattr(engine._slots, "current_task", fails)
+    monkeypatch.setattr(engine.runners.slots, "current_task", fails)
     with pytest.raises(LookupError):
         slots.take(body_of(call_of()))
     with pytest.raises(LookupError):

@@ -22,8 +22,8 @@ from engine._errors import (
     PluginError,
     PredictorNotFoundError,
 )
-from engine._predictor import Predictor, predictor
-from engine._registry import Registry
+from engine._predictors.predictor import Predictor, predictor
+from engine._registry.registry import Registry
 from engine.hookspecs import hookimpl
 
 PATIENCE = 20.0  # seconds until a gate that does not open fails its test

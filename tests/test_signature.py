@@ -40,8 +40,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine._errors import InvalidInputError
-from engine._kinds import MISSING
-from engine._signature import Parameter, Signature
+from engine._predictors.annotations import MISSING
+from engine._predictors.parameter import Parameter
+from engine._predictors.signature import Signature
 
 if TYPE_CHECKING:
     import collections.abc as hidden
@@ -1243,7 +1244,7 @@ def test_a_signature_of_plain_types_survives_a_pickle_round_trip() -> None:
 
 
 def test_importing_the_module_imports_no_array_library_and_no_event_loop() -> None:
-    code = """import sys, engine._signature
+    code = """import sys, engine._predictors.signature
 print(*({"asyncio", "numpy", "pydantic", "difflib", "annotated_types"} & set(sys.modules)))"""
     root = pathlib.Path(__file__).resolve().parents[1]
     done = subprocess.run(

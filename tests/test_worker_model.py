@@ -1,8 +1,8 @@
 """The engine's side of worker processes as a state machine: streams are opened, read, stopped and dropped while workers
 answer, fall silent, talk nonsense and die, in whatever order hypothesis thinks of.
 
-No process is started: the far ends of a worker's pipes are held by `Far`, which speaks frames as `engine._worker` does
-and has them served by the test itself. Runner, pool, warden and wires are the real ones. A model of what each stream
+No process is started: the far ends of a worker's pipes are held by `Far`, which speaks frames as a worker does and
+has them served by the test itself. Runner, pool, warden and wires are the real ones. A model of what each stream
 must show is kept beside, and after every step the two are held against each other, by the promises P1 to P5.
 """
 
@@ -42,7 +42,10 @@ from engine import (
     PredictionCancelledError,
     WorkerLostError,
 )
-from engine._frames import (
+from engine._wire.decode import read_only_bits
+from engine._wire.encode import encode
+from engine._wire.failures import pack_failure
+from engine._wire.frames import (
     CREDIT,
     DONE,
     FAILED,
@@ -56,9 +59,11 @@ from engine._frames import (
     read_credit,
     read_order,
 )
-from engine._payloads import encode, pack_failure, read_only_bits
-from engine._segments import Ring, Segment
-from engine.runners import pool, process, warden, workers
+from engine._wire.segments import Ring, Segment
+from engine.runners.process import pool, spawn
+from engine.runners.process import runner as process
+from engine.runners.process import supervisor as warden
+from engine.runners.process import worker as workers
 
 GRACE: Final = 30.0  # seconds from rung to rung, of a clock that is put on where they are to pass
 LIMIT: Final = 5.0  # seconds of the real one that anything may take
@@ -169,7 +174,7 @@ class Far:
     def __init__(self, temper: Callable[[], str]) -> None:
         ours: dict[str, int] = {}
         theirs: list[int] = []
-        workers._open(ours, theirs)
+        spawn._open(ours, theirs)
         self._orders, self._answers, self._stops, *others = theirs
         for each in others:
             os.close(each)

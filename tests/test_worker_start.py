@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import pytest
 
-import engine._slots
-import engine.runners.process
+import engine.runners.process.runner
+import engine.runners.slots
 from engine import Engine, EngineError, PayloadError, WorkerLostError, current_call
 from engine.runners import carry
 
@@ -113,7 +113,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         """
     (tmp_path / "variables_home.py").write_text(textwrap.dedent(source), encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(engine.runners.process, "_names", {})
+    monkeypatch.setattr(engine.runners.process.runner, "_names", {})
     yield importlib.import_module("variables_home")
     sys.modules.pop("variables_home", None)
 
@@ -171,7 +171,7 @@ def test_a_context_variable_that_an_object_keeps_is_named_in_the_error_and_trave
         """
     (tmp_path / "keepers_home.py").write_text(textwrap.dedent(source), encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(engine.runners.process, "_names", {})
+    monkeypatch.setattr(engine.runners.process.runner, "_names", {})
     home: Any = importlib.import_module("keepers_home")
     with pytest.raises(TypeError) as raised:
         carry("keepers_home:KEEPER")
@@ -225,7 +225,7 @@ def test_what_the_engine_in_a_worker_warns_of_is_in_the_log_of_the_engine_here(
 def test_a_call_that_waits_long_for_a_worker_says_who_has_it(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine._slots, "_PATIENCE", 0.05)
+    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.05)
     told = threading.Event()
 
     class Listener(logging.Handler):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine import Engine, EngineError, InvalidInputError, InvalidTagError, PredictorNotFoundError
 from engine._errors import printable
-from engine._kinds import MISSING
+from engine._predictors.annotations import MISSING
 from engine.cli import _arguments
 from engine.cli._arguments import Finished, UsageError
 from engine.cli._show import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from engine import Prediction, PredictionStream
-    from engine._residents import Resident
+    from engine._loaded import Resident
 
 __all__ = ["main"]
 
@@ -134,7 +134,7 @@ def _show(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
 def _facts(muna: Engine, resident: Resident) -> dict[str, Any]:
     import math
 
-    from engine._profiles import is_object
+    from engine._predictors.profile import is_object
 
     profile = resident.profile
     target = muna.predictors[profile.tag].load()
@@ -156,7 +156,7 @@ def _facts(muna: Engine, resident: Resident) -> dict[str, Any]:
 def _is_generator(target: Any, resident: Resident) -> bool:
     import inspect
 
-    from engine._profiles import class_of
+    from engine._predictors.profile import class_of
 
     function: Any = resident.function or getattr(class_of(target), "predict", None)
     while hasattr(function, "func"):  # functools.partial

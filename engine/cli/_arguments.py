@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import attrs
 
 from engine._errors import printable, quote
-from engine._signature import Parameter
+from engine._predictors.parameter import Parameter
 from engine.cli import _values
 from engine.cli._show import text_of
 from engine.cli._values import UnreadableError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Iterable, Mapping, Sequence
 
-    from engine._profiles import Profile
+    from engine._predictors.profile import Profile
 
 RESERVED: Final = ("help", "inputs", "json", "runner")  # options of `create` and `stream` themselves
 _RESERVED_BY_BENCH: Final = ("concurrency", "help", "html", "inputs", "json", "n", "runner")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from engine import Engine, PredictionStream
-    from engine._profiles import Profile
+    from engine._predictors.profile import Profile
 
 FORMAT: Final = 1  # of the JSON document; another one where a name in it goes or means something else
 ROUNDS: Final = 9  # quartiles of fewer say little

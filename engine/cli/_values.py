@@ -16,8 +16,9 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from engine._errors import InvalidInputError, quote
-from engine._kinds import MISSING, peel
-from engine._signature import Parameter, Signature
+from engine._predictors.annotations import MISSING, peel
+from engine._predictors.parameter import Parameter
+from engine._predictors.signature import Signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,9 +10,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine._channel import Channel, End
-from engine._partials import Body
+from engine._predictors.body import Body
 from engine.runners.base import Runner, ServedPredictor
+from engine.runners.channel import Channel
+from engine.runners.ending import End
 from engine.runners.loop import adopt_here
 from engine.runners.thread import go_on
 from engine.runners.thread import own as _own
@@ -48,7 +49,7 @@ def carry(*names: str) -> None:
         ImportError: there is no such module or name.
         TypeError: what is found there is no `ContextVar`.
     """
-    from engine.runners.process import carry_context
+    from engine.runners.process.runner import carry_context
 
     carry_context(names)
 
@@ -66,7 +67,7 @@ def describe(target: Any) -> Mapping[str, Any]:
         TypeError: it is no predictor.
         BaseException: what the import raises.
     """
-    from engine._predictor import import_target
-    from engine._profiles import describe as tell
+    from engine._predictors.predictor import import_target
+    from engine._wire.description import describe as tell
 
     return tell(import_target(target) if isinstance(target, str) else target)

@@ -15,18 +15,20 @@ from abc import ABC, abstractmethod
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
-from engine._channel import Channel, End
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, warn
 from engine._records import Outcome, current_call
+from engine.runners.channel import Channel
+from engine.runners.ending import End
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 
-    from engine._channel import ConsumerEnd, Reduction
-    from engine._partials import Body
-    from engine._profiles import Profile
+    from engine._predictors.body import Body
+    from engine._predictors.profile import Profile
     from engine._records import Call, Prediction, State
-    from engine._slots import Slots
+    from engine.runners.channel import Reduction
+    from engine.runners.ending import ConsumerEnd
+    from engine.runners.slots import Slots
 
     InOwner = Callable[..., Awaitable[Any]]  # calls a function in an owner thread on behalf of an asyncio task
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from engine._channel import Ending
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, warn
-from engine._partials import is_foreign_cancel
+from engine._predictors.failures import is_foreign_cancel
 from engine._records import Outcome
 from engine.runners.base import primed
+from engine.runners.ending import Ending
 
 if TYPE_CHECKING:
     from asyncio import Event

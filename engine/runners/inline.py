@@ -16,17 +16,18 @@ import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._channel import Ending
 from engine._errors import PredictionCancelledError, warn
-from engine._partials import ITERATOR, ONE, close_iterator, explain, look, one
+from engine._predictors.failures import explain
+from engine._predictors.normaliser import ITERATOR, ONE, close_iterator, look, one
 from engine._records import Prediction, current
 from engine.runners.base import CLEAN, SyncExecution, is_finalising
+from engine.runners.ending import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextvars import Context
 
-    from engine._partials import Body
+    from engine._predictors.body import Body
     from engine.runners.base import OpenCalls
     from engine.runners.owned import OwnedExecution
 

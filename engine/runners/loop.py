@@ -14,30 +14,21 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from engine._channel import End
 from engine._errors import EngineClosedError, NestingError
-from engine._partials import (
-    ASYNC,
-    AWAITABLE,
-    ONE,
-    aclose_iterator,
-    dispose,
-    first_step,
-    is_foreign_cancel,
-    look,
-    settle,
-    stopped,
-)
+from engine._predictors.body import stopped
+from engine._predictors.failures import is_foreign_cancel
+from engine._predictors.normaliser import ASYNC, AWAITABLE, ONE, aclose_iterator, dispose, first_step, look, settle
 from engine._records import current, current_call
 from engine.runners.base import DaemonThread, open_here
+from engine.runners.ending import End
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
     from contextvars import Context
 
-    from engine._channel import Ending, OwnerEnd
-    from engine._partials import Body
+    from engine._predictors.body import Body
+    from engine.runners.ending import Ending, OwnerEnd
 
     TakeOver = Callable[[Body, Any, Iterator[Any], float], None]  # given the channel that the body was started with
 

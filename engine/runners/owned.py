@@ -22,17 +22,18 @@ from engine._errors import (
     counted,
     warn,
 )
-from engine._partials import explain, is_foreign_cancel
+from engine._predictors.failures import explain, is_foreign_cancel
 from engine._records import Prediction
 from engine.runners.base import CLEAN, SyncExecution, is_finalising, tell_of_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
-    from engine._channel import ConsumerEnd, End, Reduction
-    from engine._partials import Body
+    from engine._predictors.body import Body
     from engine._records import State
     from engine.runners.base import OpenCalls, Runner
+    from engine.runners.channel import Reduction
+    from engine.runners.ending import ConsumerEnd, End
 
 
 class OwnedExecution(SyncExecution):

@@ -12,15 +12,16 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine._channel import BOUND, End, Ending
 from engine._errors import NestingError
 from engine.runners.base import DaemonThread, open_here
+from engine.runners.ending import End, Ending
+from engine.runners.parking import BOUND
 from engine.runners.thread import OwnerThread, step_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine._partials import Body
+    from engine._predictors.body import Body
     from engine._records import Call
     from engine.runners.thread import ThreadRunner
 

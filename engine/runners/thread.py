@@ -16,17 +16,18 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._channel import End
 from engine._errors import EngineBusyError, EngineClosedError, PredictionCancelledError
-from engine._partials import ITERATOR, ONE, close_iterator, dispose, look
+from engine._predictors.normaliser import ITERATOR, ONE, close_iterator, dispose, look
 from engine._records import current
 from engine.runners.base import open_here
+from engine.runners.ending import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from engine._channel import Ending, OwnerEnd, ProducerEnd, Reduction
-    from engine._partials import Body
+    from engine._predictors.body import Body
+    from engine.runners.channel import Reduction
+    from engine.runners.ending import Ending, OwnerEnd, ProducerEnd
 
     Adopt = Callable[[Body, Any, Any, float], None]  # it is given the very channel that the body was started with
 

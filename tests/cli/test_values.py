@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from engine._signature import Signature
+from engine._predictors.signature import Signature
 from engine.cli._values import UnreadableError, value_of, value_of_json
 
 

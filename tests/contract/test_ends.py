@@ -26,14 +26,14 @@ from engine import (
     fold,
     hookimpl,
 )
-from engine._channel import Ending
 from engine._reducers import reducer_of
 from engine.runners import Body, Channel, End, base, deferred, inline
 from engine.runners.base import Execution
 from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
+from engine.runners.ending import Ending
 from engine.runners.owned import OwnedExecution
+from engine.runners.process.inlet import Wire
 from engine.runners.task import TaskExecution
-from engine.runners.wire import Wire
 
 LIMIT: Final = 20.0  # seconds any wait may take
 

@@ -35,15 +35,15 @@ from engine import (
     Predictor,
     WorkerLostError,
 )
-from engine._channel import Ending
-from engine._executor import FAST
-from engine._partials import Body
+from engine._policies.executor import FAST
+from engine._predictors.body import Body
 from engine._records import Outcome, current
-from engine._slots import Slots
 from engine.runners import Channel, base, own
 from engine.runners.base import Execution
 from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
-from engine.runners.pool import Need, Pool
+from engine.runners.ending import Ending
+from engine.runners.process.pool import Need, Pool
+from engine.runners.slots import Slots
 from tests.faults.conftest import END, LIMIT, Cell, Consumer, Elsewhere, aeventually, eventually
 from tests.faults.workers import FileGate, Journal, Trouble, is_killed, number_of_worker, predictor_with
 

@@ -540,9 +540,9 @@ def test_a_process_pool_that_forks_may_use_the_engine_in_its_workers() -> None:
 # A signal handler forks while the main thread waits: the child comes along into that wait, where nobody will end it.
 FORKING = """
 import logging
-import engine._channel, engine._slots
+import engine.runners.channel, engine.runners.slots
 
-engine._slots._PATIENCE = engine._channel.BOUND = 0.1  # how soon whoever waits looks again
+engine.runners.slots._PATIENCE = engine.runners.parking.BOUND = 0.1  # how soon whoever waits looks again
 logging.disable()  # of how long the wait for a slot takes
 
 held, go, children = threading.Event(), threading.Event(), []

@@ -82,7 +82,7 @@ def overflows(kind: str, count: int, full: FileGate, gate: FileGate) -> Callable
 
     They are sent by the thread that looks after partials that wait, which opens `full` where the pipe takes no more.
     """
-    from engine import _outlet
+    from engine._worker import outlet as _outlet
     from tests.faults.workers import tell_when_pipe_is_full
 
     def begin() -> float:

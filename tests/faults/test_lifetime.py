@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineClosedError, NestingError, PluginError, PredictionStream, Predictor, current_call
-from engine._channel import Ending
-from engine._partials import Body
-from engine._slots import Slots
+from engine._predictors.body import Body
+from engine.runners.ending import Ending
+from engine.runners.slots import Slots
 
 PATIENCE = 10.0  # seconds; only a test that fails waits as long
 

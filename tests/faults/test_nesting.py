@@ -14,7 +14,7 @@ import cloudpickle
 import pytest
 
 from engine import Engine, EngineClosedError, EngineError, NestingError, Prediction, Predictor, current_call, fold
-from engine._executor import DEEPEST
+from engine._policies.executor import DEEPEST
 
 PATIENCE = 10.0  # seconds; only a test that fails waits as long
 

@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, PayloadError, WorkerLostError
-from engine.runners import warden
+from engine.runners.process import supervisor as warden
 from tests.conftest import Census, child_processes
 from tests.faults.conftest import Cell, Consumer, Elsewhere, aeventually, eventually
 from tests.faults.conftest import _step_through as step_through

@@ -23,8 +23,8 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError, EngineError, Predictor
-from engine.runners.warden import Warden
-from engine.runners.workers import Worker
+from engine.runners.process.supervisor import Warden
+from engine.runners.process.worker import Worker
 from tests.conftest import child_processes
 from tests.faults.conftest import aeventually, eventually
 from tests.faults.workers import AsyncModel, FileGate, Journal, Model, number_of_worker, numbers_after_worker

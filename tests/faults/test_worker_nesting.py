@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, NestingError, PayloadError, Predictor, current_call
-from engine._channel import park_thread
+from engine.runners.parking import park_thread
 
 MODULE = """
     import os

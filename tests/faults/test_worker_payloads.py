@@ -44,22 +44,18 @@ import numpy as np
 import pydantic
 import pytest
 
-from engine import (
-    Engine,
-    PayloadError,
-    Predictor,
-    PredictorError,
-    WorkerLostError,
-    _importable,
-    _payloads,
-    _pieces,
-    _segments,
-)
-from engine._frames import ITEM, pack, pack_order
-from engine._importable import is_importable
-from engine._outlet import Link
-from engine._segments import WORTH, Segment
-from engine.runners import process, workers
+from engine import Engine, PayloadError, Predictor, PredictorError, WorkerLostError
+from engine._wire import by_name as _importable
+from engine._wire import decode as _decode
+from engine._wire import pieces as _pieces
+from engine._wire import segments as _segments
+from engine._wire import targets as _targets
+from engine._wire.by_name import is_importable
+from engine._wire.frames import ITEM, pack, pack_order
+from engine._wire.segments import WORTH, Segment
+from engine._worker.pipe import Link
+from engine.runners.process import runner as process
+from engine.runners.process import worker as workers
 from tests.conftest import child_processes
 from tests.faults import luggage
 from tests.faults.conftest import END, Cell, Consumer, Elsewhere, aeventually, eventually
@@ -1224,7 +1220,7 @@ def test_a_task_that_waits_for_anothers_encoding_sends_what_was_assigned_before_
         return level
 
     is_encoded, go_on = threading.Event(), threading.Event()
-    encode_target = _payloads.encode_target  # as `process` knows it
+    encode_target = _targets.encode_target  # as `process` knows it
 
     def encoded(*facts: Any) -> bytes:
         data = encode_target(*facts)
@@ -1792,7 +1788,7 @@ def test_a_large_input_that_a_predictor_keeps_is_not_changed_by_the_next_call() 
     found: list[bytes] = []
     with Engine(discover=False, workers=1) as muna:
         for letter, part in zip("abcd", parts, strict=True):
-            given = np.full(_payloads._LENT_FROM, ord(letter), np.uint8)
+            given = np.full(_decode._LENT_FROM, ord(letter), np.uint8)
             found = muna.predictions.create(keeps, {"given": given, "part": part}, runner="process").value
     assert found == [b"aaaa", b"bbbb", b"cccc", b"dddd"]
 
@@ -2058,7 +2054,7 @@ def test_memory_for_a_giant_input_is_given_back_as_soon_as_a_call_does_without_i
 def leave_room(size: int) -> None:
     """From now on, in this worker, partials find that much room in shared memory, and no more."""
     grow = Segment.grow
-    vars(engine_segments := sys.modules["engine._segments"]).update(LARGEST=size)
+    vars(engine_segments := sys.modules["engine._wire.segments"]).update(LARGEST=size)
     engine_segments.Segment.grow = lambda self, wanted: wanted <= size and grow(self, wanted)
 
 

@@ -28,11 +28,11 @@ import attrs
 import pytest
 
 from engine import Engine, EngineClosedError, NestingError, PredictionCancelledError, Predictor
-from engine._frames import DONE, ITEM, ITEMS
-from engine.runners import process
-from engine.runners import wire as wire_module
-from engine.runners.wire import Wire
-from engine.runners.workers import Worker
+from engine._wire.frames import DONE, ITEM, ITEMS
+from engine.runners.process import inlet as wire_module
+from engine.runners.process import runner as process
+from engine.runners.process.inlet import Wire
+from engine.runners.process.worker import Worker
 from tests.conftest import child_processes
 from tests.faults import workers
 from tests.faults.conftest import END, LIMIT, Cell, Consumer, Elsewhere, Reader, aeventually, eventually

@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine import Engine, EngineError, PredictionCancelledError, Predictor, WorkerLostError, _channel
-from engine._frames import DONE, ITEM, ITEMS
-from engine.runners import process
-from engine.runners import wire as wire_module
-from engine.runners.warden import Warden
-from engine.runners.wire import Wire
-from engine.runners.workers import Worker, start_worker
+from engine import Engine, EngineError, PredictionCancelledError, Predictor, WorkerLostError
+from engine._wire.frames import DONE, ITEM, ITEMS
+from engine.runners import parking as _parking
+from engine.runners.process import inlet as wire_module
+from engine.runners.process import runner as process
+from engine.runners.process.inlet import Wire
+from engine.runners.process.spawn import start_worker
+from engine.runners.process.supervisor import Warden
+from engine.runners.process.worker import Worker
 from tests.conftest import child_processes, open_descriptors
 from tests.faults import workers
 from tests.faults.conftest import Cell, Elsewhere, aeventually, eventually
@@ -179,9 +181,9 @@ def test_of_a_frame_that_was_cut_short_nothing_is_delivered(consumer: str, share
 
     def cut(share: float) -> Callable[[], Iterator[Any]]:
         def yields() -> Iterator[Any]:
-            import engine._outlet
+            import engine._worker.outlet
 
-            vars(engine._outlet).update(WORTH=1 << 40)
+            vars(engine._worker.outlet).update(WORTH=1 << 40)
             yield "first"
             Interception((ITEM, ITEMS), partial(workers.dies_within, share)).set()
             yield large
@@ -384,7 +386,7 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
     """Between the look that finds no worker to hear and the sleep that follows, there may be one."""
     journal = Journal(tmp_path / "journal")
     is_held, is_at_rest = threading.Event(), threading.Event()
-    park_thread, watch = _channel.park_thread, Wire._watch
+    park_thread, watch = _parking.park_thread, Wire._watch
 
     def hold(_nothing: None) -> None:
         """The warden sees to nothing until the reader is about to sleep."""

@@ -355,7 +355,7 @@ class Interception:
     """Has something else done, once, where a worker is about to write a frame of some kind.
 
     Attributes:
-        kinds: kinds of frames, by their numbers in `engine._frames`.
+        kinds: kinds of frames, by their numbers in `engine._wire.frames`.
         instead: called with the write itself, which takes bytes and tells how many it wrote, and with the bytes.
     """
 

@@ -11,8 +11,8 @@ from typing import Any, Final, Generic, TypeVar
 import pytest
 
 from engine import Engine, InvalidInputError, Predictor, predictor
-from engine._predictor import name_of
-from engine._profiles import profile_of
+from engine._predictors.predictor import name_of
+from engine._predictors.profile import profile_of
 
 T = TypeVar("T")
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from engine import Call, Prediction
-from engine._channel import Channel, Ending, Reduction
-from engine._outlet import Outlet
+from engine._worker.outlet import Outlet
+from engine.runners.channel import Channel, Reduction
+from engine.runners.ending import Ending
 from engine.runners.inline import InlineExecution
 from engine.runners.owned import OwnedExecution
+from engine.runners.process.inlet import Wire
 from engine.runners.task import Held, TaskExecution
-from engine.runners.wire import Wire
 
 ROOT = Path(__file__).parent.parent.parent
 PUBLIC_MODULES = {"cli", "hookspecs", "runners", "testing"}
@@ -130,7 +131,7 @@ def test_an_import_through_the_front_door_is_told_from_one_of_a_room(source: str
 
 def test_no_room_imports_the_front_door() -> None:
     """The layers say nothing of `engine` itself, so a room that imported from it would reach every other one."""
-    outside = {ROOT / "engine/__init__.py", ROOT / "engine/testing.py", *(ROOT / "engine/cli").rglob("*.py")}
+    outside = {ROOT / "engine/__init__.py", *sources("engine/cli"), *sources("engine/testing")}
 
     assert [
         place
@@ -147,7 +148,7 @@ def test_the_core_imports_only_the_standard_library_and_its_three_dependencies()
         for path in sources("engine")
         for node in run_at_import(parsed(path))
         for name in imported(node)
-        if name.partition(".")[0] not in allowed | OWN_DEPENDENCIES.get(path.stem, set())
+        if name.partition(".")[0] not in allowed | OWN_DEPENDENCIES.get(path.parent.name, set())
     ]
 
     assert foreign == []
@@ -192,8 +193,7 @@ def names_of_runners(tree: ast.AST) -> list[ast.expr | ast.stmt]:
 
 
 def test_policies_choose_by_no_runners_name() -> None:
-    rooms = ["_executor", "_free_threading", "_plugins", "_registry", "_runners", "_stream"]
-    paths = [ROOT / f"engine/{room}.py" for room in rooms]
+    paths = [ROOT / "engine/_free_threading.py", *sources("engine/_policies"), *sources("engine/_registry")]
 
     assert len(names_of_runners(ast.parse("place.name == 'process'"))) == 1
     assert [place for path in paths for place in places(path, names_of_runners(parsed(path)))] == []

@@ -26,7 +26,7 @@ import attrs
 import pytest
 
 import engine
-from engine._channel import MOST
+from engine.runners.channel import MOST
 from engine.runners.thread import MOST_ABANDONED, MOST_ABANDONED_OF_ONE
 
 if TYPE_CHECKING:

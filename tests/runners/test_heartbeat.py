@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-import engine.runners.process
+import engine.runners.process.runner
 from engine import Engine, EngineClosedError, PayloadError, PredictionCancelledError
-from engine._segments import Segment
-from engine.runners.workers import Worker, start_worker
+from engine._wire.segments import Segment
+from engine.runners.process.spawn import start_worker
+from engine.runners.process.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -110,7 +111,7 @@ def held_start(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Gate:
         gate.hold()
         return start_worker(facts)
 
-    monkeypatch.setattr(engine.runners.process, "start_worker", start)
+    monkeypatch.setattr(engine.runners.process.runner, "start_worker", start)
     return gate
 
 
@@ -177,7 +178,7 @@ async def test_why_a_worker_could_not_be_started_reaches_the_call_that_waits_and
         raise OSError("no process is to be had")
 
     async with Engine(discover=False, workers=1) as muna:
-        monkeypatch.setattr(engine.runners.process, "start_worker", refuse)
+        monkeypatch.setattr(engine.runners.process.runner, "start_worker", refuse)
         with pytest.raises(OSError, match="no process"):
             await muna.predictions.acreate(echo, {"value": 1}, runner="process")
         monkeypatch.undo()
@@ -312,7 +313,7 @@ async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_tha
     worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, released, is_over = threading.Event(), threading.Event(), threading.Event()
-    tell = engine.runners.process._tell
+    tell = engine.runners.process.runner._tell
 
     def told(*facts: Any) -> None:
         tell(*facts)
@@ -322,7 +323,7 @@ async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_tha
         begun.set()
         assert released.wait(PATIENCE)
 
-    monkeypatch.setattr(engine.runners.process, "_tell", told)
+    monkeypatch.setattr(engine.runners.process.runner, "_tell", told)
     value = [ROWS, Noting(hold), list(range(100_000))]
     stream = worker.predictions.astream(echo, {"value": value}, runner="process")
     pull = asyncio.ensure_future(anext(stream.values()))
@@ -420,7 +421,7 @@ def test_what_runs_workers_is_imported_beside_the_loop(verb: str) -> None:
             seen = []
 
             def find_spec(self, name, path=None, target=None):
-                if name == "engine.runners.process":
+                if name == "engine.runners.process.runner":
                     self.seen.append(threading.current_thread() is threading.main_thread())
 
         def show(value):

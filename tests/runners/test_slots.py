@@ -20,9 +20,9 @@ from typing import Any, Final
 import attrs
 import pytest
 
-import engine._slots
+import engine.runners.slots
 from engine import Engine, NestingError, Predictor
-from engine._channel import park_thread
+from engine.runners.parking import park_thread
 
 PATIENCE: Final = 10.0  # seconds; only a test that fails waits as long
 GRACE: Final = 30.0  # seconds, by the clock of the tests
@@ -148,7 +148,7 @@ class Thread:
 @pytest.fixture
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     clock = Clock()
-    monkeypatch.setattr(engine._slots, "perf_counter", clock)
+    monkeypatch.setattr(engine.runners.slots, "perf_counter", clock)
     with ExitStack() as threads, Engine(discover=False, grace=GRACE) as muna, ExitStack() as streams:
         threads.callback(streams.close)  # first, for a thread may wait for what they hold
         made = Scene(muna, clock, threads)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from engine._channel import Channel, Ending, OwnerEnd, ProducerEnd
-from engine._outlet import Outlet
+from engine._worker.outlet import Outlet
+from engine.runners.channel import Channel
+from engine.runners.ending import Ending, OwnerEnd, ProducerEnd
 
 
 def ends(ending: Ending) -> tuple[OwnerEnd, ...]:

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import _channel, _outlet, _payloads
-from engine._frames import (
+from engine._wire import encode as _payloads
+from engine._wire.frames import (
     _HEADER,
     _MAGIC,
     CREDIT,
@@ -43,6 +43,8 @@ from engine._frames import (
     read_credit,
     read_order,
 )
+from engine._worker import outlet as _outlet
+from engine.runners import channel as _channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import _segments
-from engine._segments import LARGEST, Ring, Segment, make_segment
+from engine._wire import segments as _segments
+from engine._wire.segments import LARGEST, Ring, Segment, make_segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,7 +171,7 @@ def test_memory_within_the_usual_bound_is_kept_for_the_next_call(descriptor: int
 
 SCRIPT: Final = """
     import os, resource
-    from engine._segments import Ring, Segment, make_segment
+    from engine._wire.segments import Ring, Segment, make_segment
 
     MiB = 1 << 20
     descriptor = make_segment()

@@ -24,11 +24,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-import engine.runners.process
+import engine.runners.process.runner
 from engine import Engine, EngineError, PredictionCancelledError, WorkerLostError
-from engine._frames import CREDIT, DONE, FAILED, HEADER_SIZE, ITEMS, ORDER, Decoder, pack, read_credit, read_order
-from engine._payloads import pack_failure
-from engine.runners.workers import Worker, _open
+from engine._wire.failures import pack_failure
+from engine._wire.frames import CREDIT, DONE, FAILED, HEADER_SIZE, ITEMS, ORDER, Decoder, pack, read_credit, read_order
+from engine.runners.process.spawn import _open
+from engine.runners.process.worker import Worker
 
 GRACE: Final = 0.05
 PATIENCE: Final = 10.0  # seconds; far more than the ladder is high
@@ -336,7 +337,7 @@ def test_whatever_consumers_and_workers_do_the_promises_hold(monkeypatch: pytest
         machines.append(Affairs())
         return machines[-1]
 
-    monkeypatch.setattr(engine.runners.process, "start_worker", make)
+    monkeypatch.setattr(engine.runners.process.runner, "start_worker", make)
     few = settings(
         max_examples=max(20, settings().max_examples // 2),
         stateful_step_count=60,

@@ -1,0 +1,653 @@
+"""Predictors made ready in this process: their slots, and the life of class predictors.
+
+A `Resident` is a profile with its target, ready to be called; a class's is set up once, by whoever comes first, and
+torn down once. An instance of a class with an async method lives on the engine's loop; any other lives in the thread
+that sets it up: a `PinnedThread` kept for it, or that of a caller who runs it inline. No user code runs under a lock.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import types
+import weakref
+from collections import deque
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from engine._errors import EngineClosedError, NestingError, warn
+from engine._predictors.body import invoke
+from engine._predictors.normaliser import is_async
+from engine._predictors.predictor import Predictor, name_of
+from engine._predictors.profile import Profile, function_of, options_of, profile_of
+from engine._records import Call, current, current_call
+from engine._wire.description import RemoteProfile, profile_from
+from engine.runners.base import in_use
+from engine.runners.parking import park_task, park_thread, wake_all
+from engine.runners.pinned import PinnedThread
+from engine.runners.slots import Patience, Slots, current_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Mapping
+    from contextvars import Context
+
+    from engine._wire.snapshots import Home
+    from engine.runners.channel import Wake
+    from engine.runners.loop import LoopRunner
+    from engine.runners.thread import ThreadRunner
+
+
+class _SlotsElsewhere(dict[str, Slots | None]):
+    """The slots of a predictor in other processes, by the name of the runner whose they are: each sets it up itself."""
+
+    def __init__(self, profile: Profile, grace: float) -> None:
+        super().__init__()
+        self._facts = profile, grace
+
+    def __missing__(self, runner: str) -> Slots | None:
+        return self.setdefault(runner, _slots_of(*self._facts))
+
+
+def _slots_of(profile: Profile, grace: float) -> Slots | None:
+    """The slots of one place that sets a predictor up; `None` where nothing is to be bounded or counted."""
+    is_counted = profile.is_class or profile.limit != math.inf
+    return Slots(profile.tag, profile.limit, grace) if is_counted else None
+
+
+def _all_slots_of(profile: Profile, grace: float) -> tuple[Slots | None, _SlotsElsewhere]:
+    """The slots of this process, and those of others."""
+    return _slots_of(profile, grace), _SlotsElsewhere(profile, grace)
+
+
+class Resident:
+    """A predictor ready to be called in this process.
+
+    Attributes:
+        profile: what is known of it.
+        function: what is called; `None` for a class that is not set up.
+        slots: bounds its calls; `None` where nothing is to be bounded or counted.
+        slots_elsewhere: the same for its calls in other processes, by the name of the runner they belong to.
+        is_described: it is known from what a runner told of it alone, and runs in other processes only.
+        described_by: the name of that runner.
+        places: where sync callers' `runner=` leads, once that is known; kept by the executor.
+        is_plain: whether an asyncio caller that names no runner steps it with nothing to begin or to end; the same.
+        thread: of a class without async methods, where this process has owner threads: the one kept for it.
+        owner: what runs its calls in owner threads, where that is not any of them: its `thread`, if it serves one call
+            at a time.
+    """
+
+    __slots__ = (
+        "_engine",
+        "_flight",
+        "_grace",
+        "_home",
+        "_instance",
+        "_is_closed",
+        "_is_named",
+        "_lock",
+        "_loop",
+        "_pinned",
+        "_replaced",
+        "_target",
+        "_text",
+        "described_by",
+        "function",
+        "is_described",
+        "is_plain",
+        "owner",
+        "places",
+        "profile",
+        "slots",
+        "slots_elsewhere",
+        "thread",
+    )
+
+    def __init__(  # noqa: PLR0917 - made in one place
+        self,
+        profile: Profile,
+        target: Any,
+        loop: LoopRunner,
+        engine: int,
+        slots: tuple[Slots | None, _SlotsElsewhere] | None = None,
+        text: str | None = None,
+        threads: ThreadRunner | None = None,
+        grace: float = 0.0,
+    ) -> None:
+        """Make `target` ready, but for a class's instance.
+
+        Args:
+            profile: what is known of it.
+            target: itself; `None` where it is only described.
+            loop: where its async methods live.
+            engine: the number of the engine.
+            slots: shared by all residents of one object.
+            text: `"module:name"`, where it was registered by that.
+            threads: the owner threads there are; `None` where everything runs in one thread.
+            grace: seconds a call waits for another thread to go on with the stream that this one read last.
+        """
+        self.is_described = isinstance(profile, RemoteProfile)
+        self.described_by: str | None = None
+        self._text = text
+        self._home: Home | None = None
+        self._is_named = False  # workers have a class or an object by its text, until it is unloaded
+        self._engine = engine
+        self._grace = grace
+        self._is_closed = False
+        self.profile = profile
+        self.places: dict[str | None, Any] = {}
+        self.is_plain: bool | None = None
+        self._target = target
+        self._loop = loop
+        self._instance: Any = None
+        self._replaced: list[Any] = []  # instances that could not be unloaded before the next one was set up
+        self._flight: _Flight | None = None
+        self._lock = threading.Lock()
+        self.function: Any = None if profile.is_class or self.is_described else function_of(target)
+        self.slots, self.slots_elsewhere = slots or _all_slots_of(profile, grace)
+        self._pinned: dict[int, Any] = {}  # instances that were set up in `thread` and are not torn down yet, by `id`
+        self.thread: PinnedThread | None = None
+        self.owner: PinnedThread | None = None
+        if threads is not None and profile.is_class and not profile.lives_on_loop and not self.is_described:
+            self._pin(threads)
+
+    def _pin(self, threads: ThreadRunner) -> None:
+        self.thread = PinnedThread(threads, self._is_thread_kept)
+        self.owner = self.thread if self.profile.limit == 1 else None
+
+    def _is_thread_kept(self, is_closed: bool) -> bool:  # noqa: FBT001
+        """Whether an instance lives in its thread or is called there; in a closed engine, one being unloaded."""
+        if is_closed:
+            return self._instance is None and bool(self._pinned)
+        return self._instance is not None or bool(self._pinned)
+
+    @property
+    def target(self) -> Any:
+        """What workers get to run: the function, class or object, or `"module:name"` where they find it by that."""
+        if self._text is None or self.is_described:
+            return self._text or self._target
+        return self._named(self._text)
+
+    def _named(self, text: str) -> Any:
+        """The text by which workers find what runs here; itself, where they would find another, or nothing."""
+        home = self._home
+        if home is None:
+            from engine._wire.snapshots import Home, is_function  # only what workers run needs it
+
+            home = self._home = Home(self._target, *text.split(":"))
+            if self.profile.by_value or not home.is_importable():
+                self._text = None
+                return self._target
+            self._is_named = not is_function(self._target)
+        if home.is_there():
+            return text
+        if not self._is_named:
+            return self._target
+        warn(
+            f"{self.profile.tag}: {text} is another since it was sent to workers, where a class or an object stays as "
+            "it was: unload it there, with unload(..., runner='process'), and the next call sends what runs here"
+        )
+        self._home = home.forgotten()
+        return text
+
+    def unloaded(self) -> None:
+        """Workers have it no more: what they get next is what runs here."""
+        self._home = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing stands between a call and its body."""
+        return self.function is not None
+
+    def prepare(self) -> Any:
+        """Give what is called, setting the class up in this thread if none was, and waiting for another caller's setup.
+
+        Raises:
+            NestingError: the class is being set up by this very call chain, or would block the engine's loop.
+            BaseException: what the constructor or `setup` raised; the next call tries again.
+        """
+        function = self.function  # as in almost every call
+        return self._prepare(is_posted=False) if function is None else function
+
+    def prepare_in_thread(self) -> Any:
+        """Give what is called, setting the class up in the thread kept for it; as `prepare` where there is none."""
+        function = self.function
+        if function is not None:
+            return function
+        return self._prepare(is_posted=self.thread is not None and not self.thread.is_current_thread())
+
+    def _prepare(self, *, is_posted: bool) -> Any:
+        while (function := self.function) is None:
+            context = self._aside()
+            flight, is_mine = self._join(context, is_posted=is_posted)
+            if is_mine and is_posted:
+                self._have_set_up(flight, context)
+            elif is_mine or (flight.is_posted and self.thread is not None and self.thread.is_current_thread()):
+                self._set_up(flight, context)  # here, where it would wait behind what waits for it
+            else:
+                flight.wait(self.profile.tag)
+        return function
+
+    def _have_set_up(self, flight: _Flight, context: Context) -> None:
+        """Have it set up in its thread, and wait for that; the set-up goes on though the wait is interrupted."""
+        thread: Any = self.thread
+        try:
+            work = thread.post(partial(self._set_up, flight, context), context[current])
+        except BaseException as error:
+            self._crash(flight, error)
+            raise
+        waited = Patience(self.profile.tag, None)
+        while not work.wait(waited.left()):
+            if thread.is_waited_for:  # by a call that no other line of the log tells of
+                waited.report()
+        work.result()
+
+    def _set_up(self, flight: _Flight, context: Context) -> None:
+        """Set it up in this thread, unless that attempt was made already."""
+        if flight.has_landed():
+            flight.report()
+            return
+        flight.thread = threading.get_ident()
+        try:
+            if self.function is None:  # else by another just before, or by one that outlived its caller's wait
+                instance = self._make(context)
+                if self.thread is not None and self.thread.is_current_thread():
+                    self._pinned[id(instance)] = instance
+                self._keep(instance)
+        except BaseException as error:
+            self._crash(flight, error)
+            raise
+        self._land(flight)
+
+    def _keep(self, instance: Any) -> None:
+        self._instance = instance
+        self.function = instance.predict
+        if self._is_closed and self.detach() is not None:  # closed while it was being set up
+            try:
+                self._run_member(instance, "teardown", self._aside())
+            finally:
+                self._pinned.pop(id(instance), None)
+            raise EngineClosedError
+
+    async def aprepare(self) -> Any:
+        """Give the function of a class that lives on the engine's loop, set up there first if it is not."""
+        while (function := self.function) is None:
+            context = self._aside()
+            flight, is_mine = self._join(context)
+            if not is_mine:
+                await flight.await_()
+                continue
+            try:
+                if self.function is None:  # else by another, just before
+                    await self._akeep(await self._amake(context))
+            except BaseException as error:
+                self._crash(flight, error)
+                raise
+            self._land(flight)
+        return function
+
+    def _join(self, context: Context, *, is_posted: bool = False) -> tuple[_Flight, bool]:
+        with self._lock:
+            flight = self._flight
+            if flight is None:
+                self._flight = flight = _Flight(context.get(current), is_posted)
+                return flight, True
+        flight.refuse_nesting(self.profile.tag)
+        return flight, False
+
+    async def _akeep(self, instance: Any) -> None:
+        self._instance = instance
+        self.function = instance.predict
+        if self._is_closed and self.detach() is not None:  # as in `_keep`
+            await _arun_member(instance, "teardown", self._aside())
+            raise EngineClosedError
+
+    def _land(self, flight: _Flight) -> None:
+        if self._flight is flight:
+            self._flight = None
+        flight.land(None)
+
+    def _crash(self, flight: _Flight, error: BaseException) -> None:
+        if self._flight is flight:
+            self._flight = None
+        flight.land(error)
+
+    def _make(self, context: Context) -> Any:
+        instance = context.run(invoke, self._target, (), {})
+        self._run_member(instance, "setup", context)
+        return instance
+
+    def _aside(self) -> Context:
+        """A context of its own for what is no prediction: constructor, `setup`, `teardown`; it knows its engine."""
+        context = copy_context()
+        parent = current.get()
+        depth = 0 if parent is None else parent.depth
+        context.run(current.set, Call(self.profile.tag, "aside", parent, self._engine, depth))
+        return context
+
+    def _run_member(self, instance: Any, name: str, context: Context, seconds: float | None = None) -> None:
+        """Call `setup` or `teardown`, and run on the loop what of it is awaitable."""
+        member = getattr(instance, name, None)
+        if member is None:
+            return
+        if is_async(member):
+            self._loop.run(_call(member), context, f"{name}() of {self.profile.tag}", seconds)
+            return
+        made = context.run(invoke, member, (), {})
+        if hasattr(made, "__await__"):
+            self._loop.run(_wait_for(made), context, f"{name}() of {self.profile.tag}", seconds)
+
+    async def _amake(self, context: Context) -> Any:
+        instance = context.run(invoke, self._target, (), {})
+        await _arun_member(instance, "setup", context)
+        return instance
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether there is an instance to tear down."""
+        return self._instance is not None
+
+    @property
+    def is_thread_busy(self) -> bool:
+        """Whether the thread kept for it does something just now, if there is one."""
+        return self.thread is not None and self.thread.is_busy
+
+    def close(self) -> list[Any]:
+        """Take out for good what is to be torn down; one that is being set up is torn down as soon as it stands."""
+        self._is_closed = True
+        replaced, self._replaced = self._replaced, []
+        instance = self.detach()
+        return replaced if instance is None else [*replaced, instance]
+
+    def detach(self) -> Any:
+        """Take the instance out, so that the next call sets up a new one; `None` if there is none."""
+        instance, self._instance = self._instance, None
+        if self.profile.is_class:
+            self.function = None
+        return instance
+
+    def unload(self, grace: float) -> None:
+        """Tear the instance down once its calls are over; they get `grace` seconds.
+
+        Raises:
+            EngineError: a call still uses it; it stays loaded.
+            BaseException: what `teardown` raised.
+        """
+        instance = self.detach()
+        if instance is None:
+            return
+        left = () if self.slots is None else self.slots.wait_for(self.slots.holders, grace)
+        if left:
+            if self.function is None:
+                self._instance, self.function = instance, instance.predict
+            else:
+                self._replaced.append(instance)
+            raise in_use(self.profile.tag, left)
+        self.teardown(instance, None, grace)
+
+    def teardown(self, instance: Any, seconds: float | None, patience: float | None = None) -> None:
+        """Tear an instance down where it lives, from a thread.
+
+        Args:
+            instance: what was taken out; `None` does nothing.
+            seconds: how long what is async of it may take.
+            patience: seconds that the thread it lives in may still be busy, or it is not torn down at all; `None` to
+                leave that thread to tear it down, without waiting for it, if it is busy.
+        """
+        if instance is None:
+            return
+        if self.profile.lives_on_loop and not self._loop.is_current_thread():
+            context = self._aside()
+            closing = _arun_member(instance, "teardown", context)
+            self._loop.run(closing, context.copy(), f"teardown() of {self.profile.tag}", seconds)
+        elif id(instance) in self._pinned:
+            self._teardown_in_thread(instance, seconds, patience)
+        else:
+            self._run_member(instance, "teardown", self._aside(), seconds)
+            if self.thread is not None:  # its calls had it all the same
+                self.thread.look_again()
+
+    def _teardown_in_thread(self, instance: Any, seconds: float | None, patience: float | None) -> None:
+        thread: Any = self.thread
+        context, is_left = self._aside(), patience is None and thread.is_busy
+
+        def tear_down() -> None:
+            try:
+                self._run_member(instance, "teardown", context, seconds)
+            except BaseException as error:
+                if not is_left:
+                    raise
+                warn(f"{self.profile.tag}: error in teardown", error)
+            finally:
+                self._pinned.pop(id(instance), None)
+
+        if thread.is_current_thread():
+            tear_down()
+            return
+        work = thread.post(tear_down, context[current])
+        if is_left:
+            return
+        if patience is not None and not work.wait(patience) and thread.withdraw(work):
+            self._pinned.pop(id(instance), None)
+            warn(
+                f"{self.profile.tag} is not torn down: the thread that set it up, where teardown belongs, is still busy"
+            )
+            return
+        work.result()
+
+    def forget_ways(self) -> None:
+        """Have the executor find out anew which way calls go."""
+        self.places.clear()
+        self.is_plain = None
+
+    def renew(self, loop: LoopRunner, threads: ThreadRunner) -> None:
+        """In a forked child: the parent's threads hold no slot and no lock here, and its loop does not exist."""
+        self._loop = loop
+        self.forget_ways()
+        self._lock = threading.Lock()
+        self._flight = None
+        self.slots, self.slots_elsewhere = _all_slots_of(self.profile, self._grace)
+        _parents_own.extend(self._replaced)
+        self._replaced = []
+        if self.profile.lives_on_loop:
+            _parents_own.append(self.detach())
+        if self.thread is not None:
+            self._forget_thread(threads)
+
+    def _forget_thread(self, threads: ThreadRunner) -> None:
+        """In a forked child: what lives in the parent's thread is the parent's, and the next call sets up a new one."""
+        if self.thread is not None:
+            self.thread.forget()
+        if id(self._instance) in self._pinned:
+            self.detach()
+        _parents_own.extend(self._pinned.values())
+        self._pinned = {}
+        self._pin(threads)
+
+
+# Instances that belong to a parent's loop or thread; kept, so that no finaliser runs for them here.
+_parents_own: list[Any] = []
+
+
+async def _call(member: Callable[[], Any]) -> None:
+    await member()
+
+
+async def _wait_for(made: Any) -> None:
+    await made
+
+
+async def _arun_member(instance: Any, name: str, context: Context) -> None:
+    import asyncio
+
+    member = getattr(instance, name, None)
+    if member is None:
+        return
+    if is_async(member):
+        await asyncio.get_running_loop().create_task(_call(member), context=context)
+        return
+    made = context.run(invoke, member, (), {})
+    if hasattr(made, "__await__"):
+        await made
+
+
+class _Flight:
+    """One attempt to set a class up, which everybody who comes meanwhile waits for."""
+
+    __slots__ = ("_call", "_error", "_is_landed", "_parked", "_traceback", "is_posted", "thread")
+
+    def __init__(self, call: Call | None, is_posted: bool) -> None:  # noqa: FBT001
+        self._call = call
+        self.is_posted = is_posted  # whether the setup waits its turn in the thread kept for the class
+        self.thread = threading.get_ident()  # where the setup runs
+        self._is_landed = False
+        self._error: BaseException | None = None
+        self._traceback: types.TracebackType | None = None
+        self._parked: deque[Wake] = deque()
+
+    def refuse_nesting(self, tag: str) -> None:
+        call = current_call()
+        is_chain = call is not None and self._call is not None and call.is_within(self._call)
+        if is_chain or (self.thread == threading.get_ident() and current_task() is None):
+            raise NestingError(f"{tag} is being set up, and its setup calls {tag} again: it would wait for itself", tag)
+
+    def land(self, error: BaseException | None) -> None:
+        self._error = error
+        self._traceback = None if error is None else error.__traceback__
+        self._is_landed = True
+        wake_all(self._parked)
+
+    def has_landed(self) -> bool:
+        return self._is_landed
+
+    def wait(self, tag: str) -> None:
+        waited = Patience(tag, None)
+        while not self._is_landed:
+            park_thread(self._parked, self.has_landed, waited.left())
+            waited.report()
+        self.report()
+
+    async def await_(self) -> None:
+        while not self._is_landed:
+            await park_task(self._parked, self.has_landed)
+        self.report()
+
+    def report(self) -> None:
+        if self._error is not None:
+            raise self._error.with_traceback(self._traceback)  # it does not grow with everyone who waited
+
+
+class Residents:
+    """All residents of one engine: by record for predictors with a tag, by identity for what callers pass directly.
+
+    What is known of a predictor lives as long as its record, whatever its tag stands for meanwhile; only classes are
+    kept, to be torn down with the engine.
+    """
+
+    def __init__(self, loop: LoopRunner, threads: ThreadRunner, engine: int, grace: float) -> None:
+        """Start empty.
+
+        Args:
+            loop: where classes with async methods will live.
+            threads: where other classes will, each in one of its own.
+            engine: the number calls know theirs by.
+            grace: seconds, as a `Resident` has them.
+        """
+        self._loop = loop
+        self._threads = threads
+        self._engine = engine
+        self._grace = grace
+        self._lock = threading.Lock()
+        self._by_record: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
+        self._described: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
+        self._classes: dict[Hashable, tuple[object, Resident]] = {}
+        self._profiles: dict[int, tuple[weakref.ref[Any], Profile, tuple[Slots | None, _SlotsElsewhere]]] = {}
+        self._kept: list[Resident] = []
+
+    def of(self, predictor: Predictor) -> Resident:
+        """The resident of a record, importing its target at the first use."""
+        resident = self._by_record.get(predictor)
+        if resident is None:
+            target = predictor.load()
+            profile = profile_of(predictor.tag, target, predictor.options(target))
+            text = predictor.target if isinstance(predictor.target, str) else None
+            made = Resident(
+                profile, target, self._loop, self._engine, text=text, threads=self._threads, grace=self._grace
+            )
+            resident = self._by_record.setdefault(predictor, made)
+            if resident is made and profile.is_class:
+                self._kept.append(made)
+        return resident
+
+    def find(self, predictor: Predictor) -> Resident | None:
+        """The resident of a record, if it has one."""
+        return self._by_record.get(predictor)
+
+    def described(self, predictor: Predictor) -> Resident | None:
+        """What a runner told of a predictor that this process has not imported, if one did."""
+        return self._described.get(predictor)
+
+    def describe(self, predictor: Predictor, told: Mapping[str, Any], runner: str) -> Resident:
+        """Keep what a runner told of a predictor."""
+        profile = profile_from(predictor.tag, told, predictor.options(None))
+        made = Resident(profile, None, self._loop, self._engine, text=predictor.target, grace=self._grace)
+        made.described_by = runner
+        return self._described.setdefault(predictor, made)
+
+    def given(self, given: Any) -> Resident:
+        """The resident of what a caller passed directly; that of a function is not kept, its profile is."""
+        # An alias such as `Model[int]` may be another object at each call.
+        name = given if type(given) is types.GenericAlias else id(given)
+        kept = self._classes.get(name)
+        if kept is not None:
+            return kept[1]
+        key = given.__func__ if isinstance(given, types.MethodType) else given
+        found = self._profiles.get(id(key))
+        if found is not None and found[0]() is key and found[1].tag == name_of(given):
+            return Resident(found[1], given, self._loop, self._engine, found[2])
+        profile = profile_of(name_of(given), given, options_of(given))
+        resident = Resident(profile, given, self._loop, self._engine, threads=self._threads, grace=self._grace)
+        if profile.is_class:
+            with self._lock:
+                return self._classes.setdefault(name, (given, resident))[1]
+        self._remember(key, profile, (resident.slots, resident.slots_elsewhere))
+        return resident
+
+    def _remember(self, key: Any, profile: Profile, slots: tuple[Slots | None, _SlotsElsewhere]) -> None:
+        number, profiles = id(key), self._profiles
+        try:
+            reference = weakref.ref(key, lambda _gone: profiles.pop(number, None))
+        except TypeError:  # it cannot be referred to weakly: looked at again at every call
+            return
+        profiles[number] = (reference, profile, slots)
+
+    def __iter__(self) -> Iterator[Resident]:
+        """Every resident that may have to be torn down."""
+        yield from (resident for _, resident in tuple(self._classes.values()))
+        yield from tuple(self._kept)
+
+    def loaded(self, stands_for: Callable[[Predictor], bool]) -> tuple[str, ...]:
+        """Tags of predictors that are ready here and that `stands_for` says their tags stand for, in order."""
+        ready = [record for record, resident in _items(self._by_record) if resident.is_ready]
+        return tuple(sorted(record.tag for record in ready if stands_for(record)))
+
+    def forget_ways(self) -> None:
+        """Have the executor find out anew which way the calls of every predictor go."""
+        known = (resident for residents in (self._by_record, self._described) for _, resident in _items(residents))
+        for resident in {*self, *known}:
+            resident.forget_ways()
+
+    def forget_parents(self, loop: LoopRunner, threads: ThreadRunner) -> None:
+        """In a forked child: the parent's loop and threads, what lives there, and what they hold, are not ours."""
+        self._loop, self._threads = loop, threads
+        self._lock = threading.Lock()
+        self._profiles.clear()
+        known = (resident for residents in (self._by_record, self._described) for _, resident in _items(residents))
+        for resident in {*self, *known}:
+            resident.renew(loop, threads)
+
+
+def _items(residents: weakref.WeakKeyDictionary[Predictor, Resident]) -> list[tuple[Predictor, Resident]]:
+    """The records and their residents as they are now; other threads may add some meanwhile."""
+    records = [record for reference in residents.keyrefs() if (record := reference()) is not None]
+    return [(record, residents[record]) for record in records]

@@ -1,0 +1,1 @@
+"""Which predictors and runners there are: what the user registered, and what installed plugins offer."""

@@ -1,0 +1,550 @@
+"""Maps tags to predictors: what the user registered, and what installed plugins offer.
+
+Plugins are looked for at the first use, not before, and again for a tag that is not there, once that may give something
+else. A tag that two sources claim belongs to neither, whatever the order they came in: it is left out of the mapping,
+listed among the problems, and refused when asked for. Nothing here imports a predictor.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Mapping
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine._errors import (
+    DuplicatePredictorError,
+    EngineError,
+    InvalidTagError,
+    PluginError,
+    PredictorNotFoundError,
+    quote,
+)
+from engine._predictors.predictor import OPTIONS, Predictor, mark_of, name_of, tag_of
+from engine._registry.plugins import Plugins
+from engine._registry.sources import PREDICTORS, Offer, Origin, Problem, one_line, title_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, Sequence, ValuesView
+
+    from pluggy import HookRelay
+
+
+_COMPARED: Final = 256  # tags that a misspelt one is compared with: 1 ms, and the caller may be an event loop
+
+
+@attrs.frozen(eq=False)
+class _Registration(Offer):
+    """What the user registered; `replaces` says it stands above whatever plugins offer under its tag."""
+
+    replaces: bool = False
+
+
+class _Neighbours:
+    """Many tags by how they begin and by how they end, to find those that a misspelt one may have been meant for."""
+
+    def __init__(self, tags: Iterable[str]) -> None:
+        self._forward = sorted(tags)
+        self._backward = sorted(tag[::-1] for tag in self._forward)
+
+    def of(self, tag: str) -> list[str]:
+        return [*_around(tag, self._forward), *(each[::-1] for each in _around(tag[::-1], self._backward))]
+
+
+def _around(text: str, ordered: list[str]) -> list[str]:
+    place, reach = bisect_left(ordered, text), _COMPARED // 4
+    return ordered[max(0, place - reach) : place + reach]
+
+
+@attrs.define(eq=False)
+class _View:
+    """Everything known since plugins were looked for, to be read without a lock.
+
+    One store changes one tag, and what goes over all tags goes over a copy: a reader sees a tag as it was or as it is.
+
+    Attributes:
+        ready: the tags with one claim.
+        clashes: the tags with more.
+        runners: the runners with one claim, by name and in its order.
+        runner_claims: the sources of all of them.
+    """
+
+    ready: dict[str, Offer] = attrs.field(factory=dict)
+    clashes: dict[str, tuple[Offer, ...]] = attrs.field(factory=dict)
+    runners: Mapping[str, object] = attrs.field(factory=dict)
+    runner_claims: Mapping[str, Sequence[Origin]] = attrs.field(factory=dict)
+    _neighbours: _Neighbours | None = None  # made once a tag is missed
+
+    def put(self, tag: str, claims: Sequence[Offer]) -> None:
+        """Take in who claims a tag now; under the lock of who writes."""
+        self._neighbours = None
+        if len(claims) == 1:
+            self.ready[tag] = claims[0]
+            self.clashes.pop(tag, None)
+            return
+        if claims:
+            self.clashes[tag] = tuple(claims)
+        else:
+            self.clashes.pop(tag, None)
+        self.ready.pop(tag, None)
+
+    def near(self, tag: str) -> list[str]:
+        """What a misspelt tag is compared with: of many tags, those that begin or end most like it."""
+        neighbours = self._neighbours
+        if neighbours is None:
+            tags = [*self.ready.copy(), *self.clashes.copy()]
+            if len(tags) <= _COMPARED:
+                return tags
+            self._neighbours = neighbours = _Neighbours(tags)
+        return [each for each in dict.fromkeys(neighbours.of(tag)) if each in self.ready or each in self.clashes]
+
+
+class Registry(Mapping[str, Predictor]):
+    """The predictors of one engine, by tag.
+
+    A mapping in the order of tags. It holds what was registered and, from its first use on, what installed plugins
+    offer; a tag is accepted with or without its `@`. Iteration goes over the tags there were when it began.
+
+    Threads may share it. The first use imports installed plugins (never predictors) while other threads that need the
+    registry wait; how long an import takes is not bounded. `register` does not wait for it, and from then on nothing
+    but a tag that is not there does. On an event loop's thread that would keep the loop: `await` a call, or `aload`,
+    first, which look in a thread of the engine's.
+
+    Args:
+        predictors: `Predictor` records, or functions and classes marked with `@predictor`.
+        discover: whether installed plugins are looked for.
+        plugins: plugin objects or modules to use besides installed ones, and runners as they are.
+        block: names of plugins, entry points or distributions to leave alone, besides those in the environment
+            variable `PREDICTOR_ENGINE_BLOCK`.
+        reserved: names of runners that nobody may offer, since they are the engine's own.
+
+    Attributes:
+        on_change: called with a tag after what it stands for has changed, outside every lock.
+
+    Raises:
+        DuplicatePredictorError: two of the predictors have one tag.
+        InvalidTagError: a tag is not of the form `@owner/name`.
+        TypeError: something given cannot be a predictor or a plugin.
+        ValueError: a runner that is given has a name that is reserved, or that another one has.
+    """
+
+    def __init__(
+        self,
+        predictors: Iterable[Any] = (),
+        *,
+        discover: bool = True,
+        plugins: Iterable[object] = (),
+        block: Iterable[str] = (),
+        reserved: Iterable[str] = (),
+    ) -> None:
+        self._reserved = frozenset(reserved)
+        self.on_change: Callable[[str], None] | None = None
+        self._plugins = Plugins(plugins, block=block, discover=discover, reserved=self._reserved)
+        self._own: dict[str, _Registration] = {}
+        self._offered: dict[str, tuple[Offer, ...]] = {}
+        self._removed: set[str] = set()
+        self._view: _View | None = None
+        self.forget_locks()
+        for given in predictors:
+            self.register(given)
+
+    def forget_locks(self) -> None:
+        """Make new locks: for a forked child, where a thread that is gone may hold the old ones."""
+        # Reentrant, for a plugin may use the registry while it is being imported; it sees what there is so far.
+        self._discovery = threading.RLock()
+        self._is_discovering = False
+        self._looker = 0  # the thread that looks for plugins
+        # Never held while foreign code runs.
+        self._writing = threading.Lock()
+
+    # Reading
+
+    def __getitem__(self, tag: str) -> Predictor:
+        """The predictor registered under `tag`; see `retrieve`."""
+        return (self._at_once(tag) or self._search(tag_of(tag))).predictor
+
+    def _at_once(self, tag: object) -> Offer | None:
+        """The fast path: one look into a dict. Anything but the exact tag, and all before the first use, is slow."""
+        view = self._view
+        return view.ready.get(tag) if view is not None and isinstance(tag, str) else None
+
+    def retrieve(self, tag: str) -> Predictor:
+        """Give the predictor registered under a tag, without importing it.
+
+        For a tag that is not there plugins are looked for again, if `sys.path` or one of its folders changed since, or
+        if it is time to try again what failed: 1 s after its first failure, then twice as long each time, at most 60 s.
+
+        Args:
+            tag: `@owner/name`, or the same without its `@`.
+
+        Raises:
+            InvalidTagError: the text is not of that form.
+            PredictorNotFoundError: nothing is registered under it; tags that look like it are named.
+            DuplicatePredictorError: two sources claim it.
+            PluginError: it belongs to a plugin or an entry point that could not be used.
+        """
+        return self[tag]
+
+    def __contains__(self, tag: object) -> bool:
+        """Whether `retrieve` would give a predictor; never raises."""
+        try:
+            return tag_of(tag) in self._seen().ready
+        except InvalidTagError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._seen().ready.copy()))
+
+    def __len__(self) -> int:
+        return len(self._seen().ready)
+
+    def items(self) -> ItemsView[str, Predictor]:
+        """The tags and their predictors as they are now: one that is unregistered meanwhile stays among them."""
+        return self._snapshot().items()
+
+    def values(self) -> ValuesView[Predictor]:
+        """The predictors as they are now, in the order of their tags."""
+        return self._snapshot().values()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same registry: comparing contents would import plugins."""
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        view = self._view
+        return f"<Registry of {len(view.ready)} predictors>" if view is not None else "<Registry, not read yet>"
+
+    def __reduce__(self) -> Any:
+        """Refuse to travel."""
+        raise TypeError("an engine's predictors cannot be pickled: make an engine, or a list of Predictor records")
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What could not be used: plugins, entry points, and tags that two sources claim."""
+        return self._troubles(self._seen())
+
+    @property
+    def hook(self) -> HookRelay:
+        """Pluggy's relay, to call the plugins' other hooks by."""
+        self._seen()
+        return self._plugins.hook
+
+    def runners(self) -> Mapping[str, object]:
+        """The runners that plugins offer, by name; a name that two of them claim is left out, and a problem."""
+        return self._seen().runners
+
+    def source_of_runner(self, name: str) -> str:
+        """Where a runner comes from, such as `engine-ray 0.1 (plugin ray)`; empty where nobody offers it."""
+        return " and by ".join(sorted(map(str, self._seen().runner_claims.get(name, ()))))
+
+    def source(self, tag: str) -> str:
+        """Where a predictor comes from, such as `predictor-engine-muna 0.1 (entry point)`.
+
+        Raises:
+            EngineError: as `retrieve` does.
+        """
+        return str(self._search(tag_of(tag)).origin)
+
+    def standing(self, tag: str) -> Predictor | None:
+        """The record that a tag stands for now, as far as is known; looks for nothing."""
+        view = self._view
+        offer = self._own.get(tag) if view is None else view.ready.get(tag)
+        return None if offer is None else offer.predictor
+
+    def stands_for(self, record: Predictor) -> bool:
+        """Whether this very record is what its tag stands for now, as far as is known; looks for nothing."""
+        return self.standing(record.tag) is record
+
+    def source_of(self, record: Predictor) -> str:
+        """Where a record comes from; where it is registered no longer, what its target is called."""
+        offer = self._seen().ready.get(record.tag)
+        if offer is not None and offer.predictor is record:
+            return str(offer.origin)
+        return str(Origin(name_of(record.target), "registered"))
+
+    # Looking for plugins elsewhere than where a tag is asked for
+
+    @property
+    def is_read(self) -> bool:
+        """Whether plugins have been looked for, or there can be none."""
+        return self._view is not None or not self._plugins.are_sought
+
+    def must_look(self, tag: str) -> bool:
+        """Whether asking for a tag would look for plugins, so that it may take its time.
+
+        Raises:
+            InvalidTagError: the text is no tag.
+        """
+        if self._at_once(tag) is not None:
+            return False
+        tag, view = tag_of(tag), self._view
+        if view is None:
+            return not self.is_read and self._looker != get_ident()  # a plugin's import gets what there is so far
+        return tag not in view.ready and tag not in view.clashes and self._plugins.is_due
+
+    def must_look_for_runner(self, name: str) -> bool:
+        """Whether only plugins that are still to be looked for, or again, may have a runner."""
+        return not self.is_read or (name not in self.runners() and self._plugins.is_due)
+
+    def look(self) -> None:
+        """Look for plugins, or again for what may be there by now; threads that come meanwhile wait for this look."""
+        self._discover(again=self._view is not None)
+
+    def known(self, tag: str) -> Predictor:
+        """The predictor registered under a tag as far as is known; raises as `retrieve` does, and never looks again."""
+        return (self._at_once(tag) or self._search(tag_of(tag), may_look=False)).predictor
+
+    # Writing
+
+    def register(self, marked_or_tag: Any, target: Any = None, *, replace: bool = False, **options: Any) -> Predictor:
+        """Add a predictor.
+
+        The same module and qualified name under the same tag replaces what was registered before, so that the cells of
+        a notebook may be run again; anything else needs `replace=True`, which also stands above plugins found later.
+
+        Args:
+            marked_or_tag: a function or class marked with `@predictor`, a `Predictor`, or the tag of `target`.
+            target: with a tag: a function, a class, an object with `predict`, or `"module:name"`.
+            replace: whether whatever has the tag now is replaced.
+            **options: see `Predictor`; they go before those of a mark.
+
+        Returns:
+            The record that is now registered.
+
+        Raises:
+            DuplicatePredictorError: the tag is taken.
+            InvalidTagError: the tag is not of the form `@owner/name`.
+            TypeError: the target cannot be called, or there is no such option.
+            ValueError: an option has no meaning.
+        """
+        predictor = _record(marked_or_tag, target, options)
+        offer = _Registration(predictor, Origin(name_of(predictor.target), "registered"), replaces=replace)
+        with self._writing:
+            self._own[predictor.tag] = self._checked(offer)
+            self._renew(predictor.tag)
+        self._tell([predictor.tag])
+        return predictor
+
+    def unregister(self, tag: str) -> Predictor:
+        """Take a predictor out of this registry, wherever it came from; calls that run already go on.
+
+        Args:
+            tag: `@owner/name`.
+
+        Returns:
+            The record that was registered.
+
+        Raises:
+            EngineError: as `retrieve` does.
+        """
+        predictor = self[tag]
+        with self._writing:
+            self._own.pop(predictor.tag, None)
+            self._removed.add(predictor.tag)
+            self._renew(predictor.tag)
+        self._tell([predictor.tag])
+        return predictor
+
+    # Inside
+
+    def _search(self, tag: str, *, may_look: bool = True) -> Offer:
+        view = self._seen()
+        if may_look and self.must_look(tag):
+            view = self._discover(again=True)
+        offer = view.ready.get(tag)
+        if offer is None:
+            error, cause = self._refusal(tag, view)
+            raise error from cause
+        return offer
+
+    def _refusal(self, tag: str, view: _View) -> tuple[EngineError, EngineError | None]:
+        """Why there is no such predictor, and the failed plugin that may have had it."""
+        if tag in view.clashes:
+            return DuplicatePredictorError(tag, _sources(view.clashes[tag])), None
+        problems = self._plugins.problems
+        for problem in problems:
+            if tag in problem.claims:
+                return _plugin_error(problem), None
+        from difflib import get_close_matches  # only a misspelt tag needs it
+
+        error = PredictorNotFoundError(tag, get_close_matches(tag, view.near(tag)))
+        # An entry point of the first group claims nothing but its name; what else failed may have had any tag.
+        suspects = [problem for problem in problems if problem.group != PREDICTORS]
+        for problem in suspects:
+            error.add_note(f"It may belong to a plugin that failed: {problem}")
+        return error, _plugin_error(suspects[0]) if suspects else None
+
+    def _seen(self) -> _View:
+        return self._view or self._discover()
+
+    def _discover(self, *, again: bool = False) -> _View:
+        with self._discovery:
+            if self._is_discovering:
+                return self._settled(_by_tag(self._plugins.offers))
+            # Threads that waited here while another looked take what it found.
+            if self._view is not None and not (again and self._plugins.is_due):
+                return self._view
+            self._is_discovering, self._looker = True, get_ident()
+            try:
+                self._plugins.load()
+            finally:
+                self._is_discovering, self._looker = False, 0
+            with self._writing:
+                self._offered = _by_tag(self._plugins.offers)
+                before, self._view = self._view, self._settled(self._offered)
+            view = self._view
+        for problem in self._troubles(view):
+            self._plugins.report(problem)
+        self._tell(_changed(before, view))
+        return view
+
+    def _troubles(self, view: _View) -> tuple[Problem, ...]:
+        clashes = [_clash(tag, offers) for tag, offers in sorted(view.clashes.copy().items())]
+        rivalries = [
+            self._rivalry(name, claims) for name, claims in view.runner_claims.items() if name not in view.runners
+        ]
+        return (*self._plugins.problems, *clashes, *rivalries)
+
+    def _rivalry(self, name: str, claims: Sequence[Origin]) -> Problem:
+        sources = " and by ".join(sorted(map(str, claims)))
+        reason = f"it is offered by {sources}"
+        if name in self._reserved:
+            reason += ", and the engine has a runner of that name: give it another"
+        return Origin(name, "runner").problem(reason, [name])
+
+    def _checked(self, offer: _Registration) -> _Registration:
+        """Check that nothing else has the tag; a registration made again keeps its standing."""
+        tag, name = offer.predictor.tag, offer.origin.name
+        before = self._own.get(tag)
+        if before is not None and before.origin.name == name:
+            return attrs.evolve(offer, replaces=before.replaces or offer.replaces)
+        offers = _by_tag(self._plugins.offers) if self._is_discovering else self._offered
+        rivals = [rival for rival in self._claims(tag, offers) if name_of(rival.predictor.target) != name]
+        if rivals and not offer.replaces:
+            raise DuplicatePredictorError(tag, _sources([*rivals, offer]))
+        return offer
+
+    def _renew(self, tag: str) -> None:
+        """Take a change of a tag into the view, where there is one already."""
+        if self._view is not None:
+            self._view.put(tag, self._claims(tag, self._offered))
+
+    def _settled(self, offers: Mapping[str, tuple[Offer, ...]]) -> _View:
+        view = _View()
+        for tag in {*self._own.copy(), *offers}:
+            view.put(tag, self._claims(tag, offers))
+        offered: dict[str, list[tuple[object, Origin]]] = {}
+        for name, runner, origin in self._plugins.runners:
+            offered.setdefault(name, []).append((runner, origin))
+        view.runner_claims = {name: [origin for _, origin in claims] for name, claims in sorted(offered.items())}
+        sole = {name: claims[0][0] for name, claims in offered.items() if len(claims) == 1}
+        view.runners = {name: sole[name] for name in sorted(sole.keys() - self._reserved)}
+        return view
+
+    def _claims(self, tag: str, offers: Mapping[str, tuple[Offer, ...]]) -> list[Offer]:
+        """Who claims a tag; the same target again, by the user or by one distribution, is no claim of its own."""
+        own = self._own.get(tag)
+        claims: list[Offer] = [] if own is None else [own]
+        if tag in self._removed or (own is not None and own.replaces):
+            return claims
+        for offer in offers.get(tag, ()):
+            if not any(_is_same(offer, rival) for rival in claims):
+                claims.append(offer)
+        return claims
+
+    def _snapshot(self) -> dict[str, Predictor]:
+        return {tag: offer.predictor for tag, offer in sorted(self._seen().ready.copy().items())}
+
+    def _tell(self, tags: Iterable[str]) -> None:
+        for tag in tags:
+            if self.on_change is not None:
+                self.on_change(tag)
+
+
+def _record(marked_or_tag: Any, target: Any, options: Mapping[str, Any]) -> Predictor:
+    """Make the record out of what `register` was given."""
+    if isinstance(marked_or_tag, str):
+        tag = tag_of(marked_or_tag)
+        if target is None:
+            raise TypeError(f"a tag needs a target: register({tag!r}, function)")
+        return _predictor(tag, target, options)
+    if target is not None:
+        raise TypeError(
+            f"a target is given together with a tag, register('@owner/name', target), not {quote(marked_or_tag)}"
+        )
+    if isinstance(marked_or_tag, Predictor):
+        return attrs.evolve(marked_or_tag, **_known(options)) if options else marked_or_tag
+    marked = mark_of(marked_or_tag)
+    if "tag" not in marked:
+        raise TypeError(
+            f"{quote(marked_or_tag)} has no tag: mark it with @predictor(tag), or give register() the tag first"
+        )
+    return _predictor(marked["tag"], marked_or_tag, options)
+
+
+def _predictor(tag: str, target: Any, options: Mapping[str, Any]) -> Predictor:
+    marked = {name: value for name, value in mark_of(target).items() if name != "tag"}
+    return Predictor(tag, target, **_known({**marked, **options}))
+
+
+def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        raise TypeError(
+            f"{', '.join(map(quote, unknown))} is no option of a predictor; the options are {', '.join(OPTIONS)}"
+        )
+    return options
+
+
+def _by_tag(offers: Iterable[Offer]) -> dict[str, tuple[Offer, ...]]:
+    found: dict[str, list[Offer]] = {}
+    for offer in offers:
+        found.setdefault(offer.predictor.tag, []).append(offer)
+    return {tag: tuple(each) for tag, each in found.items()}
+
+
+def _is_same(one: Offer, other: Offer) -> bool:
+    """Whether two offers under one tag do not compete."""
+    is_same_target = name_of(one.predictor.target) == name_of(other.predictor.target)
+    return is_same_target and (isinstance(other, _Registration) or one.origin.holder == other.origin.holder)
+
+
+def _sources(offers: Collection[Offer]) -> list[str]:
+    """What claims a tag, in an order of its own; with the target where the source alone does not tell them apart."""
+    texts = {str(offer.origin): offer for offer in offers}
+    if len(texts) < len(offers):
+        return sorted(one_line(f"{offer.origin} as {name_of(offer.predictor.target)}") for offer in offers)
+    return sorted(texts)
+
+
+def _clash(tag: str, offers: Collection[Offer]) -> Problem:
+    """The record of a tag that several sources claim."""
+    installed = [offer.origin.distribution for offer in offers]
+    return Problem(
+        distribution=", ".join(
+            sorted(title_of(distribution) for distribution in installed if distribution is not None)
+        ),
+        entry_point=tag,
+        value=", ".join(sorted(name_of(offer.predictor.target) for offer in offers)),
+        group="",
+        reason=one_line(str(DuplicatePredictorError(tag, _sources(offers)))),
+        claims=(tag,),
+    )
+
+
+def _plugin_error(problem: Problem) -> PluginError:
+    return PluginError(problem.entry_point, problem.distribution, problem.reason, problem.traceback)
+
+
+def _changed(before: _View | None, now: _View) -> list[str]:
+    """The tags that stood for a predictor and do not stand for the same one now."""
+    stood = before.ready if before is not None else {}
+    return [
+        tag for tag, offer in stood.items() if tag not in now.ready or now.ready[tag].predictor is not offer.predictor
+    ]

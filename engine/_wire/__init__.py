@@ -1,0 +1,1 @@
+"""What an engine and its workers share: frames, shared memory, and how values and failures travel."""

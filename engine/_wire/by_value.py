@@ -1,0 +1,287 @@
+"""How what the other side cannot import travels: whole, by value, through cloudpickle.
+
+Imported only where something needs it. Both sides rebuild by the functions below, which pickles name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import io
+import sys
+import types
+from collections import ChainMap
+from contextlib import suppress
+from inspect import CO_OPTIMIZED
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import WeakValueDictionary
+
+import cloudpickle
+
+from engine._wire.aliases import Aliases, is_self_named
+from engine._wire.by_name import CACHED, by_reference, is_found, is_importable
+from engine._wire.main_module import MainScope, lend_name, put_names, variables_of_main
+from engine._wire.sentinels import has_own_sentinels, has_sentinels, reduced_sentinel
+from engine._wire.snapshots import global_names
+
+if TYPE_CHECKING:
+    import pickle
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+_WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
+_taken_whole: Final[set[str]] = set()  # names of modules of which everything goes by value
+_own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes made here that travelled by value
+_received: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes that came by value
+_plain_code: Final = cloudpickle.Pickler.dispatch_table[types.CodeType]
+
+
+def _reduced_code(code: types.CodeType) -> Any:
+    return _code_of_file, (code.co_filename, *_plain_code(code))
+
+
+class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
+    """Takes whole what is defined in a module that the other side cannot import.
+
+    Attributes:
+        apart: the `id` of exceptions that will be rebuilt without their constructor.
+        holds_files: whether a text file that is open for reading arrives as what is left to read in it.
+        whole: names of modules that are taken whole though the other side could import them.
+        reduce_failure: how an exception is reduced.
+    """
+
+    dispatch_table: ClassVar[Any] = ChainMap({types.CodeType: _reduced_code}, cloudpickle.Pickler.dispatch_table)
+    apart: Collection[int] = ()
+    holds_files = True
+    whole: Collection[str] = ()
+    reduce_failure: Callable[[BaseException, Collection[int]], Any]
+
+    def __init__(self, file: io.BytesIO, protocol: int, callback: Callable[[pickle.PickleBuffer], Any] | None) -> None:
+        """Pickle into `file`, and give buffers to `callback`."""
+        super().__init__(file, protocol, callback)
+        self._aliases = Aliases()
+        self._main: MainScope | None = None
+        self._ordinary: set[int] = set()  # addresses of classes, kept by what is pickled, to which nothing here applies
+        self._tried: dict[int, bool] | None = {}  # whether what is nice to have travels, by its address; else a trial
+
+    def _function_getnewargs(self, func: types.FunctionType) -> Any:
+        code, scope, *rest = super()._function_getnewargs(func)
+        return code, self._scope_of(func.__globals__) or scope, *rest
+
+    def _scope_of(self, scope: dict[str, Any]) -> MainScope | None:
+        """What stands for the variables of `__main__`; `None` for those of any other module."""
+        if scope is not variables_of_main():
+            return None
+        if self._main is None:
+            self._main = MainScope(scope)
+        return self._main
+
+    def _dynamic_function_reduce(self, func: types.FunctionType) -> Any:
+        readable = _readable(func)
+        reduced = super()._dynamic_function_reduce(readable)
+        facts, scope = reduced[2][1], func.__globals__
+        sent = facts["__globals__"]
+        sent.update((name, scope[name]) for name in _used_in_classes(func.__code__) if name in scope)
+        for name, value in self._nice_to_have(_named_in(readable.__annotations__, func.__code__), scope).items():
+            sent.setdefault(name, value)
+        variables = getattr(func, "__type_params__", ())
+        if variables:
+            facts["__type_params__"] = variables
+        if scope.get(func.__name__) is not func or scope is not variables_of_main():
+            return reduced
+        sent[func.__name__] = func
+        return *reduced[:2], (reduced[5], reduced[2], func.__name__), None, None, _fill_function
+
+    def _nice_to_have(self, names: Iterable[str], scope: Mapping[str, Any]) -> dict[str, Any]:
+        """Those variables of a module that can travel: none of them is needed to run what is sent."""
+        if self._tried is None:
+            return {}
+        return {name: scope[name] for name in names if name in scope and self._can_travel(scope[name], self._tried)}
+
+    def _can_travel(self, value: Any, tried: dict[int, bool]) -> bool:
+        if id(value) not in tried:
+            trial = Cloud(io.BytesIO(), self.proto, None)
+            trial._tried, trial.reduce_failure = None, self.reduce_failure
+            trial.holds_files, trial.whole = False, self.whole
+            try:
+                trial.dump(value)
+                tried[id(value)] = True
+            except Exception:
+                tried[id(value)] = False
+        return tried[id(value)]
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Say how an object is reduced, where that is not as plain pickle does it."""
+        kind = type(obj)
+        if id(kind) in self._ordinary:  # the fast path: most are like the one before
+            return NotImplemented
+        if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
+            _note_whole(obj)
+        if isinstance(obj, BaseException):
+            return self.reduce_failure(obj, self.apart)
+        if not isinstance(obj, (type, types.FunctionType)):
+            _refuse_copy(obj, holds_files=self.holds_files)
+            reduced = self._aliases.reduced(obj) or _reduced_instance(obj)
+            if reduced is NotImplemented and _is_ordinary(kind):
+                self._ordinary.add(id(kind))
+            return reduced
+        is_whole = self.whole and obj.__module__ in self.whole and _is_made_at_run_time(obj)
+        reduced = self._reduced_whole(obj) if is_whole else super().reducer_override(obj)
+        if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
+            if id(obj) not in _received:
+                _own[id(obj)] = obj
+            annotations = _put_annotations(obj, reduced[2][0])
+            told = reduced[5], reduced[2], obj.__qualname__, self._known_in_main(obj, annotations)
+            return (*reduced[:2], told, None, None, _fill_class)
+        return reduced
+
+    def _known_in_main(self, cls: type, annotations: dict[str, Any]) -> Any:
+        """What a class of a script is known by there, and what its annotations name; `None` for any other class."""
+        scope = variables_of_main()
+        if cls.__module__ != "__main__":
+            return None
+        own = {cls.__name__: cls} if scope.get(cls.__name__) is cls else {}
+        return self._scope_of(scope), own, self._nice_to_have(_named_in(annotations), scope)
+
+    def _reduced_whole(self, obj: Any) -> Any:
+        """Reduce a class or function by value, wherever it is found."""
+        if isinstance(obj, type):
+            return cloudpickle.cloudpickle._dynamic_class_reduce(obj)  # noqa: SLF001 - it has no public way but for good
+        return self._dynamic_function_reduce(obj)
+
+
+def _readable(function: types.FunctionType) -> types.FunctionType:
+    """A function whose annotations can be read: itself, or one like it that has their texts.
+
+    From Python 3.14 on they are evaluated when they are first read, and may name what only a type checker imports.
+    """
+    try:
+        function.__annotations__  # noqa: B018 - evaluated here
+        return function
+    except Exception:
+        texts = _texts_of_annotations(function)
+    made = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    made.__dict__.update(function.__dict__)
+    for name in ("__kwdefaults__", "__qualname__", "__module__", "__doc__"):
+        setattr(made, name, getattr(function, name))
+    made.__annotations__ = texts
+    return made
+
+
+def _texts_of_annotations(annotated: Any) -> dict[str, Any]:
+    annotationlib: Any = importlib.import_module("annotationlib")  # where annotations can fail, there is one
+    texts: dict[str, Any] = annotationlib.get_annotations(annotated, format=annotationlib.Format.STRING)
+    return texts
+
+
+def _named_in(annotations: dict[str, Any], code: types.CodeType | None = None) -> Iterator[str]:
+    """The names in annotations that are texts, and those that code may ask the module `__main__` for."""
+    for text in annotations.values():
+        if type(text) is str:
+            with suppress(SyntaxError, ValueError):
+                yield from compile(text, "<annotation>", "eval").co_names
+    if code is not None and "__main__" in code.co_names:
+        yield from code.co_names
+
+
+def _put_annotations(cls: type, state: dict[str, Any]) -> dict[str, Any]:
+    """Give the annotations of a class, and have them travel.
+
+    Those that are evaluated when they are first read, as from Python 3.14 on, cloudpickle leaves out.
+    """
+    if "__annotate_func__" in vars(cls) and "__annotations__" not in state:
+        try:
+            annotations = cls.__annotations__
+        except Exception:
+            annotations = _texts_of_annotations(cls)
+        state.pop("__annotations_cache__", None)
+        state["__annotations__"] = annotations
+    found: dict[str, Any] = state.get("__annotations__") or {}
+    return found
+
+
+def _is_made_at_run_time(obj: Any) -> bool:
+    return not isinstance(obj, type) or bool(obj.__flags__ & _HEAP_TYPE)
+
+
+_HEAP_TYPE: Final = 1 << 9  # of a type's flags
+
+
+def _used_in_classes(code: types.CodeType) -> Iterator[str]:
+    """The variables of a module that the body of a class uses which a function makes; cloudpickle leaves them out."""
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            yield from _used_in_classes(each) if each.co_flags & CO_OPTIMIZED else global_names(each)
+
+
+def _note_whole(obj: Any) -> None:
+    """Have everything of a module taken whole as long as it cannot arrive by reference."""
+    name = getattr(obj, "__name__" if isinstance(obj, types.ModuleType) else "__module__", None)
+    module = sys.modules.get(name or "")
+    if not isinstance(module, types.ModuleType) or not module.__name__ == name != "__main__":
+        return
+    if not is_importable(module):
+        _taken_whole.add(module.__name__)
+        cloudpickle.register_pickle_by_value(module)
+    elif module.__name__ in _taken_whole:  # every worker that runs has it as it is, after it was imported again
+        _taken_whole.discard(module.__name__)
+        with suppress(ValueError):
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _is_ordinary(kind: type) -> bool:
+    """Whether nothing but its class decides how an instance is reduced."""
+    if issubclass(kind, (io.TextIOWrapper, types.ModuleType, CACHED)) or is_self_named(kind):
+        return False
+    return not (has_sentinels(kind) if id(kind) in by_reference or is_found(kind) else has_own_sentinels(kind))
+
+
+def _reduced_instance(obj: Any) -> Any:
+    """How what is no class and no function is reduced, where cloudpickle has no better way."""
+    if isinstance(obj, CACHED) and not is_found(obj):
+        return _cached, (obj.__wrapped__, obj.cache_parameters())
+    kind = type(obj)
+    is_by_value = id(kind) not in by_reference and not is_found(kind)
+    if is_by_value or has_sentinels(kind):
+        return reduced_sentinel(obj, is_by_value=is_by_value) or NotImplemented
+    return NotImplemented
+
+
+def _refuse_copy(obj: object, *, holds_files: bool) -> None:
+    """Take no open file for what can be read in it, but where that is all it can be meant for."""
+    if not isinstance(obj, io.TextIOWrapper) or obj is sys.stdout or obj is sys.stderr:
+        return
+    if not holds_files or "+" in getattr(obj, "mode", ""):
+        raise TypeError(
+            "an open file would be a copy of it there: open it inside the predictor, or pass its path as an input"
+        )
+
+
+def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any, str, Any]) -> None:
+    """Give a class that came by value what is in it; one that was made here is not changed by its copy's return."""
+    if id(cls) not in _own:
+        _received[id(cls)] = cls
+        set_state, state, cls.__qualname__, in_main = told  # its full name is shown by many a `repr`
+        set_state(cls, state)
+        if in_main is not None:
+            put_names(*in_main[1:])
+
+
+def _fill_function(
+    function: types.FunctionType, told: tuple[Callable[[types.FunctionType, Any], None], Any, str]
+) -> None:
+    """Give a function of a script what it uses, and have it found by its name."""
+    set_state, state, name = told
+    set_state(function, state)
+    lend_name(name, function)
+
+
+def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    """Give a function that came by value an empty cache of its own."""
+    return functools.lru_cache(**parameters)(function)
+
+
+def _code_of_file(name: str, make: Callable[..., types.CodeType], args: tuple[Any, ...]) -> types.CodeType:
+    """Rebuild a function's code with the name of its file, which cloudpickle leaves out, and tracebacks show."""
+    return make(*args).replace(co_filename=name)

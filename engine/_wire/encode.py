@@ -1,0 +1,274 @@
+"""How values, predictors and failures travel between processes: as bytes, with large buffers beside them.
+
+Plain pickle serves built-in types and classes of modules that the other side can import; anything else, and whatever
+`__main__` holds, goes by value through cloudpickle. What cannot travel is told apart from what failed: encoding raises
+`PayloadError`, and a failure that cannot be rebuilt arrives as a `PredictorError` with its text. No I/O happens here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine._errors import name_shown, quote, say
+from engine._wire.failures import (
+    DEEPEST,
+)
+from engine._wire.picklers import (
+    OTHERWISE,
+    PROTOCOL,
+    Hurried,
+    dump,
+    pickled,
+    refused,
+)
+from engine._wire.pieces import AT_ONCE, PIECE, Pieces, UnwantedError
+from engine._wire.sentinels import AS_ANY_OBJECT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from engine._wire.frames import Chunk
+
+SMALL: Final = 4096  # characters or bytes of what may stand in a frame's own words, or wait for others
+_FEW: Final = 64  # inputs that may
+
+# Immutable, and no code of anybody's runs when they are encoded.
+_ATOMS: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
+
+
+@attrs.define(eq=False)
+class Payload:
+    """An encoded value: a pickle, and the buffers it refers to.
+
+    Attributes:
+        data: the pickle, or its beginning.
+        buffers: contiguous bytes outside it, in its order.
+        more: the rest of the pickle, where it was made in pieces.
+    """
+
+    data: bytes
+    buffers: Sequence[Chunk] = ()
+    more: Sequence[Chunk] = ()
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Everything, one after the other."""
+        return [self.data, *self.more, *self.buffers]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The length of the pickle and of each buffer, in bytes."""
+        return (len(self.data) + sum(map(len, self.more)), *map(len, self.buffers))
+
+
+def encode(value: Any, whole: Collection[str] = ()) -> Payload:
+    """Encode any value, its large buffers outside.
+
+    Args:
+        value: what is to travel.
+        whole: names of modules of which everything is taken by value.
+
+    Raises:
+        BaseException: whatever its pickling raises; see `refused`.
+    """
+    if _is_atom(value):
+        return Payload(pickle.dumps(value, PROTOCOL))
+    buffers: list[Chunk] = []
+    data = pickled(value, buffers, whole=whole)
+    return Payload(data, buffers)
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is immutable, small, and told by its value alone, so that it may stand in a frame's own words."""
+    kind = type(value)
+    if kind is str or kind is bytes:
+        return len(value) <= SMALL  # type: ignore[arg-type]
+    if kind is int:
+        return value.bit_length() <= 8 * SMALL  # type: ignore[attr-defined, no-any-return]
+    return value is None or kind is bool or kind is float or kind is complex
+
+
+def _is_atom(value: object) -> bool:
+    kind = type(value)
+    return type(kind) is type and kind in _ATOMS  # a class of another kind may refuse to be hashed
+
+
+def are_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether inputs are few and plain."""
+    if args or len(kwargs) > _FEW:
+        return False
+    for value in kwargs.values():  # noqa: SIM110 - with every call
+        if not is_plain(value):
+            return False
+    return True
+
+
+def encode_at_once(args: tuple[Any, ...], kwargs: dict[str, Any], whole: Collection[str] = ()) -> Payload | None:
+    """Encode the inputs of a call on an event loop; `None` where they are too large for that, or cannot travel.
+
+    Buffers, bytes and text are sized by looking. Everything else is begun, and left once it is more than pickle writes
+    at a time.
+    """
+    buffers: list[Chunk] = []
+    chunks = _at_once((args, kwargs), buffers, whole)
+    return None if chunks is None else Payload(chunks[0], buffers, chunks[1:])
+
+
+def _at_once(value: Any, buffers: list[Chunk] | None, whole: Collection[str] = ()) -> list[bytes] | None:
+    seen = _sizes_in(value)
+    if seen > PIECE:
+        return None
+    file = Hurried(AT_ONCE + seen)
+    try:
+        dump(value, file, buffers, whole=whole, is_hurried=True)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # too large, or told where all of it is tried
+        return None
+    return file.chunks
+
+
+def _sizes_in(value: object) -> int:
+    """Bytes, as far as a short look goes, that a value has in texts, bytes and buffers, each taken in one step."""
+    size, seen = 0, [value]
+    for each in islice(seen, _MOST_SIZED):  # which grows meanwhile
+        kind: Any = type(each)
+        if kind is int or kind is float or kind is bool or each is None:
+            continue
+        if kind is str or kind is bytes:
+            size += len(each)  # type: ignore[arg-type]
+        elif kind is dict:
+            seen += islice(dict.values(each), _MOST_SIZED)  # type: ignore[arg-type]
+        elif kind is list or kind is tuple:
+            seen += islice(each, _MOST_SIZED)  # type: ignore[call-overload]
+        else:
+            size += _size_of_buffer(each)
+    return size
+
+
+_MOST_SIZED: Final = 32  # objects that are looked at
+
+
+def _size_of_buffer(value: object) -> int:
+    """Bytes in a buffer, or in something that says how many it has; 0 for anything else."""
+    known: Any = value
+    try:
+        return int(known.nbytes) if hasattr(type(known), "nbytes") else memoryview(known).nbytes
+    except Exception:
+        return 0
+
+
+def encode_inputs(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    whole: Collection[str] = (),
+    is_unwanted: Callable[[], bool] | None = None,
+) -> Payload:
+    """Encode the inputs of a call, in pieces between which other threads have their turn.
+
+    Args:
+        args: inputs by place.
+        kwargs: inputs by name.
+        whole: names of modules of which everything is taken by value.
+        is_unwanted: tells, between two pieces, whether the call no longer waits for it.
+
+    Raises:
+        PayloadError: one of them cannot travel; it is named.
+        UnwantedError: the call no longer waits for it.
+    """
+    try:
+        return _encode_in_pieces((args, kwargs), is_unwanted, whole)
+    except (KeyboardInterrupt, UnwantedError):
+        raise
+    except BaseException as error:
+        failure = error
+    advice = _LEAVE_ALONE if isinstance(failure, RuntimeError) and "during iteration" in say(failure) else OTHERWISE
+    for name, value in (*enumerate(args), *kwargs.items()):
+        own = _failure_of(value, is_unwanted)
+        if own is not None:
+            place = _place_in(value, f"inputs[{quote(name)}]", is_unwanted)
+            raise refused(f"input {quote(name)}", value, own, place, advice) from own
+    raise refused("the inputs", kwargs, failure, "", advice) from failure
+
+
+_LEAVE_ALONE: Final = (
+    "It was changed while it was encoded: leave inputs as they are from the first await of a call until its body has "
+    "started, or pass a copy"
+)
+
+
+def _encode_in_pieces(value: Any, is_unwanted: Callable[[], bool] | None, whole: Collection[str] = ()) -> Payload:
+    buffers: list[Chunk] = []
+    pieces = Pieces(is_unwanted)
+    dump(value, pieces, buffers, whole=whole)
+    first, *more = pieces.chunks
+    return Payload(first, buffers, more)
+
+
+def _failure_of(value: object, is_unwanted: Callable[[], bool] | None) -> BaseException | None:
+    """What keeps a value from being encoded."""
+    try:
+        _encode_in_pieces(value, is_unwanted)
+    except (KeyboardInterrupt, UnwantedError):
+        raise
+    except BaseException as error:
+        return error
+    return None
+
+
+def _place_in(value: object, path: str, is_unwanted: Callable[[], bool] | None) -> str:
+    """Where in a value that cannot be encoded the innermost part is that cannot; empty if that is not soon found."""
+    found = ""
+    left = iter(range(_MOST_TRIED))
+    with contextlib.suppress(Exception):  # an object may refuse to be looked into
+        for _ in range(DEEPEST):
+            parts = ((step, part) for step, part in _parts_of(value) if not _is_atom(part))
+            tried = ((step, part) for _, (step, part) in zip(left, parts, strict=False))
+            step, value = next((each for each in tried if _failure_of(each[1], is_unwanted) is not None), ("", None))
+            if not step:  # nothing in it, so that it is the one itself
+                return found
+            path += step
+            found = f"{name_shown(path)} of type {name_shown(type(value).__qualname__)}"
+    return ""
+
+
+_MOST_TRIED: Final = 256  # parts of an input that are tried
+
+
+def _parts_of(value: object) -> Iterator[tuple[str, object]]:
+    """What a container or an object that is pickled by its attributes holds, and how each is reached."""
+    if isinstance(value, dict):
+        yield from ((f"[{quote(key)}]", part) for key, part in islice(dict.items(value), _MOST_LOOKED_AT))
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"[{index}]", part) for index, part in enumerate(islice(value, _MOST_LOOKED_AT)))
+    kind: Any = type(value)
+    is_attrs = attrs.has(kind)
+    if is_attrs or (kind.__reduce_ex__, kind.__reduce__, kind.__getstate__) == AS_ANY_OBJECT:
+        names = [each.name for each in attrs.fields(kind)] if is_attrs else getattr(value, "__dict__", ())
+        yield from ((f".{name}", getattr(value, name, None)) for name in tuple(names))
+
+
+_MOST_LOOKED_AT: Final = 10_000  # of one container
+
+
+def encode_whole(value: Any, is_unwanted: Callable[[], bool] | None = None) -> bytes:
+    """Encode any value, with everything inside, in pieces between which other threads have their turn.
+
+    Raises:
+        UnwantedError: the call no longer waits for it.
+        BaseException: whatever its pickling raises; see `refused`.
+    """
+    pieces = Pieces(is_unwanted)
+    dump(value, pieces, None)
+    return pieces.joined()
+
+
+def encode_whole_at_once(value: Any) -> bytes | None:
+    """Encode any value on an event loop; `None` where it is too large for that, or cannot travel."""
+    chunks = _at_once(value, None)
+    return None if chunks is None else b"".join(chunks)

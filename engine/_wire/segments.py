@@ -1,0 +1,199 @@
+"""Shared memory between an engine and one worker: where large payloads lie, so that a pipe carries only their place.
+
+A segment is memory without a name, made before its worker starts and inherited by it, so nothing can be left behind
+whoever dies. It grows as needed and is used again and again: fresh pages cost thirty times what a copy costs. Room is
+allocated before it is written, and where there is none the caller sends the bytes another way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from engine._wire.pieces import copy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine._wire.frames import Chunk
+    from engine._wire.pieces import Turns
+
+WORTH: Final = 1 << 15  # bytes from which a payload goes by shared memory: below, a pipe is as fast
+LARGEST: Final = 1 << 28  # bytes up to which several partials lie side by side; a single one may be larger
+_STEP: Final = 1 << 20  # bytes a segment grows by
+
+
+def make_segment() -> int:
+    """Make an empty segment; give its descriptor, which a worker may inherit.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("engine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with suppress(OSError):  # an older system
+            os.fchmod(descriptor, 0o600)  # other users find it in /proc, too
+            # What is mapped by one side must not be cut off by the other: reading it would end the process by SIGBUS.
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+        return descriptor
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+class Segment:
+    """One side's view of a segment.
+
+    Args:
+        descriptor: what `make_segment` gave; it stays open when the view is closed.
+    """
+
+    __slots__ = ("_descriptor", "_map", "_wanted", "is_giant")
+
+    def __init__(self, descriptor: int) -> None:
+        """See nothing yet; memory is mapped when it is first used."""
+        self._descriptor = descriptor
+        self._map: mmap.mmap | None = None
+        self._wanted = 0
+        self.is_giant = False  # more than `LARGEST` was wanted, so that there may be something to `trim`
+
+    @property
+    def size(self) -> int:
+        """Bytes mapped here."""
+        return 0 if self._map is None else len(self._map)
+
+    def grow(self, size: int) -> bool:
+        """Make room for `size` bytes; tell whether there is."""
+        self._wanted = max(self._wanted, size)
+        self.is_giant = self.is_giant or size > LARGEST
+        if size <= self.size:
+            return True
+        rounded = _rounded(size)
+        try:
+            if rounded > os.fstat(self._descriptor).st_size:
+                os.ftruncate(self._descriptor, rounded)  # which takes no memory yet, and cannot be undone where sealed
+            found = mmap.mmap(self._descriptor, rounded)
+        except (OSError, ValueError, OverflowError):  # address space or file size at its limit
+            return False
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._descriptor, 0, rounded)  # checked: written pages never end in SIGBUS
+        except OSError:  # memory at its limit
+            found.close()
+            return False
+        self.close()
+        self._map = found
+        return True
+
+    def write(self, start: int, chunks: Sequence[Chunk], turns: Turns | None = None) -> None:
+        """Copy `chunks`, one after the other, to where there is room for them; with `turns`, in pieces."""
+        if self._map is None:
+            raise AssertionError("room is made before it is written")
+        with memoryview(self._map) as view:
+            for chunk in chunks:
+                end = start + len(chunk)
+                if turns is None:
+                    view[start:end] = chunk
+                else:
+                    with view[start:end] as there:
+                        copy(there, chunk, turns)
+                start = end
+
+    def read(self, start: int, size: int) -> memoryview:
+        """See what the other side wrote; release the view before anything else is done here.
+
+        Raises:
+            ValueError: the other side never wrote so far.
+        """
+        if start + size > self.size:
+            there = os.fstat(self._descriptor).st_size
+            if start + size > there:
+                raise ValueError(f"{start + size} bytes of {there} in shared memory")
+            self._remap(min(there, _rounded(start + size)))
+        with memoryview(self._map) as view:  # type: ignore[arg-type]  # mapped by now
+            return view[start : start + size]
+
+    def trim(self, coming: int = 0) -> None:
+        """Give memory beyond `LARGEST` back to the system, unless it was wanted since this was last called.
+
+        It is kept for the `coming` bytes, too, if these need it.
+
+        Only the side that writes may do so, and only while there is nothing to read.
+        """
+        if max(self._wanted, coming) <= LARGEST:
+            if self._map is not None and self.size > LARGEST:
+                _give_back(self._descriptor, self._map, LARGEST)
+                self.close()
+            self.is_giant = False
+        self._wanted = 0
+
+    def close(self) -> None:
+        """Unmap; where Ctrl-C left a view in a traceback, that keeps its memory as long as there is the traceback."""
+        there, self._map = self._map, None
+        if there is not None:
+            with suppress(BufferError):
+                there.close()
+
+    def _remap(self, size: int) -> None:
+        found = mmap.mmap(self._descriptor, size)
+        self.close()
+        self._map = found
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _STEP) * _STEP
+
+
+def _give_back(descriptor: int, there: mmap.mmap, start: int) -> None:
+    """Give the memory of a segment from `start` on back to the system; one that is sealed keeps its length."""
+    try:
+        os.ftruncate(descriptor, start)
+    except PermissionError:
+        there.madvise(mmap.MADV_REMOVE, start, len(there) - start)
+
+
+class Ring:
+    """Where in a segment the partials lie that its reader has not taken yet; room is used again in their order."""
+
+    __slots__ = ("_segment", "held")
+
+    def __init__(self, segment: Segment) -> None:
+        """Hold nothing."""
+        self._segment = segment
+        self.held: deque[tuple[int, int, int]] = deque()  # index of the partial, where it begins and ends
+
+    def free(self, taken: int) -> None:
+        """The partials before the index `taken` need their room no more."""
+        while self.held and self.held[0][0] < taken:
+            self.held.popleft()
+
+    def clear(self) -> None:
+        """Nothing is held any more."""
+        self.held.clear()
+        if self._segment.is_giant:
+            self._segment.trim()
+
+    def find(self, index: int, size: int) -> int | None:
+        """Find room for the partial `index`; `None` if there is none."""
+        start = self._place(size)
+        if start is None or not self._segment.grow(start + size):
+            return None
+        self.held.append((index, start, start + size))
+        return start
+
+    def _place(self, size: int) -> int | None:
+        if not self.held:
+            return 0
+        first, last = self.held[0][1], self.held[-1][2]
+        if last <= first:  # it has wrapped: free is what lies between
+            return last if last + size <= first else None
+        if last + size <= self._segment.size:
+            return last
+        if size <= first:
+            return 0
+        return last if last + size <= LARGEST else None

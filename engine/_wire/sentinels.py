@@ -1,0 +1,218 @@
+"""Objects that are compared by identity: how such a one stays itself when it travels.
+
+A sentinel such as `dataclasses.MISSING` says nothing of how it is pickled, so that a copy of it would arrive, which
+nothing is. One that a module has under a name arrives as what that module has there on the other side; one of a script,
+whose module no other process can import, as the same object each time.
+
+What counts as one: an instance that is pickled by its attributes, bound to a name of a module, and without attributes,
+or with a few texts for them. Where the other side's differs in those, a copy arrives after all.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import importlib
+import os
+import sys
+import types
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from engine._wire.by_name import by_reference, is_importable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    _Home = tuple[object, types.ModuleType, str]
+
+_PROTOCOL: Final = 5
+_NEW: Final = vars(copyreg)["__newobj__"]  # what makes an instance again that is pickled by its attributes
+_MOST: Final = 8  # attributes of one
+_ATOMS: Final = frozenset({str, bool, type(None)})
+AS_ANY_OBJECT: Final = (object.__reduce_ex__, object.__reduce__, object.__getstate__)  # pickled by its attributes
+
+# The modules and names of each, by its address; it is kept, as its module keeps it, so that no other can be there.
+_homes: Final[dict[int, tuple[type, dict[int, list[_Home]]]]] = {}  # by the address of their class, which is kept too
+# How many modules there were when they were searched for instances of `object`, and the last of them.
+_scanned: Final[list[object]] = []
+
+# Those of scripts, and their copies, with a number that they keep; by their address, and by that. They are referred to
+# weakly where they can be: once nothing else has such a one, its like cannot be told from it.
+_tracked: Final[dict[int, tuple[Callable[[], Any], str]]] = {}
+_tracked_kinds: Final[set[int]] = set()  # addresses of their classes
+_arrived: Final[dict[str, Callable[[], Any]]] = {}
+
+
+with_sentinels: Final[set[int]] = set()  # addresses of classes found importable, of which there may be sentinels
+
+
+def note_found(named: Any) -> None:
+    """Note that a class or function is found by its name."""
+    if isinstance(named, type) and has_sentinels(named):
+        with_sentinels.add(id(named))
+    by_reference[id(named)] = named
+
+
+def has_sentinels(kind: type) -> bool:
+    """Whether a module that stays has instances of an importable class that may be sentinels."""
+    if kind is object:
+        return True
+    if id(kind) not in _homes:
+        found = _instances(kind, _package_of(kind)) if _is_pickled_by_attributes(kind) else {}
+        _homes[id(kind)] = kind, found
+    return bool(_homes[id(kind)][1])
+
+
+def has_own_sentinels(kind: type) -> bool:
+    """Whether there are instances that may be sentinels of a class which is not importable."""
+    return id(kind) in _tracked_kinds or bool(_instances(kind, [sys.modules.get(kind.__module__)]))
+
+
+def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
+    """How a sentinel is reduced; `None` for what is none.
+
+    Args:
+        obj: any object.
+        is_by_value: its class is not importable.
+    """
+    kind = type(obj)
+    home = _home_in(obj, sys.modules.get(kind.__module__)) if is_by_value else _home(obj, kind)
+    if home is None and _number_in(obj) is None:
+        return None
+    try:
+        made, args, state, *items = obj.__reduce_ex__(_PROTOCOL)
+    except Exception:  # it cannot be pickled, as the pickler finds out
+        return None
+    if made is not _NEW or args != (kind,) or any(each is not None for each in items):
+        return None
+    if home is not None and not is_by_value and is_importable(home[0]):
+        return (find_sentinel, (home[0].__name__, home[1], kind, state)) if _is_small(kind, state) else None
+    return (_known_by_number, (number_of(obj), kind)) if state is None else None
+
+
+def _is_pickled_by_attributes(kind: Any) -> bool:
+    own = (kind.__reduce_ex__, kind.__reduce__, kind.__getstate__)
+    return own == AS_ANY_OBJECT and not any(each is kind for each in tuple(copyreg.dispatch_table))
+
+
+def _is_small(kind: Any, state: Any) -> bool:
+    """Whether nothing is lost if a sentinel with such attributes is taken for its like."""
+    if state is None:
+        return True
+    parts = [each for each in (state if isinstance(state, tuple) else (state,)) if each is not None]
+    values = [value for part in parts for value in part.values()]
+    return kind.__eq__ is object.__eq__ and len(values) <= _MOST and all(type(value) in _ATOMS for value in values)
+
+
+def _package_of(kind: type) -> Iterable[types.ModuleType]:
+    """The modules of the package that a class is from, its own first."""
+    root = kind.__module__.partition(".")[0]
+    others = [each for name, each in tuple(sys.modules.items()) if name == root or name.startswith(f"{root}.")]
+    return [sys.modules[kind.__module__], *others]
+
+
+def _instances(kind: type, modules: Iterable[object]) -> dict[int, list[_Home]]:
+    found: dict[int, list[_Home]] = {}
+    for module in modules:
+        if isinstance(module, types.ModuleType):
+            for name, value in tuple(vars(module).items()):
+                if type(value) is kind:
+                    found.setdefault(id(value), []).append((value, module, name))
+    return found
+
+
+def _home(obj: object, kind: type) -> tuple[types.ModuleType, str] | None:
+    """Where the other side finds an instance of an importable class; else where this one's script has it."""
+    known = _homes.get(id(kind), (kind, {}))[1]
+    modules = [len(sys.modules), next(reversed(sys.modules))]
+    if kind is object and id(obj) not in known and _scanned != modules:
+        _scanned[:] = modules
+        known = _instances(object, tuple(sys.modules.values()))
+        _homes[id(object)] = object, known
+    homes = [(module, name) for _, module, name in known.get(id(obj), ()) if vars(module).get(name) is obj]
+    importable = next((each for each in homes if is_importable(each[0])), None)
+    if importable is None and not homes:
+        return _home_in(obj, sys.modules.get("__main__"))  # it may have got its name since
+    return importable or homes[0]
+
+
+def _home_in(obj: object, module: object) -> tuple[types.ModuleType, str] | None:
+    if not isinstance(module, types.ModuleType):
+        return None
+    name = next((name for name, value in tuple(vars(module).items()) if value is obj), None)
+    return None if name is None else (module, name)
+
+
+def find_sentinel(module_name: str, name: str, kind: type, state: Any, *, imports: bool = True) -> object:
+    """Give what a module has under a name, if it is the like; else a copy."""
+    module = sys.modules.get(module_name)
+    if module is None and imports:
+        try:
+            module = importlib.import_module(module_name)
+        except Exception:
+            module = None
+    found = None if module is None else vars(module).get(name)
+    return found if type(found) is kind and _state_of(found) == state else _made(kind, state)
+
+
+def _state_of(obj: Any) -> Any:
+    try:
+        return obj.__reduce_ex__(_PROTOCOL)[2]
+    except Exception:
+        return _state_of  # like nothing that travels
+
+
+def _made(kind: type, state: Any) -> object:
+    made: object = object.__new__(kind)
+    for part in state if isinstance(state, tuple) else (state,):
+        for name, value in (part or {}).items():
+            object.__setattr__(made, name, value)
+    return made
+
+
+def number_of(obj: object) -> str:
+    """The number that an object which travels keeps; it is given one."""
+    number = _number_in(obj)
+    if number is None:
+        number = os.urandom(12).hex()
+        note_number(number, obj)
+    return number
+
+
+def _number_in(obj: object) -> str | None:
+    known = _tracked.get(id(obj))
+    return known[1] if known is not None and known[0]() is obj else None
+
+
+def known_by(number: str) -> Any:
+    """The object of a number; `None` if there is none here."""
+    reference = _arrived.get(number)
+    return None if reference is None else reference()
+
+
+def note_number(number: str, obj: Any) -> Any:
+    """Have an object keep a number, and give it."""
+    address = id(obj)
+
+    def forget(gone: object) -> None:
+        _tracked.pop(address, None)
+        if _arrived.get(number) is gone:
+            del _arrived[number]
+
+    reference: Callable[[], Any]
+    try:
+        reference = weakref.ref(obj, forget)
+    except TypeError:
+        reference = lambda: obj  # noqa: E731 - a reference that is not weak
+    _tracked[address] = reference, number
+    _tracked_kinds.add(id(type(obj)))
+    _arrived[number] = reference
+    return obj
+
+
+def _known_by_number(number: str, kind: type) -> object:
+    """Give the sentinel of a script that has this number; a new one where it is not here, or was given attributes."""
+    found = known_by(number)
+    if found is None or _state_of(found) is not None:
+        found = note_number(number, object.__new__(kind))
+    return found

@@ -1,0 +1,1 @@
+"""The program a worker process runs: the other side of `engine.runners.process`."""

@@ -1,0 +1,488 @@
+"""What a worker does with its commands: it makes predictors ready, and runs one call after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import warnings
+from contextvars import copy_context
+from functools import partial
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine import _errors
+from engine._errors import PayloadError, PluginError, name_shown, say
+from engine._loaded import Resident
+from engine._predictors.body import Body
+from engine._predictors.failures import trim
+from engine._predictors.predictor import import_name, import_target
+from engine._predictors.profile import profile_of
+from engine._records import TravelledCall, traceback_of
+from engine._reducers import BY_NAME
+from engine._wire.decode import Spare, decode
+from engine._wire.description import describe
+from engine._wire.frames import LOG, ORDER, pack, read_order
+from engine._wire.main_module import Mains
+from engine._wire.segments import Ring, Segment
+from engine._worker.flusher import Tail
+from engine._worker.loop import (
+    MainLoop,
+)
+from engine._worker.outlet import Outlet, Terminated
+from engine._worker.signals import (
+    Listener,
+    leave_to_the_engine,
+)
+from engine.runners.channel import Reduction
+from engine.runners.ending import End
+from engine.runners.thread import go_on, step_through
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from engine._wire.frames import Frame, Order
+    from engine._worker.pipe import Link
+    from engine._worker.process_state import ProcessState
+    from engine.runners.ending import OwnerEnd
+
+_COUNTS_LATE: Final = sys.version_info[:2] == (3, 13)  # that Python counts threads after the hooks of a fork have run
+
+
+class _Uninterrupted:
+    """Where the main thread writes; a class of its own, for it is entered with every frame."""
+
+    __slots__ = ("_host", "_was_busy")
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def __enter__(self) -> None:
+        link = self._host.link
+        self._was_busy, link.is_busy = link.is_busy, True
+
+    def __exit__(self, *_exception: object) -> None:
+        if not self._was_busy:
+            self._host.link.is_busy = False
+            self._host.catch_up()
+
+
+@attrs.define(eq=False)
+class Host:
+    """What one worker has and does."""
+
+    link: Link
+    inbound: Segment
+    outbound: Segment
+    listener: Listener
+    ring: Ring = attrs.field(init=False)
+    loop: MainLoop = attrs.field(init=False)
+    residents: dict[int, Resident] = attrs.field(factory=dict)
+    mains: Mains = attrs.field(factory=Mains)
+    binders: dict[tuple[int, bool], Any] = attrs.field(factory=dict)
+    spare: Spare = attrs.field(factory=Spare)
+    outlet: Outlet | None = None
+    stopped: int = 0  # number of the last call that was asked to stop
+    is_terminated: bool = False
+    _mask: set[Any] = attrs.field(factory=set)
+    is_deferred: bool = False
+    _handed: Callable[[], None] | None = None
+    tail: Tail = attrs.field(init=False)
+    _had_tail: bool = False
+    _hushed: Any = None  # a filter of warnings
+
+    def __attrs_post_init__(self) -> None:
+        self.ring = Ring(self.outbound)
+        self.loop = MainLoop(self.take_over)
+        self.listener.hear = self.hear_stop
+        self.tail = Tail(self.link, lambda: self.outlet)
+
+    # Signals
+
+    def guard(self) -> None:
+        """Take SIGINT and SIGTERM."""
+        signal.signal(signal.SIGINT, leave_to_the_engine)
+        signal.signal(signal.SIGTERM, self._terminate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the program may block it
+
+    def before_fork(self) -> None:
+        """Hold SIGTERM back, which must not be lost if it comes to a child before that has its own handlers back.
+
+        Threads of the engine's own end until the fork is over: what a predictor that has none forks is a process with
+        one thread, as inline, and the interpreter does not warn of others.
+        """
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if not self.link.is_child and threading.current_thread() is threading.main_thread():
+            self.listener.stop()
+            self._had_tail = self.tail.stop()
+            if _COUNTS_LATE and threading.active_count() == 1:
+                self._hush()
+
+    def _hush(self) -> None:
+        """Until the call is over, have nothing said of threads that come back before they are counted."""
+        filters: Any = warnings.filters
+        if self._hushed is None or self._hushed not in filters:
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of .*fork", DeprecationWarning)
+            self._hushed = filters[0]
+
+    def _speak(self) -> None:
+        filters: Any = warnings.filters
+        with contextlib.suppress(ValueError):
+            filters.remove(self._hushed)
+        self._hushed = None
+
+    def after_fork(self) -> None:
+        """After a fork, in the process that forked: the worker, or a child of it, which has no thread of ours."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        if self.link.is_child:
+            return
+        self.listener.start()
+        if self._had_tail:
+            self._had_tail = False
+            self.tail.arm()
+
+    def after_fork_in_child(self) -> None:
+        """In a forked child, which is the predictor's: neither the pipes nor the signals are its to see to."""
+        self.link.forget()
+        for number, ours, default in (
+            (signal.SIGINT, leave_to_the_engine, signal.default_int_handler),
+            (signal.SIGTERM, self._terminate, signal.SIG_DFL),
+        ):
+            if signal.getsignal(number) == ours:
+                signal.signal(number, default)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _terminate(self, _number: int, frame: Any) -> None:
+        if self.is_terminated:  # once is enough: the clean-up that runs now must not be interrupted
+            return
+        self.is_terminated = True
+        if self.outlet is None:
+            raise Terminated
+        if self.link.is_busy:
+            self.is_deferred = True
+        elif self._is_ours(frame):
+            self._terminate_softly()
+        else:
+            raise Terminated
+
+    def _is_ours(self, frame: Any) -> bool:
+        """Whether the engine's own code was interrupted, and no predictor's, which may itself have called an engine."""
+        while frame is not None:
+            module = frame.f_globals.get("__name__", "")
+            if module == __name__:
+                return True
+            root = module.partition(".")[0]
+            if root != "engine" and not (root in {"asyncio", "selectors"} and self.loop.is_turning):
+                return False
+            frame = frame.f_back
+        return True
+
+    def _terminate_softly(self) -> None:
+        outlet = self.outlet
+        if outlet is not None:
+            outlet.request_stop()
+            if self.loop.is_turning:
+                self.loop.loop().call_soon_threadsafe(self._cancel_all)
+
+    def _cancel_all(self) -> None:
+        for owner in tuple(self.loop._owners):  # noqa: SLF001 - one loop in two halves
+            owner.cancel()
+
+    def uninterrupted(self) -> _Uninterrupted:
+        """Let no signal cut what the main thread does here in two."""
+        return _Uninterrupted(self)
+
+    def catch_up(self) -> None:
+        """Do what a signal wanted meanwhile."""
+        if self.is_deferred:
+            self.is_deferred = False
+            self._terminate_softly()
+
+    # Orders
+
+    def serve(self, state: ProcessState) -> None:
+        """Take orders until the engine has none, and have each find its process in the same `state`."""
+        while (frame := self._next()) is not None:
+            self.listener.start()  # where there was no thread for it before
+            order = read_order(frame)
+            outlet = Outlet(self, order, frame.number)
+            self.outlet = outlet
+            if self.stopped == frame.number:
+                outlet.hear_stop()
+            try:
+                self._do(order, frame, outlet)
+            finally:
+                self.outlet = None
+            del outlet, frame
+            if self.spare.kept is not None:
+                self.spare.tidy()
+            if self.is_terminated or order.what == "leave":
+                self._push_all()
+                return
+            try:
+                state.restore()
+            except Exception:  # raised by a handler that a predictor left, just before it was taken away
+                state.restore()
+            if self._hushed is not None:
+                self._speak()
+            if self.link.unsent:
+                self._push_all()
+
+    def _next(self) -> Frame | None:
+        frames = self.link.decoder.frames
+        while True:
+            while frames:
+                frame = frames.popleft()
+                if frame.kind == ORDER:
+                    return frame
+            if self.loop.is_made:
+                loop = self.loop.loop()
+                loop.add_reader(self.link.calls, loop.stop)
+                try:
+                    self.loop.turn()
+                finally:
+                    loop.remove_reader(self.link.calls)
+            if not self.link.read():
+                return None
+
+    def _push_all(self) -> None:
+        while self.link.unsent and not self.link.is_over:
+            if self.link.wait():
+                self.link.read()  # a late credit, which `_next` passes over
+
+    def _do(self, order: Order, frame: Frame, outlet: Outlet) -> None:
+        try:
+            if order.path is not None:
+                _take_path(order.path)
+            for key in order.forget:
+                self._make_room(key)
+            self.mains.enter(order.key)
+            if order.what != "run":
+                outlet.finish(End(returned=self._seen_to(order, frame)))
+                return
+            body, is_async = self._ready(order, frame, outlet)
+            if is_async:
+                self._turn(partial(self.loop.start, body, outlet), outlet)
+            else:
+                body.context.run(step_through, body, outlet, self._adopt)
+        except BaseException as error:
+            if outlet.end is not None:  # a defect while it was sent: its consumer hears of it once this worker is lost
+                raise
+            outlet.finish(End(error))
+
+    def _seen_to(self, order: Order, frame: Frame) -> Any:
+        """Do what is no call; give what its answer says."""
+        if order.what == "describe":
+            return describe(_imported(order))
+        if order.what == "leave":
+            self._tear_all_down()
+        elif order.what == "unload":
+            self._forget(order.key)
+        else:
+            target, _ = self._brought(order, frame)
+            self._set_up(self._resident(order, target))
+        return None
+
+    def _ready(self, order: Order, frame: Frame, outlet: Outlet) -> tuple[Body, bool]:
+        """Everything that precedes the body; what goes wrong here is not the body's failure."""
+        target = None
+        args, kwargs = order.inputs or ((), {})
+        if order.placed is not None:
+            target, (args, kwargs) = self._brought(order, frame)
+        resident = self.residents.get(order.key) or self._resident(order, target)
+        if order.bind is not None:
+            args, kwargs = self._binder(order, resident)(kwargs)
+        context = copy_context()
+        for name, data in order.variables:
+            context.run(import_name(name).set, decode(data))
+        call = TravelledCall(order.tag, "process", order.identity, order.created_ns, order.depth)
+        reduction = None
+        if order.reducer is not None:
+            reducer = BY_NAME[order.reducer]
+            reduction = Reduction(reducer)
+        function = None if resident.profile.is_class else resident.function
+        body = Body(call, function, args, kwargs, order.follows, context)
+        body.reduction = reduction
+        if resident.profile.is_class:
+            body.prepare, body.aprepare = resident.prepare, resident.aprepare
+        outlet.body = body
+        call.stopping = outlet.stop
+        return body, resident.profile.is_async
+
+    def _brought(self, order: Order, frame: Frame) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Rebuild the predictor and the inputs that came with an order; `None` for one that is here already."""
+        if order.placed is None:
+            return None, order.inputs or ((), {})
+        sizes, bits, start = order.placed
+        try:
+            rest = memoryview(frame.rest) if start is None else self.inbound.read(start, order.size + sum(sizes))
+        except OSError as error:  # it may not have as much memory
+            raise _unmapped(order.tag, sum(sizes), error) from None
+        target = None
+        with rest:
+            with rest[: order.size] as part:
+                if order.size and order.key not in self.residents:
+                    with self.mains.arrival(order.key):
+                        target = _rebuilt(order.tag, part)
+            with rest[order.size :] as part:
+                inputs = _inputs(order.tag, part, sizes, bits, self.spare) if sizes else order.inputs or ((), {})
+        return target, inputs
+
+    def _resident(self, order: Order, target: Any) -> Resident:
+        resident = self.residents.get(order.key)
+        if resident is None:
+            if target is None:
+                target = _imported(order)
+            resident = Resident(profile_of(order.tag, target, {}), target, self.loop, 0)
+            self.residents[order.key] = resident
+        return resident
+
+    def _binder(self, order: Order, resident: Resident) -> Any:
+        key = order.key, bool(order.bind)
+        if key not in self.binders:
+            self.binders[key] = resident.profile.signature.binder(order.tag, check=bool(order.bind))
+        return self.binders[key]
+
+    def _set_up(self, resident: Resident) -> None:
+        if resident.profile.is_async and not resident.is_ready:
+            self.loop.run(resident.aprepare(), copy_context(), f"setup() of {resident.profile.tag}")
+        else:
+            resident.prepare()
+
+    def _forget(self, key: int) -> None:
+        self.mains.enter(key)
+        resident = self.residents.pop(key, None)
+        for checked in (True, False):
+            self.binders.pop((key, checked), None)
+        try:
+            if resident is not None:
+                for instance in resident.close():
+                    resident.teardown(instance, None)
+        finally:
+            self.mains.forget(key)
+
+    def _make_room(self, key: int) -> None:
+        """Forget a predictor before a call of another, which its clean-up must not cost anything."""
+        tag = self.residents[key].profile.tag if key in self.residents else ""
+        try:
+            self._forget(key)
+        except Terminated:
+            raise
+        except BaseException as error:
+            _errors.warn(f"{tag}: error in teardown", error)
+
+    def _tear_all_down(self) -> None:
+        errors: list[BaseException] = []
+        for key in tuple(self.residents):
+            try:
+                self._forget(key)
+            except BaseException as error:
+                errors.append(error)
+        if errors:
+            raise errors[0] if len(errors) == 1 else BaseExceptionGroup("predictors' teardown failed", errors)
+
+    # Running
+
+    def _adopt(self, body: Body, outlet: Outlet, produced: Any, elapsed: float) -> None:
+        """Go on, on the loop, with something async that a sync body produced after `elapsed` seconds."""
+        self._turn(partial(self.loop.take_over, body, outlet, produced, elapsed), outlet)
+
+    def _turn(self, start: Callable[[], None], outlet: Outlet) -> None:
+        """Turn the loop until the call is over; a sync iterator that it gave is stepped here, outside the loop."""
+        start()
+        while outlet.end is None and self._handed is None:
+            self.loop.turn()
+        handed, self._handed = self._handed, None
+        if handed is not None:
+            handed()
+
+    def take_over(self, body: Body, channel: OwnerEnd, iterator: Any, elapsed: float) -> None:
+        """Go on, once the loop has stopped, with a sync iterator that an async body gave."""
+        self._handed = partial(body.context.run, go_on, body, channel, iterator, elapsed)
+        self.loop.stop_turning()
+
+    def stop_turning(self) -> None:
+        """The call is over, or nothing of it is left to the loop."""
+        if self.loop.is_turning:
+            self.loop.stop_turning()
+
+    # What other threads do
+
+    def hear_stop(self, number: int) -> None:
+        """Take note of a request to stop a call, which may be over, or have come no further than the pipe."""
+        self.stopped = number
+        outlet = self.outlet
+        if outlet is not None and outlet.number == number:
+            outlet.hear_stop()
+
+    def log(self, text: str) -> None:
+        """Send a line to the engine's log."""
+        self.link.write(pack(LOG, 0, text.encode(errors="replace")))
+        if self.link.unsent and not self.tail.is_armed:
+            self.tail.arm()
+
+
+def _take_path(path: Sequence[str]) -> None:
+    """Look for modules where the program does now; what a predictor put before or behind that stays there."""
+    import importlib
+
+    ahead = list(takewhile(lambda each: each not in told_path, sys.path))
+    rest = [each for each in sys.path[len(ahead) :] if each not in path]
+    sys.path[:] = [*(each for each in ahead if each not in path), *path, *rest]
+    told_path.update(path)
+    importlib.invalidate_caches()
+
+
+told_path: Final[set[str]] = set()  # where the program looked or looks for modules
+
+
+def _imported(order: Order) -> Any:
+    try:
+        return import_target(order.text or "")
+    except BaseException as error:
+        if isinstance(error, Terminated):
+            raise
+        trim(error)
+        raise PluginError(order.tag, "", f"{type(error).__name__}: {say(error)}", traceback_of(error)) from None
+
+
+def _rebuilt(tag: str, data: memoryview) -> Any:
+    try:
+        return decode(data)
+    except BaseException as error:
+        if isinstance(error, Terminated):
+            raise
+        raise _unreadable(f"the predictor {tag}", error) from None
+
+
+def _inputs(
+    tag: str, view: memoryview, sizes: Sequence[int], bits: int, spare: Spare
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    try:
+        args, kwargs = decode(view, sizes, bits, spare)
+    except BaseException as error:
+        if isinstance(error, Terminated):
+            raise
+        raise _unreadable(f"an input of {tag}", error) from None
+    return args, kwargs
+
+
+def _unmapped(tag: str, size: int, error: OSError) -> PayloadError:
+    return PayloadError(
+        f"the inputs of {tag}, {size} bytes, cannot be mapped in a worker: {type(error).__name__}: {say(error)}. "
+        "Pass less at once, give the worker more memory, or run the predictor with runner='thread'.",
+        "",
+        traceback_of(error),
+    )
+
+
+def _unreadable(what: str, error: BaseException) -> PayloadError:
+    return PayloadError(
+        f"{what} cannot be rebuilt in a worker: {name_shown(type(error).__name__)}: {say(error)}. "
+        "It must be importable there, or be pickled by value.",
+        type(error).__qualname__,
+        traceback_of(error),
+    )

@@ -1,0 +1,78 @@
+"""The program a worker runs: it takes one order after the other, and runs predictors as an engine in-process would.
+
+Its main thread does all of it, so that signals reach the predictor: a sync body directly, an async one as one task of
+a loop that the main thread turns, also while it waits for the next order. A second thread hears requests to stop. The
+same normaliser and the same owners as in-process do the work; only the channel differs, whose consumer is elsewhere.
+
+SIGTERM, sent to a body that did not stop when asked, raises in it, so that its `finally` runs; the worker then ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from engine import _errors
+from engine._records import become_worker
+from engine._wire.segments import Segment
+from engine._worker.host import (
+    Host,
+    told_path,
+)
+from engine._worker.outlet import Terminated
+from engine._worker.pipe import Link
+from engine._worker.process_state import ProcessState
+from engine._worker.signals import (
+    Listener,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def _hold_lifeline(lifeline: int) -> None:
+    """End with the engine: the kernel sends SIGKILL when the other end closes, whatever this process does then."""
+    if sys.platform == "linux":
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    if poll.poll(0):  # it was closed before
+        os._exit(0)
+
+
+def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
+    """Be a worker, until the engine has no more orders or is gone."""
+    import faulthandler
+
+    calls, answers, stops, lifeline, inbound, outbound, report = descriptors
+    for each in descriptors:
+        os.set_inheritable(each, False)  # noqa: FBT003 - its only signature
+    _hold_lifeline(lifeline)
+    faulthandler.enable(report)
+    become_worker()
+    sys.argv[:] = hello["argv"]
+    told_path.update(hello["path"])
+    link = Link(calls, answers)
+    host = Host(link, Segment(inbound), Segment(outbound), Listener(stops, lifeline))
+    _errors.diverted.append(host.log)
+    os.register_at_fork(
+        before=host.before_fork, after_in_parent=host.after_fork, after_in_child=host.after_fork_in_child
+    )
+    host.listener.start()
+    try:
+        host.guard()
+        host.serve(ProcessState(report))
+    except Terminated:
+        host.is_terminated = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.suppress(BaseException):
+        host.loop.end(1.0)
+    if host.is_terminated:
+        os.kill(os.getpid(), signal.SIGTERM)

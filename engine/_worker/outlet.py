@@ -1,0 +1,400 @@
+"""The owner's end of a channel whose consumer is an engine in another process: partials leave as frames.
+
+A partial that cannot change may wait for others that follow at once, so that a frame carries many; any other is encoded
+before its predictor runs on. How many may be on their way is told by the consumer, and where bytes are bounded too, by
+what it has taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from engine._predictors.failures import trim
+from engine._wire.decode import read_only_bits
+from engine._wire.encode import SMALL, Payload, encode, is_plain
+from engine._wire.failures import pack_failure, tamed
+from engine._wire.frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Order, Placed, pack, read_credit
+from engine._wire.picklers import refused
+from engine._wire.segments import WORTH, Ring, Segment
+from engine._worker.flusher import (
+    Tail,
+    flush_streams,
+)
+from engine.runners.channel import MOST
+from engine.runners.parking import park_task, wake_all
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from engine._errors import PayloadError
+    from engine._predictors.body import Body
+    from engine._wire.frames import Chunk
+    from engine._worker.pipe import (
+        Link,
+    )
+    from engine.runners.channel import Wake
+    from engine.runners.ending import End
+
+_SWIFT: Final = 0.05  # ms of a producer's step from which its partial is sent at once: a frame costs about as much
+_AT_ONCE: Final = 0.0005  # seconds since the last frame after which one is sent, however fast partials come
+_FEW: Final = 16  # items of a tuple up to which it may
+_WINDOW: Final = 1 << 20  # bytes on their way beyond which a producer with an adaptive window waits
+
+
+class Terminated(BaseException):
+    """Raised by SIGTERM in a body that did not stop when it was asked to."""
+
+
+class Host(Protocol):
+    """What an outlet needs of the worker it is part of."""
+
+    link: Link
+    ring: Ring
+    outbound: Segment
+    loop: Any
+    tail: Tail
+    is_terminated: bool
+    is_deferred: bool
+
+    def uninterrupted(self) -> AbstractContextManager[None]:
+        """Let no signal cut what the main thread does here in two."""
+        ...
+
+    def catch_up(self) -> None:
+        """Do what a signal wanted meanwhile."""
+        ...
+
+    def stop_turning(self) -> None:
+        """The call is over."""
+        ...
+
+
+class Outlet:
+    """The producer's end of one call's channel: what its owner in the worker offers goes to the engine.
+
+    Args:
+        host: the worker.
+        order: the call.
+        number: the number its frames carry.
+
+    Attributes:
+        stop: whether the owner was asked to finalise the body.
+        on_stop: has a request to stop reach an owner that does not look.
+        end: how the body ended, once that was sent.
+        body: what the call runs, once it is here.
+    """
+
+    __slots__ = (
+        "_batch",
+        "_due",
+        "_heavy",
+        "_held",
+        "_host",
+        "_is_asked",
+        "_is_bounded",
+        "_latency",
+        "_limit",
+        "_link",
+        "_made",
+        "_only",
+        "_parked",
+        "_refusal",
+        "_ring",
+        "_tail",
+        "body",
+        "end",
+        "number",
+        "on_stop",
+        "stop",
+    )
+
+    def __init__(self, host: Host, order: Order, number: int) -> None:
+        self.stop = False
+        self.on_stop: Callable[[], None] | None = None
+        self.end: End | None = None
+        self.body: Body | None = None
+        self.number = number
+        self._is_asked = False  # to stop, by the engine
+        self._refusal: PayloadError | None = None  # of a partial that cannot travel, and is why the body is stopped
+        self._host = host
+        self._link = host.link
+        self._ring = ring = host.ring
+        if ring.held or host.outbound.is_giant:
+            ring.clear()
+        self._limit = order.limit
+        self._is_bounded = order.is_adaptive
+        self._made = 0
+        self._only: tuple[Any, float] | None = None  # the value that the body returned, with its latency
+        self._batch: list[tuple[Any, float]] = []
+        self._due = 0.0  # when the next partial is sent at once, however fast they come
+        self._latency = 0.0  # of the partial before
+        self._tail = host.tail
+        self._heavy = 0  # bytes the consumer has not taken yet
+        self._held: deque[tuple[int, int]] = deque()  # index of a partial, and the bytes up to it
+        self._parked: deque[Wake] = deque()  # the owner, where that is a task and waits
+
+    # The producer's end
+
+    def offer(self, value: Any, latency: float, now: float) -> bool:
+        """Hand over one partial: at once, unless others follow faster than frames are worth while.
+
+        The hot path of every stream from a worker: a partial that waits for others costs an append.
+        """
+        made = self._made = self._made + 1
+        kind = type(value)
+        if (kind is str and len(value) <= SMALL) or is_light(value):
+            batch = self._batch
+            batch.append((value, latency))
+            step, self._latency = latency - self._latency, latency
+            may_wait = step < _SWIFT and now < self._due and made < self._limit and len(batch) < MOST
+            if may_wait and (self._tail.is_armed or self._tail.arm()):
+                return self.stop
+            self._due = now + _AT_ONCE
+            self.flush()
+        else:
+            self.flush()
+            self._offer_alone(value, latency)
+        return (
+            self.stop or made >= self._limit or bool(self._link.unsent) or (self._is_bounded and self._heavy >= _WINDOW)
+        )
+
+    def offer_only(self, value: Any, latency: float, _now: float) -> None:
+        """Hand over the one value a body returned; it goes with the end."""
+        self._only = value, latency
+
+    def _offer_alone(self, value: Any, latency: float) -> None:
+        index = self._made - 1
+        try:
+            payload = encode(value)
+        except Terminated:
+            raise
+        except BaseException as error:  # a KeyboardInterrupt, too: here it is the value's own, never Ctrl-C
+            self.refuse(refused(f"partial {index}", value, error))
+            return
+        with self._host.uninterrupted(), self._link.lock:
+            placed, rest = self._place(index, payload)
+            self._hold(sum(placed[0]))
+            self._link.put(pack(ITEM, self.number, pickle.dumps((latency, placed), 5), rest))
+
+    def refuse(self, error: PayloadError) -> None:
+        """A partial cannot travel: the body is closed, and that is its end."""
+        self._refusal = self._refusal or error
+        self.stop = True
+
+    def _place(self, index: int, payload: Payload) -> tuple[Placed, Sequence[Chunk]]:
+        chunks, sizes = payload.chunks, payload.sizes
+        bits = read_only_bits(payload.buffers)
+        size = sum(sizes)
+        start = self._ring.find(index, size) if size >= WORTH else None
+        if start is None:
+            return (sizes, bits, None), chunks
+        self._host.outbound.write(start, chunks)
+        return (sizes, bits, start), ()
+
+    def _hold(self, size: int) -> None:
+        self._heavy += size
+        self._held.append((self._made, size))
+
+    def flush(self) -> None:
+        """Send the partials that wait."""
+        with self._host.uninterrupted():
+            self.flush_from_anywhere()
+
+    def flush_from_anywhere(self) -> bool:
+        """Send the partials that wait, from any thread; tell whether there were any."""
+        with self._link.lock:
+            batch = self._batch
+            count = len(batch)
+            if not count:
+                return False
+            values, latencies = zip(*batch[:count], strict=True)
+            del batch[:count]  # the main thread may have appended more
+            meta = pickle.dumps((values, latencies), 5)
+            self._hold(len(meta))
+            self._link.put(pack(ITEMS, self.number, meta))
+        return True
+
+    def pause(self) -> bool:
+        """Wait until the producer may go on; tell whether it must stop instead."""
+        self.flush()
+        while not self._may_go():
+            if self._link.wait() and self._link.read():
+                self._hear()
+            elif self._link.is_over:
+                self.stop = True
+        return self.stop
+
+    async def apause(self) -> bool:
+        """Wait, in a task of the worker's loop, until the producer may go on; tell whether it must stop instead."""
+        self.flush()
+        if self._may_go():
+            return self.stop
+        from asyncio import get_running_loop
+
+        loop, link = get_running_loop(), self._link
+        loop.add_reader(link.calls, self._hear_later)
+        try:
+            while not self._may_go():
+                if link.unsent:
+                    loop.add_writer(link.answers, self._push_later, loop)
+                await park_task(self._parked, self._may_go)
+        finally:
+            loop.remove_reader(link.calls)
+            loop.remove_writer(link.answers)
+        return self.stop
+
+    def _hear_later(self) -> None:
+        if self._link.read():
+            self._hear()
+        else:
+            self.request_stop()
+        wake_all(self._parked)
+
+    def _push_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._link.push()
+        if not self._link.unsent:
+            loop.remove_writer(self._link.answers)
+        wake_all(self._parked)
+
+    def _may_go(self) -> bool:
+        if self.stop:
+            return True
+        is_light = not self._is_bounded or self._heavy < _WINDOW
+        return self._made < self._limit and is_light and not self._link.unsent
+
+    def _hear(self) -> None:
+        """Take note of what the consumer took and allows."""
+        frames = self._link.decoder.frames
+        while frames and frames[0].kind == CREDIT:
+            frame = frames.popleft()
+            if frame.number == self.number:
+                taken, limit = read_credit(frame)
+                self._limit = max(self._limit, limit)
+                self._ring.free(taken)
+                with self._link.lock:
+                    while self._held and self._held[0][0] <= taken:
+                        self._heavy -= self._held.popleft()[1]
+
+    # Stopping
+
+    def hear_stop(self) -> None:
+        """The engine asks for the call to be stopped."""
+        self._is_asked = True
+        self.request_stop()
+
+    def request_stop(self) -> None:
+        """Ask the owner, which is the main thread or a task of its loop, to finalise the body."""
+        self.stop = True
+        if self.body is not None:
+            self.body.call.stopping = True
+        self._link.alarm()
+        wake_all(self._parked)
+        if self.on_stop is not None:
+            self.on_stop()
+
+    # The end
+
+    def finish(self, end: End) -> None:
+        """Send how the body ended, after everything it gave; the last thing its owner does."""
+        if self.end is not None:
+            return
+        self.end = end
+        host = self._host
+        if host.is_terminated and not self._is_asked:
+            host.stop_turning()  # the sender of SIGTERM wants this process to end, and the engine will see how it did
+            return
+        error = None if end.error is None and self._refusal is None else self._failure_of(end)
+        flush_streams()
+        link = self._link
+        was_busy, link.is_busy = link.is_busy, True  # `host.uninterrupted()`, without its calls: this ends every call
+        try:
+            if self._batch:
+                self.flush_from_anywhere()
+            if error is None:
+                self._send_done(end)
+            if self._refusal is not None and error is None:  # the result itself cannot travel
+                error = self._refusal
+            if error is not None:
+                self._send_failed(error, is_cleanup=(end.is_cleanup or host.is_terminated) and self._refusal is None)
+        finally:
+            if not was_busy:
+                link.is_busy = False
+                if host.is_deferred:
+                    host.catch_up()
+        if host.loop.is_turning:
+            host.stop_turning()
+
+    def _failure_of(self, end: End) -> BaseException | None:
+        error = None if end.error is None else tamed(end.error)
+        if isinstance(error, Terminated):  # we raised it ourselves
+            error = None
+        return error if self._refusal is None else _joined(self._refusal, error)
+
+    def _send_done(self, end: End) -> None:
+        reduction = None if self.body is None else self.body.reduction
+        latency, kept, value, is_one = 0.0, None, end.returned, False
+        if reduction is not None:
+            is_returned = reduction.reducer.name == "returned"
+            kept = (reduction.count, reduction.elapsed, is_returned)
+            value = value if is_returned else reduction.value if reduction.count else None
+        elif self._only is not None:
+            is_one, (value, latency) = True, self._only
+            self._made += 1
+        placed: Placed | None = None
+        rest: Sequence[Chunk] = ()
+        if not is_plain(value):
+            try:
+                payload = encode(value)
+            except BaseException as error:
+                self.refuse(refused(self._what_is_sent(end, is_one=is_one), value, error))
+                if reduction is not None and reduction.reducer.name == "last":
+                    reduction.count -= 1  # it is not delivered
+                return
+            placed, rest = self._place(self._made, payload)
+            value = None
+        meta = pickle.dumps((latency, kept, is_one, placed, value, not self._host.is_terminated), 5)
+        self._link.write(pack(DONE, self.number, meta, rest))
+
+    def _what_is_sent(self, end: End, *, is_one: bool) -> str:
+        """What a value that goes with the end is to its consumer."""
+        reduction = None if self.body is None else self.body.reduction
+        if reduction is None:
+            return "the result" if is_one else "the return value"
+        name = reduction.reducer.name
+        if name == "last" and (reduction.count > 1 or reduction.value is not end.returned):
+            return f"partial {reduction.count - 1}"
+        return "the return value" if name == "returned" else "the result"
+
+    def _send_failed(self, error: BaseException, *, is_cleanup: bool) -> None:
+        reduction = None if self.body is None else self.body.reduction
+        kept, placed = None, None
+        rest: Sequence[Chunk] = ()
+        if reduction is not None:
+            kept = (reduction.count, reduction.elapsed, False)
+            if reduction.count and reduction.reducer.name != "returned":
+                with contextlib.suppress(Exception):  # what was reduced before the failure, if it can travel
+                    placed, rest = self._place(self._made, encode(reduction.value))
+        trim(error)
+        is_bodys = self.body is not None and self.body.is_started and self._refusal is None
+        meta = (pack_failure(error), is_bodys, is_cleanup, kept, placed, not self._host.is_terminated)
+        self._link.write(pack(FAILED, self.number, pickle.dumps(meta, 5), rest))
+        BaseException.with_traceback(error, None)  # its frames refer to inputs, and to what refers to it
+
+
+def is_light(value: object) -> bool:
+    """Whether a partial cannot change, and is small enough to wait for others."""
+    if type(value) is tuple:
+        return len(value) <= _FEW and all(map(is_plain, value))
+    return is_plain(value)
+
+
+def _joined(refusal: PayloadError, error: BaseException | None) -> PayloadError:
+    """A refused partial, and what the body's clean-up raised then."""
+    if error is not None and error is not refusal:
+        refusal.__context__ = error
+    return refusal

@@ -1,0 +1,228 @@
+"""What interrupts a task that steps a body: its own cancellation, a stop, and the end of patience, told apart."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from engine._predictors.failures import is_foreign_cancel
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Generator
+
+    from engine._predictors.body import Body
+    from engine.runners.owned import OwnedExecution
+
+    Bridge = Callable[[Body, Any, str], OwnedExecution]
+
+
+class Watch:
+    """What reaches a task while it waits inside a body: its own cancellation, a stop, the end of patience.
+
+    asyncio has one way to interrupt a waiting task, to cancel it, so the three are told apart here. A cancellation
+    counts as the consumer's own only while `Task.cancelling()` says so: a timeout scope inside the body takes its own
+    back. One that is asked for here, on behalf of a stop, is taken back where the wait is over; until then the body,
+    and what it awaits of the engine's, sees a task that is being cancelled, as indeed its part of it is.
+
+    Attributes:
+        cancellation: the consumer's own, if there was one. Of several one with a message is kept: cancel scopes know
+            theirs by it.
+        is_closed: whether the coroutine that waits was closed.
+    """
+
+    __slots__ = (
+        "_baseline",
+        "_borrowed",
+        "_cuts",
+        "_grace",
+        "_is_closing",
+        "_is_shielded",
+        "_stand_in",
+        "_task",
+        "_timer",
+        "cancellation",
+        "is_closed",
+    )
+
+    def __init__(self, grace: float) -> None:
+        import asyncio
+
+        self._grace = grace
+        self._task = asyncio.current_task()
+        # A cancellation asked for while the task runs counts at once, and arrives only where it waits next: here.
+        self._baseline = (
+            0 if self._task is None else self._task.cancelling() - bool(getattr(self._task, "_must_cancel", False))
+        )
+        self._timer: asyncio.TimerHandle | None = None
+        self._stand_in: asyncio.Future[None] | None = None
+        self._borrowed = 0
+        self._cuts = 0  # how often the grace has run out
+        self._is_closing = False  # the body was closed at a yield, and has one grace from then on
+        self._is_shielded = False  # for good: though a scope takes its cancellation back, the body has to end
+        self.cancellation: BaseException | None = None
+        self.is_closed = False
+
+    def close(self, *, is_shielded: bool) -> None:
+        """Note that the body was asked to clean up; it is shielded if its task is being cancelled already."""
+        self._is_closing = True
+        self._is_shielded = is_shielded or (self._task is not None and self._task.cancelling() > 0)
+        self._arm()
+
+    def over(self) -> None:
+        """Nothing is waited for any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.cancellation is not None and self._excess() <= 0:
+            self.cancellation = None  # the body took it back: it was a scope of its own
+        task, self._task = self._task, None
+        while self._borrowed and task is not None:
+            self._borrowed -= 1
+            task.uncancel()
+
+    def is_cancelled(self) -> bool:
+        """Whether the consumer's own task was cancelled, for good, during this wait."""
+        return self.cancellation is not None
+
+    def is_cut(self) -> bool:
+        """Whether the grace ran out, so that the body was cancelled from here."""
+        return self._cuts > 0
+
+    def is_given_up(self) -> bool:
+        """Whether the body went on for a grace more, and is not waited for any longer."""
+        return self._cuts > 1
+
+    def is_shielding(self) -> bool:
+        """Whether the body was cancelled, so that it is left alone while it cleans up."""
+        return self._is_shielded or self._excess() > 0
+
+    def _excess(self) -> int:
+        """The cancellations of the task, since this wait began, that were not taken back."""
+        return 0 if self._task is None else self._task.cancelling() - self._borrowed - self._baseline
+
+    def interrupt(self) -> bool:
+        """Cancel the wait on behalf of a stop; tell whether that was done, for a body that cleans up is left alone."""
+        if self._task is None or self.is_shielding():
+            return False
+        self._interrupt()
+        return True
+
+    def _interrupt(self) -> None:
+        if self._task is not None:
+            self._borrowed += 1  # it was never the task's own cancellation
+            self._task.cancel()
+
+    def thrown(self, error: BaseException) -> None:
+        """Take note of what asyncio threw in where the task waited for what the body waits for."""
+        if not is_foreign_cancel(error):
+            self.is_closed = self.is_closed or isinstance(error, GeneratorExit)
+            return
+        self._is_shielded = self._is_shielded or self._borrowed > 0
+        if not self.is_shielding():  # a future the body waits for was cancelled: its own affair
+            return
+        is_first = self.cancellation is None
+        self._keep(error)
+        if not self._is_closing:
+            self._cuts = 0  # of a scope of the body's own that expired before, if any
+            self._arm()
+        elif is_first:  # scopes in a clean-up that expire one after another gain it no time
+            self._arm()
+
+    def _keep(self, error: BaseException) -> None:
+        if self._excess() > 0 and (self.cancellation is None or error.args):
+            self.cancellation = error
+
+    def _arm(self) -> None:
+        """Give the body one grace from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._timer = self._task.get_loop().call_later(self._grace, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._task is None or not (self._is_closing or self.is_shielding()):  # a scope of the body's had expired
+            return
+        self._cuts += 1
+        self._arm()
+        if not self.is_shielding():
+            self._interrupt()
+        elif self._stand_in is not None:
+            _resolve(self._stand_in)
+
+    def wait(self, answer: Any) -> Generator[Any, None, None]:
+        """Wait for what a body waits for, on something that stands in for it and that cannot be cancelled.
+
+        Raises:
+            CancelledError: the grace has run out, and what is waited for could not be cancelled.
+        """
+        import asyncio
+
+        cuts = self._cuts
+        if not self._can_stand_in_for(answer):
+            try:
+                yield answer
+            except asyncio.CancelledError as error:
+                if answer is not None:
+                    raise
+                self._keep(error)  # the body let the loop turn once, which it did
+            if self._cuts > cuts:
+                raise asyncio.CancelledError(*self._message())
+            return
+        answer._asyncio_future_blocking = False  # noqa: SLF001 - as a task does that takes it up
+        answer.add_done_callback(self._wake)
+        try:
+            while not answer.done():
+                yield from self._sleep()
+                if self._cuts > cuts:
+                    cuts = self._cuts
+                    if self.is_given_up() or not answer.cancel(*self._message()):
+                        raise asyncio.CancelledError(*self._message())
+        finally:
+            answer.remove_done_callback(self._wake)
+
+    def _message(self) -> tuple[Any, ...]:
+        """What a cancellation of ours says: a scope of the clean-up's own that expired is to know it for its own."""
+        return () if self.cancellation is None else self.cancellation.args
+
+    def _can_stand_in_for(self, answer: Any) -> bool:
+        """Whether a task would wait for `answer`; anything else it refuses, and says why."""
+        task = self._task
+        if task is None or answer is task or getattr(answer, "_asyncio_future_blocking", False) is not True:
+            return False
+        get_loop = getattr(answer, "get_loop", None)
+        return get_loop is not None and get_loop() is task.get_loop()
+
+    def _sleep(self) -> Generator[Any, None, None]:
+        import asyncio
+
+        self._stand_in = _stand_ins()(loop=asyncio.get_running_loop())
+        try:
+            yield from self._stand_in
+        except asyncio.CancelledError as error:  # the loop keeps a cancellation that was refused until it is over
+            self._keep(error)
+        finally:
+            self._stand_in = None
+
+    def _wake(self, _answer: object) -> None:
+        if self._stand_in is not None:
+            _resolve(self._stand_in)
+
+
+@cache
+def _stand_ins() -> type[asyncio.Future[None]]:
+    import asyncio
+
+    class StandIn(asyncio.Future[None]):
+        """What a task waits for in place of what its body waits for."""
+
+        def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002 - asyncio's own signature
+            """Refuse, so that one cancellation is kept for this wait, however often it comes."""
+            return False
+
+    return StandIn
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

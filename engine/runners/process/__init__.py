@@ -1,0 +1,1 @@
+"""Worker processes as a place to run: this side of each worker."""

@@ -1,0 +1,676 @@
+"""The workers of one engine: which there are, what each has loaded, and who gets the next one that is free.
+
+A worker serves one call at a time. Calls that find none free stand in one queue, and each worker that is freed or was
+just started goes to the first of them that it suits. Workers are started by the pool, in threads of its own, so that
+no event loop is kept, and for all who wait: none belongs to a call before it is granted to it. A class that may be set
+up in so many workers goes to one of these. Nothing is read from or written to a pipe here, and no code of the user's
+runs under the lock, which is reentrant because a collector may run anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from contextlib import suppress
+from functools import partial
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine._errors import EngineClosedError, EngineError, PredictionCancelledError
+from engine.runners.base import DaemonThread
+from engine.runners.slots import Holder, Line, Ticket, awaiting, current_task, refuse_stopped
+
+if TYPE_CHECKING:
+    import asyncio
+    import weakref
+    from collections.abc import Callable, Iterator
+
+    from engine._predictors.body import Body
+    from engine._records import Call
+    from engine.runners.process.worker import Worker
+
+    Replaced = Callable[[Worker | None, BaseException | None], None]
+
+LONGEST_START: Final = 60.0  # seconds a call waits for a worker that is being started
+
+
+@attrs.frozen(eq=False)
+class Need:
+    """What a call wants of a worker.
+
+    Attributes:
+        key: the number its predictor is known by; 0 for none.
+        limit: workers that may have it set up; `math.inf` where nothing is set up.
+        only: the one worker that will do.
+    """
+
+    key: int = 0
+    limit: float = math.inf
+    only: Worker | None = None
+
+
+class WorkerLease(Holder):
+    """What a call holds a worker by.
+
+    Attributes:
+        need: what it wants of one.
+        is_taken: whether it knows that it has it; until then a pool that closes takes it back.
+    """
+
+    __slots__ = ("is_taken", "need")
+
+    is_taken: bool
+    need: Need
+
+
+class WorkerRequest(Ticket):
+    """One wait for a worker.
+
+    Attributes:
+        lease: what it will hold the worker by.
+        need: what it wants of one.
+        gone: the worker it had, which turned out to be gone: it stands before those who had none.
+        worker: what it was granted.
+        failure: why no worker could be started for it.
+        due: when it has waited too long for a worker that is being started, by `perf_counter`.
+    """
+
+    __slots__ = ("due", "failure", "gone", "lease", "need", "worker")
+
+    def __init__(
+        self,
+        lease: WorkerLease,
+        grace: float,
+        task: weakref.ref[asyncio.Task[Any]] | None = None,
+        gone: Worker | None = None,
+    ) -> None:
+        """Wait in this thread, or in `task`, on behalf of the call of `lease`; suspicions last `grace` seconds."""
+        super().__init__(lease.call, grace, task)
+        self.lease = lease
+        self.need = lease.need
+        self.gone = gone
+        self.worker: Worker | None = None
+        self.failure: BaseException | None = None
+        self.due = math.inf
+
+    def has_news(self) -> bool:
+        """Whether there is a reason to look again."""
+        return self.is_granted or self.failure is not None or self.call.stopping
+
+    def raise_failure(self) -> None:
+        """Raise why no worker could be started for it, if that is so."""
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # or this frame and the exception keep each other alive
+
+    def outer_calls(self) -> Iterator[Call]:
+        """The calls this one was made in."""
+        call = self.call.parent
+        while call is not None:
+            yield call
+            call = call.parent
+
+
+class WorkerQueue:
+    """Those who wait, in the order they came; it can tell at once of most holders that nobody in it keeps them."""
+
+    __slots__ = ("_calls", "_leases", "_tasks", "_threads", "requests")
+
+    def __init__(self) -> None:
+        """Make a queue of nobody."""
+        self.requests: dict[WorkerRequest, None] = {}
+        self._leases: dict[Holder, WorkerRequest] = {}
+        self._calls: Counter[int] = Counter()
+        self._tasks: Counter[weakref.ref[Any]] = Counter()
+        self._threads: Counter[tuple[threading.Thread, bool]] = Counter()  # and whether a task waits there
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[WorkerRequest]:
+        """Those who wait, the first in line first; it may change meanwhile."""
+        return iter(tuple(self.requests))
+
+    def add(self, request: WorkerRequest) -> None:
+        """Let one stand behind all others, or, where it had a worker before, before them."""
+        self._count(request, 1)
+        self._leases[request.lease] = request
+        if request.gone is None:
+            self.requests[request] = None
+        else:
+            self.requests = {request: None, **self.requests}
+
+    def discard(self, request: WorkerRequest) -> None:
+        """Let one stand here no more, if it does."""
+        if request in self.requests:
+            del self.requests[request]
+            self._leases.pop(request.lease, None)
+            self._count(request, -1)
+
+    def _count(self, request: WorkerRequest, step: int) -> None:
+        keys: list[tuple[Counter[Any], Any]] = [(self._calls, id(call)) for call in request.outer_calls()]
+        keys.append((self._threads, (request.thread, request.task is not None)))
+        if request.task is not None:
+            keys.append((self._tasks, request.task))
+        for counter, key in keys:
+            counter[key] += step
+            if not counter[key]:
+                del counter[key]
+
+    def may_keep(self, holder: Holder) -> bool:
+        """Whether somebody in it may keep this holder from going on; `Ticket.keeps` tells whether that is so.
+
+        One that stands here itself, and will hold a worker, does not keep itself from that.
+        """
+        mine = self._leases.get(holder)
+        my_place = None if mine is None else (mine.thread, mine.task is not None)
+        thread, task = holder.reader
+        place = thread, False
+        if id(holder.call) in self._calls or self._threads[place] > (my_place == place):
+            return True
+        if task is None or task() is None:
+            place = thread, True
+            return self._threads[place] > (my_place == place)
+        return self._tasks[task] > (mine is not None and mine.task == task)
+
+
+class Pool(Line):
+    """At most so many workers, started when first needed, kept for the next call.
+
+    What is true whenever the lock is free, but for the moments in which `_serve` is on its way:
+
+    - No two calls hold one worker, and workers and starts under way are together at most `most`.
+    - Of the calls in line that a new worker could serve, the first ones, as many as there is room for, *expect* one: at
+      least as many starts are under way. What is started or freed first is theirs; a start that nobody expects the
+      worker of any more goes on, and that worker is free.
+    - No worker that suits a call in line is free, but one that keeps a class set up that the call is not about: it is
+      left to that class while every call that a new worker could serve expects one.
+    - A start that fails is not begun again. Where those left are fewer than the calls that expect a worker, the first
+      of these is told why, and leaves the line. So each failure is nobody's or costs a call, and there is an end to
+      them.
+
+    Args:
+        most: workers at one time.
+        spawn: starts one.
+        grace: seconds a suspicion has to last before a wait is refused for it.
+    """
+
+    advice = "; if that is too long, let the engine have more of them: Engine(workers=...)"
+
+    def __init__(self, most: int, spawn: Callable[[], Worker], grace: float = 0.0) -> None:
+        """Make a pool without workers."""
+        super().__init__(grace)
+        self.most = most
+        self._spawn = spawn
+        self._lock = threading.RLock()
+        self._workers: list[Worker] = []
+        self._starting: list[threading.Thread] = []
+        self._queue = WorkerQueue()
+        self._last: Worker | None = None  # that was given back last, while it may be taken
+        self._is_closed = False
+
+    @property
+    def tag(self) -> str:
+        """What is waited for, for the log."""
+        return f"one of {self.most} workers" if self.most > 1 else "the only worker"
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for one."""
+        return len(self._queue)
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Those that may serve another call."""
+        return tuple(self._workers)
+
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """The calls that are served just now."""
+        return tuple(holder for worker in self.workers if (holder := worker.holder) is not None)
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether a worker is being started."""
+        return bool(self._starting)
+
+    def may_tell(self) -> bool:
+        """Whether a long wait is logged now: not where it is for a start alone, which has a bound of its own."""
+        return bool(self.holders) and super().may_tell()
+
+    def take(self, body: Body, need: Need) -> Worker:
+        """Give a worker for `body`, waiting in a thread behind those who wait already.
+
+        Raises:
+            NestingError: the wait would never end, for the calls it waits for wait themselves.
+            PredictionCancelledError: the call was stopped meanwhile.
+            EngineClosedError: the engine is closed.
+            EngineError, OSError: no worker can be started.
+        """
+        worker = self._take_last(body.call, need)
+        if worker is not None:
+            return worker
+        request = self._request(body.call, need, awaiting.get())
+        if not self._is_granted_at_once(request):
+            self.wait(request, body)
+        return self._claim(request)
+
+    async def atake(self, body: Body, need: Need) -> Worker:
+        """Do what `take` does in an asyncio task."""
+        worker = self._take_last(body.call, need, is_awaited=True)
+        if worker is not None:
+            return worker
+        request = self._request(body.call, need, current_task())
+        if not self._is_granted_at_once(request):
+            await self.await_(request, body)
+        return self._claim(request)
+
+    def _request(self, call: Call, need: Need, task: weakref.ref[asyncio.Task[Any]] | None) -> WorkerRequest:
+        lease = WorkerLease(call, is_awaited=task is not None)
+        lease.need = need
+        lease.is_taken = False
+        return WorkerRequest(lease, self.grace, task)
+
+    def _take_last(self, call: Call, need: Need, *, is_awaited: bool = False) -> Worker | None:
+        """The fast path: the worker that was free last, where it has the predictor already and nobody waits."""
+        worker = self._last
+        if worker is None or need.key not in worker.known:
+            return None
+        if need.key not in worker.set_up and (worker.set_up or need.limit != math.inf):
+            return None
+        lease = WorkerLease(call)
+        lease.need = need
+        lease.is_taken = True
+        if is_awaited:
+            lease.is_awaited = True
+        with self._lock:
+            if self._queue.requests or worker.holder is not None or worker is not self._last or call.stopping:
+                return None
+            worker.holder = lease
+        return worker
+
+    def give(self, worker: Worker) -> None:
+        """A worker is free again."""
+        with self._lock:
+            self._free(worker)
+        if self._queue.requests:
+            self._serve()
+
+    def _free(self, worker: Worker) -> None:
+        worker.idle_since = monotonic()
+        if worker.is_doomed:  # it ended meanwhile
+            self._remove(worker)
+        elif not self._is_closed:
+            self._last = worker
+        worker.holder = None  # last, so that whoever is interrupted before does it once more
+
+    def forsake(self, call: Call) -> None:
+        """A call was interrupted while it took a worker: if one was granted to it, that is free again."""
+        with self._lock:
+            for worker in self.workers:
+                if worker.holder is not None and worker.holder.call is call and worker.wire is None:
+                    self._take_back(worker)
+        self._serve()
+
+    def drop(self, worker: Worker) -> None:
+        """A worker is free again, and serves no more calls; another may be started in its place."""
+        with self._lock:
+            self._remove(worker)
+            worker.holder = None  # as in `_free`
+        self._serve()
+
+    def bury(self, worker: Worker) -> None:
+        """A worker is over; whoever holds it keeps its place, finds out, and has it replaced or gives it back."""
+        with self._lock:
+            worker.is_doomed = True
+            if worker.holder is None:  # so no call waits for it, or for its place
+                self._remove(worker)
+
+    def replace(self, worker: Worker, body: Body, then: Replaced) -> None:
+        """Have the holder of a worker that turned out to be gone get another before all who wait, and wait for nothing.
+
+        Until the pool's own thread begins with that, the call holds the worker that is gone, and with it a place.
+
+        Args:
+            worker: the one that is gone.
+            body: what its holder is to run there.
+            then: called in that thread with another worker, or with why there is none.
+
+        Raises:
+            RuntimeError: no thread is to be had.
+        """
+        lease: Any = worker.holder  # holders of workers are made here alone
+        if lease is None:
+            raise AssertionError("only the holder of a worker has it replaced")
+        DaemonThread(partial(self._resume, worker, lease, body, then), "engine-replacer").start()
+
+    def _resume(self, gone: Worker, lease: WorkerLease, body: Body, then: Replaced) -> None:
+        """In a thread of its own: wait in the stead of a call whose worker is gone."""
+        if lease.need.only is gone:  # an errand for that very worker, which no other has anything to do for
+            lease.need = Need()
+        try:
+            request = WorkerRequest(lease, self.grace, gone=gone)
+            self.wait(request, body)
+            worker = self._claim(request)
+        except BaseException as error:
+            then(None, error)
+        else:
+            then(worker, None)
+
+    def retire(self, since: float) -> list[Worker]:
+        """Take the workers out that were free since before the monotonic time `since`; the warden does, now and then.
+
+        It also serves those who wait, for Ctrl-C may have kept from that whoever gave a worker back.
+        """
+        with self._lock:
+            idle = [each for each in self._workers if each.holder is None and each.idle_since <= since]
+            for each in idle:
+                self._remove(each)
+        if self._queue.requests:
+            self._serve()
+        return idle
+
+    def close(self) -> None:
+        """Refuse the calls that come or wait, and take back what was granted to those who have not heard of it.
+
+        The event loop of a task that waits may have stopped turning: its worker would never be given back.
+        """
+        with self._lock:
+            self._is_closed = True
+            self._last = None
+            for worker in self.workers:
+                lease: Any = worker.holder  # as in `replace`
+                if lease is not None and not lease.is_taken:
+                    self._take_back(worker)
+            for request in self._queue:
+                request.wake()
+
+    def join(self, seconds: float) -> None:
+        """Wait at most `seconds` until no worker is being started."""
+        deadline = monotonic() + seconds
+        for thread in tuple(self._starting):  # one that has not begun starts no worker in a closed pool
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - monotonic()))
+
+    # Granting
+
+    def _remove(self, worker: Worker) -> None:
+        if self._last is worker:
+            self._last = None
+        with suppress(ValueError):
+            self._workers.remove(worker)
+
+    def _is_granted_at_once(self, request: WorkerRequest) -> bool:
+        refuse_stopped(request.call)
+        with self._lock:
+            if not self._queue.requests:
+                worker = self._choose(request.need, is_any=len(self._workers) >= self.most)
+                if worker is not None:
+                    self._grant(worker, request)
+        return request.is_granted
+
+    def _claim(self, request: WorkerRequest) -> Worker:
+        """Let a call have the worker it was granted, unless the pool was closed since and has taken it back."""
+        worker: Any = request.worker  # there is one: it was granted
+        with self._lock:
+            if worker.holder is not request.lease:
+                raise EngineClosedError
+            request.lease.is_taken = True
+            self._queue.discard(request)  # where Ctrl-C kept whoever granted it from that
+        return worker  # type: ignore[no-any-return]
+
+    def _serve(self) -> None:
+        """Bring about what `Pool` says of those who wait; never under the lock, for threads may be started."""
+        with self._lock:
+            self._grant_free()
+        while self._misses_start():
+            self._begin_start()
+
+    def _grant_free(self) -> None:
+        """Give free workers to those who wait, in the order they came."""
+        free = sum(each.holder is None for each in self._workers)
+        if not free:
+            return
+        room = self.most - len(self._workers)
+        eligible = self._eligible(room + free)
+        excess = len(eligible) - room  # calls for which there will be no new worker
+        for request in self._queue:
+            worker = self._choose(request.need, is_any=excess > 0)
+            if worker is not None:
+                self._grant(worker, request)
+                excess -= request in eligible
+            if all(each.holder is not None for each in self._workers):
+                return
+
+    def _grant(self, worker: Worker, request: WorkerRequest) -> None:
+        """Let a call that waits have a worker that is free, if they still do and it still is."""
+        # No call stands between these tests, of what a collector may have changed just now, and the lines behind them.
+        if not request.has_news() and not request.is_left and worker.holder is None:
+            worker.holder = request.lease
+            request.worker = worker
+            request.is_granted = True
+            if request.need.limit != math.inf:  # a class is about to be set up there
+                worker.set_up.add(request.need.key)
+            self._queue.discard(request)
+            request.wake()  # under the lock, or who comes next could wait for a task whose loop is closed
+
+    def _take_back(self, worker: Worker) -> None:
+        """Free a worker whose call will not use it."""
+        lease: Any = worker.holder  # as in `replace`
+        if lease.need.key not in worker.known:  # it was to be set up there, and the worker never heard of it
+            worker.set_up.discard(lease.need.key)
+        self._free(worker)
+
+    def _choose(self, need: Need, *, is_any: bool) -> Worker | None:
+        """The free worker that suits best, `is_any` even if it keeps a class set up that this is not about."""
+        if self._is_closed:
+            return None
+        free = [each for each in self._workers if each.holder is None and not each.is_doomed]
+        if need.only is not None:
+            return need.only if need.only in free else None
+        ready = [each for each in self._set_up(need) if each.holder is None]
+        if ready or self._is_pinned(need):
+            return ready[0] if ready else None
+        unbound = [each for each in free if not each.set_up]
+        warm = [each for each in unbound if need.key in each.known]
+        if warm or unbound:
+            return max(warm or unbound, key=lambda each: each.idle_since)
+        return min(free, key=lambda each: each.idle_since) if free and is_any else None
+
+    def _set_up(self, need: Need) -> list[Worker]:
+        return [] if need.limit == math.inf else [each for each in self._workers if need.key in each.set_up]
+
+    def _is_pinned(self, need: Need, coming: int = 0) -> bool:
+        """Whether no more workers than it has, and those `coming` that will have it, may have it set up."""
+        return need.limit != math.inf and len(self._set_up(need)) + coming >= need.limit
+
+    # Starting
+
+    def _eligible(self, most: int) -> list[WorkerRequest]:
+        """The first in line that a new worker could serve, at most so many, but for those who are about to leave."""
+        found: list[WorkerRequest] = []
+        coming: Counter[int] = Counter()
+        for request in self._queue if most > 0 else ():
+            need = request.need
+            if need.only is None and not request.has_news() and not self._is_pinned(need, coming[need.key]):
+                found.append(request)
+                coming[need.key] += 1
+                if len(found) == most:
+                    break
+        return found
+
+    def _expecting(self) -> list[WorkerRequest]:
+        """Those in line who get the workers that are being started, or are about to be."""
+        return self._eligible(self.most - len(self._workers))
+
+    def _misses_start(self) -> bool:
+        """Whether a call expects a worker and none is being started for it."""
+        with self._lock:
+            # In this order: a collector that runs while they are counted may begin one, but makes no room.
+            return not self._is_closed and len(self._expecting()) > len(self._starting)
+
+    def _begin_start(self) -> None:
+        """Begin a start in a thread of its own; never under the lock."""
+        thread = DaemonThread(self._start, "engine-starter")
+        try:
+            with self._lock:
+                if not self._misses_start():  # somebody else was faster
+                    return
+                self._starting.append(thread)
+            thread.start()
+        except BaseException as error:
+            is_ours = isinstance(error, Exception)  # Ctrl-C is this thread's own
+            if thread.withdraw():  # else it runs: Ctrl-C came while that was waited for
+                self._end_start(thread, error if is_ours else None)
+            if not is_ours:
+                raise
+
+    def _start(self) -> None:
+        """In a thread of its own: start a worker, and let the first in line have it that expects one."""
+        thread = threading.current_thread()
+        try:
+            self._refuse_closed()
+            worker = self._spawn()
+        except BaseException as error:
+            self._end_start(thread, error)
+        else:
+            with self._lock:
+                self._starting.remove(thread)
+                self._receive(worker)
+        self._serve()
+
+    def _receive(self, worker: Worker) -> None:
+        expecting = [] if self._is_closed else self._expecting()
+        self._workers.append(worker)
+        if expecting:  # even one that is over by now: its call finds out, or others would be started without end
+            self._grant(worker, expecting[0])
+        worker.is_new = False
+        if worker.holder is None:
+            self._free(worker)
+
+    def _end_start(self, thread: threading.Thread, failure: BaseException | None) -> None:
+        """A start is over without a worker: tell one call of the failure, if there are too few left now."""
+        with self._lock:
+            with suppress(ValueError):  # Ctrl-C came before it was noted
+                self._starting.remove(thread)
+            if failure is None or self._is_closed:
+                return
+            while len(expecting := self._expecting()) > len(self._starting):
+                request = expecting[0]
+                request.failure = failure
+                self._queue.discard(request)
+                request.wake()
+                if not request.is_left:  # else the loop of its task is closed, and it will tell nobody
+                    return
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise EngineClosedError
+
+    # Waiting
+
+    def _enter(self, ticket: Ticket) -> None:
+        request: Any = ticket  # a pool's tickets are requests
+        with self._lock:
+            if request.gone is not None:
+                self._leave_gone(request)
+            self._queue.add(request)
+        self._serve()
+
+    def _leave_gone(self, request: WorkerRequest) -> None:
+        """Let a call wait for another worker in place of one that is gone."""
+        gone: Any = request.gone
+        if gone.holder is not request.lease:  # it was given up meanwhile
+            raise PredictionCancelledError(request.call.tag, request.call.id)
+        gone.holder = None
+        self._remove(gone)
+
+    def _leave(self, ticket: Ticket) -> None:
+        self._lose(ticket)
+        self._serve()
+
+    def _lose(self, ticket: Ticket) -> None:
+        request: Any = ticket
+        with self._lock:
+            if request.is_left:
+                return
+            request.is_left = True
+            self._queue.discard(request)
+            worker = request.worker
+            if worker is not None and worker.holder is request.lease:
+                self._take_back(worker)  # whoever woke this goes on with the next
+
+    def _blocker(self, ticket: Ticket) -> Holder | None:
+        request: Any = ticket
+        with self._lock:
+            if request.is_granted:
+                return None
+            request.raise_failure()
+            self._refuse_closed()
+            holders = self._acceptable(request)
+            if not holders:
+                self._refuse_late(request)
+                return None
+            # First the fast path, for a queue may be long.
+            if not all(map(self._queue.may_keep, holders)) or request in self._going():
+                return None
+            return next((each for each in holders if request.keeps(each)), holders[0])
+
+    def _refusal(self, ticket: Ticket, blocker: Holder) -> str:
+        return (
+            f"{ticket.call.tag} would wait for ever: every worker that could serve it is held by a call that cannot go "
+            f"on before this one is over, such as {blocker}: read that stream to its end or close it before this "
+            "call, or let the engine have more workers: Engine(workers=...)"
+        )
+
+    def _refuse_late(self, request: WorkerRequest) -> None:
+        """Let no call wait too long for a worker that it expects; from its first look at that on, until it has one."""
+        if request.due == math.inf:
+            request.due = perf_counter() + LONGEST_START
+        elif perf_counter() >= request.due:
+            raise EngineError(
+                f"no worker could be started within {LONGEST_START:.0f} s: look at what holds up the start of "
+                "processes on this machine"
+            )
+
+    # Waits that could never end
+
+    def _acceptable(self, request: WorkerRequest) -> list[Holder]:
+        """Who has, or will have, what it could be given; empty where it will be given a worker nobody has."""
+        need = request.need
+        if need.only is not None:
+            return [need.only.holder] if need.only.holder is not None else []
+        busy = [each.holder for each in self._set_up(need) if each.holder is not None]
+        if self._is_pinned(need):
+            return busy
+        expecting = self._expecting()
+        if request in expecting:
+            return []
+        alike = [each.lease for each in expecting if each.need.key == need.key]
+        if self._is_pinned(need, len(alike)):
+            return [*busy, *alike]
+        return [*self.holders, *(each.lease for each in expecting)]
+
+    def _going(self) -> set[WorkerRequest]:
+        """Those in line who can still be served: somebody they wait for waits for nobody, or for one of them."""
+        left = {request: self._acceptable(request) for request in self._queue}
+        keepers = {
+            holder: {each for each in left if each.lease is not holder and each.keeps(holder)}
+            for holder in {holder for holders in left.values() for holder in holders}
+        }
+        going: set[WorkerRequest] = set()
+        while True:
+            free = {holder for holder, requests in keepers.items() if requests <= going}
+            news = [each for each, holders in left.items() if not holders or not free.isdisjoint(holders)]
+            if not news:
+                return going
+            for each in news:
+                del left[each]
+            going.update(news)

@@ -1,0 +1,809 @@
+"""Worker processes as a place to run: what is sent to one, and when.
+
+A call goes down once, as an order with its inputs, and comes back as frames that its consumer reads itself, see `wire`.
+Predictors of installed packages travel by name, others by value, once a worker. What cannot travel is refused before
+any worker is touched. This room starts nothing by itself: the first call, or `load`, starts the first worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import threading
+import types
+import weakref
+from collections import deque
+from contextvars import copy_context
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from engine._errors import EngineClosedError, PredictionCancelledError, WorkerLostError, quote, warn
+from engine._predictors.body import Body
+from engine._records import Call
+from engine._wire.decode import read_only_bits
+from engine._wire.encode import Payload, are_plain, encode_at_once, encode_inputs, encode_whole, encode_whole_at_once
+from engine._wire.frames import Order, pack_order
+from engine._wire.picklers import refused
+from engine._wire.pieces import PIECE, Turns, are_small
+from engine._wire.segments import WORTH
+from engine._wire.snapshots import Snapshot, is_function, modules_of
+from engine._wire.targets import encode_target
+from engine.runners.base import Once, refuse_in_use
+from engine.runners.ending import End, Ending
+from engine.runners.parking import park_task, wake_all
+from engine.runners.process.inlet import Wire
+from engine.runners.process.pool import Need, Pool
+from engine.runners.process.spawn import start_worker
+from engine.runners.process.supervisor import Warden
+from engine.runners.process.worker import Shipment, Worker
+from engine.runners.slots import refuse_stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from engine._records import Start
+    from engine._wire.frames import Chunk
+    from engine.runners.base import ResidentPredictor
+    from engine.runners.process.inlet import Aside
+    from engine.runners.slots import Slots
+
+_keys: Final = itertools.count(1)  # numbers that predictors are known by in workers
+_MOST_HOLDING: Final = 512  # predictors that may keep objects of the program alive, to know them again
+
+
+class Threads(Protocol):
+    """Owner threads, as `ThreadRunner` has them."""
+
+    def run(self, channel: Ending, work: Callable[[], None]) -> None:
+        """Have one of them do something that ends by finishing `channel`."""
+
+    def close(self, grace: float) -> None:
+        """Let them go."""
+
+
+class ProcessRunner:
+    """Runs bodies of every kind in worker processes.
+
+    Args:
+        most: workers at one time; `None` for as many as there are processors to use.
+        grace: seconds from one rung of stopping to the next.
+        start: where and with what they start.
+        threads: owner threads for what would keep an event loop for long; they are closed with this.
+    """
+
+    name = "process"
+    is_here = False
+    is_elsewhere = True
+
+    def __init__(self, most: int | None, grace: float, start: Start, threads: Threads) -> None:
+        """Note where and with what workers will start; none is started."""
+        self._grace = grace
+        self._start = start
+        self._threads = threads
+        self.aside: Aside = threads.run
+        self._pool = Pool(most or _default_workers(), self._spawn, grace)
+        self._warden = Warden(self._pool, grace, self._leave)
+        self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
+        self._holding: deque[tuple[Any, int]] = deque()  # those of them that keep objects of the program alive
+        self._encodings: dict[Any, Ending] = {}  # predictors that are being encoded
+        self._is_closing = False
+        self._leaving: list[Wire] = []
+
+    # Opening
+
+    def open(self, body: Body, prefetch: int | None) -> Wire:
+        """Make the consumer's end of the channel of one call."""
+        return Wire(prefetch, body.call.tag, self)
+
+    def admit(self, wire: Wire, body: Body) -> None:
+        """Encode a call, and take a slot and a worker for it, before its body starts; waits in a thread."""
+        need = self._prepare(wire, body)
+        if body.slots is not None:
+            body.slots.take(body)
+        try:
+            wire.worker = worker = self._pool.take(body, need)
+            worker.wire = wire
+        except BaseException:
+            self._forsake(body.call)
+            raise
+
+    async def aadmit(self, wire: Wire, body: Body) -> None:
+        """Encode a call, and take a slot and a worker for it, before its body starts; waits in an asyncio task."""
+        need = await self._aprepare(wire, body)
+        if body.slots is not None:
+            await body.slots.atake(body)
+        try:
+            self._join(wire, await self._pool.atake(body, need))
+            data = wire.shipment.data  # type: ignore[union-attr]  # it was prepared
+            if wire.payload is not None or (data is not None and len(data) > PIECE):
+                wire.is_large = _is_large(wire)
+        except BaseException:
+            self._forsake(body.call)
+            raise
+
+    def _prepare(self, wire: Wire, body: Body) -> Need:
+        if self._is_closing:
+            raise EngineClosedError
+        shipment = self.shipment(body.call.tag, body.target, body.limit, by_value=body.by_value)
+        if are_plain(body.args, body.kwargs):
+            wire.inputs = body.args, body.kwargs
+        else:
+            wire.payload = encode_inputs(body.args, body.kwargs, shipment.whole)
+        return self._prepared(wire, body, shipment)
+
+    async def _aprepare(self, wire: Wire, body: Body) -> Need:
+        """The twin of `_prepare` for an asyncio task: what is large is encoded in an owner thread."""
+        if self._is_closing:
+            raise EngineClosedError
+        shipment = self._known(body.call.tag, body.target, body.limit, by_value=body.by_value)
+        if shipment is None:
+            shipment = await self._ashipment(body)
+        args, kwargs = body.args, body.kwargs
+        if are_plain(args, kwargs):
+            wire.inputs = args, kwargs
+        else:
+            wire.payload = encode_at_once(args, kwargs, shipment.whole) or await self._in_thread(
+                body, lambda is_unwanted: encode_inputs(args, kwargs, shipment.whole, is_unwanted)
+            )
+        if _names:
+            wire.variables = _carried_at_once(body)
+            if wire.variables is None:
+                wire.variables = await self._in_thread(body, lambda is_unwanted: _carried(body, is_unwanted))
+        return self._prepared(wire, body, shipment)
+
+    @staticmethod
+    def _prepared(wire: Wire, body: Body, shipment: Shipment) -> Need:
+        wire.body = body
+        wire.shipment = shipment
+        body.function, body.target, body.args, body.kwargs = None, None, (), {}
+        need: Need = shipment.need
+        return need
+
+    async def _in_thread(self, body: Body, work: Callable[[Callable[[], bool]], Any]) -> Any:
+        """Have an owner thread do something for a call, and wait for it in an asyncio task.
+
+        Args:
+            body: what the call is to run.
+            work: is told how to find out, now and then, whether the call no longer waits for it.
+
+        Raises:
+            PredictionCancelledError: the call was stopped meanwhile.
+            BaseException: what it raised.
+        """
+        refuse_stopped(body.call)
+        ending = Ending(body.call.tag)
+        body.nudge = ending.request_stop
+        try:
+            self.aside(ending, partial(copy_context().run, _tell, ending, work))
+            while ending.end is None and not ending.stop:
+                await ending.wait_task()
+        except BaseException:
+            ending.request_stop()
+            raise
+        finally:
+            body.nudge = None
+        end = ending.end
+        if end is None or ending.stop:  # it may have seen that first, and have ended for it
+            raise PredictionCancelledError(body.call.tag, body.call.id)
+        _raise_of(end)
+        return end.returned
+
+    @staticmethod
+    def _join(wire: Wire, worker: Worker) -> None:
+        wire.worker = worker
+        worker.wire = wire
+
+    def shipment(self, tag: str, target: Any, limit: float, *, by_value: bool = False) -> Shipment:
+        """A predictor ready to be sent.
+
+        Raises:
+            PayloadError: it cannot travel.
+        """
+        known = self._known(tag, target, limit, by_value=by_value)
+        if known is not None:
+            return known
+        return self._encoded(tag, target, limit, modules_of(target) if by_value else frozenset())
+
+    async def _ashipment(self, body: Body) -> Shipment:
+        """The twin of `shipment` for an asyncio task: an owner thread encodes it, once for all who wait for it.
+
+        Raises:
+            PayloadError: it cannot travel.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        call, target, limit = body.call, body.target, body.limit
+        name, *_ = _name_of(call.tag, target, limit, modules_of(target) if body.by_value else frozenset())
+        made: Shipment | None = None
+        while made is None:
+            mine = Ending(call.tag)
+            encoding = self._encodings.setdefault(name, mine)
+            if encoding is mine:
+                self._encode_aside(encoding, name, call.tag, target, limit, by_value=body.by_value)
+            end = await _end_of(encoding, body)
+            if encoding is mine:
+                _raise_of(end)
+                made = end.returned
+            else:  # what was wrong, or has changed before this call, it finds out for itself
+                made = self._known(call.tag, target, limit, by_value=body.by_value)
+        return made
+
+    def _encode_aside(
+        self, encoding: Ending, name: Any, tag: str, target: Any, limit: float, *, by_value: bool
+    ) -> None:
+        def encode(_is_unwanted: Callable[[], bool]) -> Shipment:
+            try:
+                return self.shipment(tag, target, limit, by_value=by_value)
+            finally:
+                self._encodings.pop(name, None)  # before its end is told: who finds none looks again
+
+        try:
+            self.aside(encoding, partial(copy_context().run, _tell, encoding, encode))
+        except BaseException as error:
+            self._encodings.pop(name, None)
+            encoding.finish(End(error))  # for those who wait for it by now
+            raise
+
+    def _known(self, tag: str, target: Any, limit: float, *, by_value: bool) -> Shipment | None:
+        """A predictor that is ready to be sent; `None` for one that is to be encoded, for the first time or anew."""
+        if isinstance(target, str):
+            name: Any = (tag, target, limit)
+            found = self._shipments.get(name)
+            if found is None:
+                found = self._shipments.setdefault(name, (None, _shipment(tag, target, limit)))
+            return found[1]
+        name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
+        shipment = self._kept(name, owner)
+        if shipment is None:
+            return None
+        change = None if shipment.snapshot is None else shipment.snapshot.change()
+        if change is None:
+            return shipment
+        if is_function(target):
+            self._unlearn(shipment.key)
+            return None
+        shipment.snapshot = None
+        warn(
+            f"{tag}: {quote(change)} has changed since it was sent to workers, where a class or an object stays as it "
+            "was: unload it there, with unload(..., runner='process'), and the next call sends it as it is now"
+        )
+        return shipment
+
+    def _kept(self, name: Any, owner: Any) -> Shipment | None:
+        """What was sent of a function, class or object."""
+        found = self._shipments.get(name)
+        return None if found is None or found[0] is None or found[0]() is not owner else found[1]
+
+    def _encoded(self, tag: str, target: Any, limit: float, whole: frozenset[str]) -> Shipment:
+        """Encode a function, class or object as it is now."""
+        snapshot = Snapshot(target, whole)  # before it is: what changes meanwhile is noticed by the next call
+        data = encode_target(tag, target, whole)
+        name, owner, function = _name_of(tag, target, limit, whole)
+        made = _shipment(tag, None, limit, data, function)
+        made.snapshot, made.whole = snapshot, whole
+        try:
+            reference = weakref.ref(owner, lambda _gone: self._forget(name, made.key))
+        except TypeError:  # it cannot be referred to weakly: sent again with every call
+            made.is_kept = False
+            return made
+        self._shipments[name] = reference, made
+        if snapshot.holds and is_function(target):  # what it is made of may in turn keep it alive
+            self._holding.append((name, made.key))
+            if len(self._holding) > _MOST_HOLDING:
+                self._forget(*self._holding.popleft())
+        return made
+
+    def _forget(self, name: Any, key: int) -> None:
+        found = self._shipments.get(name)
+        if found is not None and found[1].key == key:
+            del self._shipments[name]
+        self._unlearn(key)
+
+    def _unlearn(self, key: int) -> None:
+        """Have every worker forget a predictor before its next call."""
+        for worker in self._pool.workers:
+            if key in worker.known:
+                worker.forgotten.append(key)
+
+    # Sending
+
+    def start(self, body: Body, channel: Any) -> None:
+        """Send the call; its worker was taken when it was admitted.
+
+        Raises:
+            RuntimeError: the worker was gone, and no thread is to be had that starts another.
+        """
+        wire: Any = channel
+        call, shipment = body.call, wire.shipment
+        reducer = None if body.reduction is None else body.reduction.reducer
+        wire.order = Order(
+            "run",
+            shipment.key,
+            call.tag,
+            shipment.text,
+            0,
+            (),
+            call.id,
+            call.created_ns,
+            call.depth,
+            body.follows,
+            body.bind,
+            None if reducer is None else reducer.name,
+            wire.first_limit() if reducer is None else 0,  # it is never asked for a partial
+            wire.is_adaptive,
+            (_carried(body) if wire.variables is None else wire.variables) if _names else (),
+            wire.inputs,
+        )
+        if wire.is_large:
+            wire.sending = sending = Once()
+            self.aside(wire, partial(self._send_first, wire, sending))
+        else:
+            self._send(wire)
+
+    def _send_first(self, wire: Wire, sending: Once) -> None:
+        """In an owner thread: send a call, unless Ctrl-C has ended it while this thread was started."""
+        if sending.is_first():
+            self._send_aside(wire)
+            wire.sending = None
+
+    def _send_aside(self, wire: Wire) -> None:
+        """In a thread of the engine's: send a call, unless it was stopped before, and have its consumers hear it."""
+        end: End | None = None
+        try:
+            if wire.stop:
+                end = End()
+            else:
+                self._send(wire)
+        except BaseException as error:
+            end = End(error)
+        if end is not None:
+            wire.sending = None
+            wire.finish(end)
+        wake_all(wire.consumers)
+
+    def _send(self, wire: Wire) -> None:
+        """Send what a wire has to its worker, or to another if that is gone and has not read it."""
+        worker, order = wire.worker, wire.order
+        if worker is None or order is None:
+            raise AssertionError("a worker is taken before a call is sent")
+        worker.calls += 1
+        shipment = wire.shipment
+        frame = _frame(worker, order, shipment, wire.payload)
+        wire.number = worker.calls  # from here on the worker may have it, whatever interrupts us
+        if shipment is not None and (order.forget or shipment.key not in worker.known):
+            # Neither before all that may fail, nor after an answer may come that says otherwise.
+            worker.learn(shipment.key, shipment.tag, order.forget)
+        if order.path is not None:
+            worker.path = list(order.path)
+        is_gone = False
+        try:
+            worker.send(frame)
+        except BrokenPipeError:
+            # One that ends as soon as it is started is no reason to start more, nor is a call that was stopped.
+            is_gone = not worker.is_untried and not wire.stop
+        if is_gone:
+            self._move(wire, worker)
+            return
+        wire.is_sent = True
+        if wire.stop or self._is_closing:  # just before the worker could be asked
+            wire.request_stop()
+
+    def restart(self, wire: Wire, worker: Worker) -> None:
+        """Send a call elsewhere whose worker is gone and has not read it, so that no body has started."""
+        try:
+            self._move(wire, worker)
+        except BaseException as error:
+            wire.finish(End(error))
+
+    def _move(self, wire: Wire, worker: Worker) -> None:
+        """Have a call whose worker is gone get another; a thread of the pool's sends it on."""
+        try:
+            body = wire.body
+            wire.leave(worker)
+            if body is None:
+                raise AssertionError("a call that is over is sent nowhere")  # noqa: TRY301 - undone below
+            self._pool.replace(worker, body, partial(self._moved, wire))
+        except BaseException:
+            self._pool.drop(worker)  # it and nothing else: that thread may have begun, and what it got is not ours
+            if self._is_closing:
+                self._warden.close()
+            raise
+
+    def _moved(self, wire: Wire, worker: Worker | None, error: BaseException | None) -> None:
+        """In a thread of the pool's: a call has another worker, or gets none."""
+        if worker is None or wire.stop or wire.end is not None:
+            if worker is not None:
+                self._pool.give(worker)
+            if wire.end is None:
+                wire.finish(End(None if wire.stop else error))
+            return
+        self._join(wire, worker)
+        self._send_aside(wire)
+
+    def _spawn(self) -> Worker:
+        worker = start_worker(self._start)
+        try:
+            if self._is_closing:
+                raise EngineClosedError  # noqa: TRY301 - as the warden does a moment later
+            self._warden.watch(worker)
+        except BaseException:  # Ctrl-C, or the warden is gone: nobody else knows of it
+            worker.is_new = False
+            worker.end_now()
+            raise
+        return worker
+
+    def _forsake(self, call: Call) -> None:
+        """A call gave up: the worker that may have been granted to it is free, or has to end if the engine closes."""
+        self._pool.forsake(call)
+        if self._is_closing:
+            self._warden.close()
+
+    def see_to(self, wire: Wire) -> None:
+        """A call was stopped, or its worker lost; called from anywhere, takes no lock."""
+        self._warden.see_to(wire)
+
+    def finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
+        """A worker has nothing more to say of a call; it serves others if `keep`."""
+        shipment = wire.shipment
+        if shipment is not None and not shipment.is_kept:
+            worker.forgotten.append(shipment.key)
+        body = wire.body
+        if not keep:
+            self._pool.drop(worker)
+        elif worker.holder is not None and body is not None and worker.holder.call is body.call:
+            if worker.inbound.is_giant:
+                worker.inbound.trim()
+            self._pool.give(worker)
+        if self._is_closing:
+            self._warden.close()
+
+    # Requests
+
+    def describe(self, tag: str, text: str) -> Any:
+        """Have a worker import `"module:name"` and tell what it is; see `engine._worker.host`.
+
+        Raises:
+            BaseException: what the import raised.
+        """
+        return self._request(Order("describe", tag=tag, text=text), None, Need())
+
+    def load(self, resident: ResidentPredictor) -> None:
+        """Have a worker import a predictor, or get it, and set it up if it is a class.
+
+        Raises:
+            BaseException: what its import, constructor or `setup` raised.
+        """
+        profile = resident.profile
+        shipment = self.shipment(profile.tag, resident.target, profile.set_up_limit, by_value=profile.by_value)
+        order = Order("load", shipment.key, profile.tag, shipment.text)
+        self._request(order, shipment, shipment.need, resident.slots_elsewhere[self.name])
+
+    def unload(self, resident: ResidentPredictor) -> None:
+        """Have every worker tear a class predictor down that has it set up, once its calls are over.
+
+        Raises:
+            EngineError: a call still uses it after the grace.
+            BaseException: what `teardown` raised.
+        """
+        profile, target = resident.profile, resident.target
+        tag, limit, by_value = profile.tag, profile.set_up_limit, profile.by_value
+        name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
+        shipment = self._kept(name, owner) or self.shipment(tag, target, limit, by_value=by_value)
+        refuse_in_use(tag, resident.slots_elsewhere[self.name], self._grace)
+        for worker in self._pool.workers:
+            if shipment.key in worker.set_up:
+                self._unload(worker, shipment)
+        if shipment.data is not None and not is_function(target):
+            self._forget(name, shipment.key)  # the next call sends it as it is then
+
+    def _unload(self, worker: Worker, shipment: Shipment) -> None:
+        """Unload from one worker; one that serves another predictor for long does it before its next call."""
+        try:
+            order = Order("unload", shipment.key, shipment.tag)
+            self._request(order, None, Need(only=worker), patience=self._grace)
+        except PredictionCancelledError:
+            worker.forgotten.append(shipment.key)
+        else:
+            worker.unlearn(shipment.key)
+
+    def loaded(self) -> set[str]:
+        """Tags of predictors that a worker has; plain callables have none."""
+        return {tag for worker in self._pool.workers for tag in tuple(worker.known.values()) if tag.startswith("@")}
+
+    def _request(
+        self,
+        order: Order,
+        shipment: Shipment | None,
+        need: Need,
+        slots: Slots | None = None,
+        patience: float | None = None,
+    ) -> Any:
+        """Have a worker do something, and wait for it in this thread.
+
+        Raises:
+            PredictionCancelledError: no worker was free for `patience` seconds.
+        """
+        body = Body(Call(order.tag, self.name, None), None, (), {}, False, None)  # type: ignore[arg-type]  # noqa: FBT003
+        wire = self.open(body, None)
+        wire.body, wire.shipment, wire.order = body, shipment, order
+        if slots is not None:
+            slots.take(body)
+        try:
+            with _giving_up(body, patience):
+                self._join(wire, self._pool.take(body, need))
+            self._send(wire)
+            while wire.end is None:
+                wire.wait()
+                if wire.stop:
+                    wire.wait_end(self._grace)
+        except BaseException:
+            wire.finish(End())
+            self._forsake(body.call)
+            raise
+        if wire.stop:
+            raise EngineClosedError
+        if wire.end.error is not None:
+            raise wire.end.error
+        return wire.end.returned
+
+    # Closing
+
+    def _leave(self, worker: Worker) -> Wire:
+        """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
+        wire = Wire(None, f"worker {worker.pid}", _Leaving(self.aside))
+        self._join(wire, worker)
+        if self._is_closing:
+            self._leaving.append(wire)
+        else:
+            wire.desert()  # nobody waits for it: what its teardown raises goes to the log
+        worker.calls += 1
+        wire.number = worker.calls
+        wire.is_sent = True
+        worker.send(pack_order(wire.number, Order("leave")))
+        return wire
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there are workers to let go."""
+        return self._warden.is_started
+
+    def close(self, grace: float) -> list[BaseException]:
+        """Stop what runs, tear down what is set up, and end every worker; within a few times `grace` seconds.
+
+        Returns:
+            What `teardown` raised in workers.
+        """
+        deadline = monotonic() + 4 * grace + 12.0
+        self._pool.close()
+        self.close_soon()
+        self._pool.join(4 * grace + 12.0)
+        self._warden.close()  # what was started last has to end, too
+        self._warden.join(max(0.0, deadline - monotonic()))
+        self._threads.close(grace)
+        errors = [wire.end.error for wire in self._leaving if wire.end is not None and wire.end.error is not None]
+        return [each for each in errors if not isinstance(each, WorkerLostError)]
+
+    def close_soon(self) -> None:
+        """Have workers and threads end, without waiting; takes no lock, so that a collector may do it."""
+        self._is_closing = True
+        self._warden.post(self._close_pool, None)
+        self._warden.close()
+        self._threads.close(0.0)
+
+    def _close_pool(self, _nothing: None) -> None:
+        self._pool.close()
+
+    def abandon(self) -> None:
+        """In a forked child: the workers are the parent's, and no stream that was opened there gets one."""
+        self._is_closing = True
+        self._warden.abandon()
+
+
+@contextlib.contextmanager
+def _giving_up(body: Body, seconds: float | None) -> Iterator[None]:
+    """Have a wait on behalf of `body` end as cancelled after so many seconds."""
+    if seconds is None:
+        yield
+        return
+
+    def give_up() -> None:
+        body.call.stopping = True
+        if body.nudge is not None:
+            body.nudge()
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def _name_of(tag: str, target: Any, limit: float, whole: frozenset[str]) -> tuple[Any, Any, Any]:
+    """What a predictor is kept by; the object that is referred to for it, and the function of a method of that."""
+    is_method = isinstance(target, types.MethodType)
+    owner, function = (target.__self__, target.__func__) if is_method else (target, None)
+    return (tag, id(owner), id(function), limit, whole), owner, function
+
+
+def _shipment(tag: str, text: str | None, limit: float, data: bytes | None = None, function: Any = None) -> Shipment:
+    key = next(_keys)
+    return Shipment(key, tag, text, limit, Need(key, limit), data=data, function=function)
+
+
+class _Leaving:
+    """The dispatcher of a request after which its worker ends: nothing is left to be done with that."""
+
+    __slots__ = ("aside",)
+
+    def __init__(self, aside: Aside) -> None:
+        self.aside = aside
+
+    def admit(self, wire: Wire, _body: Body) -> None:
+        raise AssertionError(f"{wire.label} has its worker")
+
+    async def aadmit(self, wire: Wire, body: Body) -> None:
+        self.admit(wire, body)
+
+    def see_to(self, wire: Wire) -> None:
+        """The warden sees to its end in any case."""
+
+    def finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001 - as of a dispatcher
+        """It ends by itself."""
+
+    def restart(self, wire: Wire, worker: Worker) -> None:
+        """It is gone, as it was to be."""
+
+
+def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Payload | None) -> list[Chunk]:
+    """The bytes that tell `worker` what to do; what is large lies in shared memory then, if there is room."""
+    chunks: list[Chunk] = []
+    order.path = None if worker.path == sys.path else tuple(map(str, sys.path))
+    if shipment is not None and shipment.key in worker.known and not worker.forgotten:  # as almost always
+        worker.known.move_to_end(shipment.key)
+        order.forget, order.size = (), 0
+    elif shipment is not None:
+        is_new, order.forget = worker.lesson(shipment.key)
+        order.size = 0
+        if is_new and shipment.data is not None:
+            chunks.append(shipment.data)
+            order.size = len(shipment.data)
+    if payload is not None:
+        chunks += payload.chunks
+    size = sum(map(len, chunks)) if chunks else 0
+    if worker.inbound.is_giant:
+        worker.inbound.trim(size)  # a call may take long, and need not hold what a giant one before it needed
+    if chunks:
+        start: int | None = None
+        if size >= WORTH and worker.inbound.grow(size):
+            worker.inbound.write(0, chunks, Turns() if size > PIECE else None)
+            chunks, start = [], 0
+        sizes, bits = ((), 0) if payload is None else (payload.sizes, read_only_bits(payload.buffers))
+        order.placed = sizes, bits, start
+    return _packed(worker.calls, order, chunks)
+
+
+def _packed(number: int, order: Order, chunks: Sequence[Chunk]) -> list[Chunk]:
+    try:
+        return pack_order(number, order, chunks)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if order.inputs is None:
+            raise
+        encode_inputs(*order.inputs)  # raises, and names the one that cannot travel
+        raise refused("the inputs", order.inputs[1], error) from error
+
+
+# Context variables that travel
+
+_names: Final[dict[str, Any]] = {}
+
+
+def carry_context(names: Iterable[str]) -> None:
+    """See `engine.runners.carry`."""
+    from contextvars import ContextVar
+
+    from engine._predictors.predictor import import_name
+
+    for name in names:
+        variable = import_name(name)
+        if not isinstance(variable, ContextVar):
+            raise TypeError(_no_variable(name, variable))
+        _names[name] = variable
+
+
+def _no_variable(name: str, found: Any) -> str:
+    """What to say of a name that is no context variable's: an object may keep one, or several, of its own."""
+    from contextvars import ContextVar
+
+    kept = [each for each, value in getattr(found, "__dict__", {}).items() if isinstance(value, ContextVar)]
+    advice = "name one as 'module:NAME'"
+    if kept:
+        advice = f"name what it keeps, {' and '.join(repr(f'{name}.{each}') for each in kept)}"
+    elif found is None:
+        advice = "nothing is there yet; name it once it is, as 'module:NAME'"
+    return f"{name} is no ContextVar but {quote(found)} of type {type(found).__qualname__}: {advice}"
+
+
+def _carried(body: Body, is_unwanted: Callable[[], bool] | None = None) -> tuple[tuple[str, bytes], ...]:
+    """The named variables that are set where the call was made."""
+    found = []
+    for name, value in _carried_values(body):
+        try:
+            found.append((name, encode_whole(value, is_unwanted)))
+        except Exception as error:
+            raise refused(f"the context variable {name}", value, error) from error
+    return tuple(found)
+
+
+def _carried_at_once(body: Body) -> tuple[tuple[str, bytes], ...] | None:
+    """What `_carried` gives, on an event loop; `None` where they are too large for that, or cannot travel."""
+    found = [(name, encode_whole_at_once(value)) for name, value in _carried_values(body)]
+    small = tuple((name, data) for name, data in found if data is not None)
+    return small if len(small) == len(found) else None
+
+
+def _carried_values(body: Body) -> list[tuple[str, Any]]:
+    context = body.context
+    return [(name, context[variable]) for name, variable in tuple(_names.items()) if variable in context]
+
+
+async def _end_of(ending: Ending, body: Body) -> End:
+    """Wait in an asyncio task, among others, for what an owner thread does.
+
+    Raises:
+        PredictionCancelledError: the call was stopped meanwhile.
+    """
+    call = body.call
+    parked = ending.parked()
+    body.nudge = partial(wake_all, parked)
+    try:
+        while ending.end is None:
+            refuse_stopped(call)
+            await park_task(parked, lambda: ending.end is not None or call.stopping)
+    finally:
+        body.nudge = None
+    return ending.end
+
+
+def _raise_of(end: End) -> None:
+    """Raise what an owner thread met, once."""
+    error, end.error = end.error, None
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # or this frame and the exception keep each other alive
+
+
+def _is_large(wire: Wire) -> bool:
+    """Whether what is to be sent to a wire's worker would keep an event loop for long."""
+    payload, shipment, worker = wire.payload, wire.shipment, wire.worker
+    if payload is not None and not are_small(payload.sizes):
+        return True
+    data = None if shipment is None else shipment.data
+    if data is None or len(data) <= PIECE:
+        return False
+    return worker is None or shipment.key not in worker.known  # type: ignore[union-attr]  # it has data
+
+
+def _tell(ending: Ending, work: Callable[[Callable[[], bool]], Any]) -> None:
+    """In an owner thread: do something, and tell what came of it."""
+    end = End()
+    try:
+        end.returned = work(lambda: ending.stop)
+    except BaseException as error:
+        end.error = error
+    ending.finish(end)
+
+
+def _default_workers() -> int:
+    """As many workers as this process may use processors."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,295 @@
+"""One thread an engine that sees to its workers when nobody else does: stops, losses, ends, and idleness.
+
+A call that was stopped climbs a ladder: its worker is asked; after the grace it gets SIGTERM, which raises in its main
+thread so that `finally` can run; after the next it gets SIGKILL. The warden reads what the worker still says meanwhile,
+reaps every process, closes what led to it, and lets idle ones go. What is posted to it comes through a queue that
+collectors and signal handlers may use.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from contextlib import suppress
+from queue import SimpleQueue
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine._errors import EngineClosedError, warn
+from engine.runners.base import DaemonThread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.runners.process.inlet import Wire
+    from engine.runners.process.pool import Pool
+    from engine.runners.process.worker import Worker
+
+IDLE: Final = 60.0  # seconds a worker is kept without a call
+_BOUND: Final = 5.0  # seconds the thread sleeps before it looks again
+_GLANCE: Final = 0.1  # the same where the system does not tell of a process's end, or something is in the way
+_MOURNING: Final = 0.5  # seconds a worker that closed its pipe has to end by itself
+_TRIES: Final = 100  # times a reader may be in the way, each for a hundredth of a second
+_PATIENCE: Final = 5.0  # seconds after SIGKILL before a process that is still there is given up
+
+
+@attrs.define(eq=False)
+class _Ward:
+    """A worker that is to finish its call, or to end.
+
+    Attributes:
+        worker: the worker.
+        wire: the call it still serves, if any.
+        due: the monotonic time, in s, of the next rung.
+        step: rungs climbed: 0 asked, 1 terminated, 2 killed, 3 given up.
+        tries: times a reader was in the way.
+    """
+
+    worker: Worker
+    wire: Wire | None
+    due: float
+    step: int = 0
+    tries: int = 0
+
+
+class Warden:
+    """Sees to the workers of one pool.
+
+    Args:
+        pool: the pool; workers that end are taken out of it.
+        grace: seconds from one rung of the ladder to the next.
+        leave: has an idle worker tear down what it set up, and end.
+    """
+
+    def __init__(self, pool: Pool, grace: float, leave: Callable[[Worker], Wire | None]) -> None:
+        """Make a warden whose thread is started with the first worker."""
+        self._pool = pool
+        self._grace = grace
+        self._leave = leave
+        self._posted: SimpleQueue[tuple[Callable[..., None], Any]] = SimpleQueue()
+        self._workers: set[Worker] = set()
+        self._wards: dict[Worker, _Ward] = {}
+        self._ended: list[Worker] = []  # to be closed once no event loop watches them
+        self._reader = self._writer = -1
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._is_closing = False
+        self._is_over = False
+
+    # From anywhere
+
+    def watch(self, worker: Worker) -> None:
+        """See to a worker that was just started.
+
+        Raises:
+            EngineClosedError: the last of the others is gone already; this one is, too, then.
+        """
+        with self._starting:
+            if self._is_over:
+                worker.end_now()
+                raise EngineClosedError
+            if self._thread is None:
+                self._begin()
+        self.post(self._watch, worker)
+
+    def _begin(self) -> None:
+        """Start the thread; where there is none to be had, no pipe to it is left."""
+        thread = DaemonThread(self._run, "engine-warden")
+        self._open()
+        try:
+            thread.start()
+        except BaseException:
+            if thread.withdraw():
+                self._hang_up()
+            else:  # Ctrl-C, while its start was waited for
+                self._thread = thread
+            raise
+        self._thread = thread  # now it can be waited for
+
+    def _open(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def _hang_up(self) -> None:
+        reader, writer = self._reader, self._writer
+        self._reader = self._writer = -1
+        for each in (reader, writer):
+            if each >= 0:
+                os.close(each)
+
+    def post(self, function: Callable[..., None], argument: Any) -> None:
+        """Have the thread call `function(argument)`; takes no lock."""
+        self._posted.put((function, argument))
+        if self._writer >= 0:
+            with suppress(OSError):  # it is woken already, or gone
+                os.write(self._writer, b"\0")
+
+    def see_to(self, wire: Wire) -> None:
+        """A call was stopped, or its worker lost; takes no lock."""
+        self.post(self._see_to, (wire, wire.worker))
+
+    def close(self) -> None:
+        """Have every worker finish and end; takes no lock, and waits for nothing."""
+        self.post(self._close, None)
+
+    def join(self, seconds: float) -> None:
+        """Wait at most `seconds` until the last worker is gone."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(seconds)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there was ever a worker to see to."""
+        return self._thread is not None
+
+    def abandon(self) -> None:
+        """In a forked child: the thread and the workers are the parent's."""
+        for worker in (*self._workers, *self._ended):
+            worker.abandon()
+        self._hang_up()
+
+    # In the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._has_nothing_left():
+                try:
+                    self._look()
+                except Exception as error:  # a defect of ours; but nobody else would see to the workers
+                    warn("error while workers were seen to", error)
+                    sleep(_GLANCE)
+        finally:
+            self._hang_up()
+
+    def _look(self) -> None:
+        self._sleep()
+        self._do_posted()
+        self._climb()
+        self._let_idle_ones_go()
+        self._ended = [each for each in self._ended if not each.close()]
+
+    def _has_nothing_left(self) -> bool:
+        if not self._is_closing or self._workers or self._ended or self._pool.is_starting:
+            return False
+        with self._starting:
+            self._is_over = self._posted.empty()
+        return self._is_over
+
+    def _sleep(self) -> None:
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        found: dict[int, Worker] = {}
+        for worker in self._workers:
+            if worker.exit_pipe >= 0:
+                found[worker.exit_pipe] = worker
+        for ward in self._wards.values():
+            if ward.wire is not None and ward.wire.worker is ward.worker and not ward.wire.is_cut:
+                found[ward.worker.answers] = ward.worker
+        for descriptor in found:
+            poll.register(descriptor, select.POLLIN)
+        for descriptor, _ in poll.poll(self._pause() * 1000):
+            if descriptor == self._reader:
+                with suppress(OSError):
+                    os.read(self._reader, 4096)
+        for worker in tuple(self._workers):
+            if not worker.is_alive():
+                self._bury(worker)
+
+    def _pause(self) -> float:
+        dues = [ward.due for ward in self._wards.values()]
+        dues += [each.idle_since + IDLE for each in self._pool.workers if each.holder is None]
+        left = min(dues, default=_BOUND + monotonic()) - monotonic()
+        is_blind = any(each.exit_pipe < 0 for each in self._workers)
+        is_blind = is_blind or (self._is_closing and self._pool.is_starting)
+        return max(0.0, min(left, _GLANCE if self._ended or is_blind else _BOUND))
+
+    def _do_posted(self) -> None:
+        while not self._posted.empty():
+            function, argument = self._posted.get()
+            function(argument)
+
+    def _watch(self, worker: Worker) -> None:
+        self._workers.add(worker)
+
+    def _see_to(self, case: tuple[Wire, Worker | None]) -> None:
+        wire, worker = case
+        if worker is None or wire.worker is not worker:  # it is over, or served by another by now
+            return
+        if not wire.is_sent:  # its sender asks again once it is, and finds out itself that the worker is gone
+            return
+        ward = self._wards.get(worker)
+        if worker not in self._workers:  # it was over before the call was sent
+            wire.lose(worker)
+        elif wire.is_cut:  # it will end, or be killed
+            self._wards[worker] = _Ward(worker, wire, monotonic() + _MOURNING, 1 if ward is None else ward.step)
+            worker.is_doomed = True
+        elif ward is None or ward.wire is not wire:
+            self._wards[worker] = _Ward(worker, wire, monotonic() + self._grace)
+
+    def _climb(self) -> None:
+        for ward in tuple(self._wards.values()):
+            wire, worker = ward.wire, ward.worker
+            if wire is not None and wire.worker is worker and not wire.is_cut:
+                wire.read_rest(worker)
+            if wire is not None and wire.worker is not worker and not worker.is_doomed:
+                del self._wards[worker]  # its call is over, and it may serve others
+            elif monotonic() >= ward.due:
+                self._climb_one(ward)
+
+    def _climb_one(self, ward: _Ward) -> None:
+        worker, wire = ward.worker, ward.wire
+        if wire is not None and wire.worker is worker and not wire.doom(worker):
+            ward.tries += 1
+            if ward.tries < _TRIES:
+                return
+            worker.is_doomed = True  # a reader is stuck in what the worker sent
+        ward.step += 1
+        ward.due = monotonic() + (self._grace if ward.step == 1 else _PATIENCE)
+        if ward.step == 1:
+            worker.signal(signal.SIGTERM)
+        elif ward.step == 2:  # noqa: PLR2004 - the second rung
+            worker.signal(signal.SIGKILL)
+            if wire is not None and wire.is_cut:
+                wire.reason = wire.reason or "it closed its pipes, and was killed"
+        else:
+            warn(f"worker {worker.pid} is still there {_PATIENCE:.0f} s after it was killed; it is given up")
+            self._bury(worker)
+            return
+        if wire is not None and wire.worker is worker and wire.stop:
+            wire.rung = "terminated" if ward.step == 1 else "killed"
+
+    def _bury(self, worker: Worker) -> None:
+        """A process is over: its call hears of it, and what led to it is closed."""
+        wire = worker.wire
+        if wire is not None and wire.is_sent:
+            if not wire.is_cut and not wire.read_rest(worker):
+                return  # a reader is in the way for a moment
+            wire.lose(worker)
+        self._workers.discard(worker)
+        self._wards.pop(worker, None)
+        self._pool.bury(worker)
+        self._ended.append(worker)
+
+    # Letting go
+
+    def _let_idle_ones_go(self) -> None:
+        now = monotonic()
+        for worker in self._pool.retire(now if self._is_closing else now - IDLE):
+            worker.is_doomed = True
+            try:
+                wire = self._leave(worker)
+            except OSError:  # it is over already
+                wire = None
+            self._wards[worker] = _Ward(worker, wire, now + self._grace)
+
+    def _close(self, _nothing: None) -> None:
+        self._is_closing = True
+        for worker in self._workers:
+            if worker.wire is not None and worker not in self._wards:
+                worker.wire.request_stop()

@@ -1,0 +1,342 @@
+"""One worker as its engine sees it: a process, its pipes, its shared memory, and what it has loaded.
+
+Workers are a program of our own, `engine._worker`, started by the interpreter that runs here. Four pipes join them:
+calls go down one and answers come up another, requests to stop have one of their own, and nothing is ever written to
+the lifeline, whose end tells a worker that its engine is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import termios
+import threading
+from array import array
+from collections import OrderedDict, deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from engine._wire import pipe
+from engine._wire.by_name import forget_worker, note_worker
+from engine._wire.frames import Decoder, pack_stop
+from engine._wire.segments import Segment
+
+if TYPE_CHECKING:
+    import asyncio
+    import subprocess
+    from collections.abc import Collection, Mapping, Sequence
+
+    from engine._wire.frames import Chunk
+    from engine._wire.snapshots import Snapshot
+    from engine.runners.slots import Holder
+
+MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
+_REPORT: Final = 8_192  # characters of a crash report
+_KILLED: Final = 5.0  # seconds a killed process has to be gone
+
+
+@attrs.define(eq=False)
+class Shipment:
+    """A predictor as workers get it.
+
+    Attributes:
+        key: the number it is known by.
+        tag: its tag, or `module:qualname`.
+        text: `"module:name"`, where workers import it; then it has no data.
+        limit: workers that may have it set up; `math.inf` where nothing is set up.
+        need: what its calls want of a worker, a `Need`.
+        is_kept: whether it is known again when it comes again.
+        data: itself, encoded at the first call.
+        function: of a bound method, which must not make room for another at its address.
+        whole: names of modules of which everything it uses travels by value, also in its inputs.
+        snapshot: what it was made of; `None` where that is not looked at, or no longer.
+    """
+
+    key: int
+    tag: str
+    text: str | None
+    limit: float
+    need: Any
+    is_kept: bool = True
+    data: bytes | None = None
+    function: Any = None
+    whole: frozenset[str] = frozenset()
+    snapshot: Snapshot | None = None
+
+
+class Worker:
+    """A process that runs predictors, one call at a time.
+
+    Attributes:
+        pid: its process id.
+        holder: the call it serves, or will in a moment; `None` while it is free.
+        wire: the channel of that call, once there is one.
+        idle_since: the monotonic time, in s, since when it is.
+        known: keys of the predictors it has, those used last at the end.
+        set_up: keys of the class predictors that are set up in it.
+        decoder: what makes frames of the bytes that come from it.
+        inbound: shared memory that it reads.
+        outbound: shared memory that it writes.
+        calls: number of the last call or request it was given.
+        path: the `sys.path` it was told last.
+        unsent: what its pipe did not take yet.
+        is_doomed: whether it was told to end, so that it serves no more calls.
+        is_new: whether it was just started, and its pool does not have it yet.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_descriptors",
+        "_is_reaped_elsewhere",
+        "_process",
+        "_segments",
+        "_sending",
+        "answers",
+        "calls",
+        "calls_pipe",
+        "decoder",
+        "exit_pipe",
+        "forgotten",
+        "holder",
+        "idle_since",
+        "inbound",
+        "is_closed",
+        "is_doomed",
+        "is_new",
+        "known",
+        "outbound",
+        "path",
+        "pid",
+        "poll",
+        "registrations",
+        "report",
+        "set_up",
+        "stops_pipe",
+        "unsent",
+        "wake_reader",
+        "wake_writer",
+        "wire",
+    )
+
+    def __init__(self, process: subprocess.Popen[bytes], descriptors: Mapping[str, int]) -> None:
+        """Take charge of a process that was just started, and of the descriptors that lead to it."""
+        self._process = process
+        self._is_reaped_elsewhere = False
+        self.pid = process.pid
+        note_worker(self)
+        self.holder: Holder | None = None
+        self.wire: Any = None  # a `Wire`, which is made of what stands here
+        self.idle_since = monotonic()
+        self.known: OrderedDict[int, str] = OrderedDict()
+        self.set_up: set[int] = set()
+        self.forgotten: list[int] = []
+        self.decoder = Decoder()
+        self.calls = 0
+        self.path: list[str] = []
+        self.is_doomed = False
+        self.is_closed = False
+        self.is_new = True
+        self.calls_pipe = descriptors["calls"]
+        self.answers = descriptors["answers"]
+        self.stops_pipe = descriptors["stops"]
+        self.report = descriptors["report"]
+        self.wake_reader = descriptors["wake_reader"]
+        self.wake_writer = descriptors["wake_writer"]
+        self.exit_pipe = descriptors["exit"]  # readable once the process is over; -1 where the system has no such thing
+        self.inbound = Segment(descriptors["inbound"])
+        self.outbound = Segment(descriptors["outbound"])
+        self._descriptors = [each for each in descriptors.values() if each >= 0]
+        self.unsent: deque[memoryview] = deque()
+        self._sending = threading.Lock()
+        self.poll = select.poll()  # for whoever reads its answers
+        self.poll.register(self.answers, select.POLLIN)
+        self.poll.register(self.wake_reader, select.POLLIN)
+        self.registrations: dict[asyncio.AbstractEventLoop, object] = {}
+
+    # Its life
+
+    def is_alive(self) -> bool:
+        """Whether the process still runs; one that ended is reaped."""
+        if self._process.returncode is None and hasattr(os, "waitid"):
+            try:
+                if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    return True
+            except ChildProcessError:  # `subprocess` takes that for a clean end
+                self._is_reaped_elsewhere = True
+        return self._process.poll() is None
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most `seconds` for the process to end; tell whether it has."""
+        import subprocess
+
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
+
+    def signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def how_it_ended(self) -> str:
+        """The exit code, or the name of the signal that ended it."""
+        code = self._process.returncode
+        if code is None:
+            return "it does not answer"
+        if code == 0 and (self._is_reaped_elsewhere or signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN):
+            return "how it ended is not known, for this program ignores SIGCHLD or reaps every child itself"
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+
+    def crash_report(self) -> str:
+        """What the interpreter wrote when the process crashed, if it did."""
+        try:
+            text = os.pread(self.report, 4 * _REPORT, 0)
+        except OSError:
+            return ""
+        return _arranged(text.decode(errors="replace").strip())[:_REPORT].rstrip()
+
+    def close(self) -> bool:
+        """Close what led to a process that is over; tell whether that could be done, or a call is about to be sent.
+
+        An event loop that still watches the pipes keeps these until it turns again, see `unwatched`.
+        """
+        if self.is_new or self.holder is not None or self.wire is not None:
+            return False
+        watched = () if self._is_unwatched() else (self.answers, self.calls_pipe)
+        self._close([each for each in self._descriptors if each not in watched])
+        return True
+
+    def _is_unwatched(self) -> bool:
+        for loop in tuple(self.registrations):
+            if loop.is_closed():
+                self.registrations.pop(loop, None)
+        return not self.registrations
+
+    def unwatched(self) -> None:
+        """An event loop watches the pipes no more; if the process is over, they are closed now."""
+        if self.is_closed and self._is_unwatched():
+            self._close(self._descriptors)
+
+    def _close(self, descriptors: Sequence[int]) -> None:
+        self.is_closed = True
+        forget_worker(self)
+        self.inbound.close()
+        self.outbound.close()
+        # Somebody may still be about to use one, such as a collector: the number must not lead to a stranger's file.
+        for name in ("stops_pipe", "wake_writer", "wake_reader", "calls_pipe", "answers"):
+            if getattr(self, name) in descriptors:
+                setattr(self, name, -1)
+        for each in tuple(descriptors):
+            with contextlib.suppress(ValueError, OSError):
+                self._descriptors.remove(each)  # whoever takes it out closes it
+                os.close(each)
+
+    def end_now(self) -> None:
+        """Kill a process that serves nobody, and close what led to it."""
+        self.signal(signal.SIGKILL)
+        self.wait(_KILLED)
+        self._close(self._descriptors)
+
+    def abandon(self) -> None:
+        """In a forked child: the process is the parent's; only this copy of what leads to it is closed."""
+        self._process.returncode = 0  # or its finaliser would wait for a child that is not ours
+        self._close(self._descriptors)
+
+    # Its pipes
+
+    def send(self, chunks: Sequence[Chunk]) -> bool:
+        """Write as much as the pipe takes now, and keep the rest; tell whether nothing is left.
+
+        Raises:
+            BrokenPipeError: the worker is gone, and has not read all of it.
+        """
+        with self._sending:
+            if len(chunks) == 1 and not self.unsent:  # the fast path: one small frame, and room for it
+                frame = chunks[0]
+                try:
+                    written = os.write(self.calls_pipe, frame)
+                except BlockingIOError:
+                    written = 0
+                if written == len(frame):
+                    return True
+                chunks = [memoryview(frame)[written:]]
+            try:
+                return pipe.send(self.calls_pipe, chunks, self.unsent)
+            except BrokenPipeError:
+                self.unsent.clear()
+                raise
+
+    @property
+    def is_untried(self) -> bool:
+        """Whether it was given nothing to do before what it does now."""
+        return self.calls <= 1
+
+    def unread(self) -> int:
+        """Bytes that were sent and that it has not read; 0 where the system does not tell."""
+        found = array("i", [0])
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.calls_pipe, termios.FIONREAD, found)
+        return found[0] + sum(view.nbytes for view in tuple(self.unsent))
+
+    def send_rest(self) -> bool:
+        """Write more of what was kept; tell whether nothing is left."""
+        return self.send(())
+
+    def ask_to_stop(self, number: int) -> None:
+        """Ask it to stop a call; takes no lock, so that a collector or a signal handler may do it."""
+        frame = pack_stop(number)
+        with contextlib.suppress(OSError):  # it is gone, or has a thousand requests to read
+            os.write(self.stops_pipe, frame)
+
+    def wake(self) -> None:
+        """Wake the thread that waits for its answers; takes no lock."""
+        with contextlib.suppress(OSError):  # it is woken already
+            os.write(self.wake_writer, b"\0")
+
+    def notice(self) -> None:
+        """Take note of having been woken."""
+        with contextlib.suppress(OSError):
+            os.read(self.wake_reader, 4096)
+
+    # What it knows
+
+    def lesson(self, key: int) -> tuple[bool, tuple[int, ...]]:
+        """Whether a predictor it is about to use must be sent, and what it may forget then; nothing is noted yet."""
+        forgotten = list(self.forgotten)
+        is_new = key not in self.known or key in forgotten
+        others = [each for each in self.known if each not in forgotten and each != key]
+        if len(others) >= MOST_KNOWN:
+            forgotten += [each for each in others if each not in self.set_up][:1]
+        return is_new, tuple(forgotten)
+
+    def learn(self, key: int, tag: str, forgotten: Collection[int]) -> None:
+        """Note what it has once it has read what it is sent now: a predictor, and no longer those `forgotten`."""
+        for each in forgotten:
+            self.unlearn(each)
+            with contextlib.suppress(ValueError):  # one that makes room for this
+                self.forgotten.remove(each)
+        self.known[key] = tag
+        self.known.move_to_end(key)
+
+    def unlearn(self, key: int) -> None:
+        """It does not have a predictor after all, or need not keep it."""
+        self.known.pop(key, None)
+        self.set_up.discard(key)
+
+
+def _arranged(report: str) -> str:
+    """A crash report with the thread that crashed first, and without the one that hears requests to stop."""
+    headline, *rest = report.split("\n\n")
+    rest = [each for each in rest if not (each.startswith("Thread ") and " in _hear_stops\n" in each)]
+    rest.sort(key=lambda each: not each.startswith("Current thread "))  # the others keep their order
+    return "\n\n".join([headline, *rest])

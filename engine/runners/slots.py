@@ -1,0 +1,529 @@
+"""Waiting in line: for a concurrency slot, or for anything else that calls hold and give back.
+
+A slot is held from the start of a body until it is finalised. Taking one may wait, in a thread or an asyncio task;
+giving one back takes no lock, so a collector may do it. A wait that could never end is refused: at once where that is
+certain, after a grace where nothing but a thread says so, for another thread may go on with what this one began.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from engine._errors import NestingError, PredictionCancelledError, warn
+from engine._records import LOCK_STEP
+from engine.runners.parking import park_task, park_thread, wait_until, wake_all
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from engine._predictors.body import Body
+    from engine._records import Call
+    from engine.runners.channel import Wake
+
+_PATIENCE: Final = 5.0  # seconds after which a wait is logged with its holder
+_QUIET: Final = 60.0  # seconds in which one line logs one wait, while somebody stands in it
+_MOST_NAMED: Final = 3  # holders a log line names
+_SHORTEST: Final = 0.1  # seconds between two looks at a suspicion that has lasted
+
+CERTAIN: Final = "certain"
+SUSPECTED: Final = "suspected"  # until it has lasted a grace
+
+
+class Line(ABC):
+    """Calls that wait, in a thread or an asyncio task, for what other calls hold."""
+
+    __slots__ = ("_collected", "_quiet_until", "grace")
+
+    advice = ""  # what the log says to whoever finds the wait too long
+
+    def __init__(self, grace: float) -> None:
+        """Make a line of nobody; a suspicion has to last `grace` seconds before a wait is refused for it."""
+        self.grace = grace
+        self._quiet_until = 0.0
+        self._collected = -math.inf  # when the garbage collector was last run for those who wait here
+
+    @property
+    @abstractmethod
+    def holders(self) -> tuple[Holder, ...]:
+        """Who holds what is waited for."""
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """How many calls wait."""
+
+    @property
+    @abstractmethod
+    def tag(self) -> str:
+        """What is waited for, for the log."""
+
+    def wait(self, ticket: Ticket, body: Body) -> None:
+        """Wait in a thread until `ticket` is granted.
+
+        Raises:
+            NestingError: the wait would never end.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        waited = Patience(self.tag, self)
+        try:
+            body.nudge = ticket.wake
+            self._note_first()
+            self._enter(ticket)
+            self._refuse(ticket)
+            while not ticket.is_granted:
+                park_thread(ticket.parked, ticket.has_news, min(waited.left(), ticket.left()))
+                self._look_again(ticket, waited)
+        except BaseException:
+            self._leave(ticket)
+            raise
+        finally:
+            body.nudge = None
+
+    async def await_(self, ticket: Ticket, body: Body) -> None:
+        """Wait in an asyncio task until `ticket` is granted.
+
+        Raises:
+            NestingError: the wait would never end.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        import asyncio  # a loop runs, so it is imported
+
+        loop = asyncio.get_running_loop()
+        waited, lost = Patience(self.tag, self), partial(self._lose, ticket)
+        try:
+            body.nudge = ticket.wake
+            self._note_first()
+            self._enter(ticket)
+            self._refuse(ticket)
+            while not ticket.is_granted:
+                timer = loop.call_later(min(waited.left(), ticket.left()), ticket.wake)
+                try:
+                    await park_task(ticket.parked, ticket.has_news, None, lost)
+                finally:
+                    timer.cancel()
+                self._look_again(ticket, waited)
+        except BaseException:
+            self._leave(ticket)
+            raise
+        finally:
+            body.nudge = None
+
+    def _note_first(self) -> None:
+        """What was logged of those who waited before says nothing of a call that came when they were gone."""
+        if not self.waiting:
+            self._quiet_until = 0.0
+
+    def may_tell(self) -> bool:
+        """Whether a long wait is logged now: one for all who wait, and no other for a while."""
+        now = perf_counter()
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + _QUIET  # no call stands between the test and this line: one thread gets here
+        return True
+
+    def _look_again(self, ticket: Ticket, waited: Patience) -> None:
+        refuse_stopped(ticket.call)
+        if not ticket.is_granted:
+            self._refuse(ticket)
+            waited.report()
+
+    def _refuse(self, ticket: Ticket) -> None:
+        """Refuse a wait that could never end, but none for a stream that is garbage.
+
+        Raises:
+            NestingError: it could not.
+        """
+        blocker = self._blocker(ticket)
+        if blocker is not None and self._collects(ticket):
+            blocker = self._blocker(ticket)
+        if blocker is not None:
+            raise NestingError(self._refusal(ticket, blocker), str(blocker))
+
+    def _collects(self, ticket: Ticket) -> bool:
+        """Have streams that are garbage in reference cycles finalised, where one may be what `ticket` waits for.
+
+        Such a stream was dropped before the wait began, so one collection will do for all who waited by then.
+        """
+        if ticket.suspicious_since is None:
+            return False
+        if self._collected < ticket.suspicious_since:
+            self._collected = perf_counter()
+            gc.collect()
+        return True
+
+    @abstractmethod
+    def _enter(self, ticket: Ticket) -> None:
+        """Stand in line."""
+
+    @abstractmethod
+    def _leave(self, ticket: Ticket) -> None:
+        """Stand in line no more, and give back what was granted."""
+
+    def _lose(self, ticket: Ticket) -> None:  # noqa: B027 - a line may have nothing to take back
+        """The event loop of the task that waits was closed: nobody will ever take what it was granted."""
+
+    @abstractmethod
+    def _blocker(self, ticket: Ticket) -> Holder | None:
+        """A call for which this one would wait for ever; `None` while somebody may still give back what it wants."""
+
+    @abstractmethod
+    def _refusal(self, ticket: Ticket, blocker: Holder) -> str:
+        """What the error says."""
+
+
+class Slots(Line):
+    """Bounds a predictor's calls, from the start of a body until it is finalised, in this one place.
+
+    Giving a slot back takes no lock, so a collector may do it.
+    """
+
+    __slots__ = ("_holders", "_queue", "_tag", "_tokens", "_watchers")
+
+    def __init__(self, tag: str, limit: float, grace: float = 0.0) -> None:
+        """Make slots for `limit` calls at a time, where `math.inf` only keeps count; `grace` as for any line, in s."""
+        super().__init__(grace)
+        self._tag = tag
+        self._tokens: deque[None] | None = None if limit == math.inf else deque([None] * int(limit))
+        self._holders: dict[int, Holder] = {}
+        self._queue: deque[Ticket] = deque()
+        self._watchers: deque[Wake] = deque()
+
+    @property
+    def holders(self) -> tuple[Holder, ...]:
+        """Who holds a slot just now."""
+        return tuple(self._holders.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for one."""
+        return len(self._queue)
+
+    @property
+    def tag(self) -> str:
+        """The predictor's tag."""
+        return self._tag
+
+    def take(self, body: Body) -> None:
+        """Take a slot for `body`, waiting in a thread behind those who wait already.
+
+        Raises:
+            NestingError: the wait would be for the same thread, task or call chain.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        holder = Holder(body.call)  # first: what could raise comes before there is a slot to be lost
+        if not self._takes_token(body):
+            self.wait(Ticket(body.call, self.grace), body)
+        self._hold(holder, body)
+
+    async def atake(self, body: Body) -> None:
+        """Take a slot for `body`, waiting in an asyncio task behind those who wait already.
+
+        Raises:
+            NestingError: the wait would be for the same thread, task or call chain.
+            PredictionCancelledError: the call was stopped meanwhile.
+        """
+        holder = Holder(body.call, is_awaited=True)  # as in `take`
+        if not self._takes_token(body):
+            await self.await_(Ticket(body.call, self.grace, current_task()), body)
+        self._hold(holder, body)
+
+    def _takes_token(self, body: Body) -> bool:
+        refuse_stopped(body.call)
+        if self._tokens is None:
+            return True
+        if self._queue:  # others were here first
+            return False
+        try:
+            self._tokens.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _enter(self, ticket: Ticket) -> None:
+        self._queue.append(ticket)
+        self._serve()  # a slot may have been given back just before
+
+    def _leave(self, ticket: Ticket) -> None:
+        self._lose(ticket)
+        self._serve()
+
+    def _lose(self, ticket: Ticket) -> None:
+        if ticket.is_left:
+            return
+        ticket.is_left = True  # no call stands between the test and this line: what was granted is given back once
+        with suppress(ValueError):  # taken out already, by whoever serves, who also sees the token that comes back
+            self._queue.remove(ticket)
+        if ticket.is_granted and self._tokens is not None:
+            self._tokens.append(None)
+
+    def _hold(self, holder: Holder, body: Body) -> None:
+        self._holders[id(holder)] = holder
+        body.release = partial(self._give, holder)
+
+    def _give(self, holder: Holder) -> None:
+        self._holders.pop(id(holder), None)
+        if self._tokens is not None:
+            self._tokens.append(None)
+            self._serve()
+        wake_all(self._watchers)
+
+    def _serve(self) -> None:
+        """Hand free slots to those who wait, in the order they came; takes no lock, so a collector may do it."""
+        tokens, queue = self._tokens, self._queue
+        while tokens and queue:
+            try:
+                tokens.pop()
+            except IndexError:  # somebody else serves
+                return
+            try:
+                ticket = queue.popleft()
+            except IndexError:
+                tokens.append(None)
+                continue
+            if not ticket.is_left:  # no call stands between this test and the next line: nobody leaves in between
+                ticket.is_granted = True
+            if ticket.is_granted:
+                ticket.wake()
+            else:
+                tokens.append(None)
+
+    def wait_for(self, holders: tuple[Holder, ...], seconds: float) -> tuple[Holder, ...]:
+        """Wait, in a thread, at most `seconds` until these give their slots back; give those that did not."""
+
+        def still() -> tuple[Holder, ...]:
+            return tuple(holder for holder in holders if id(holder) in self._holders)
+
+        wait_until(lambda: not still(), self._watchers, seconds)
+        return still()
+
+    def _blocker(self, ticket: Ticket) -> Holder | None:
+        holders = () if ticket.is_granted else self.holders
+        kept = [holder for holder in holders if ticket.keeps(holder)]
+        if not kept:  # as almost always
+            return None
+        others = tuple(self._queue)
+        if all(holder in kept or any(each.keeps(holder) for each in others) for holder in holders):
+            return kept[0]
+        return None
+
+    def _refusal(self, ticket: Ticket, blocker: Holder) -> str:
+        if blocker.sign_of(ticket) is CERTAIN:
+            kind = "thread" if ticket.task is None else "task"
+            why = f"would wait for {blocker} of the same {kind} or call chain, which cannot go on meanwhile"
+        else:
+            why = f"waited {self.grace:g} s in vain for {blocker}, which this thread was the last to read"
+        return (
+            f"{self._tag} takes no more calls at a time, and this call {why}: read that stream to its end or close it "
+            "first, or raise the predictor's concurrency"
+        )
+
+
+def refuse_stopped(call: Call) -> None:
+    """Do not wait any longer for a call that was stopped.
+
+    Raises:
+        PredictionCancelledError: it was.
+    """
+    if call.stopping:
+        raise PredictionCancelledError(call.tag, call.id)
+
+
+class Ticket:
+    """One wait in line: of a whole thread, or of one asyncio task, beside which its thread goes on.
+
+    What keeps a call from going on is certain where it is that very call or task, or an event loop that stands still.
+    That this thread was the last to pull a stream is a suspicion: it holds once nobody has pulled it for a grace.
+
+    Attributes:
+        call: on whose behalf.
+        thread: where it is waited.
+        task: the task that waits, if it is one.
+        inside: the task that this is part of; for the wait of a thread the one that runs there.
+        keeps_loop: whether an event loop stands still meanwhile.
+        suspicious_since: when it was first suspected that the wait is in vain, by `perf_counter`.
+    """
+
+    __slots__ = (
+        "_grace",
+        "_suspects",
+        "call",
+        "inside",
+        "is_granted",
+        "is_left",
+        "keeps_loop",
+        "parked",
+        "suspicious_since",
+        "task",
+        "thread",
+    )
+
+    def __init__(self, call: Call, grace: float = 0.0, task: weakref.ref[asyncio.Task[Any]] | None = None) -> None:
+        """Wait on behalf of `call`; suspicions have to last `grace` seconds."""
+        self.call = call
+        self.thread = threading.current_thread()
+        self.task = task
+        self.keeps_loop = task is None and is_on_a_loop()
+        self.inside = current_task() if self.keeps_loop else task
+        self._grace = grace
+        self._suspects: dict[Holder, tuple[float, object]] = {}
+        self.suspicious_since: float | None = None
+        self.parked: deque[Wake] = deque()
+        self.is_granted = False
+        self.is_left = False
+
+    def has_news(self) -> bool:
+        """Whether there is a reason to look again."""
+        return self.is_granted or self.call.stopping
+
+    def wake(self) -> None:
+        """Have whoever waits look again."""
+        wake_all(self.parked)
+
+    def keeps(self, holder: Holder) -> bool:
+        """Whether this wait keeps `holder` from ever going on, as far as can be told by now."""
+        sign = holder.sign_of(self)
+        return sign is CERTAIN or (sign is SUSPECTED and self._is_out_of_patience_with(holder))
+
+    def _is_out_of_patience_with(self, holder: Holder) -> bool:
+        """Whether nobody has pulled what is suspected for a grace; what is pulled meanwhile is another thread's."""
+        now, position = perf_counter(), holder.position
+        if self.suspicious_since is None:
+            self.suspicious_since = now
+        due, seen = self._suspects.setdefault(holder, (now + self._grace, position))
+        if position != seen or holder.is_being_pulled:
+            self._suspects[holder] = math.inf, position
+            return False
+        return now >= due
+
+    def left(self) -> float:
+        """Seconds until a suspicion has lasted a grace, or those of others, too, may have."""
+        now, again = perf_counter(), max(self._grace, _SHORTEST)
+        return min((due - now if due > now else again for due, _ in self._suspects.values()), default=math.inf)
+
+
+class Holder:
+    """A call that holds a slot, and the thread and task that took it.
+
+    Attributes:
+        is_awaited: whether an asyncio task consumes it, which its event loop has to turn for.
+        needs_loop: whether its body is cleaned up by that loop.
+    """
+
+    __slots__ = ("call", "is_awaited", "needs_loop", "task", "thread")
+
+    def __init__(self, call: Call, *, is_awaited: bool = False) -> None:
+        """Note where the slot is taken."""
+        self.call = call
+        self.is_awaited = is_awaited
+        self.needs_loop = is_awaited and call.runner == LOCK_STEP
+        self.thread = threading.current_thread()  # itself: the number of one that is over is used again
+        self.task = current_task() if "asyncio" in sys.modules else None
+
+    def sign_of(self, ticket: Ticket) -> str | None:
+        """What speaks for it that the wait of `ticket` keeps this from going on: `CERTAIN`, `SUSPECTED`, or nothing."""
+        if ticket.call is not self.call and ticket.call.is_within(self.call):
+            return CERTAIN
+        is_thread = ticket.task is None
+        if self.call.stopping and not (self.needs_loop and is_thread):
+            return None  # it ends by itself, whatever its consumer does, unless its loop stands still
+        thread, task = self.reader
+        if is_thread and self.is_awaited:
+            is_certain = ticket.keeps_loop and thread is ticket.thread
+        else:
+            is_certain = task is not None and task == ticket.inside
+        if is_certain:
+            return CERTAIN
+        is_elsewhere = thread is not ticket.thread or not (is_thread or task is None)  # a task that is over left it
+        return None if is_elsewhere else SUSPECTED
+
+    @property
+    def reader(self) -> tuple[threading.Thread, weakref.ref[asyncio.Task[Any]] | None]:
+        """The thread, and the task if it was one, that is known to have consumed it last."""
+        execution = self._execution
+        reader = None if execution is None else execution.reader
+        return (self.thread, self.task) if reader is None or reader is self.thread else (reader, None)
+
+    @property
+    def position(self) -> object:
+        """How far its consumer has come; another value than before, if that has gone on since."""
+        execution = self._execution
+        return None if execution is None else execution.ending.count
+
+    @property
+    def is_being_pulled(self) -> bool:
+        """Whether a thread runs a step of it just now; not the first one, in which whoever took the slot still is."""
+        execution = self._execution
+        return execution is not None and execution.ending.count > 0 and execution.is_being_pulled
+
+    @property
+    def _execution(self) -> Any:
+        return self.call.execution and self.call.execution()
+
+    def __str__(self) -> str:
+        """Name the call."""
+        return f"the open prediction {self.call.tag} {self.call.id}"
+
+
+def current_task() -> weakref.ref[asyncio.Task[Any]] | None:
+    """The running asyncio task, if asyncio is at work in this thread at all."""
+    if not is_on_a_loop():
+        return None
+    module: Any = sys.modules["asyncio"]  # a loop runs, so all of it is there
+    task = module.current_task()
+    return None if task is None else weakref.ref(task)
+
+
+def is_on_a_loop() -> bool:
+    """Whether an event loop runs in this thread, told without importing asyncio."""
+    # The function is looked for, not the module: another thread may have imported only half of that so far.
+    running_loop: Any = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # the public one raises
+    return running_loop is not None and running_loop() is not None
+
+
+awaiting: Final[ContextVar[weakref.ref[asyncio.Task[Any]] | None]] = ContextVar("engine.awaiting", default=None)
+"""The asyncio task that waits for what this thread does, where a thread works on a task's behalf."""
+
+
+class Patience:
+    """Logs a wait that has become long, once, with who is waited for; of a whole line it is one wait that is logged."""
+
+    __slots__ = ("_due", "_is_reported", "_line", "_tag")
+
+    def __init__(self, tag: str, line: Line | None) -> None:
+        self._tag = tag
+        self._line = line
+        self._due = perf_counter() + _PATIENCE
+        self._is_reported = False
+
+    def left(self) -> float:
+        """Give the seconds until the wait has become long."""
+        return _PATIENCE if self._is_reported else max(0.01, self._due - perf_counter())
+
+    def report(self) -> None:
+        """Log it, if it has become long and no other wait of its line is in the log."""
+        if self._is_reported or perf_counter() < self._due:
+            return
+        line = self._line
+        if line is None:
+            self._is_reported = True
+            warn(f"{self._tag} has been waited for during {_PATIENCE:.0f} s; held by its setup in another call")
+        elif line.may_tell():
+            self._is_reported = True
+            count, holders = line.waiting, tuple(map(str, line.holders))
+            held = ", ".join(holders[:_MOST_NAMED])
+            held += f" and {len(holders) - _MOST_NAMED} more" if len(holders) > _MOST_NAMED else ""
+            others = f", and {count} calls wait for it" if count > 1 else ""
+            warn(f"{self._tag} has been waited for during {_PATIENCE:.0f} s{others}; held by {held}{line.advice}")
+        else:  # another call's wait is in the log
+            self._due = perf_counter() + _PATIENCE
