@@ -23,6 +23,8 @@ import pytest
 import engine.runners.slots
 from engine import Engine, NestingError, Predictor
 from engine.runners.parking import park_thread
+from engine.runners.slots import Patience, Slots, Ticket
+from tests.runners.process.pool_of_fakes import body_of, call_of
 
 PATIENCE: Final = 10.0  # seconds; only a test that fails waits as long
 GRACE: Final = 30.0  # seconds, by the clock of the tests
@@ -493,3 +495,47 @@ def test_of_threads_that_keep_each_others_slots_one_is_refused_and_the_other_ser
     assert stream.id in told_by(second, scene, other).holder
     other.do(stream.close)
     assert first.result(PATIENCE) == 2
+
+
+# What is logged, and what is not lost
+
+
+def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_holders(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)
+    slots = Slots("@me/it", 5)
+    for _ in range(5):
+        slots.take(body_of(call_of()))
+    slots._queue.extend(Ticket(call_of()) for _ in range(200))
+    for _ in range(200):
+        Patience(slots.tag, slots).report()
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith("@me/it has been waited for during 0 s, and 200 calls wait for it; held by the open")
+    assert message.endswith(" and 2 more")
+    monkeypatch.setattr(engine.runners.slots, "_QUIET", 0.0)
+    slots._quiet_until = 0.0
+    for _ in range(3):
+        Patience(slots.tag, slots).report()  # a while later
+    assert len(caplog.records) == 4
+
+
+def test_a_slot_that_could_not_be_held_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots("@me/it", 1)
+
+    def fails() -> None:
+        raise LookupError("who is it")
+
+    async def wait() -> None:
+        await slots.atake(body_of(call_of()))
+
+    monkeypatch.setattr(engine.runners.slots, "current_task", fails)
+    with pytest.raises(LookupError):
+        slots.take(body_of(call_of()))
+    with pytest.raises(LookupError):
+        asyncio.run(wait())
+    monkeypatch.undo()
+    body = body_of(call_of())
+    slots.take(body)
+    body.let_go()
+    asyncio.run(asyncio.wait_for(wait(), PATIENCE))

@@ -1,0 +1,14 @@
+"""Fixtures that several files of this folder use."""
+
+from __future__ import annotations
+
+import pytest
+
+import engine.runners.process.pool
+import engine.runners.slots
+
+
+@pytest.fixture
+def looks_only_when_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let whoever is not woken hang."""
+    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 1000.0)
