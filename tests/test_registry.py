@@ -1,6 +1,6 @@
 """The registry as a mapping, and what may be registered under which tag.
 
-No test here looks for installed plugins: tests/test_plugins.py does.
+No test here looks for installed plugins: the tests of plugins beside them do.
 """
 
 import difflib
