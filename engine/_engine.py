@@ -1,4 +1,4 @@
-"""The engine: owns the registry, the residents, the owner threads and the event loop, and closes what it started.
+"""The engine: owns the registry, the loaded predictors, the runners and the calls, and closes what it started.
 
 It starts nothing by itself: threads and the loop come with the first call that needs them, so an engine that only ran
 functions in their callers' threads needs no closing.
@@ -17,14 +17,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from engine._errors import EngineClosedError, NestingError, quote, warn
-from engine._loaded import Residents
+from engine._loaded import LoadedPredictors
 from engine._policies.executor import Executor
 from engine._predictors.predictor import is_name
 from engine._records import Start, current_call, is_worker
 from engine._registry.registry import Registry
 from engine._registry.runners import Runners
 from engine.runners.base import DaemonThread, OpenCalls, has_gil, is_finalising
-from engine.runners.ending import End, Ending
+from engine.runners.ending import Ending, Report
 from engine.runners.here import DefaultRunner, InlineRunner, OwnerRunner
 from engine.runners.loop import LoopRunner
 from engine.runners.loop_exit import finalised
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
-    from engine._loaded import Resident
-    from engine.runners.base import BodyRunner, FullRunner, InOwner, ResidentPredictor
+    from engine._loaded import LoadedPredictor
+    from engine.runners.base import BodyRunner, FullRunner, InOwner, Loaded
     from engine.runners.process.runner import ProcessRunner
 
 _LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
@@ -106,10 +106,10 @@ class Engine:
         if not (discover or plugins):  # nobody else can offer it
             self._runners[runner]
         number = next(_numbers)
-        self._residents = Residents(self._loop, self._threads, number, self._grace)
+        self._loaded_predictors = LoadedPredictors(self._loop, self._threads, number, self._grace)
         self._executor = _executor_class()(
             self._registry,
-            self._residents,
+            self._loaded_predictors,
             self._threads,
             self._loop,
             self._runners,
@@ -142,7 +142,7 @@ class Engine:
     def loaded(self) -> tuple[str, ...]:
         """Tags of predictors that are ready here or in other processes: imported, and set up if they are classes."""
         there = {tag for tag in self._runners.loaded() if self._registry.standing(tag) is not None}
-        return tuple(sorted({*self._residents.loaded(self._registry.stands_for), *there}))
+        return tuple(sorted({*self._loaded_predictors.loaded(self._registry.stands_for), *there}))
 
     def load(self, tag: Any, runner: str | None = None) -> None:
         """Make a predictor ready before its first call: import it, set its class up.
@@ -161,8 +161,8 @@ class Engine:
             BaseException: what its import, constructor or `setup` raised; the next use tries again.
         """
         self._executor.check_runner(runner)
-        resident = self._executor.resolve(tag, runner)
-        self._executor.runner_for(resident, runner).load(resident)
+        loaded = self._executor.resolve(tag, runner)
+        self._executor.runner_for(loaded, runner).load(loaded)
 
     async def aload(self, tag: Any, runner: str | None = None) -> None:
         """Make a predictor ready before its first call, as `load` does, without blocking the event loop.
@@ -176,8 +176,8 @@ class Engine:
             EngineError: there is no such predictor.
             BaseException: what its import, constructor or `setup` raised.
         """
-        resident = await self._executor.aresolve(tag, runner)
-        await self._executor.runner_for(resident, runner).aload(resident, self._executor.in_owner)
+        loaded = await self._executor.aresolve(tag, runner)
+        await self._executor.runner_for(loaded, runner).aload(loaded, self._executor.in_owner)
 
     def unload(self, tag: Any, runner: str | None = None) -> None:
         """Tear a class predictor down; the next call sets it up again. Nothing happens where none is set up.
@@ -193,11 +193,11 @@ class Engine:
         self._executor.check_runner(runner)
         self._unload(self._executor.resolve(tag, runner), runner)
 
-    def _unload(self, resident: Resident, runner: str | None) -> None:
-        chosen = self._executor.runner_for(resident, runner)
-        chosen.unload(resident)
+    def _unload(self, loaded: LoadedPredictor, runner: str | None) -> None:
+        chosen = self._executor.runner_for(loaded, runner)
+        chosen.unload(loaded)
         if chosen.is_elsewhere:
-            resident.unloaded()
+            loaded.unloaded()
 
     async def aunload(self, tag: Any, runner: str | None = None) -> None:
         """Tear a class predictor down from asyncio, as `unload` does, without blocking the event loop.
@@ -210,13 +210,13 @@ class Engine:
             EngineError: there is no such predictor, or a call still uses it after the grace.
             BaseException: what its `teardown` raised.
         """
-        resident = await self._executor.aresolve(tag, runner)
-        await self._executor.in_owner(resident.profile.tag, self._unload, resident, runner)
+        loaded = await self._executor.aresolve(tag, runner)
+        await self._executor.in_owner(loaded.profile.tag, self._unload, loaded, runner)
 
     # Closing.
 
     def close(self) -> None:
-        """End every live stream, tear class predictors down, let threads and the loop go; within the grace.
+        """Report every live stream, tear class predictors down, let threads and the loop go; within the grace.
 
         A stream that was open gets one `EngineClosedError`. Closing twice does nothing; of two threads one waits for
         the other. On an event loop's own thread that loop's streams are cancelled without waiting for them.
@@ -229,7 +229,7 @@ class Engine:
         self._close(self._grace)
 
     async def aclose(self) -> None:
-        """End what `close` ends, without blocking the event loop, and wait, within the grace, for its streams, too.
+        """Report what `close` ends, without blocking the event loop, and wait, within the grace, for its streams, too.
 
         Raises:
             NestingError: a predictor of this engine calls it.
@@ -265,24 +265,24 @@ class Engine:
             self._runners.close_offered()
             raise
         finally:
-            self._closed.finish(End())
+            self._closed.finish(Report())
         if failures:
             raise failures[0] if len(failures) == 1 else BaseExceptionGroup("predictors' teardown failed", failures)
 
     def _tear_down(self, grace: float) -> list[BaseException]:
         deadline = perf_counter() + grace
         failures: list[BaseException] = []
-        for resident in self._residents:
-            instances, slots = resident.close(), resident.slots
+        for loaded in self._loaded_predictors:
+            instances, slots = loaded.close(), loaded.slots
             if not instances:
                 continue
             left = () if slots is None else slots.wait_for(slots.holders, max(0.0, deadline - perf_counter()))
-            if left and not resident.is_thread_busy:
-                warn(f"{resident.profile.tag} is torn down while {', '.join(map(str, left))} still uses it")
+            if left and not loaded.is_thread_busy:
+                warn(f"{loaded.profile.tag} is torn down while {', '.join(map(str, left))} still uses it")
             for instance in instances:
                 try:
                     patience = None if is_on_a_loop() else max(_MOMENT, deadline - perf_counter())
-                    resident.teardown(instance, grace or _LONGEST, patience)
+                    loaded.teardown(instance, grace or _LONGEST, patience)
                 except BaseException as error:
                     failures.append(error)
         return failures
@@ -319,7 +319,7 @@ class Engine:
     def _has_started(self) -> bool:
         started = self._threads.is_started or self._loop.is_started
         started = started or self._runners.is_started
-        return started or any(resident.is_set_up for resident in self._residents)
+        return started or any(loaded.is_set_up for loaded in self._loaded_predictors)
 
     def __del__(self) -> None:
         """Let go of everything, without waiting, if nobody closed it."""
@@ -329,7 +329,7 @@ class Engine:
             return
         self._is_closed = True
         self._executor.close()
-        self._closed.finish(End())
+        self._closed.finish(Report())
         self._loop.close(self._grace, wait=False)
         self._threads.close(0.0)
         self._runners.close_soon()
@@ -348,7 +348,7 @@ class Engine:
         self._runners.renew(self._own_runners())
         self._registry.forget_locks()
         self._executor.forget_parents(self._threads, self._loop)
-        self._residents.forget_parents(self._loop, self._threads)
+        self._loaded_predictors.forget_parents(self._loop, self._threads)
 
 
 Engine.__module__ = "engine"  # where people import it from
@@ -410,7 +410,7 @@ class _Workers:
     def prepare(self) -> None:
         self()
 
-    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner:  # noqa: ARG002
+    def place(self, loaded: Loaded, runner: str | None, *, is_task: bool) -> BodyRunner:  # noqa: ARG002
         workers = self._runner
         return self() if workers is None or self._is_closed else workers
 
@@ -418,14 +418,14 @@ class _Workers:
         told: Mapping[str, Any] = self().describe(tag, text)
         return told
 
-    def load(self, resident: ResidentPredictor) -> None:
-        self().load(resident)
+    def load(self, loaded: Loaded) -> None:
+        self().load(loaded)
 
-    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
-        await in_owner(resident.profile.tag, self.load, resident)
+    async def aload(self, loaded: Loaded, in_owner: InOwner) -> None:
+        await in_owner(loaded.profile.tag, self.load, loaded)
 
-    def unload(self, resident: ResidentPredictor) -> None:
-        self().unload(resident)
+    def unload(self, loaded: Loaded) -> None:
+        self().unload(loaded)
 
     def loaded(self) -> set[str]:
         return set() if self._runner is None else self._runner.loaded()

@@ -168,11 +168,11 @@ class FreeThreadedExecutor(Executor):
         """As of any executor."""
         return FreeThreadedStream(super().stream(*args, **options))
 
-    def _body(self, resident: Any, args: Any, kwargs: Any, place: Any, *more: Any) -> Body:
-        body = super()._body(resident, args, kwargs, place, *more)
+    def _body(self, loaded: Any, args: Any, kwargs: Any, place: Any, *more: Any) -> Body:
+        body = super()._body(loaded, args, kwargs, place, *more)
         if place is None or not place.is_elsewhere:
             _guard(body)
         return body
 
-    def _drain(self, resident: Any, call: Any, context: Any, produced: Any, *more: Any) -> Prediction:
-        return super()._drain(resident, call, context, one_at_a_time(produced), *more)
+    def _drain(self, loaded: Any, call: Any, context: Any, produced: Any, *more: Any) -> Prediction:
+        return super()._drain(loaded, call, context, one_at_a_time(produced), *more)

@@ -1,8 +1,9 @@
 """Predictors made ready in this process: their slots, and the life of class predictors.
 
-A `Resident` is a profile with its target, ready to be called; a class's is set up once, by whoever comes first, and
-torn down once. An instance of a class with an async method lives on the engine's loop; any other lives in the thread
-that sets it up: a `PinnedThread` kept for it, or that of a caller who runs it inline. No user code runs under a lock.
+A `LoadedPredictor` is a profile with its target, ready to be called; a class is set up once, by the call that comes
+first, and torn down once. An instance of a class with an async method lives on the engine's loop; any other lives in
+the thread that sets it up: a `PinnedThread` kept for it, or that of a caller who runs it inline. No user code runs
+under a lock.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _all_slots_of(profile: Profile, grace: float) -> tuple[Slots | None, _SlotsE
     return _slots_of(profile, grace), _SlotsElsewhere(profile, grace)
 
 
-class Resident:
+class LoadedPredictor:
     """A predictor ready to be called in this process.
 
     Attributes:
@@ -121,7 +122,7 @@ class Resident:
             target: itself; `None` where it is only described.
             loop: where its async methods live.
             engine: the number of the engine.
-            slots: shared by all residents of one object.
+            slots: shared by all loaded predictors of one object.
             text: `"module:name"`, where it was registered by that.
             threads: the owner threads there are; `None` where everything runs in one thread.
             grace: seconds a call waits for another thread to go on with the stream that this one read last.
@@ -537,8 +538,8 @@ class _Flight:
             raise self._error.with_traceback(self._traceback)  # it does not grow with everyone who waited
 
 
-class Residents:
-    """All residents of one engine: by record for predictors with a tag, by identity for what callers pass directly.
+class LoadedPredictors:
+    """All loaded predictors of one engine: by record where there is a tag, by identity for what callers pass directly.
 
     What is known of a predictor lives as long as its record, whatever its tag stands for meanwhile; only classes are
     kept, to be torn down with the engine.
@@ -551,51 +552,51 @@ class Residents:
             loop: where classes with async methods will live.
             threads: where other classes will, each in one of its own.
             engine: the number calls know theirs by.
-            grace: seconds, as a `Resident` has them.
+            grace: seconds, as a `LoadedPredictor` has them.
         """
         self._loop = loop
         self._threads = threads
         self._engine = engine
         self._grace = grace
         self._lock = threading.Lock()
-        self._by_record: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
-        self._described: weakref.WeakKeyDictionary[Predictor, Resident] = weakref.WeakKeyDictionary()
-        self._classes: dict[Hashable, tuple[object, Resident]] = {}
+        self._by_record: weakref.WeakKeyDictionary[Predictor, LoadedPredictor] = weakref.WeakKeyDictionary()
+        self._described: weakref.WeakKeyDictionary[Predictor, LoadedPredictor] = weakref.WeakKeyDictionary()
+        self._classes: dict[Hashable, tuple[object, LoadedPredictor]] = {}
         self._profiles: dict[int, tuple[weakref.ref[Any], Profile, tuple[Slots | None, _SlotsElsewhere]]] = {}
-        self._kept: list[Resident] = []
+        self._kept: list[LoadedPredictor] = []
 
-    def of(self, predictor: Predictor) -> Resident:
-        """The resident of a record, importing its target at the first use."""
-        resident = self._by_record.get(predictor)
-        if resident is None:
+    def of(self, predictor: Predictor) -> LoadedPredictor:
+        """The loaded predictor of a record, importing its target at the first use."""
+        loaded = self._by_record.get(predictor)
+        if loaded is None:
             target = predictor.load()
             profile = profile_of(predictor.tag, target, predictor.options(target))
             text = predictor.target if isinstance(predictor.target, str) else None
-            made = Resident(
+            made = LoadedPredictor(
                 profile, target, self._loop, self._engine, text=text, threads=self._threads, grace=self._grace
             )
-            resident = self._by_record.setdefault(predictor, made)
-            if resident is made and profile.is_class:
+            loaded = self._by_record.setdefault(predictor, made)
+            if loaded is made and profile.is_class:
                 self._kept.append(made)
-        return resident
+        return loaded
 
-    def find(self, predictor: Predictor) -> Resident | None:
-        """The resident of a record, if it has one."""
+    def find(self, predictor: Predictor) -> LoadedPredictor | None:
+        """The loaded predictor of a record, if it has one."""
         return self._by_record.get(predictor)
 
-    def described(self, predictor: Predictor) -> Resident | None:
+    def described(self, predictor: Predictor) -> LoadedPredictor | None:
         """What a runner told of a predictor that this process has not imported, if one did."""
         return self._described.get(predictor)
 
-    def describe(self, predictor: Predictor, told: Mapping[str, Any], runner: str) -> Resident:
+    def describe(self, predictor: Predictor, told: Mapping[str, Any], runner: str) -> LoadedPredictor:
         """Keep what a runner told of a predictor."""
         profile = profile_from(predictor.tag, told, predictor.options(None))
-        made = Resident(profile, None, self._loop, self._engine, text=predictor.target, grace=self._grace)
+        made = LoadedPredictor(profile, None, self._loop, self._engine, text=predictor.target, grace=self._grace)
         made.described_by = runner
         return self._described.setdefault(predictor, made)
 
-    def given(self, given: Any) -> Resident:
-        """The resident of what a caller passed directly; that of a function is not kept, its profile is."""
+    def given(self, given: Any) -> LoadedPredictor:
+        """The loaded predictor of what a caller passed directly; that of a function is not kept, its profile is."""
         # An alias such as `Model[int]` may be another object at each call.
         name = given if type(given) is types.GenericAlias else id(given)
         kept = self._classes.get(name)
@@ -604,14 +605,14 @@ class Residents:
         key = given.__func__ if isinstance(given, types.MethodType) else given
         found = self._profiles.get(id(key))
         if found is not None and found[0]() is key and found[1].tag == name_of(given):
-            return Resident(found[1], given, self._loop, self._engine, found[2])
+            return LoadedPredictor(found[1], given, self._loop, self._engine, found[2])
         profile = profile_of(name_of(given), given, options_of(given))
-        resident = Resident(profile, given, self._loop, self._engine, threads=self._threads, grace=self._grace)
+        loaded = LoadedPredictor(profile, given, self._loop, self._engine, threads=self._threads, grace=self._grace)
         if profile.is_class:
             with self._lock:
-                return self._classes.setdefault(name, (given, resident))[1]
-        self._remember(key, profile, (resident.slots, resident.slots_elsewhere))
-        return resident
+                return self._classes.setdefault(name, (given, loaded))[1]
+        self._remember(key, profile, (loaded.slots, loaded.slots_elsewhere))
+        return loaded
 
     def _remember(self, key: Any, profile: Profile, slots: tuple[Slots | None, _SlotsElsewhere]) -> None:
         number, profiles = id(key), self._profiles
@@ -621,33 +622,43 @@ class Residents:
             return
         profiles[number] = (reference, profile, slots)
 
-    def __iter__(self) -> Iterator[Resident]:
-        """Every resident that may have to be torn down."""
-        yield from (resident for _, resident in tuple(self._classes.values()))
+    def __iter__(self) -> Iterator[LoadedPredictor]:
+        """Every loaded predictor that may have to be torn down."""
+        yield from (loaded for _, loaded in tuple(self._classes.values()))
         yield from tuple(self._kept)
 
     def loaded(self, stands_for: Callable[[Predictor], bool]) -> tuple[str, ...]:
         """Tags of predictors that are ready here and that `stands_for` says their tags stand for, in order."""
-        ready = [record for record, resident in _items(self._by_record) if resident.is_ready]
+        ready = [record for record, loaded in _items(self._by_record) if loaded.is_ready]
         return tuple(sorted(record.tag for record in ready if stands_for(record)))
 
     def forget_ways(self) -> None:
         """Have the executor find out anew which way the calls of every predictor go."""
-        known = (resident for residents in (self._by_record, self._described) for _, resident in _items(residents))
-        for resident in {*self, *known}:
-            resident.forget_ways()
+        known = (
+            loaded
+            for loaded_predictors in (self._by_record, self._described)
+            for _, loaded in _items(loaded_predictors)
+        )
+        for loaded in {*self, *known}:
+            loaded.forget_ways()
 
     def forget_parents(self, loop: LoopRunner, threads: ThreadRunner) -> None:
         """In a forked child: the parent's loop and threads, what lives there, and what they hold, are not ours."""
         self._loop, self._threads = loop, threads
         self._lock = threading.Lock()
         self._profiles.clear()
-        known = (resident for residents in (self._by_record, self._described) for _, resident in _items(residents))
-        for resident in {*self, *known}:
-            resident.renew(loop, threads)
+        known = (
+            loaded
+            for loaded_predictors in (self._by_record, self._described)
+            for _, loaded in _items(loaded_predictors)
+        )
+        for loaded in {*self, *known}:
+            loaded.renew(loop, threads)
 
 
-def _items(residents: weakref.WeakKeyDictionary[Predictor, Resident]) -> list[tuple[Predictor, Resident]]:
-    """The records and their residents as they are now; other threads may add some meanwhile."""
-    records = [record for reference in residents.keyrefs() if (record := reference()) is not None]
-    return [(record, residents[record]) for record in records]
+def _items(
+    loaded_predictors: weakref.WeakKeyDictionary[Predictor, LoadedPredictor],
+) -> list[tuple[Predictor, LoadedPredictor]]:
+    """The records and their loaded predictors as they are now; other threads may add some meanwhile."""
+    records = [record for reference in loaded_predictors.keyrefs() if (record := reference()) is not None]
+    return [(record, loaded_predictors[record]) for record in records]

@@ -42,7 +42,7 @@ from engine import PayloadError, PredictorError
 from engine._wire import by_name as _importable
 from engine._wire import decode as _decode
 from engine._wire.by_name import is_importable
-from engine._wire.decode import Spare, decode, decode_in_pieces, decode_known, read_only_bits
+from engine._wire.decode import BufferCache, decode, decode_in_pieces, decode_known, read_only_bits
 from engine._wire.encode import SMALL, Payload, are_plain, encode, encode_inputs, encode_whole, is_plain
 from engine._wire.failures import LARGEST_FAILURE, pack_failure, unpack_failure
 from engine._wire.pieces import AT_ONCE, PIECE
@@ -114,7 +114,7 @@ class Point:
 
 
 @attrs.frozen
-class Line:
+class WaitQueue:
     x: Any
 
 
@@ -152,7 +152,7 @@ VALUES: Final[dict[str, Any]] = {
     "flags": Colours.RED | Colours.BLUE,
     "a named tuple": Named(1),
     "a dataclass": Point([1]),
-    "an attrs class": Line([1]),
+    "an attrs class": WaitQueue([1]),
     "an object": Plain("x"),
     "a decimal": decimal.Decimal("1.10"),
     "a moment": dt.datetime.now(dt.UTC),
@@ -839,7 +839,7 @@ DEFINITIONS: Final = """
             return Point(self.x + LEVEL)
 
     @attrs.define
-    class Line:
+    class WaitQueue:
         x: int
         kind: Shade = Shade.DARK
 
@@ -897,7 +897,7 @@ DEFINITIONS: Final = """
         "recursive closure": outer(),
         "enum": Shade.DARK,
         "dataclass": Point(4),
-        "attrs": Line(5),
+        "attrs": WaitQueue(5),
         "object": Derived([1]),
         "bound method": Derived([1]).tell,
         "class method": Derived.make,
@@ -1558,10 +1558,10 @@ def test_a_chain_of_causes_without_an_end_is_cut() -> None:
 # Memory that is lent again.
 
 
-def lent(monkeypatch: pytest.MonkeyPatch) -> tuple[Spare, Any]:
+def lent(monkeypatch: pytest.MonkeyPatch) -> tuple[BufferCache, Any]:
     """A spare that lends small buffers, and what takes a round trip with it."""
     monkeypatch.setattr(_decode, "_LENT_FROM", 64)
-    spare = Spare()
+    spare = BufferCache()
 
     def trip(value: Any) -> Any:
         payload = encode(value)

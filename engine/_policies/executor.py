@@ -40,13 +40,13 @@ from engine.runners.inline import InlineExecution, is_main_thread
 from engine.runners.owned import OwnedExecution
 from engine.runners.parking import park_task, wake_all
 from engine.runners.slots import awaiting, current_task
-from engine.runners.task import Held, TaskExecution, resumed
+from engine.runners.task import Handle, TaskExecution, resumed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from engine._loaded import Resident, Residents
+    from engine._loaded import LoadedPredictor, LoadedPredictors
     from engine._reducers import Reducer
     from engine._registry.registry import Registry
     from engine._registry.runners import Runners
@@ -72,7 +72,7 @@ class Executor:
     def __init__(  # noqa: PLR0917 - made in one place, by the engine that owns all of it
         self,
         registry: Registry,
-        residents: Residents,
+        loaded_predictors: LoadedPredictors,
         threads: ThreadRunner,
         loop: LoopRunner,
         runners: Runners,
@@ -83,7 +83,7 @@ class Executor:
     ) -> None:
         """Join the parts an engine owns; `default` names its runner, `grace` in s."""
         self._registry = registry
-        self._residents = residents
+        self._loaded_predictors = loaded_predictors
         self._threads = threads
         self._loop = loop
         self._runners = runners
@@ -91,8 +91,8 @@ class Executor:
         self._grace = grace
         self._open_calls = open_calls
         self.number = number
-        self._routes: dict[str, Resident] = {}  # tags seen before, straight to their residents
-        # Held to change them, never to read; reentrant, for a collector may call from within.
+        self._routes: dict[str, LoadedPredictor] = {}  # tags seen before, straight to their loaded predictors
+        # Handle to change them, never to read; reentrant, for a collector may call from within.
         self._routing = threading.RLock()
         self._attempts: dict[Any, _Attempt] = {}
 
@@ -128,20 +128,20 @@ class Executor:
             NoPartialsError: there was no partial and the reducer needs one.
             BaseException: what the predictor raised, as its own type.
         """
-        resident = self._routes.get(tag) if type(tag) is str else None
-        if resident is None:
-            resident = self.resolve(tag, runner)
-        profile = resident.profile
+        loaded = self._routes.get(tag) if type(tag) is str else None
+        if loaded is None:
+            loaded = self.resolve(tag, runner)
+        profile = loaded.profile
         args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
         reducer = profile.reducer if reduce is None else reducer_of(reduce)
         if errors != "raise":
             _check_errors(errors)
         try:
-            place = resident.places[runner]
+            place = loaded.places[runner]
         except (KeyError, TypeError):
-            place = self._place(resident, runner)
+            place = self._place(loaded, runner)
         if place is not FAST:
-            return self._create(resident, args, kwargs, place, runner, check, reducer, errors)
+            return self._create(loaded, args, kwargs, place, runner, check, reducer, errors)
         # The fast path: a plain function in the caller's thread. One context, one clock pair, one record; no iterator
         # is made for a plain value.
         parent = current.get()
@@ -151,17 +151,17 @@ class Executor:
         context.run(current.set, call)
         started = perf_counter()
         try:
-            if args:
-                value = context.run(resident.function, *args, **kwargs)
-            else:  # as almost always, and without the making of a tuple
-                value = context.run(resident.function, **kwargs)
+            if args:  # noqa: SIM108 - almost always there are none, and no tuple is made
+                value = context.run(loaded.function, *args, **kwargs)
+            else:
+                value = context.run(loaded.function, **kwargs)
         except BaseException as error:
             return _failed(error, call, None, started, errors)
         kind = type(value)
         if type(kind) is type and kind in PLAIN and (reducer is LAST or reducer is RETURNED):  # as `look` tells
             call.parent = None
             return Prediction(call, value, 0, (perf_counter() - started) * 1000.0)
-        return self._drain(resident, call, context, value, reducer, started, runner, errors)
+        return self._drain(loaded, call, context, value, reducer, started, runner, errors)
 
     def stream(
         self,
@@ -197,27 +197,27 @@ class Executor:
         kept = _as_of_now(inputs)
 
         def open_now() -> tuple[SyncExecution, Reducer]:
-            resident = self._ready(tag, record, runner)
-            return self._opened(resident, kept, runner, check, prefetch)
+            loaded = self._ready(tag, record, runner)
+            return self._opened(loaded, kept, runner, check, prefetch)
 
         return PredictionStream(DeferredExecution(partial(context.run, open_now), record.tag), None)
 
     def _opened(
         self,
-        resident: Resident,
+        loaded: LoadedPredictor,
         inputs: Mapping[str, Any] | None,
         runner: str | None,
         check: bool | None,  # noqa: FBT001
         prefetch: int | None,
     ) -> tuple[SyncExecution, Reducer]:
-        args, kwargs = self._bind(resident, inputs, check)
+        args, kwargs = self._bind(loaded, inputs, check)
         try:
-            place = resident.places[runner]
+            place = loaded.places[runner]
         except (KeyError, TypeError):
-            place = self._place(resident, runner)
+            place = self._place(loaded, runner)
         if place is FAST:
             place = None
-        return self._open(resident, args, kwargs, place, runner, check, prefetch), resident.profile.reducer
+        return self._open(loaded, args, kwargs, place, runner, check, prefetch), loaded.profile.reducer
 
     async def acreate(
         self,
@@ -248,16 +248,16 @@ class Executor:
             NoPartialsError: there was no partial and the reducer needs one.
             BaseException: what the predictor raised, as its own type.
         """
-        resident = self._routes.get(tag) if type(tag) is str else None
-        if resident is None:
-            resident = await self.aresolve(tag, runner)
-        profile = resident.profile
+        loaded = self._routes.get(tag) if type(tag) is str else None
+        if loaded is None:
+            loaded = await self.aresolve(tag, runner)
+        profile = loaded.profile
         args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
         reducer = profile.reducer if reduce is None else reducer_of(reduce)
         if errors != "raise":
             _check_errors(errors)
-        is_plain = resident.is_plain
-        if runner is None and (self._is_plain(resident) if is_plain is None else is_plain):
+        is_plain = loaded.is_plain
+        if runner is None and (self._is_plain(loaded) if is_plain is None else is_plain):
             # The fast path: a coroutine is stepped once, in the call's context; one that ends there needs no execution.
             parent = current.get()
             call = Call(profile.tag, LOCK_STEP, parent, self.number, 0 if parent is None else _depth_within(parent))
@@ -266,7 +266,7 @@ class Executor:
             is_begun = False
             started = perf_counter()
             try:
-                produced = context.run(resident.function, *args, **kwargs)
+                produced = context.run(loaded.function, *args, **kwargs)
                 if type(produced) is CoroutineType:
                     try:
                         answer = context.run(produced.send, None)
@@ -283,7 +283,7 @@ class Executor:
             body = Body(call, lambda: produced, (), {}, profile.follows, context)
             body.is_started = is_begun
             return await self._acreate_here(body, reducer, started, errors)
-        return await self._acreate(resident, args, kwargs, runner, check, reducer, errors)
+        return await self._acreate(loaded, args, kwargs, runner, check, reducer, errors)
 
     def astream(
         self,
@@ -337,7 +337,7 @@ class Executor:
 
     def _astream_late(  # noqa: PLR0917 - as `_aopen`
         self,
-        resident: Resident,
+        loaded: LoadedPredictor,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         runner: str | None,
@@ -348,11 +348,11 @@ class Executor:
         context = copy_context()
 
         async def open_it() -> tuple[AsyncExecution, Reducer]:
-            place = (await self._at_hand_for(resident, runner)).place(resident, runner, is_task=True)
-            execution = context.run(self._aopen, resident, args, kwargs, place, runner, check, prefetch)
-            return execution, resident.profile.reducer
+            place = (await self._at_hand_for(loaded, runner)).place(loaded, runner, is_task=True)
+            execution = context.run(self._aopen, loaded, args, kwargs, place, runner, check, prefetch)
+            return execution, loaded.profile.reducer
 
-        return AsyncPredictionStream(AsyncDeferredExecution(open_it, resident.profile.tag), None)
+        return AsyncPredictionStream(AsyncDeferredExecution(open_it, loaded.profile.tag), None)
 
     # Looking up.
 
@@ -363,7 +363,7 @@ class Executor:
             return self._registry[tag_of(tag)] if may_look else self._registry.known(tag)
         return tag if isinstance(tag, Predictor) else None
 
-    def resolve(self, tag: Any, runner: str | None = None) -> Resident:
+    def resolve(self, tag: Any, runner: str | None = None) -> LoadedPredictor:
         if type(tag) is str:
             known = self._routes.get(tag)
             if known is not None:
@@ -371,12 +371,12 @@ class Executor:
         record = self._record(tag)
         return self._given(tag) if record is None else self._ready(tag, record, runner)
 
-    def _given(self, tag: Any) -> Resident:
+    def _given(self, tag: Any) -> LoadedPredictor:
         if not callable(tag) and not callable(getattr(tag, "predict", None)):
             raise InvalidTagError(tag)
-        return self._residents.given(tag)
+        return self._loaded_predictors.given(tag)
 
-    def _ready(self, tag: Any, record: Predictor, runner: str | None) -> Resident:
+    def _ready(self, tag: Any, record: Predictor, runner: str | None) -> LoadedPredictor:
         """What the `record` that was found at the call is here or in workers: imported, or described by one of them.
 
         Raises:
@@ -385,29 +385,29 @@ class Executor:
         is_tag = isinstance(tag, str)
         describer = self._describer(record, runner)
         if describer is not None:
-            resident = self._residents.described(record) or self._described(record, describer, is_tag)
-            if resident.profile.by_value:  # as only its mark tells
+            loaded = self._loaded_predictors.described(record) or self._described(record, describer, is_tag)
+            if loaded.profile.by_value:  # as only its mark tells
                 return self._ready(tag, record, runner)
         elif is_tag:
-            resident = self._registered(record)
-            self._route(tag, record, resident)
+            loaded = self._registered(record)
+            self._route(tag, record, loaded)
         else:
-            resident = self._residents.of(record)
+            loaded = self._loaded_predictors.of(record)
         if self._open_calls.is_closed:
             raise EngineClosedError
-        return resident
+        return loaded
 
-    def _route(self, tag: str, record: Predictor, resident: Resident) -> None:
-        """Have later calls find a resident at once, unless the tag was given to another, or all ended, meanwhile."""
+    def _route(self, tag: str, record: Predictor, loaded: LoadedPredictor) -> None:
+        """Have later calls find it at once, unless its tag was given to another, or all ended, meanwhile."""
         with self._routing:
             if not self._open_calls.is_closed and self._registry.stands_for(record):
-                self._routes[tag] = resident
+                self._routes[tag] = loaded
 
     def _foreseen(self, record: Predictor, runner: str | None) -> str | None:
         """The name of the runner that a call chooses, as far as it is known before the predictor is imported here."""
         if runner is not None:
             return runner
-        described = self._residents.described(record)
+        described = self._loaded_predictors.described(record)
         return record.runner or (described and described.profile.runner) or self._default
 
     def _describer(self, record: Predictor, runner: str | None) -> FullRunner | None:
@@ -418,9 +418,9 @@ class Executor:
             PluginError: the plugin that offers it could not be used.
         """
         target = record.target
-        if not isinstance(target, str) or self._residents.find(record) is not None:
+        if not isinstance(target, str) or self._loaded_predictors.find(record) is not None:
             return None
-        described = self._residents.described(record)
+        described = self._loaded_predictors.described(record)
         if record.by_value or (described is not None and described.profile.by_value):  # what is here is to be sent
             return None
         if target.partition(":")[0] in sys.modules:  # it is here already
@@ -430,9 +430,9 @@ class Executor:
 
     def _is_unimported(self, record: Predictor, runner: str | None) -> bool:
         """Whether a predictor is still to be imported here, or described by a runner."""
-        if not isinstance(record.target, str) or self._residents.find(record) is not None:
+        if not isinstance(record.target, str) or self._loaded_predictors.find(record) is not None:
             return False
-        return self._residents.described(record) is None or self._describer(record, runner) is None
+        return self._loaded_predictors.described(record) is None or self._describer(record, runner) is None
 
     def _undescribed(self, tag: Any, runner: str | None) -> Predictor | None:
         """The record of a predictor that a runner is still to describe."""
@@ -443,19 +443,19 @@ class Executor:
             return None
         return None if self._describer(record, runner) is None else record
 
-    def _described(self, record: Predictor, describer: FullRunner, is_registered: bool) -> Resident:  # noqa: FBT001
+    def _described(self, record: Predictor, describer: FullRunner, is_registered: bool) -> LoadedPredictor:  # noqa: FBT001
         describe: Any = describer.describe
         try:
             told = describe(record.tag, record.target)
         except PluginError as error:
             source = self._registry.source_of(record) if is_registered else ""
             raise PluginError(record.tag, source, error.reason, error.traceback) from None
-        return self._residents.describe(record, told, describer.name)
+        return self._loaded_predictors.describe(record, told, describer.name)
 
-    def _registered(self, record: Predictor) -> Resident:
-        """The resident of a registered predictor; what its import raises, even SystemExit, is its plugin's failure."""
+    def _registered(self, record: Predictor) -> LoadedPredictor:
+        """Load what is registered; what its import raises, even SystemExit, is its plugin's failure."""
         try:
-            return self._residents.of(record)
+            return self._loaded_predictors.of(record)
         except (EngineError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -463,8 +463,8 @@ class Executor:
             reason, source = f"{type(error).__name__}: {say(error)}", self._registry.source_of(record)
             raise PluginError(record.tag, source, reason, traceback_of(error)) from error
 
-    def _at_hand(self, tag: Any, runner: str | None) -> tuple[Resident | None, Predictor | None]:
-        """What can be had on an event loop without keeping it: a resident, or else the record of one to be made.
+    def _at_hand(self, tag: Any, runner: str | None) -> tuple[LoadedPredictor | None, Predictor | None]:
+        """What can be had on an event loop without keeping it: what is loaded, or else the record of what is to be.
 
         Neither, where plugins have to be looked for first.
         """
@@ -493,7 +493,7 @@ class Executor:
         """Whether plugins have to be looked for because of the runner that a call of a predictor chooses."""
         return self._runners.must_look(self._foreseen(record, runner))
 
-    async def aresolve(self, tag: Any, runner: str | None = None, record: Predictor | None = None) -> Resident:
+    async def aresolve(self, tag: Any, runner: str | None = None, record: Predictor | None = None) -> LoadedPredictor:
         """Resolve without blocking the loop: owner threads look for plugins, import, and have workers describe.
 
         Args:
@@ -522,7 +522,7 @@ class Executor:
             raise EngineClosedError
         return found
 
-    async def _imported(self, tag: Any, record: Predictor, runner: str | None) -> Resident:
+    async def _imported(self, tag: Any, record: Predictor, runner: str | None) -> LoadedPredictor:
         """Have a predictor imported, or described by a runner, in an owner thread.
 
         Tasks that come while one has it imported wait for that one, for a thread each would keep their loop. Each has
@@ -530,7 +530,7 @@ class Executor:
         """
         wish = record.tag, self._ready, tag, record, runner
         if self._describer(record, runner) is not None:
-            found: Resident = await self.in_owner(*wish)
+            found: LoadedPredictor = await self.in_owner(*wish)
         else:
             found, _ = await self._shared((record, isinstance(tag, str)), *wish)
         return found
@@ -583,11 +583,11 @@ class Executor:
 
     def _bind(
         self,
-        resident: Resident,
+        loaded: LoadedPredictor,
         inputs: Mapping[str, Any] | None,
         check: bool | None,  # noqa: FBT001
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        profile = resident.profile
+        profile = loaded.profile
         return (profile.bind if check is None else profile.binder(check))(inputs)
 
     def forget(self, tag: str) -> None:
@@ -598,38 +598,38 @@ class Executor:
 
     # Deciding where.
 
-    def _wish(self, resident: Resident, runner: str | None) -> str | None:
+    def _wish(self, loaded: LoadedPredictor, runner: str | None) -> str | None:
         """The name of the runner that a call chooses, else its author, else its engine."""
-        return (resident.profile.runner or self._default) if runner is None else runner
+        return (loaded.profile.runner or self._default) if runner is None else runner
 
-    def runner_for(self, resident: Resident, runner: str | None) -> FullRunner:
+    def runner_for(self, loaded: LoadedPredictor, runner: str | None) -> FullRunner:
         """The runner of a call.
 
         Raises:
             ValueError: there is no runner of that name.
             PluginError: the plugin that offers it could not be used.
         """
-        chosen = self._runners[self._wish(resident, runner)]
-        if resident.is_described and not chosen.is_elsewhere:  # its author's choice came to light by that description
-            return self._runners[resident.described_by]
+        chosen = self._runners[self._wish(loaded, runner)]
+        if loaded.is_described and not chosen.is_elsewhere:  # its author's choice came to light by that description
+            return self._runners[loaded.described_by]
         return chosen
 
-    def _at_once(self, resident: Resident, runner: str | None) -> FullRunner | None:
+    def _at_once(self, loaded: LoadedPredictor, runner: str | None) -> FullRunner | None:
         """The runner of an asyncio call where it is the engine's own and at hand, as almost always; else `None`."""
         try:
-            chosen = self._runners.own[(resident.profile.runner or self._default) if runner is None else runner]
+            chosen = self._runners.own[(loaded.profile.runner or self._default) if runner is None else runner]
         except (KeyError, TypeError):
             return None
-        return chosen if chosen.is_at_hand and (chosen.is_elsewhere or not resident.is_described) else None
+        return chosen if chosen.is_at_hand and (chosen.is_elsewhere or not loaded.is_described) else None
 
-    async def _at_hand_for(self, resident: Resident, runner: str | None) -> FullRunner:
+    async def _at_hand_for(self, loaded: LoadedPredictor, runner: str | None) -> FullRunner:
         """The runner of an asyncio call, once plugins were looked for and modules imported that it needs."""
-        wish = self._wish(resident, runner)
+        wish = self._wish(loaded, runner)
         if self._runners.must_look(wish):
-            await self._look(resident.profile.tag, partial(self._runners.must_look, wish))
-        chosen = self.runner_for(resident, runner)
+            await self._look(loaded.profile.tag, partial(self._runners.must_look, wish))
+        chosen = self.runner_for(loaded, runner)
         if not chosen.is_at_hand:
-            await self._shared(chosen, resident.profile.tag, chosen.prepare)
+            await self._shared(chosen, loaded.profile.tag, chosen.prepare)
         return chosen
 
     def check_runner(self, runner: str | None) -> None:
@@ -642,44 +642,44 @@ class Executor:
         if runner is not None:
             self._runners[runner]
 
-    def _place(self, resident: Resident, runner: str | None) -> Any:
+    def _place(self, loaded: LoadedPredictor, runner: str | None) -> Any:
         """Who runs the body for a sync caller; `None` is the caller itself, in lock-step.
 
         It is `FAST` where that has nothing to begin or to end either. What depends on nothing but the predictor, and on
-        whether calls are observed, is kept in its resident's `places`. A wait for the engine's loop may have to be
+        whether calls are observed, is kept in the predictor's `places`. A wait for the engine's loop may have to be
         refused, so that one is asked for anew.
         """
-        chosen = self.runner_for(resident, runner)
-        place: Any = chosen.place(resident, runner, is_task=False)
-        if not chosen.is_constant or place is self._loop or resident.is_described:
+        chosen = self.runner_for(loaded, runner)
+        place: Any = chosen.place(loaded, runner, is_task=False)
+        if not chosen.is_constant or place is self._loop or loaded.is_described:
             return place
-        if place is None and resident.slots is None and not self._open_calls.observers:  # as in `Ending.claim`
-            resident.places[runner] = place = FAST
+        if place is None and loaded.slots is None and not self._open_calls.observers:  # as in `Ending.claim`
+            loaded.places[runner] = place = FAST
         else:
-            resident.places[runner] = place
+            loaded.places[runner] = place
         return place
 
-    def _is_plain(self, resident: Resident) -> bool:
-        """Whether the caller's own task steps a body with nothing to begin or to end; kept by its resident."""
-        profile = resident.profile
-        has_choice = profile.runner is not None or self._default is not None or resident.is_described
-        is_plain = profile.is_async and not has_choice and resident.slots is None and not profile.lives_on_loop
+    def _is_plain(self, loaded: LoadedPredictor) -> bool:
+        """Whether the caller's own task steps a body with nothing to begin or to end; kept by its loaded predictor."""
+        profile = loaded.profile
+        has_choice = profile.runner is not None or self._default is not None or loaded.is_described
+        is_plain = profile.is_async and not has_choice and loaded.slots is None and not profile.lives_on_loop
         if is_plain and not self._open_calls.observers:  # as in `Ending.claim`
-            resident.is_plain = True
+            loaded.is_plain = True
             return True
-        resident.is_plain = False
+        loaded.is_plain = False
         return False
 
     def observe(self, observer: Observer) -> None:
         """Have an observer told of every call that begins from now on; no call takes a shorter way from here on."""
         self._open_calls.observers += (observer,)  # first: what looks for a way from here on sees it
-        self._residents.forget_ways()
+        self._loaded_predictors.forget_ways()
 
     # Opening.
 
     def _body(  # noqa: PLR0917 - as `_open`
         self,
-        resident: Resident,
+        loaded: LoadedPredictor,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         place: BodyRunner | None,
@@ -688,36 +688,36 @@ class Executor:
     ) -> Body:
         if self._open_calls.is_closed:
             raise EngineClosedError
-        profile, parent = resident.profile, current.get()
+        profile, parent = loaded.profile, current.get()
         depth = 0 if parent is None else _depth_within(parent)
         call = Call(profile.tag, LOCK_STEP if place is None else place.name, parent, self.number, depth)
-        function = None if profile.is_class else resident.function  # an instance is asked for once a slot is held
+        function = None if profile.is_class else loaded.function  # an instance is asked for once a slot is held
         body = Body(call, function, args, kwargs, profile.follows, copy_context())
         body.reduction = reduction
         if place is None:
-            body.slots = resident.slots
+            body.slots = loaded.slots
             if profile.is_class:
-                body.prepare, body.aprepare = resident.prepare, resident.aprepare
+                body.prepare, body.aprepare = loaded.prepare, loaded.aprepare
             return body
         is_owned = place.is_here
         if not is_owned:
-            body.target = resident.target
+            body.target = loaded.target
             if profile.by_value:
                 body.by_value = True
         if place.is_elsewhere:
-            body.slots, body.limit = resident.slots_elsewhere[place.name], profile.set_up_limit
+            body.slots, body.limit = loaded.slots_elsewhere[place.name], profile.set_up_limit
         else:
-            body.slots = resident.slots
-        if resident.is_described:
+            body.slots = loaded.slots
+        if loaded.is_described:
             body.bind = profile.is_opaque and (profile.is_checked if check is None else check)
         elif profile.is_class:
-            body.prepare = resident.prepare_in_thread if is_owned else resident.prepare
-            body.aprepare = resident.aprepare
+            body.prepare = loaded.prepare_in_thread if is_owned else loaded.prepare
+            body.aprepare = loaded.aprepare
         return body
 
     def _open(  # noqa: PLR0917
         self,
-        resident: Resident,
+        loaded: LoadedPredictor,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         place: BodyRunner | None,
@@ -726,15 +726,15 @@ class Executor:
         prefetch: int | None,
         reduction: Reduction | None = None,
     ) -> SyncExecution:
-        body = self._body(resident, args, kwargs, place, check, reduction)
+        body = self._body(loaded, args, kwargs, place, check, reduction)
         if place is None:
-            bridge = _refuse_inline if self._is_kept_by_caller(runner) else self._bridge
-            return InlineExecution(body, bridge, self._grace, self._open_calls)
+            hand_over = _refuse_inline if self._is_kept_by_caller(runner) else self._hand_over
+            return InlineExecution(body, hand_over, self._grace, self._open_calls)
         return OwnedExecution(body, place.open(body, prefetch), place, self._grace, self._open_calls)
 
     def _aopen(  # noqa: PLR0917
         self,
-        resident: Resident,
+        loaded: LoadedPredictor,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         place: BodyRunner | None,
@@ -745,18 +745,18 @@ class Executor:
         *,
         is_guarded: bool = True,
     ) -> Any:
-        body = self._body(resident, args, kwargs, place, check, reduction)
+        body = self._body(loaded, args, kwargs, place, check, reduction)
         if place is None:
-            bridge = None if self.runner_for(resident, runner).stays_with_caller else self._bridge
-            execution = TaskExecution(body, bridge, self._grace, self._open_calls, is_guarded=is_guarded)
-            return Held(execution) if is_guarded else execution
+            hand_over = None if self.runner_for(loaded, runner).stays_with_caller else self._hand_over
+            execution = TaskExecution(body, hand_over, self._grace, self._open_calls, is_guarded=is_guarded)
+            return Handle(execution) if is_guarded else execution
         return OwnedExecution(body, place.open(body, prefetch), place, self._grace, self._open_calls)
 
     def _is_kept_by_caller(self, runner: str | None) -> bool:
         """Whether the caller asked by name to step a body itself, whatever it turns out to be."""
         return runner is not None and self._runners[runner].stays_with_caller
 
-    def _bridge(self, body: Body, produced: Any, kind: str) -> OwnedExecution:
+    def _hand_over(self, body: Body, produced: Any, kind: str) -> OwnedExecution:
         """Go on with what a body produced in the other colour than its own, with an owner of that colour.
 
         It is a part of the call that is open already, and so is listed nowhere.
@@ -781,7 +781,7 @@ class Executor:
 
     async def _acreate_here(self, body: Body, reducer: Reducer, started: float, errors: Errors) -> Prediction:
         """`acreate` in its caller's task, of what an async function produced there."""
-        execution = TaskExecution(body, self._bridge, self._grace, self._open_calls, is_guarded=False)
+        execution = TaskExecution(body, self._hand_over, self._grace, self._open_calls, is_guarded=False)
         reduction = Reduction(reducer)
         try:
             await execution.adrain(reduction)
@@ -791,7 +791,7 @@ class Executor:
 
     def _create(  # noqa: PLR0917
         self,
-        resident: Resident,
+        loaded: LoadedPredictor,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         place: Any,
@@ -801,9 +801,9 @@ class Executor:
         errors: Errors,
     ) -> Prediction:
         """`create` wherever the fast path does not apply: with slots, set-up, or an owner elsewhere."""
-        reduction = Reduction(reducer, resident.profile.tag)
+        reduction = Reduction(reducer, loaded.profile.tag)
         kept = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
-        execution = self._open(resident, args, kwargs, place, runner, check, None, kept)
+        execution = self._open(loaded, args, kwargs, place, runner, check, None, kept)
         started = perf_counter()
         try:
             execution.drain(reduction)
@@ -813,7 +813,7 @@ class Executor:
 
     async def _acreate(  # noqa: PLR0917
         self,
-        resident: Resident,
+        loaded: LoadedPredictor,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         runner: str | None,
@@ -822,11 +822,11 @@ class Executor:
         errors: Errors,
     ) -> Prediction:
         """`acreate` wherever the fast path does not apply."""
-        chosen = self._at_once(resident, runner) or await self._at_hand_for(resident, runner)
-        place = chosen.place(resident, runner, is_task=True)
-        reduction = Reduction(reducer, resident.profile.tag)
+        chosen = self._at_once(loaded, runner) or await self._at_hand_for(loaded, runner)
+        place = chosen.place(loaded, runner, is_task=True)
+        reduction = Reduction(reducer, loaded.profile.tag)
         kept = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
-        execution = self._aopen(resident, args, kwargs, place, runner, check, None, kept, is_guarded=False)
+        execution = self._aopen(loaded, args, kwargs, place, runner, check, None, kept, is_guarded=False)
         started = perf_counter()
         try:
             await execution.adrain(reduction)
@@ -836,7 +836,7 @@ class Executor:
 
     def _drain(  # noqa: PLR0917
         self,
-        resident: Resident,
+        loaded: LoadedPredictor,
         call: Call,
         context: Any,
         produced: Any,
@@ -846,12 +846,12 @@ class Executor:
         errors: Errors,
     ) -> Prediction:
         """Reduce what a function in the caller's thread produced: its iterator, stepped in the call's context."""
-        kind = look(produced, resident.profile.follows)
+        kind = look(produced, loaded.profile.follows)
         reduction = Reduction(reducer)
         if kind is not ITERATOR:
-            body = Body(call, lambda: produced, (), {}, resident.profile.follows, context)
-            bridge = _refuse_inline if self._is_kept_by_caller(runner) else self._bridge
-            execution = InlineExecution(body, bridge, self._grace, self._open_calls)
+            body = Body(call, lambda: produced, (), {}, loaded.profile.follows, context)
+            hand_over = _refuse_inline if self._is_kept_by_caller(runner) else self._hand_over
+            execution = InlineExecution(body, hand_over, self._grace, self._open_calls)
             try:
                 execution.drain(reduction)
             except BaseException as error:

@@ -1,6 +1,7 @@
 """What values an annotation accepts: their kind, their bounds, and how a message says what is expected.
 
-An annotation is read once into a `Kind`, which tells a value that passes from one that does not and never changes it.
+An annotation is read once into an `Accepted`, which tells a value that passes from one that does not, and never changes
+it.
 What cannot be read or resolved is not guessed at: it accepts anything. Nothing here knows parameters or inputs.
 """
 
@@ -124,7 +125,7 @@ def _bounds_text(bounds: Bounds) -> str:
 
 
 @attrs.frozen(eq=False)
-class Kind:
+class Accepted:
     """What an annotation accepts.
 
     Attributes:
@@ -162,12 +163,12 @@ def _listing(values: Iterable[str]) -> str:
     return ("one of " if len(texts) > 1 else "") + ", ".join(texts[:SHOWN]) + more
 
 
-def _class_kind(cls: type, expects: str = "") -> Kind:
-    return Kind(expects or _name_of(cls), lambda value: None if isinstance(value, cls) else "", {cls: (None, ())})
+def _class_kind(cls: type, expects: str = "") -> Accepted:
+    return Accepted(expects or _name_of(cls), lambda value: None if isinstance(value, cls) else "", {cls: (None, ())})
 
 
-def _test_kind(expects: str, test: Callable[[Any], bool], *swift: type) -> Kind:
-    return Kind(expects, lambda value: None if test(value) else "", dict.fromkeys(swift, (None, ())))
+def _test_kind(expects: str, test: Callable[[Any], bool], *swift: type) -> Accepted:
+    return Accepted(expects, lambda value: None if test(value) else "", dict.fromkeys(swift, (None, ())))
 
 
 def _is_bool(value: object) -> bool:
@@ -186,7 +187,7 @@ def _is_file(value: object) -> bool:
 
 
 # bytes is strict: a bytearray can change under a predictor that asked for bytes.
-_PLAIN: Final[dict[Any, Kind]] = {
+_PLAIN: Final[dict[Any, Accepted]] = {
     bool: _test_kind("bool", _is_bool, bool),
     int: _test_kind("int", _number_test(numbers.Integral), int),
     float: _test_kind("float", _number_test(numbers.Real), float, int),
@@ -200,7 +201,7 @@ _PLAIN: Final[dict[Any, Kind]] = {
 _ANYTHING: Final = (Any, object, MISSING)
 
 
-def kind_of(annotation: Any) -> Kind | None:
+def accepted_by(annotation: Any) -> Accepted | None:
     """What `annotation` accepts; None: anything, also where reading it fails (foreign types, endless aliases)."""
     try:
         return _read_kind(annotation)
@@ -208,7 +209,7 @@ def kind_of(annotation: Any) -> Kind | None:
         return None
 
 
-def _read_kind(annotation: Any) -> Kind | None:  # noqa: PLR0911 - one table of forms, one line each
+def _read_kind(annotation: Any) -> Accepted | None:  # noqa: PLR0911 - one table of forms, one line each
     if any(annotation is each for each in _ANYTHING):
         return None
     if annotation is None:
@@ -230,7 +231,7 @@ def _read_kind(annotation: Any) -> Kind | None:  # noqa: PLR0911 - one table of 
     return _any_class_kind(annotation) if isinstance(annotation, type) else None
 
 
-def _generic_kind(annotation: Any, origin: Any) -> Kind | None:
+def _generic_kind(annotation: Any, origin: Any) -> Accepted | None:
     arguments = typing.get_args(annotation)
     if origin is typing.Literal:
         return _literal_kind(arguments)
@@ -241,13 +242,13 @@ def _generic_kind(annotation: Any, origin: Any) -> Kind | None:
     return _class_kind(origin, _name_of(annotation)) if isinstance(origin, type) else None  # the outer type only
 
 
-def _any_class_kind(cls: type) -> Kind:
+def _any_class_kind(cls: type) -> Accepted:
     if issubclass(cls, enum.Enum):
         return _enum_kind(cls)
     if dict in cls.__mro__ and hasattr(cls, "__required_keys__"):  # TypedDict, of typing or typing_extensions
         return _test_kind(f"a mapping ({_name_of(cls)})", lambda value: isinstance(value, Mapping), dict)
     if callable(getattr(cls, "model_validate", None)):
-        return Kind(_name_of(cls), functools.partial(_model_refusal, cls), {cls: (None, ())})
+        return Accepted(_name_of(cls), functools.partial(_model_refusal, cls), {cls: (None, ())})
     return _class_kind(cls)
 
 
@@ -259,13 +260,13 @@ _MIXED_IN: Final[Mapping[type, tuple[Callable[[Any], bool], Callable[[Any], Any]
 }
 
 
-def _enum_kind(cls: type[enum.Enum]) -> Kind:
+def _enum_kind(cls: type[enum.Enum]) -> Accepted:
     """Members, and, of an enum that is also a text or a number, their values as they are."""
     members = tuple(cls)
     expects = _listing(_member_text(member) for member in members) or _name_of(cls)
     mixed_in = next((each for each in _MIXED_IN if issubclass(cls, each)), None)
     if mixed_in is None:
-        return Kind(expects, functools.partial(_member_refusal, cls, members), {cls: (None, ())})
+        return Accepted(expects, functools.partial(_member_refusal, cls, members), {cls: (None, ())})
     is_of_kind, plain = _MIXED_IN[mixed_in]
     values = frozenset(map(plain, members))
     is_flag = issubclass(cls, enum.Flag)  # whose members may be combined
@@ -277,7 +278,7 @@ def _enum_kind(cls: type[enum.Enum]) -> Kind:
         return None if is_value else ""
 
     swift: dict[type, Limits] = {cls: (None, ()), mixed_in: (values, ())}
-    return Kind(expects, refusal, swift)
+    return Accepted(expects, refusal, swift)
 
 
 def _is_made_of(cls: type[enum.Enum], value: Any) -> bool:
@@ -324,7 +325,7 @@ def _model_error(error: Any) -> str:
         return f"{type(error).__name__}: {quote(error)}"
 
 
-def _literal_kind(values: tuple[Any, ...]) -> Kind:
+def _literal_kind(values: tuple[Any, ...]) -> Accepted:
     """By value and exact type: `Literal[1]` takes neither `True` nor `1.0`."""
 
     def refusal(value: object) -> str | None:
@@ -335,11 +336,11 @@ def _literal_kind(values: tuple[Any, ...]) -> Kind:
         for cls in (str, int, bytes, bool)
         if cls in map(type, values)
     }
-    return Kind(_listing(map(quote, values)), refusal, swift)
+    return Accepted(_listing(map(quote, values)), refusal, swift)
 
 
-def _union_kind(members: Iterable[Any]) -> Kind | None:
-    kinds = [kind_of(member) for member in members]
+def _union_kind(members: Iterable[Any]) -> Accepted | None:
+    kinds = [accepted_by(member) for member in members]
     known = [kind for kind in kinds if kind is not None]
     if len(known) < len(kinds):
         return None
@@ -359,23 +360,23 @@ def _union_kind(members: Iterable[Any]) -> Kind | None:
             reasons.append(reason)
         return "; ".join(filter(None, reasons))
 
-    return Kind(" or ".join(dict.fromkeys(kind.expects for kind in known)), refusal, swift)
+    return Accepted(" or ".join(dict.fromkeys(kind.expects for kind in known)), refusal, swift)
 
 
-def _bounded_kind(kind: Kind | None, bounds: Bounds) -> Kind | None:
+def _bounded_kind(kind: Accepted | None, bounds: Bounds) -> Accepted | None:
     """A kind with bounds of its own, such as a member of a union."""
     if not bounds:
         return kind
-    base = kind or Kind("a value", lambda _value: None)
+    base = kind or Accepted("a value", lambda _value: None)
 
     def refusal(value: object) -> str | None:
         reason = base.refusal(value)
         return "" if reason is None and any(violations(bounds, value)) else reason
 
-    return Kind(expectation(kind, bounds), refusal, swift_with(base, bounds))
+    return Accepted(expectation(kind, bounds), refusal, swift_with(base, bounds))
 
 
-def swift_with(kind: Kind, bounds: Bounds) -> dict[type, Limits]:
+def swift_with(kind: Accepted, bounds: Bounds) -> dict[type, Limits]:
     return {
         cls: (values, limits if cls is type(None) else (*limits, *bounds))
         for cls, (values, limits) in kind.swift.items()
@@ -387,7 +388,7 @@ def violations(bounds: Bounds, value: object) -> Iterator[str]:
     return filter(None, (_violation(name, bound, value) for name, bound in bounds if value is not None))
 
 
-def expectation(kind: Kind | None, bounds: Bounds) -> str:
+def expectation(kind: Accepted | None, bounds: Bounds) -> str:
     text = kind.expects if kind else "a value" if bounds else "anything"
     if not bounds:
         return text

@@ -15,7 +15,7 @@ from engine._predictors.annotations import (
     SHOWN,
     Bounds,
     Check,
-    kind_of,
+    accepted_by,
     shown,
     swift_with,
 )
@@ -61,7 +61,7 @@ class Compiler:
         self.given = given
         self.positional = tuple(each for each in self.named if each.kind in {POSITIONAL_ONLY, NAMED})
         self.leading = tuple(each for each in self.named if each.kind == POSITIONAL_ONLY)
-        self.kinds = {each.name: kind_of(each.annotation) if check else None for each in parameters}
+        self.kinds = {each.name: accepted_by(each.annotation) if check else None for each in parameters}
         self.checks: dict[str, Check] = {}
         for each in parameters:
             one = each.check(self.kinds[each.name]) if check else None

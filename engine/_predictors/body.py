@@ -29,7 +29,7 @@ class Body:
         context: the caller's `contextvars` at the moment of the call; every step of the body runs inside it.
         slots: the `Slots` that bound the predictor's calls where it runs, if any do.
         limit: workers that may have it set up.
-        release: gives back the body's concurrency slot, where it holds one; see `let_go`.
+        release: gives back the body's concurrency slot, where it holds one; see `release_slot`.
         reduction: a `Reduction` where the owner is to keep it there instead of handing partials over one by one.
         nudge: wakes whoever waits for a slot on this body's behalf.
         prepare: gives the function of a class predictor, set up first where nobody has.
@@ -46,7 +46,7 @@ class Body:
     slots: Any = None
     limit: float = math.inf
     reduction: Any = None
-    nudge: Callable[[], None] | None = None
+    recheck: Callable[[], None] | None = None
     prepare: Callable[[], Callable[..., Any]] | None = None
     aprepare: Callable[[], Awaitable[Callable[..., Any]]] | None = None
     is_started: bool = False
@@ -91,7 +91,7 @@ class Body:
         except (StopIteration, StopAsyncIteration) as error:  # as in `invoke`
             raise stopped(error) from error
 
-    def withhold(self) -> bool:
+    def cancel_start(self) -> bool:
         """Have no owner begin with it any more; tell whether none has: Ctrl-C may come just as one is started."""
         if self.is_started:
             return False
@@ -105,7 +105,7 @@ class Body:
             self.function = await self.aprepare()
         return self.start()
 
-    def let_go(self) -> None:
+    def release_slot(self) -> None:
         """Give the slot back; every owner calls this once the body is finalised, further calls do nothing."""
         release, self.release = self.release, None
         if release is not None:

@@ -16,13 +16,13 @@ from engine._errors import quote
 from engine._predictors.annotations import (
     DEPTH,
     MISSING,
+    Accepted,
     Bounds,
     Check,
-    Kind,
+    accepted_by,
     bounds_of,
     description_of,
     expectation,
-    kind_of,
     peel,
     shown,
     violations,
@@ -128,10 +128,10 @@ class Parameter:
     @property
     def expects(self) -> str:
         """The type and its bounds in a few words, such as `float >= 0`."""
-        each = expectation(kind_of(self.annotation), self.constraints)
+        each = expectation(accepted_by(self.annotation), self.constraints)
         return f"list or tuple of {each}" if self.kind == VAR_POSITIONAL else each
 
-    def check(self, kind: Kind | None) -> Check | None:
+    def check(self, kind: Accepted | None) -> Check | None:
         """The slow and complete check of one value; None where anything passes."""
         if kind is None and not self.constraints:
             return None

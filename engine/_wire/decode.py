@@ -21,7 +21,7 @@ _LENT_UP_TO: Final = 1 << 28  # bytes up to which memory is kept for the next ca
 _LENT_FOR: Final = 8  # calls after which it is not, if none of them needed it
 
 
-class Spare:
+class BufferCache:
     """Keeps the memory of one large buffer for the next of its size, once nothing else refers to it.
 
     An allocator gives memory of that size back to the system at once, and fresh pages cost five times what a copy
@@ -76,14 +76,14 @@ class Spare:
             self.kept = None
 
 
-def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0, spare: Spare | None = None) -> Any:
+def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0, cache: BufferCache | None = None) -> Any:
     """Rebuild a value; it keeps nothing of `view`, which may be overwritten then.
 
     Args:
         view: its pickle, and its buffers behind it.
         sizes: the length of the pickle and of each buffer; without any, all of it is the pickle.
         read_only: a bit for each buffer that was read-only where it came from.
-        spare: has memory for large buffers.
+        cache: has memory for large buffers.
 
     Raises:
         ValueError: there are more or fewer bytes than that.
@@ -101,7 +101,7 @@ def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0, spare: Sp
         for number, size in enumerate(sizes[1:]):
             with whole[start : start + size] as part:
                 is_fixed = read_only >> number & 1
-                buffers.append(bytes(part) if is_fixed else bytearray(part) if spare is None else spare.copied(part))
+                buffers.append(bytes(part) if is_fixed else bytearray(part) if cache is None else cache.copied(part))
             start += size
         with whole[: sizes[0]] as part:
             return pickle.loads(part, buffers=buffers)  # noqa: S301

@@ -31,7 +31,7 @@ LONGEST_META: Final = 1 << 27  # bytes: a batch of partials, the longest there i
 LONGEST: Final = 1 << 40  # bytes of one frame's rest
 
 # To a worker.
-ORDER: Final = 1  # run a predictor, or see to one
+COMMAND: Final = 1  # run a predictor, or see to one
 CREDIT: Final = 2  # how many partials were taken, and how many may be made
 STOP: Final = 3  # alone on a pipe of its own, so that it never waits behind data
 
@@ -42,20 +42,20 @@ DONE: Final = 6
 FAILED: Final = 7
 LOG: Final = 8  # a line for the engine's log
 
-_KINDS: Final = frozenset(range(ORDER, LOG + 1))
+_KINDS: Final = frozenset(range(COMMAND, LOG + 1))
 
 
 class ProtocolError(Exception):
     """Raised when bytes are no frame of this version."""
 
 
-Placed = tuple[tuple[int, ...], int, int | None]
+PayloadLocation = tuple[tuple[int, ...], int, int | None]
 """Where a payload is: the sizes of its chunks, bits of its read-only buffers, and where it begins in shared memory
 (`None` where it follows in the frame's rest)."""
 
 
 @attrs.define(eq=False)
-class Order:
+class Command:
     """What a worker is told to do; it travels as a plain tuple.
 
     Attributes:
@@ -95,11 +95,11 @@ class Order:
     is_adaptive: bool = True
     variables: tuple[tuple[str, bytes], ...] = ()
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-    placed: Placed | None = None
+    location: PayloadLocation | None = None
     path: tuple[str, ...] | None = None
 
 
-_facts_of: Final = attrgetter(*(field.name for field in attrs.fields(Order)))
+_facts_of: Final = attrgetter(*(field.name for field in attrs.fields(Command)))
 
 
 @attrs.define(eq=False)
@@ -126,19 +126,19 @@ def pack(kind: int, number: int, meta: bytes, rest: Sequence[Chunk] = ()) -> lis
     return [_HEADER.pack(_MAGIC, VERSION, kind, number, len(meta), sum(map(len, rest))) + meta, *rest]
 
 
-def pack_order(number: int, order: Order, rest: Sequence[Chunk] = ()) -> list[Chunk]:
+def pack_command(number: int, command: Command, rest: Sequence[Chunk] = ()) -> list[Chunk]:
     """The frame that tells a worker what to do."""
-    return pack(ORDER, number, pickle.dumps(_facts_of(order), 5), rest)
+    return pack(COMMAND, number, pickle.dumps(_facts_of(command), 5), rest)
 
 
-def read_order(frame: Frame) -> Order:
+def read_command(frame: Frame) -> Command:
     """What an order frame says.
 
     Raises:
         ProtocolError: it says nothing of the kind.
     """
     try:
-        return Order(*pickle.loads(frame.meta))  # noqa: S301 - from the engine that started this worker
+        return Command(*pickle.loads(frame.meta))  # noqa: S301 - from the engine that started this worker
     except Exception as error:
         raise ProtocolError("an order that cannot be read") from error
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine._worker.pipe import (
-        Link,
+        Pipe,
     )
 
 
@@ -42,7 +42,7 @@ class _Flushed(Protocol):
         ...
 
 
-class Tail:
+class Flusher:
     """A thread that sends what waits, while partials come fast and for a moment longer; started when first needed.
 
     What a full pipe leaves over it pushes as soon as there is room, whatever the body does meanwhile.
@@ -52,10 +52,10 @@ class Tail:
         outlet: gives the outlet of the call that runs, if one does.
     """
 
-    def __init__(self, link: Link, outlet: Callable[[], _Flushed | None]) -> None:
+    def __init__(self, pipe: Pipe, outlet: Callable[[], _Flushed | None]) -> None:
         """Make a tail that is not armed."""
         self.is_armed = False
-        self._link = link
+        self._pipe = pipe
         self._outlet = outlet
         self._thread: threading.Thread | None = None
         self._is_ending = False
@@ -106,9 +106,9 @@ class Tail:
 
     def _rest(self) -> None:
         """Give what follows a moment to come; where the pipe was too full for what came before, push that."""
-        link = self._link
-        if link.unsent and not link.is_waited_for:
-            link.push_within(_GLANCE)
+        pipe = self._pipe
+        if pipe.unsent and not pipe.is_waited_for:
+            pipe.push_within(_GLANCE)
         else:
             time.sleep(_TAIL)
 
@@ -116,4 +116,4 @@ class Tail:
         """Send what waits; tell whether there was anything, or what is left over is not pushed by the main thread."""
         outlet = self._outlet()
         was_waiting = outlet is not None and outlet.flush_from_anywhere()
-        return was_waiting or (bool(self._link.unsent) and not self._link.is_waited_for)
+        return was_waiting or (bool(self._pipe.unsent) and not self._pipe.is_waited_for)

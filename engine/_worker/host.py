@@ -16,19 +16,19 @@ import attrs
 
 from engine import _errors
 from engine._errors import PayloadError, PluginError, name_shown, say
-from engine._loaded import Resident
+from engine._loaded import LoadedPredictor
 from engine._predictors.body import Body
 from engine._predictors.failures import trim
 from engine._predictors.predictor import import_name, import_target
 from engine._predictors.profile import profile_of
 from engine._records import TravelledCall, traceback_of
 from engine._reducers import BY_NAME
-from engine._wire.decode import Spare, decode
+from engine._wire.decode import BufferCache, decode
 from engine._wire.description import describe
-from engine._wire.frames import LOG, ORDER, pack, read_order
+from engine._wire.frames import COMMAND, LOG, pack, read_command
 from engine._wire.main_module import Mains
 from engine._wire.segments import Ring, Segment
-from engine._worker.flusher import Tail
+from engine._worker.flusher import Flusher
 from engine._worker.loop import (
     MainLoop,
 )
@@ -38,14 +38,14 @@ from engine._worker.signals import (
     leave_to_the_engine,
 )
 from engine.runners.channel import Reduction
-from engine.runners.ending import End
+from engine.runners.ending import Report
 from engine.runners.thread import go_on, step_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engine._wire.frames import Frame, Order
-    from engine._worker.pipe import Link
+    from engine._wire.frames import Command, Frame
+    from engine._worker.pipe import Pipe
     from engine._worker.process_state import ProcessState
     from engine.runners.ending import OwnerEnd
 
@@ -61,12 +61,12 @@ class _Uninterrupted:
         self._host = host
 
     def __enter__(self) -> None:
-        link = self._host.link
-        self._was_busy, link.is_busy = link.is_busy, True
+        pipe = self._host.pipe
+        self._was_busy, pipe.is_busy = pipe.is_busy, True
 
     def __exit__(self, *_exception: object) -> None:
         if not self._was_busy:
-            self._host.link.is_busy = False
+            self._host.pipe.is_busy = False
             self._host.catch_up()
 
 
@@ -74,23 +74,23 @@ class _Uninterrupted:
 class Host:
     """What one worker has and does."""
 
-    link: Link
+    pipe: Pipe
     inbound: Segment
     outbound: Segment
     listener: Listener
     ring: Ring = attrs.field(init=False)
     loop: MainLoop = attrs.field(init=False)
-    residents: dict[int, Resident] = attrs.field(factory=dict)
+    loaded_predictors: dict[int, LoadedPredictor] = attrs.field(factory=dict)
     mains: Mains = attrs.field(factory=Mains)
     binders: dict[tuple[int, bool], Any] = attrs.field(factory=dict)
-    spare: Spare = attrs.field(factory=Spare)
+    buffers: BufferCache = attrs.field(factory=BufferCache)
     outlet: Outlet | None = None
     stopped: int = 0  # number of the last call that was asked to stop
     is_terminated: bool = False
     _mask: set[Any] = attrs.field(factory=set)
     is_deferred: bool = False
     _handed: Callable[[], None] | None = None
-    tail: Tail = attrs.field(init=False)
+    tail: Flusher = attrs.field(init=False)
     _had_tail: bool = False
     _hushed: Any = None  # a filter of warnings
 
@@ -98,7 +98,7 @@ class Host:
         self.ring = Ring(self.outbound)
         self.loop = MainLoop(self.take_over)
         self.listener.hear = self.hear_stop
-        self.tail = Tail(self.link, lambda: self.outlet)
+        self.tail = Flusher(self.pipe, lambda: self.outlet)
 
     # Signals
 
@@ -115,7 +115,7 @@ class Host:
         one thread, as inline, and the interpreter does not warn of others.
         """
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        if not self.link.is_child and threading.current_thread() is threading.main_thread():
+        if not self.pipe.is_child and threading.current_thread() is threading.main_thread():
             self.listener.stop()
             self._had_tail = self.tail.stop()
             if _COUNTS_LATE and threading.active_count() == 1:
@@ -137,7 +137,7 @@ class Host:
     def after_fork(self) -> None:
         """After a fork, in the process that forked: the worker, or a child of it, which has no thread of ours."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        if self.link.is_child:
+        if self.pipe.is_child:
             return
         self.listener.start()
         if self._had_tail:
@@ -146,7 +146,7 @@ class Host:
 
     def after_fork_in_child(self) -> None:
         """In a forked child, which is the predictor's: neither the pipes nor the signals are its to see to."""
-        self.link.forget()
+        self.pipe.forget()
         for number, ours, default in (
             (signal.SIGINT, leave_to_the_engine, signal.default_int_handler),
             (signal.SIGTERM, self._terminate, signal.SIG_DFL),
@@ -161,7 +161,7 @@ class Host:
         self.is_terminated = True
         if self.outlet is None:
             raise Terminated
-        if self.link.is_busy:
+        if self.pipe.is_busy:
             self.is_deferred = True
         elif self._is_ours(frame):
             self._terminate_softly()
@@ -207,19 +207,19 @@ class Host:
         """Take orders until the engine has none, and have each find its process in the same `state`."""
         while (frame := self._next()) is not None:
             self.listener.start()  # where there was no thread for it before
-            order = read_order(frame)
-            outlet = Outlet(self, order, frame.number)
+            command = read_command(frame)
+            outlet = Outlet(self, command, frame.number)
             self.outlet = outlet
             if self.stopped == frame.number:
                 outlet.hear_stop()
             try:
-                self._do(order, frame, outlet)
+                self._do(command, frame, outlet)
             finally:
                 self.outlet = None
             del outlet, frame
-            if self.spare.kept is not None:
-                self.spare.tidy()
-            if self.is_terminated or order.what == "leave":
+            if self.buffers.kept is not None:
+                self.buffers.tidy()
+            if self.is_terminated or command.what == "leave":
                 self._push_all()
                 return
             try:
@@ -228,42 +228,42 @@ class Host:
                 state.restore()
             if self._hushed is not None:
                 self._speak()
-            if self.link.unsent:
+            if self.pipe.unsent:
                 self._push_all()
 
     def _next(self) -> Frame | None:
-        frames = self.link.decoder.frames
+        frames = self.pipe.decoder.frames
         while True:
             while frames:
                 frame = frames.popleft()
-                if frame.kind == ORDER:
+                if frame.kind == COMMAND:
                     return frame
             if self.loop.is_made:
                 loop = self.loop.loop()
-                loop.add_reader(self.link.calls, loop.stop)
+                loop.add_reader(self.pipe.calls, loop.stop)
                 try:
                     self.loop.turn()
                 finally:
-                    loop.remove_reader(self.link.calls)
-            if not self.link.read():
+                    loop.remove_reader(self.pipe.calls)
+            if not self.pipe.read():
                 return None
 
     def _push_all(self) -> None:
-        while self.link.unsent and not self.link.is_over:
-            if self.link.wait():
-                self.link.read()  # a late credit, which `_next` passes over
+        while self.pipe.unsent and not self.pipe.is_over:
+            if self.pipe.wait():
+                self.pipe.read()  # a late credit, which `_next` passes over
 
-    def _do(self, order: Order, frame: Frame, outlet: Outlet) -> None:
+    def _do(self, command: Command, frame: Frame, outlet: Outlet) -> None:
         try:
-            if order.path is not None:
-                _take_path(order.path)
-            for key in order.forget:
+            if command.path is not None:
+                _take_path(command.path)
+            for key in command.forget:
                 self._make_room(key)
-            self.mains.enter(order.key)
-            if order.what != "run":
-                outlet.finish(End(returned=self._seen_to(order, frame)))
+            self.mains.enter(command.key)
+            if command.what != "run":
+                outlet.finish(Report(returned=self._seen_to(command, frame)))
                 return
-            body, is_async = self._ready(order, frame, outlet)
+            body, is_async = self._ready(command, frame, outlet)
             if is_async:
                 self._turn(partial(self.loop.start, body, outlet), outlet)
             else:
@@ -271,102 +271,102 @@ class Host:
         except BaseException as error:
             if outlet.end is not None:  # a defect while it was sent: its consumer hears of it once this worker is lost
                 raise
-            outlet.finish(End(error))
+            outlet.finish(Report(error))
 
-    def _seen_to(self, order: Order, frame: Frame) -> Any:
+    def _seen_to(self, command: Command, frame: Frame) -> Any:
         """Do what is no call; give what its answer says."""
-        if order.what == "describe":
-            return describe(_imported(order))
-        if order.what == "leave":
+        if command.what == "describe":
+            return describe(_imported(command))
+        if command.what == "leave":
             self._tear_all_down()
-        elif order.what == "unload":
-            self._forget(order.key)
+        elif command.what == "unload":
+            self._forget(command.key)
         else:
-            target, _ = self._brought(order, frame)
-            self._set_up(self._resident(order, target))
+            target, _ = self._brought(command, frame)
+            self._set_up(self._loaded(command, target))
         return None
 
-    def _ready(self, order: Order, frame: Frame, outlet: Outlet) -> tuple[Body, bool]:
+    def _ready(self, command: Command, frame: Frame, outlet: Outlet) -> tuple[Body, bool]:
         """Everything that precedes the body; what goes wrong here is not the body's failure."""
         target = None
-        args, kwargs = order.inputs or ((), {})
-        if order.placed is not None:
-            target, (args, kwargs) = self._brought(order, frame)
-        resident = self.residents.get(order.key) or self._resident(order, target)
-        if order.bind is not None:
-            args, kwargs = self._binder(order, resident)(kwargs)
+        args, kwargs = command.inputs or ((), {})
+        if command.location is not None:
+            target, (args, kwargs) = self._brought(command, frame)
+        loaded = self.loaded_predictors.get(command.key) or self._loaded(command, target)
+        if command.bind is not None:
+            args, kwargs = self._binder(command, loaded)(kwargs)
         context = copy_context()
-        for name, data in order.variables:
+        for name, data in command.variables:
             context.run(import_name(name).set, decode(data))
-        call = TravelledCall(order.tag, "process", order.identity, order.created_ns, order.depth)
+        call = TravelledCall(command.tag, "process", command.identity, command.created_ns, command.depth)
         reduction = None
-        if order.reducer is not None:
-            reducer = BY_NAME[order.reducer]
+        if command.reducer is not None:
+            reducer = BY_NAME[command.reducer]
             reduction = Reduction(reducer)
-        function = None if resident.profile.is_class else resident.function
-        body = Body(call, function, args, kwargs, order.follows, context)
+        function = None if loaded.profile.is_class else loaded.function
+        body = Body(call, function, args, kwargs, command.follows, context)
         body.reduction = reduction
-        if resident.profile.is_class:
-            body.prepare, body.aprepare = resident.prepare, resident.aprepare
+        if loaded.profile.is_class:
+            body.prepare, body.aprepare = loaded.prepare, loaded.aprepare
         outlet.body = body
         call.stopping = outlet.stop
-        return body, resident.profile.is_async
+        return body, loaded.profile.is_async
 
-    def _brought(self, order: Order, frame: Frame) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
+    def _brought(self, command: Command, frame: Frame) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
         """Rebuild the predictor and the inputs that came with an order; `None` for one that is here already."""
-        if order.placed is None:
-            return None, order.inputs or ((), {})
-        sizes, bits, start = order.placed
+        if command.location is None:
+            return None, command.inputs or ((), {})
+        sizes, bits, start = command.location
         try:
-            rest = memoryview(frame.rest) if start is None else self.inbound.read(start, order.size + sum(sizes))
+            rest = memoryview(frame.rest) if start is None else self.inbound.read(start, command.size + sum(sizes))
         except OSError as error:  # it may not have as much memory
-            raise _unmapped(order.tag, sum(sizes), error) from None
+            raise _unmapped(command.tag, sum(sizes), error) from None
         target = None
         with rest:
-            with rest[: order.size] as part:
-                if order.size and order.key not in self.residents:
-                    with self.mains.arrival(order.key):
-                        target = _rebuilt(order.tag, part)
-            with rest[order.size :] as part:
-                inputs = _inputs(order.tag, part, sizes, bits, self.spare) if sizes else order.inputs or ((), {})
+            with rest[: command.size] as part:
+                if command.size and command.key not in self.loaded_predictors:
+                    with self.mains.arrival(command.key):
+                        target = _rebuilt(command.tag, part)
+            with rest[command.size :] as part:
+                inputs = _inputs(command.tag, part, sizes, bits, self.buffers) if sizes else command.inputs or ((), {})
         return target, inputs
 
-    def _resident(self, order: Order, target: Any) -> Resident:
-        resident = self.residents.get(order.key)
-        if resident is None:
+    def _loaded(self, command: Command, target: Any) -> LoadedPredictor:
+        loaded = self.loaded_predictors.get(command.key)
+        if loaded is None:
             if target is None:
-                target = _imported(order)
-            resident = Resident(profile_of(order.tag, target, {}), target, self.loop, 0)
-            self.residents[order.key] = resident
-        return resident
+                target = _imported(command)
+            loaded = LoadedPredictor(profile_of(command.tag, target, {}), target, self.loop, 0)
+            self.loaded_predictors[command.key] = loaded
+        return loaded
 
-    def _binder(self, order: Order, resident: Resident) -> Any:
-        key = order.key, bool(order.bind)
+    def _binder(self, command: Command, loaded: LoadedPredictor) -> Any:
+        key = command.key, bool(command.bind)
         if key not in self.binders:
-            self.binders[key] = resident.profile.signature.binder(order.tag, check=bool(order.bind))
+            self.binders[key] = loaded.profile.signature.binder(command.tag, check=bool(command.bind))
         return self.binders[key]
 
-    def _set_up(self, resident: Resident) -> None:
-        if resident.profile.is_async and not resident.is_ready:
-            self.loop.run(resident.aprepare(), copy_context(), f"setup() of {resident.profile.tag}")
+    def _set_up(self, loaded: LoadedPredictor) -> None:
+        if loaded.profile.is_async and not loaded.is_ready:
+            self.loop.run(loaded.aprepare(), copy_context(), f"setup() of {loaded.profile.tag}")
         else:
-            resident.prepare()
+            loaded.prepare()
 
     def _forget(self, key: int) -> None:
         self.mains.enter(key)
-        resident = self.residents.pop(key, None)
+        loaded = self.loaded_predictors.pop(key, None)
         for checked in (True, False):
             self.binders.pop((key, checked), None)
         try:
-            if resident is not None:
-                for instance in resident.close():
-                    resident.teardown(instance, None)
+            if loaded is not None:
+                for instance in loaded.close():
+                    loaded.teardown(instance, None)
         finally:
             self.mains.forget(key)
 
     def _make_room(self, key: int) -> None:
         """Forget a predictor before a call of another, which its clean-up must not cost anything."""
-        tag = self.residents[key].profile.tag if key in self.residents else ""
+        tag = self.loaded_predictors[key].profile.tag if key in self.loaded_predictors else ""
         try:
             self._forget(key)
         except Terminated:
@@ -376,7 +376,7 @@ class Host:
 
     def _tear_all_down(self) -> None:
         errors: list[BaseException] = []
-        for key in tuple(self.residents):
+        for key in tuple(self.loaded_predictors):
             try:
                 self._forget(key)
             except BaseException as error:
@@ -420,8 +420,8 @@ class Host:
 
     def log(self, text: str) -> None:
         """Send a line to the engine's log."""
-        self.link.write(pack(LOG, 0, text.encode(errors="replace")))
-        if self.link.unsent and not self.tail.is_armed:
+        self.pipe.write(pack(LOG, 0, text.encode(errors="replace")))
+        if self.pipe.unsent and not self.tail.is_armed:
             self.tail.arm()
 
 
@@ -439,14 +439,14 @@ def _take_path(path: Sequence[str]) -> None:
 told_path: Final[set[str]] = set()  # where the program looked or looks for modules
 
 
-def _imported(order: Order) -> Any:
+def _imported(command: Command) -> Any:
     try:
-        return import_target(order.text or "")
+        return import_target(command.text or "")
     except BaseException as error:
         if isinstance(error, Terminated):
             raise
         trim(error)
-        raise PluginError(order.tag, "", f"{type(error).__name__}: {say(error)}", traceback_of(error)) from None
+        raise PluginError(command.tag, "", f"{type(error).__name__}: {say(error)}", traceback_of(error)) from None
 
 
 def _rebuilt(tag: str, data: memoryview) -> Any:
@@ -459,10 +459,10 @@ def _rebuilt(tag: str, data: memoryview) -> Any:
 
 
 def _inputs(
-    tag: str, view: memoryview, sizes: Sequence[int], bits: int, spare: Spare
+    tag: str, view: memoryview, sizes: Sequence[int], bits: int, buffers: BufferCache
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     try:
-        args, kwargs = decode(view, sizes, bits, spare)
+        args, kwargs = decode(view, sizes, bits, buffers)
     except BaseException as error:
         if isinstance(error, Terminated):
             raise

@@ -25,7 +25,7 @@ from engine._worker.host import (
     told_path,
 )
 from engine._worker.outlet import Terminated
-from engine._worker.pipe import Link
+from engine._worker.pipe import Pipe
 from engine._worker.process_state import ProcessState
 from engine._worker.signals import (
     Listener,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def _hold_lifeline(lifeline: int) -> None:
-    """End with the engine: the kernel sends SIGKILL when the other end closes, whatever this process does then."""
+    """Report with the engine: the kernel sends SIGKILL when the other end closes, whatever this process does then."""
     if sys.platform == "linux":
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
@@ -59,8 +59,8 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     become_worker()
     sys.argv[:] = hello["argv"]
     told_path.update(hello["path"])
-    link = Link(calls, answers)
-    host = Host(link, Segment(inbound), Segment(outbound), Listener(stops, lifeline))
+    pipe = Pipe(calls, answers)
+    host = Host(pipe, Segment(inbound), Segment(outbound), Listener(stops, lifeline))
     _errors.diverted.append(host.log)
     os.register_at_fork(
         before=host.before_fork, after_in_parent=host.after_fork, after_in_child=host.after_fork_in_child

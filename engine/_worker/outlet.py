@@ -16,11 +16,11 @@ from engine._predictors.failures import trim
 from engine._wire.decode import read_only_bits
 from engine._wire.encode import SMALL, Payload, encode, is_plain
 from engine._wire.failures import pack_failure, tamed
-from engine._wire.frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Order, Placed, pack, read_credit
+from engine._wire.frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Command, PayloadLocation, pack, read_credit
 from engine._wire.picklers import refused
 from engine._wire.segments import WORTH, Ring, Segment
 from engine._worker.flusher import (
-    Tail,
+    Flusher,
     flush_streams,
 )
 from engine.runners.channel import MOST
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from engine._predictors.body import Body
     from engine._wire.frames import Chunk
     from engine._worker.pipe import (
-        Link,
+        Pipe,
     )
     from engine.runners.channel import Wake
-    from engine.runners.ending import End
+    from engine.runners.ending import Report
 
 _SWIFT: Final = 0.05  # ms of a producer's step from which its partial is sent at once: a frame costs about as much
 _AT_ONCE: Final = 0.0005  # seconds since the last frame after which one is sent, however fast partials come
@@ -53,11 +53,11 @@ class Terminated(BaseException):
 class Host(Protocol):
     """What an outlet needs of the worker it is part of."""
 
-    link: Link
+    pipe: Pipe
     ring: Ring
     outbound: Segment
     loop: Any
-    tail: Tail
+    tail: Flusher
     is_terminated: bool
     is_deferred: bool
 
@@ -99,10 +99,10 @@ class Outlet:
         "_is_bounded",
         "_latency",
         "_limit",
-        "_link",
         "_made",
         "_only",
         "_parked",
+        "_pipe",
         "_refusal",
         "_ring",
         "_tail",
@@ -113,21 +113,21 @@ class Outlet:
         "stop",
     )
 
-    def __init__(self, host: Host, order: Order, number: int) -> None:
+    def __init__(self, host: Host, command: Command, number: int) -> None:
         self.stop = False
         self.on_stop: Callable[[], None] | None = None
-        self.end: End | None = None
+        self.end: Report | None = None
         self.body: Body | None = None
         self.number = number
         self._is_asked = False  # to stop, by the engine
         self._refusal: PayloadError | None = None  # of a partial that cannot travel, and is why the body is stopped
         self._host = host
-        self._link = host.link
+        self._pipe = host.pipe
         self._ring = ring = host.ring
         if ring.held or host.outbound.is_giant:
             ring.clear()
-        self._limit = order.limit
-        self._is_bounded = order.is_adaptive
+        self._limit = command.limit
+        self._is_bounded = command.is_adaptive
         self._made = 0
         self._only: tuple[Any, float] | None = None  # the value that the body returned, with its latency
         self._batch: list[tuple[Any, float]] = []
@@ -160,7 +160,7 @@ class Outlet:
             self.flush()
             self._offer_alone(value, latency)
         return (
-            self.stop or made >= self._limit or bool(self._link.unsent) or (self._is_bounded and self._heavy >= _WINDOW)
+            self.stop or made >= self._limit or bool(self._pipe.unsent) or (self._is_bounded and self._heavy >= _WINDOW)
         )
 
     def offer_only(self, value: Any, latency: float, _now: float) -> None:
@@ -176,17 +176,17 @@ class Outlet:
         except BaseException as error:  # a KeyboardInterrupt, too: here it is the value's own, never Ctrl-C
             self.refuse(refused(f"partial {index}", value, error))
             return
-        with self._host.uninterrupted(), self._link.lock:
-            placed, rest = self._place(index, payload)
-            self._hold(sum(placed[0]))
-            self._link.put(pack(ITEM, self.number, pickle.dumps((latency, placed), 5), rest))
+        with self._host.uninterrupted(), self._pipe.lock:
+            location, rest = self._place(index, payload)
+            self._hold(sum(location[0]))
+            self._pipe.put(pack(ITEM, self.number, pickle.dumps((latency, location), 5), rest))
 
     def refuse(self, error: PayloadError) -> None:
         """A partial cannot travel: the body is closed, and that is its end."""
         self._refusal = self._refusal or error
         self.stop = True
 
-    def _place(self, index: int, payload: Payload) -> tuple[Placed, Sequence[Chunk]]:
+    def _place(self, index: int, payload: Payload) -> tuple[PayloadLocation, Sequence[Chunk]]:
         chunks, sizes = payload.chunks, payload.sizes
         bits = read_only_bits(payload.buffers)
         size = sum(sizes)
@@ -207,7 +207,7 @@ class Outlet:
 
     def flush_from_anywhere(self) -> bool:
         """Send the partials that wait, from any thread; tell whether there were any."""
-        with self._link.lock:
+        with self._pipe.lock:
             batch = self._batch
             count = len(batch)
             if not count:
@@ -216,16 +216,16 @@ class Outlet:
             del batch[:count]  # the main thread may have appended more
             meta = pickle.dumps((values, latencies), 5)
             self._hold(len(meta))
-            self._link.put(pack(ITEMS, self.number, meta))
+            self._pipe.put(pack(ITEMS, self.number, meta))
         return True
 
     def pause(self) -> bool:
         """Wait until the producer may go on; tell whether it must stop instead."""
         self.flush()
         while not self._may_go():
-            if self._link.wait() and self._link.read():
+            if self._pipe.wait() and self._pipe.read():
                 self._hear()
-            elif self._link.is_over:
+            elif self._pipe.is_over:
                 self.stop = True
         return self.stop
 
@@ -236,47 +236,47 @@ class Outlet:
             return self.stop
         from asyncio import get_running_loop
 
-        loop, link = get_running_loop(), self._link
-        loop.add_reader(link.calls, self._hear_later)
+        loop, pipe = get_running_loop(), self._pipe
+        loop.add_reader(pipe.calls, self._hear_later)
         try:
             while not self._may_go():
-                if link.unsent:
-                    loop.add_writer(link.answers, self._push_later, loop)
+                if pipe.unsent:
+                    loop.add_writer(pipe.answers, self._push_later, loop)
                 await park_task(self._parked, self._may_go)
         finally:
-            loop.remove_reader(link.calls)
-            loop.remove_writer(link.answers)
+            loop.remove_reader(pipe.calls)
+            loop.remove_writer(pipe.answers)
         return self.stop
 
     def _hear_later(self) -> None:
-        if self._link.read():
+        if self._pipe.read():
             self._hear()
         else:
             self.request_stop()
         wake_all(self._parked)
 
     def _push_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._link.push()
-        if not self._link.unsent:
-            loop.remove_writer(self._link.answers)
+        self._pipe.push()
+        if not self._pipe.unsent:
+            loop.remove_writer(self._pipe.answers)
         wake_all(self._parked)
 
     def _may_go(self) -> bool:
         if self.stop:
             return True
         is_light = not self._is_bounded or self._heavy < _WINDOW
-        return self._made < self._limit and is_light and not self._link.unsent
+        return self._made < self._limit and is_light and not self._pipe.unsent
 
     def _hear(self) -> None:
         """Take note of what the consumer took and allows."""
-        frames = self._link.decoder.frames
+        frames = self._pipe.decoder.frames
         while frames and frames[0].kind == CREDIT:
             frame = frames.popleft()
             if frame.number == self.number:
                 taken, limit = read_credit(frame)
                 self._limit = max(self._limit, limit)
                 self._ring.free(taken)
-                with self._link.lock:
+                with self._pipe.lock:
                     while self._held and self._held[0][0] <= taken:
                         self._heavy -= self._held.popleft()[1]
 
@@ -292,14 +292,14 @@ class Outlet:
         self.stop = True
         if self.body is not None:
             self.body.call.stopping = True
-        self._link.alarm()
+        self._pipe.alarm()
         wake_all(self._parked)
         if self.on_stop is not None:
             self.on_stop()
 
     # The end
 
-    def finish(self, end: End) -> None:
+    def finish(self, end: Report) -> None:
         """Send how the body ended, after everything it gave; the last thing its owner does."""
         if self.end is not None:
             return
@@ -310,8 +310,8 @@ class Outlet:
             return
         error = None if end.error is None and self._refusal is None else self._failure_of(end)
         flush_streams()
-        link = self._link
-        was_busy, link.is_busy = link.is_busy, True  # `host.uninterrupted()`, without its calls: this ends every call
+        pipe = self._pipe
+        was_busy, pipe.is_busy = pipe.is_busy, True  # `host.uninterrupted()`, without its calls: this ends every call
         try:
             if self._batch:
                 self.flush_from_anywhere()
@@ -323,19 +323,19 @@ class Outlet:
                 self._send_failed(error, is_cleanup=(end.is_cleanup or host.is_terminated) and self._refusal is None)
         finally:
             if not was_busy:
-                link.is_busy = False
+                pipe.is_busy = False
                 if host.is_deferred:
                     host.catch_up()
         if host.loop.is_turning:
             host.stop_turning()
 
-    def _failure_of(self, end: End) -> BaseException | None:
+    def _failure_of(self, end: Report) -> BaseException | None:
         error = None if end.error is None else tamed(end.error)
         if isinstance(error, Terminated):  # we raised it ourselves
             error = None
         return error if self._refusal is None else _joined(self._refusal, error)
 
-    def _send_done(self, end: End) -> None:
+    def _send_done(self, end: Report) -> None:
         reduction = None if self.body is None else self.body.reduction
         latency, kept, value, is_one = 0.0, None, end.returned, False
         if reduction is not None:
@@ -345,7 +345,7 @@ class Outlet:
         elif self._only is not None:
             is_one, (value, latency) = True, self._only
             self._made += 1
-        placed: Placed | None = None
+        location: PayloadLocation | None = None
         rest: Sequence[Chunk] = ()
         if not is_plain(value):
             try:
@@ -355,12 +355,12 @@ class Outlet:
                 if reduction is not None and reduction.reducer.name == "last":
                     reduction.count -= 1  # it is not delivered
                 return
-            placed, rest = self._place(self._made, payload)
+            location, rest = self._place(self._made, payload)
             value = None
-        meta = pickle.dumps((latency, kept, is_one, placed, value, not self._host.is_terminated), 5)
-        self._link.write(pack(DONE, self.number, meta, rest))
+        meta = pickle.dumps((latency, kept, is_one, location, value, not self._host.is_terminated), 5)
+        self._pipe.write(pack(DONE, self.number, meta, rest))
 
-    def _what_is_sent(self, end: End, *, is_one: bool) -> str:
+    def _what_is_sent(self, end: Report, *, is_one: bool) -> str:
         """What a value that goes with the end is to its consumer."""
         reduction = None if self.body is None else self.body.reduction
         if reduction is None:
@@ -372,17 +372,17 @@ class Outlet:
 
     def _send_failed(self, error: BaseException, *, is_cleanup: bool) -> None:
         reduction = None if self.body is None else self.body.reduction
-        kept, placed = None, None
+        kept, location = None, None
         rest: Sequence[Chunk] = ()
         if reduction is not None:
             kept = (reduction.count, reduction.elapsed, False)
             if reduction.count and reduction.reducer.name != "returned":
                 with contextlib.suppress(Exception):  # what was reduced before the failure, if it can travel
-                    placed, rest = self._place(self._made, encode(reduction.value))
+                    location, rest = self._place(self._made, encode(reduction.value))
         trim(error)
         is_bodys = self.body is not None and self.body.is_started and self._refusal is None
-        meta = (pack_failure(error), is_bodys, is_cleanup, kept, placed, not self._host.is_terminated)
-        self._link.write(pack(FAILED, self.number, pickle.dumps(meta, 5), rest))
+        meta = (pack_failure(error), is_bodys, is_cleanup, kept, location, not self._host.is_terminated)
+        self._pipe.write(pack(FAILED, self.number, pickle.dumps(meta, 5), rest))
         BaseException.with_traceback(error, None)  # its frames refer to inputs, and to what refers to it
 
 

@@ -21,7 +21,7 @@ _READ: Final = 1 << 16  # bytes one read takes at most
 _BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
 
 
-class Link:
+class Pipe:
     """The worker's ends of its pipes.
 
     Writing may be done by any thread, reading by the main one alone.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from engine import Prediction, PredictionStream
-    from engine._loaded import Resident
+    from engine._loaded import LoadedPredictor
 
 __all__ = ["main"]
 
@@ -123,27 +123,27 @@ def _list(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
 
 
 def _show(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
-    resident = _found(muna, asked.tag)
-    if resident is None:
+    loaded = _found(muna, asked.tag)
+    if loaded is None:
         return FAILED
-    facts = _facts(muna, resident)
-    output.write(f"{document(facts)}\n" if asked.json else _described(resident, facts))
+    facts = _facts(muna, loaded)
+    output.write(f"{document(facts)}\n" if asked.json else _described(loaded, facts))
     return DONE
 
 
-def _facts(muna: Engine, resident: Resident) -> dict[str, Any]:
+def _facts(muna: Engine, loaded: LoadedPredictor) -> dict[str, Any]:
     import math
 
     from engine._predictors.profile import is_object
 
-    profile = resident.profile
+    profile = loaded.profile
     target = muna.predictors[profile.tag].load()
     return {
         "tag": profile.tag,
         "description": profile.description,
         "kind": "class" if profile.is_class else "object" if is_object(target) else "function",
         "is_async": profile.is_async,
-        "yields": profile.follows or _is_generator(target, resident),
+        "yields": profile.follows or _is_generator(target, loaded),
         "inputs": [_input(each) for each in profile.signature.parameters],
         "reducer": profile.reducer.name,
         "runner": profile.runner,
@@ -153,12 +153,12 @@ def _facts(muna: Engine, resident: Resident) -> dict[str, Any]:
     }
 
 
-def _is_generator(target: Any, resident: Resident) -> bool:
+def _is_generator(target: Any, loaded: LoadedPredictor) -> bool:
     import inspect
 
     from engine._predictors.profile import class_of
 
-    function: Any = resident.function or getattr(class_of(target), "predict", None)
+    function: Any = loaded.function or getattr(class_of(target), "predict", None)
     while hasattr(function, "func"):  # functools.partial
         function = function.func
     function = inspect.unwrap(function) if function is not None else None
@@ -178,8 +178,8 @@ def _input(parameter: Any) -> dict[str, Any]:
     }
 
 
-def _described(resident: Resident, facts: dict[str, Any]) -> str:
-    profile = resident.profile
+def _described(loaded: LoadedPredictor, facts: dict[str, Any]) -> str:
+    profile = loaded.profile
     colour = "async " if profile.is_async else ""
     rows = [
         ("kind", f"{colour}{facts['kind']}, {'yields partials' if facts['yields'] else 'returns one value'}"),
@@ -214,7 +214,7 @@ def _table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
 # --- commands that run a predictor -------------------------------------------------------------------------------
 
 
-def _found(muna: Engine, tag: str) -> Resident | None:
+def _found(muna: Engine, tag: str) -> LoadedPredictor | None:
     """The predictor of a tag, imported; `None`, once it is told, where it cannot be.
 
     Raises:
@@ -236,39 +236,41 @@ def _with_notes(error: BaseException) -> str:
     return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
-def _prepared(muna: Engine, asked: argparse.Namespace) -> tuple[Resident, dict[str, Any], argparse.Namespace] | None:
+def _prepared(
+    muna: Engine, asked: argparse.Namespace
+) -> tuple[LoadedPredictor, dict[str, Any], argparse.Namespace] | None:
     """Everything a call needs, checked, so that whatever fails later is the prediction's own failure.
 
     Raises:
         UsageError: the tag, an input or an option is refused.
     """
-    resident = _found(muna, asked.tag)
-    if resident is None:
+    loaded = _found(muna, asked.tag)
+    if loaded is None:
         return None
-    inputs, options = _arguments.inputs_of(asked, resident.profile)
+    inputs, options = _arguments.inputs_of(asked, loaded.profile)
     try:
-        resident.profile.bind(inputs)
+        loaded.profile.bind(inputs)
         runner = getattr(options, "runner", None)
         for each in runner if isinstance(runner, list) else [runner]:
-            _check_runner(muna, resident, each)
+            _check_runner(muna, loaded, each)
     except (InvalidInputError, ValueError, EngineError) as error:
         raise UsageError(str(error)) from None
-    return resident, inputs, options
+    return loaded, inputs, options
 
 
-def _check_runner(muna: Engine, resident: Resident, runner: str | None) -> None:
+def _check_runner(muna: Engine, loaded: LoadedPredictor, runner: str | None) -> None:
     muna.predictions.check_runner(runner)
-    if runner == "inline" and resident.profile.is_async:
-        raise ValueError(f"{resident.profile.tag} is async and cannot run inline here: leave --runner out")
+    if runner == "inline" and loaded.profile.is_async:
+        raise ValueError(f"{loaded.profile.tag} is async and cannot run inline here: leave --runner out")
 
 
 def _create(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
     prepared = _prepared(muna, asked)
     if prepared is None:
         return FAILED
-    resident, inputs, options = prepared
+    loaded, inputs, options = prepared
     is_json = getattr(options, "json", False)
-    tag = resident.profile.tag
+    tag = loaded.profile.tag
     try:
         prediction = muna.predictions.create(tag, inputs, runner=getattr(options, "runner", None), errors="return")
     except Exception as error:  # of the reducer, or because there were no partials
@@ -286,10 +288,10 @@ def _stream(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
     prepared = _prepared(muna, asked)
     if prepared is None:
         return FAILED
-    resident, inputs, options = prepared
+    loaded, inputs, options = prepared
     is_json = getattr(options, "json", False)
-    display = Display(output, resident.profile.reducer)
-    with muna.predictions.stream(resident.profile.tag, inputs, runner=getattr(options, "runner", None)) as stream:
+    display = Display(output, loaded.profile.reducer)
+    with muna.predictions.stream(loaded.profile.tag, inputs, runner=getattr(options, "runner", None)) as stream:
         try:
             for prediction in stream:
                 _show_partial(output, display, prediction, is_json=is_json)
@@ -315,8 +317,8 @@ def _bench(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
     prepared = _prepared(muna, asked)
     if prepared is None:
         return FAILED
-    resident, inputs, options = prepared
-    plan = _measure.plan_of(options, resident.profile, inputs, imported)
+    loaded, inputs, options = prepared
+    plan = _measure.plan_of(options, loaded.profile, inputs, imported)
     status = {"done": DONE, "failed": FAILED, "interrupted": INTERRUPTED}
     return status[_measure.run(muna, plan, output)]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine._predictors.body import Body
 from engine.runners.base import Runner, ServedPredictor
 from engine.runners.channel import Channel
-from engine.runners.ending import End
+from engine.runners.ending import Report
 from engine.runners.loop import adopt_here
 from engine.runners.thread import go_on
 from engine.runners.thread import own as _own
@@ -21,7 +21,7 @@ from engine.runners.thread import own as _own
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Body", "Channel", "End", "Runner", "ServedPredictor", "carry", "describe", "own"]
+__all__ = ["Body", "Channel", "Report", "Runner", "ServedPredictor", "carry", "describe", "own"]
 
 
 def own(body: Body, channel: Channel) -> None:

@@ -17,7 +17,7 @@ from engine.runners.base import Runner, open_here, refuse_in_use
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.runners.base import BodyRunner, FullRunner, InOwner, ResidentPredictor
+    from engine.runners.base import BodyRunner, FullRunner, InOwner, Loaded
 
 _TOLD: Final = frozenset({"parameters", "signature", "first_line", "is", "options"})  # by `engine.runners.describe`
 
@@ -63,22 +63,22 @@ class AdaptedRunner:
     def prepare(self) -> None:
         """Nothing: it is imported."""
 
-    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner | None:
+    def place(self, loaded: Loaded, runner: str | None, *, is_task: bool) -> BodyRunner | None:
         """Who runs a body: what the runner says, itself if it says nothing.
 
         Raises:
             TypeError: what it says is no runner.
             EngineError: only another process has imported the predictor, and this one is to run it.
         """
-        found = self._runner if self._place is None else self._place(resident, runner, is_task=is_task)
+        found = self._runner if self._place is None else self._place(loaded, runner, is_task=is_task)
         if found is self._runner:
             return self
         if found is not None and not isinstance(found, Runner):
             raise TypeError(f"place() of the runner {quote(self.name)} gives a runner or None, not {quote(found)}")
         placed = None if found is None else AdaptedRunner(found, self._default, self._grace)
-        if resident.is_described and (placed is None or not placed.is_elsewhere):
+        if loaded.is_described and (placed is None or not placed.is_elsewhere):
             raise EngineError(
-                f"the runner {quote(self.name)} describes {resident.profile.tag}, so that it is not imported here, and "
+                f"the runner {quote(self.name)} describes {loaded.profile.tag}, so that it is not imported here, and "
                 "then has this process run it: let its place() give a runner that is elsewhere"
             )
         return placed
@@ -101,32 +101,32 @@ class AdaptedRunner:
             raise PluginError(tag, "", reason + quote(told))
         return told
 
-    def load(self, resident: ResidentPredictor) -> None:
+    def load(self, loaded: Loaded) -> None:
         """Make a predictor ready where the runner does it, or in this process; elsewhere the first call may do it."""
         if self._load is not None:
-            self._load(resident)
+            self._load(loaded)
         elif not self.is_elsewhere:
-            self._default.load(resident)
+            self._default.load(loaded)
 
-    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
+    async def aload(self, loaded: Loaded, in_owner: InOwner) -> None:
         """Make a predictor ready, from an asyncio task."""
         if self._load is not None:
-            await in_owner(resident.profile.tag, self._load, resident)
+            await in_owner(loaded.profile.tag, self._load, loaded)
         elif not self.is_elsewhere:
-            await self._default.aload(resident, in_owner)
+            await self._default.aload(loaded, in_owner)
 
-    def unload(self, resident: ResidentPredictor) -> None:
+    def unload(self, loaded: Loaded) -> None:
         """Tear a class down where the runner does it, or in this process.
 
         Raises:
             EngineError: a call still uses it after the grace.
         """
         if self._unload is not None:
-            slots = resident.slots_elsewhere[self.name] if self.is_elsewhere else resident.slots
-            refuse_in_use(resident.profile.tag, slots, self._grace)
-            self._unload(resident)
+            slots = loaded.slots_elsewhere[self.name] if self.is_elsewhere else loaded.slots
+            refuse_in_use(loaded.profile.tag, slots, self._grace)
+            self._unload(loaded)
         elif not self.is_elsewhere:
-            self._default.unload(resident)
+            self._default.unload(loaded)
 
     def loaded(self) -> tuple[str, ...]:
         """Tags that the runner has ready; where it fails to tell, that is logged, and the others' are still told."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, warn
 from engine._records import Outcome, current_call
 from engine.runners.channel import Channel
-from engine.runners.ending import End
+from engine.runners.ending import Report
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     InOwner = Callable[..., Awaitable[Any]]  # calls a function in an owner thread on behalf of an asyncio task
 
 
-CLEAN: Final = End()  # the end of a body that raised nothing, or never ran
+CLEAN: Final = Report()  # the end of a body that raised nothing, or never ran
 
 
 @runtime_checkable
@@ -52,8 +52,8 @@ class Runner(Protocol):
        `channel.apause()`), which waits until the body may go on, and tells whether it is to stop instead.
     3. Once `channel.stop` is true it finalises the body, at its next yield or sooner. An owner that waits for something
        else sets `channel.on_stop` to a function that is called then, from any thread.
-    4. On every path it calls `body.let_go()`, so that the next call may begin, and `channel.finish(End(...))`, once and
-       last, with what the body raised or returned.
+    4. On every path it calls `body.release_slot()`, so that the next call may begin, and
+       `channel.finish(Report(...))`, once and last, with what the body raised or returned.
 
     Example:
         >>> import threading
@@ -120,7 +120,7 @@ class ServedPredictor(Protocol):
         ...
 
 
-class ResidentPredictor(ServedPredictor, Protocol):
+class Loaded(ServedPredictor, Protocol):
     """A predictor as the engine's own runners see it: with all that this process has made ready of it."""
 
     slots: Slots | None
@@ -220,22 +220,22 @@ class FullRunner(Protocol):
     def prepare(self) -> None:
         """Import what `place` needs, in a thread."""
 
-    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner | None:
+    def place(self, loaded: Loaded, runner: str | None, *, is_task: bool) -> BodyRunner | None:
         """Who runs a body of a predictor; `None` is the caller, in lock-step.
 
         Args:
-            resident: the predictor.
+            loaded: the predictor.
             runner: what the caller asked for by name, if it did.
             is_task: whether the caller is an asyncio task.
         """
 
-    def load(self, resident: ResidentPredictor) -> None:
+    def load(self, loaded: Loaded) -> None:
         """Make a predictor ready, from a thread."""
 
-    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
+    async def aload(self, loaded: Loaded, in_owner: InOwner) -> None:
         """Make a predictor ready, from an asyncio task."""
 
-    def unload(self, resident: ResidentPredictor) -> None:
+    def unload(self, loaded: Loaded) -> None:
         """Tear a class down, from a thread, once its calls are over."""
 
     def loaded(self) -> Iterable[str]:
@@ -446,7 +446,7 @@ class Execution(ABC):
         self.stop("cancelled", PredictionCancelledError(self.call.tag, self.call.id))
 
     def shut(self) -> None:
-        """End because the engine closes."""
+        """Report because the engine closes."""
         self.stop("closed", self.closed_error())
 
     def closed_error(self) -> EngineClosedError:
@@ -469,7 +469,7 @@ class Execution(ABC):
 
     def _settle(self, error: BaseException | None) -> None:
         """Say that a body in lock-step is finalised; an error that no stopper waits for goes to the log."""
-        self.ending.finish(CLEAN if error is None else End(error))
+        self.ending.finish(CLEAN if error is None else Report(error))
         if not self.ending.is_awaited:
             self._log_unheard()
 
@@ -587,7 +587,7 @@ class SyncExecution(Execution):
 
     @abstractmethod
     def close(self) -> None:
-        """End as `closed` and wait, at most the grace, until the body is finalised."""
+        """Report as `closed` and wait, at most the grace, until the body is finalised."""
 
 
 class AsyncExecution(Protocol):
@@ -629,7 +629,7 @@ class AsyncExecution(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """End as `closed` and wait, at most the grace, until the body is finalised."""
+        """Report as `closed` and wait, at most the grace, until the body is finalised."""
         ...
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._reducers import EMPTY, LAST
 from engine.runners.ending import (
-    End,
     Ending,
+    Report,
 )
 from engine.runners.parking import (
     BOUND,
@@ -93,13 +93,13 @@ class Channel(Ending):
 
     # The producer's end
 
-    def finish(self, end: End) -> None:
+    def finish(self, end: Report) -> None:
         """Say that the body is over and finalised; the last thing an owner does with a channel."""
         self.end = end
         wake_all(self.consumers)
         super().finish(end)
-        if self.deserted is not None:
-            self.items.clear()  # of what was offered meanwhile: see `desert`
+        if self.detached_at is not None:
+            self.items.clear()  # of what was offered meanwhile: see `detach`
 
     def offer(self, value: Any, latency: float, now: float) -> bool:
         """Hand over one partial.
@@ -231,9 +231,9 @@ class Channel(Ending):
         wake_all(self.consumers)
         super().request_stop()
 
-    def desert(self) -> None:
+    def detach(self) -> None:
         """Note that the consumer has left: drop what waits to be taken, for an outcome that is kept keeps this."""
-        super().desert()
+        super().detach()
         self.items.clear()
 
 

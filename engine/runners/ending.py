@@ -46,7 +46,7 @@ class OwnerEnd(Protocol):
         """Ask the owner to finalise the body; waits for nothing."""
         ...
 
-    def finish(self, end: End) -> None:
+    def finish(self, end: Report) -> None:
         """Say that the body is over and finalised; the last thing an owner does, once."""
         ...
 
@@ -102,7 +102,7 @@ class ConsumerEnd(Protocol):
     failure: BaseException | None
     is_over: bool
     stop: bool
-    end: End | None
+    end: Report | None
 
     @property
     def items(self) -> Any:
@@ -133,7 +133,7 @@ class ConsumerEnd(Protocol):
         """Sleep, in an asyncio task, until there may be news; `start` is called once this task is parked."""
         ...
 
-    def finish(self, end: End) -> None:
+    def finish(self, end: Report) -> None:
         """Say that the body is over, where it never ran."""
         ...
 
@@ -141,7 +141,7 @@ class ConsumerEnd(Protocol):
         """Ask the owner to finalise the body; waits for nothing."""
         ...
 
-    def desert(self) -> None:
+    def detach(self) -> None:
         """Note that the consumer has left."""
         ...
 
@@ -155,7 +155,7 @@ class ConsumerEnd(Protocol):
 
 
 @attrs.define(eq=False)
-class End:
+class Report:
     """How a body ended, handed over after its last partial.
 
     Attributes:
@@ -194,7 +194,7 @@ class Ending(Progress):
         "__weakref__",
         "claimed",
         "closers",
-        "deserted",
+        "detached_at",
         "end",
         "failure",
         "is_awaited",
@@ -218,9 +218,9 @@ class Ending(Progress):
         self.failure: BaseException | None = None
         self.is_over = False
         self.stop = False
-        self.end: End | None = None
+        self.end: Report | None = None
         self.is_awaited = False
-        self.deserted: float | None = None
+        self.detached_at: float | None = None
         self.on_stop: Callable[[], None] | None = None
         self.closers: deque[Wake] | None = None
         self.label = label
@@ -244,12 +244,12 @@ class Ending(Progress):
             return True
         return False
 
-    def finish(self, end: End) -> None:
+    def finish(self, end: Report) -> None:
         """Say that the body is over and finalised; the last thing an owner does."""
         self.end = end
         if self.closers:
             wake_all(self.closers)
-        if self.deserted is not None and end.error is not None:
+        if self.detached_at is not None and end.error is not None:
             error, end.error = end.error, None  # as in `claim`: it is logged here, or by the consumer that left
             warn(f"{self.label}: error after its stream was left", error)
 
@@ -264,10 +264,10 @@ class Ending(Progress):
         if self.on_stop is not None:
             self.on_stop()
 
-    def desert(self) -> None:
+    def detach(self) -> None:
         """Note that the consumer has left: what the body still raises goes to the log."""
-        if self.deserted is None:
-            self.deserted = perf_counter()
+        if self.detached_at is None:
+            self.detached_at = perf_counter()
 
     # The consumer's end
 

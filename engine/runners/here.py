@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engine._records import LOCK_STEP
 
 if TYPE_CHECKING:
-    from engine.runners.base import BodyRunner, InOwner, ResidentPredictor
+    from engine.runners.base import BodyRunner, InOwner, Loaded
     from engine.runners.loop import LoopRunner
     from engine.runners.thread import ThreadRunner
 
@@ -40,48 +40,48 @@ class DefaultRunner:
         self._loop = loop
         self._grace = grace
 
-    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner | None:  # noqa: ARG002
+    def place(self, loaded: Loaded, runner: str | None, *, is_task: bool) -> BodyRunner | None:  # noqa: ARG002
         """Who runs a body; `None` is the caller, in lock-step.
 
         Raises:
             NestingError: the caller would wait for the engine's loop where that waits for the caller.
         """
-        profile = resident.profile
+        profile = loaded.profile
         if is_task:
             if profile.is_async:
                 return self._loop if profile.lives_on_loop else None
-            return resident.owner or self._threads
-        return self._loop_waited_for(resident) if profile.is_async else None
+            return loaded.owner or self._threads
+        return self._loop_waited_for(loaded) if profile.is_async else None
 
-    def _loop_waited_for(self, resident: ResidentPredictor) -> LoopRunner:
-        self._loop.refuse_to_wait(resident.profile.tag)
+    def _loop_waited_for(self, loaded: Loaded) -> LoopRunner:
+        self._loop.refuse_to_wait(loaded.profile.tag)
         return self._loop
 
     def prepare(self) -> None:
         """Nothing: it is imported."""
 
-    def load(self, resident: ResidentPredictor) -> None:
+    def load(self, loaded: Loaded) -> None:
         """Set a class up where its calls will find it: on the engine's loop, or in the thread kept for it."""
-        profile = resident.profile
+        profile = loaded.profile
         if not profile.is_async:
-            resident.prepare_in_thread()
-        elif not resident.is_ready:
-            self._loop.run(resident.aprepare(), copy_context(), f"setup() of {profile.tag}")
+            loaded.prepare_in_thread()
+        elif not loaded.is_ready:
+            self._loop.run(loaded.aprepare(), copy_context(), f"setup() of {profile.tag}")
 
-    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
+    async def aload(self, loaded: Loaded, in_owner: InOwner) -> None:
         """Set a class up from an asyncio task, on the engine's loop or in the thread kept for it."""
-        if resident.is_ready:
+        if loaded.is_ready:
             return
-        if resident.profile.is_async:
+        if loaded.profile.is_async:
             import asyncio  # a loop runs, so it is imported
 
-            await asyncio.wrap_future(self._loop.submit(resident.aprepare(), copy_context()))
+            await asyncio.wrap_future(self._loop.submit(loaded.aprepare(), copy_context()))
         else:
-            await in_owner(resident.profile.tag, resident.prepare_in_thread)
+            await in_owner(loaded.profile.tag, loaded.prepare_in_thread)
 
-    def unload(self, resident: ResidentPredictor) -> None:
+    def unload(self, loaded: Loaded) -> None:
         """Tear a class down where it lives."""
-        resident.unload(self._grace)
+        loaded.unload(self._grace)
 
     def loaded(self) -> tuple[str, ...]:
         """Nothing: what is ready here the engine knows itself."""
@@ -104,14 +104,14 @@ class InlineRunner(DefaultRunner):
     name = LOCK_STEP
     stays_with_caller = True
 
-    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner | None:
+    def place(self, loaded: Loaded, runner: str | None, *, is_task: bool) -> BodyRunner | None:
         """Who runs a body: the caller, but for what only the engine's loop can run.
 
         Raises:
             ValueError: it is async, and sync code asked for this runner by name.
             NestingError: the caller would wait for the engine's loop where that waits for the caller.
         """
-        profile = resident.profile
+        profile = loaded.profile
         if not profile.is_async:
             return None
         if is_task:
@@ -121,21 +121,21 @@ class InlineRunner(DefaultRunner):
                 f"{profile.tag} is async and cannot run inline in sync code, which has no event loop: leave runner "
                 "out (it then runs on the engine's own loop), or call acreate/astream from asyncio"
             )
-        return self._loop_waited_for(resident)
+        return self._loop_waited_for(loaded)
 
-    def load(self, resident: ResidentPredictor) -> None:
+    def load(self, loaded: Loaded) -> None:
         """Set a class up in this thread, one with async methods on the engine's loop."""
-        if resident.profile.is_async:
-            super().load(resident)
+        if loaded.profile.is_async:
+            super().load(loaded)
         else:
-            resident.prepare()
+            loaded.prepare()
 
-    async def aload(self, resident: ResidentPredictor, in_owner: InOwner) -> None:
+    async def aload(self, loaded: Loaded, in_owner: InOwner) -> None:
         """Set a class up on the caller's event loop itself, as its calls run there; others as by default."""
-        if resident.thread is None or resident.is_ready:
-            await super().aload(resident, in_owner)
+        if loaded.thread is None or loaded.is_ready:
+            await super().aload(loaded, in_owner)
         else:
-            await resident.aprepare()
+            await loaded.aprepare()
 
 
 class OwnerRunner(DefaultRunner):
@@ -143,12 +143,12 @@ class OwnerRunner(DefaultRunner):
 
     name = "thread"
 
-    def place(self, resident: ResidentPredictor, runner: str | None, *, is_task: bool) -> BodyRunner:  # noqa: ARG002
+    def place(self, loaded: Loaded, runner: str | None, *, is_task: bool) -> BodyRunner:  # noqa: ARG002
         """Who runs a body.
 
         Raises:
             NestingError: the caller would wait for the engine's loop where that waits for the caller.
         """
-        if not resident.profile.is_async:
-            return resident.owner or self._threads
-        return self._loop if is_task else self._loop_waited_for(resident)
+        if not loaded.profile.is_async:
+            return loaded.owner or self._threads
+        return self._loop if is_task else self._loop_waited_for(loaded)

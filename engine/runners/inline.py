@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engine.runners.base import OpenCalls
     from engine.runners.owned import OwnedExecution
 
-    Bridge = Callable[[Body, Any, str], OwnedExecution]
+    HandOver = Callable[[Body, Any, str], OwnedExecution]
 
 BUSY: Final = "the body is stepped, or finalised"
 ENDED: Final = "the body is over"
@@ -52,15 +52,15 @@ class InlineExecution(SyncExecution):
         open_calls: where the execution is listed while it runs.
     """
 
-    __slots__ = ("_body", "_bridge", "_bridged", "_context", "_iterator", "_step", "_time", "_turn")
+    __slots__ = ("_body", "_context", "_hand_over", "_handed_over", "_iterator", "_step", "_time", "_turn")
 
-    def __init__(self, body: Body, bridge: Bridge, grace: float, open_calls: OpenCalls) -> None:
+    def __init__(self, body: Body, hand_over: HandOver, grace: float, open_calls: OpenCalls) -> None:
         """Make a pending execution."""
         super().__init__(body.call, Ending(body.call.tag), grace, open_calls)
         self._body = body
         self._context = body.context  # kept apart: an owner that takes a body over gives it a context of its own
-        self._bridge = bridge
-        self._bridged: OwnedExecution | None = None
+        self._hand_over = hand_over
+        self._handed_over: OwnedExecution | None = None
         self._iterator: Iterator[Any] | None = None
         self._step: Callable[[], Any] | None = None  # None until the first pull
         self._time = 0.0
@@ -142,10 +142,10 @@ class InlineExecution(SyncExecution):
             self._iterator = produced
             self._step = produced.__next__
         else:
-            self._bridged = self._bridge(body, produced, kind)
+            self._handed_over = self._hand_over(body, produced, kind)
             if self.ending.claimed is not None:  # a stop came before there was anybody to pass it on to: see `stop`
-                self._bridged.stop("closed")
-            self._step = self._bridged.step
+                self._handed_over.stop("closed")
+            self._step = self._handed_over.step
         value = self._step()
         self.ending.first = (perf_counter() - self._began) * 1000.0
         return value
@@ -176,7 +176,7 @@ class InlineExecution(SyncExecution):
                 return self._stopped(error)
         finally:
             self._turn = ENDED
-        self._body.let_go()
+        self._body.release_slot()
         ending.end = CLEAN
         if ending.closers:
             ending.finish(CLEAN)
@@ -186,7 +186,7 @@ class InlineExecution(SyncExecution):
         """The body ended while a stop was posted: the stop decides how the stream ends, whatever the body raised."""
         is_quiet = isinstance(error, (StopIteration, PredictionCancelledError))
         self._finalise_quietly()
-        self._body.let_go()
+        self._body.release_slot()
         self.end()
         self._settle(None if is_quiet else explain(error, self.call, self.ending.count))
         return self.take_failure()
@@ -204,14 +204,14 @@ class InlineExecution(SyncExecution):
             self._carry_out()
             return
         self.call.stopping = True  # posted: the puller looks after its step
-        if self._bridged is not None:
-            self._bridged.stop("closed")
-        nudge = self._body.nudge
-        if nudge is not None:
-            nudge()
+        if self._handed_over is not None:
+            self._handed_over.stop("closed")
+        recheck = self._body.recheck
+        if recheck is not None:
+            recheck()
 
     def close(self) -> None:
-        """End as `closed`; wait, at most the grace, for a pull that runs in another thread.
+        """Report as `closed`; wait, at most the grace, for a pull that runs in another thread.
 
         Raises:
             BaseException: what the body's clean-up raised.
@@ -252,7 +252,7 @@ class InlineExecution(SyncExecution):
             else:
                 caught = explain(error, self.call, self.ending.count)
         try:  # as in `_failed`
-            self._body.let_go()
+            self._body.release_slot()
             self.end(self.ending.failure or caught or interruption)
         finally:
             self._turn = ENDED
@@ -265,8 +265,8 @@ class InlineExecution(SyncExecution):
 
     def _finalise(self) -> None:
         """Run the body's `finally`, in the call's context."""
-        if self._bridged is not None:
-            self._bridged.close()
+        if self._handed_over is not None:
+            self._handed_over.close()
         elif self._iterator is not None:
             _enterable(self._context).run(close_iterator, self._iterator)
 
@@ -280,13 +280,13 @@ class InlineExecution(SyncExecution):
         """Finalise an abandoned body here, as Python does with any generator, but in its own context."""
         if self.ending.state == "running" and not is_finalising():
             self._turn = ENDED
-            if self._bridged is None:  # else it is let go of with this, and asks its owner
+            if self._handed_over is None:  # else it is let go of with this, and asks its owner
                 self._finalise_quietly()
-                self._body.let_go()
+                self._body.release_slot()
             if self.ending.claim("closed") or not self.ending.is_over:  # the latter where Ctrl-C came into a stop
                 self.end()
         elif self._body.release is not None:  # Ctrl-C came between the end and this
-            self._body.let_go()
+            self._body.release_slot()
 
 
 def _enterable(context: Context) -> Context:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from engine._predictors.body import Body
     from engine.runners.owned import OwnedExecution
 
-    Bridge = Callable[[Body, Any, str], OwnedExecution]
+    HandOver = Callable[[Body, Any, str], OwnedExecution]
 
 
-class Watch:
+class Interruptions:
     """What reaches a task while it waits inside a body: its own cancellation, a stop, the end of patience.
 
     asyncio has one way to interrupt a waiting task, to cancel it, so the three are told apart here. A cancellation

@@ -20,7 +20,7 @@ from engine._predictors.failures import is_foreign_cancel
 from engine._predictors.normaliser import ASYNC, AWAITABLE, ONE, aclose_iterator, dispose, first_step, look, settle
 from engine._records import current, current_call
 from engine.runners.base import DaemonThread, open_here
-from engine.runners.ending import End
+from engine.runners.ending import Report
 
 if TYPE_CHECKING:
     import asyncio
@@ -118,8 +118,8 @@ class LoopRunner:
             self._post_owner(body, channel, produced, elapsed)
         except BaseException as error:
             dispose(produced)
-            body.let_go()
-            channel.finish(End(error))
+            body.release_slot()
+            channel.finish(Report(error))
 
     def _post_owner(self, body: Body, channel: OwnerEnd, produced: Any, elapsed: float) -> None:
         owner = _Owner(self, body, channel, self._loop or self.loop())
@@ -312,21 +312,21 @@ class _Owner:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._runner._owners.discard(self)  # noqa: SLF001
         if not self._is_left:  # cancelled before its first step
-            self._finish(End(None if task.cancelled() else task.exception()))
+            self._finish(Report(None if task.cancelled() else task.exception()))
 
-    def _finish(self, end: End) -> None:
+    def _finish(self, end: Report) -> None:
         self._is_left = True
         self._channel.on_stop = None
-        self._body.let_go()  # first the slot, then the news, as in any owner
+        self._body.release_slot()  # first the slot, then the news, as in any owner
         self._channel.finish(end)
 
     async def _run(self, produced: Any, elapsed: float) -> None:
-        end = End()
+        end = Report()
         try:
             await self._step_through(produced, elapsed, end)
         except BaseException as error:
             if self._loop.is_closed():  # the engine is gone, its stream has ended, and the collector takes the rest
-                self._body.let_go()
+                self._body.release_slot()
                 raise
             # A body that is closed at a yield is not cancelled: what its clean-up raises then is its own.
             is_ours = self._is_cancelled or (self._task is not None and self._task.cancelling() > 0)
@@ -336,7 +336,7 @@ class _Owner:
         if not self._is_left:
             self._finish(end)
 
-    async def _step_through(self, produced: Any, elapsed: float, end: End) -> None:
+    async def _step_through(self, produced: Any, elapsed: float, end: Report) -> None:
         body = self._body
         current.set(body.call)
         if self._channel.stop:
@@ -384,7 +384,7 @@ class _Owner:
             producer: Any = self._channel  # as in `_pump`
             producer.offer_only(value, elapsed * 1000.0, now)
 
-    async def _deliver_all(self, iterator: AsyncIterator[Any], elapsed: float, end: End) -> None:
+    async def _deliver_all(self, iterator: AsyncIterator[Any], elapsed: float, end: Report) -> None:
         try:
             is_over = await self._pump(iterator, elapsed)
         except BaseException:  # the body's own failure, even if a stop was on its way

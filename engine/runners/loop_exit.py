@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from engine._predictors.body import Body
     from engine.runners.owned import OwnedExecution
 
-    Bridge = Callable[[Body, Any, str], OwnedExecution]
+    HandOver = Callable[[Body, Any, str], OwnedExecution]
 
 
 class _Open(Protocol):
@@ -28,7 +28,7 @@ class _Open(Protocol):
         ...
 
 
-class Guard:
+class LoopExit:
     """The open executions of one event loop, and the one async generator of theirs that the loop sees.
 
     Where the loop ends, it closes that, and with it the bodies of all streams that were left open.
@@ -69,7 +69,7 @@ class Guard:
                     raise error  # the loop reports it
 
 
-guards: dict[asyncio.AbstractEventLoop, Guard] = {}
+guards: dict[asyncio.AbstractEventLoop, LoopExit] = {}
 finalising: set[asyncio.Task[None]] = set()  # asyncio itself would let a task be collected while it waits
 
 

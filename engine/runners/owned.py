@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from engine._records import State
     from engine.runners.base import OpenCalls, Runner
     from engine.runners.channel import Reduction
-    from engine.runners.ending import ConsumerEnd, End
+    from engine.runners.ending import ConsumerEnd, Report
 
 
 class OwnedExecution(SyncExecution):
@@ -92,7 +92,7 @@ class OwnedExecution(SyncExecution):
             ending.admit(self._body)
             ending.wait(partial(self._go, runner))
         except BaseException as error:
-            if not self._may_withhold() or self._never_started(error):
+            if not self._may_cancel_start() or self._never_started(error):
                 raise
 
     async def aget(self) -> tuple[Any, float] | None:
@@ -114,7 +114,7 @@ class OwnedExecution(SyncExecution):
                     await ending.aadmit(self._body)
                     await ending.wait_task(partial(self._go, runner))
                 except BaseException as error:
-                    if not self._may_withhold() or self._never_started(error):
+                    if not self._may_cancel_start() or self._never_started(error):
                         raise
             else:
                 await ending.wait_task()
@@ -152,23 +152,23 @@ class OwnedExecution(SyncExecution):
     def _go(self, runner: Any) -> None:
         """Start the owner."""
         if self.ending.claimed is not None:  # stopped while it waited for its slot: the body never runs
-            self._body.let_go()
+            self._body.release_slot()
             self.ending.finish(CLEAN)
             return
         runner.start(self._body, self.ending)
         self._is_begun = True
 
-    def _may_withhold(self) -> bool:
+    def _may_cancel_start(self) -> bool:
         """Whether the body never runs; else an owner has it, and what was raised interrupts the wait for it only."""
-        return not self._is_begun and self._body.withhold()
+        return not self._is_begun and self._body.cancel_start()
 
     def _never_started(self, error: BaseException) -> bool:
-        """End because the body cannot be started; tell whether the consumer is to get `error`.
+        """Report because the body cannot be started; tell whether the consumer is to get `error`.
 
         Not where its end was decided before, for of a stream's end its consumer hears once.
         """
         ending = self.ending
-        self._body.let_go()
+        self._body.release_slot()
         ending.request_stop()  # an owner may have been started all the same
         ending.finish(CLEAN)
         state: State = "failed"
@@ -185,7 +185,7 @@ class OwnedExecution(SyncExecution):
             warn(f"{self.call.tag}: error nobody waited for", error)
         return not isinstance(error, Exception)
 
-    def _conclude(self, end: End) -> None:
+    def _conclude(self, end: Report) -> None:
         """The body ended by itself: of several consumers one notes it, and one is told of its failure."""
         ending, reduction = self.ending, self._body.reduction
         if reduction is not None:
@@ -363,12 +363,12 @@ class OwnedExecution(SyncExecution):
     def _leave(self, exception: BaseException | None = None) -> None:
         """Reach the end that was claimed, and ask the owner to finalise the body; its errors go to the log."""
         self.end(exception)
-        self.ending.desert()
+        self.ending.detach()
         self._request_stop()
         self._log_unseen(self.ending.end)
 
     def close(self) -> None:
-        """End as `closed` and wait, at most the grace, until the body is finalised.
+        """Report as `closed` and wait, at most the grace, until the body is finalised.
 
         Raises:
             BaseException: what the body's clean-up raised.
@@ -377,7 +377,7 @@ class OwnedExecution(SyncExecution):
             self._closed(self.is_inside() or self.ending.wait_end(self.grace))
 
     async def aclose(self) -> None:
-        """End as `closed` and wait in an asyncio task, at most the grace, until the body is finalised.
+        """Report as `closed` and wait in an asyncio task, at most the grace, until the body is finalised.
 
         Raises:
             BaseException: what the body's clean-up raised.
@@ -395,13 +395,13 @@ class OwnedExecution(SyncExecution):
         try:
             is_final: bool = await ending.wait_end_task(self.grace)
         except BaseException:  # this task was cancelled: it leaves the clean-up to its owner, as it leaves a pull
-            ending.desert()
+            ending.detach()
             self._log_unseen(ending.end)
             raise
         return is_final
 
     def _is_closing(self) -> bool:
-        """End as `closed`; tell whether there is a body to wait for."""
+        """Report as `closed`; tell whether there is a body to wait for."""
         ending = self.ending
         is_pending = ending.state == "pending"
         if not ending.claim("closed"):
@@ -414,13 +414,13 @@ class OwnedExecution(SyncExecution):
     def _request_stop(self) -> None:
         self.call.stopping = True
         self.ending.request_stop()
-        nudge = self._body.nudge
-        if nudge is not None:  # it waits for a slot: let it look again
-            nudge()
+        recheck = self._body.recheck
+        if recheck is not None:  # it waits for a slot: let it look again
+            recheck()
 
     def _closed(self, is_final: bool) -> None:  # noqa: FBT001
         ending = self.ending
-        ending.desert()
+        ending.detach()
         end = ending.end
         if end is not None and end.is_cleanup and end.error is not None:
             error, end.error = end.error, None
@@ -435,7 +435,7 @@ class OwnedExecution(SyncExecution):
         if not is_final:
             tell_of_abandoned(self.call, self.grace)
 
-    def _log_unseen(self, end: End | None) -> None:
+    def _log_unseen(self, end: Report | None) -> None:
         if end is not None and end.error is not None and self.ending.claimed != "failed":
             error, end.error = end.error, None
             warn(f"{self.call.tag}: error nobody waited for", error)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine._errors import NestingError
 from engine.runners.base import DaemonThread, open_here
-from engine.runners.ending import End, Ending
+from engine.runners.ending import Ending, Report
 from engine.runners.parking import BOUND
 from engine.runners.thread import OwnerThread, step_through
 
@@ -170,7 +170,7 @@ class PinnedThread(OwnerThread):
             work.function()
         except BaseException as error:  # as in any owner: its consumer must hear of it
             if channel.end is None:
-                channel.finish(End(error))
+                channel.finish(Report(error))
         self._current = self.channel = None
         return True
 
@@ -246,7 +246,7 @@ def _is_not_kept(_is_closed: bool) -> bool:  # noqa: FBT001
 
 
 def _answer(function: Callable[[], object], channel: Ending) -> None:
-    channel.finish(End(None, function()))
+    channel.finish(Report(None, function()))
 
 
 def _would_wait_for_itself(tag: str) -> NestingError:

@@ -40,7 +40,7 @@ CERTAIN: Final = "certain"
 SUSPECTED: Final = "suspected"  # until it has lasted a grace
 
 
-class Line(ABC):
+class WaitQueue(ABC):
     """Calls that wait, in a thread or an asyncio task, for what other calls hold."""
 
     __slots__ = ("_collected", "_quiet_until", "grace")
@@ -55,7 +55,7 @@ class Line(ABC):
 
     @property
     @abstractmethod
-    def holders(self) -> tuple[Holder, ...]:
+    def holders(self) -> tuple[Lease, ...]:
         """Who holds what is waited for."""
 
     @property
@@ -68,8 +68,8 @@ class Line(ABC):
     def tag(self) -> str:
         """What is waited for, for the log."""
 
-    def wait(self, ticket: Ticket, body: Body) -> None:
-        """Wait in a thread until `ticket` is granted.
+    def wait(self, waiter: Waiter, body: Body) -> None:
+        """Wait in a thread until `waiter` is granted.
 
         Raises:
             NestingError: the wait would never end.
@@ -77,21 +77,21 @@ class Line(ABC):
         """
         waited = Patience(self.tag, self)
         try:
-            body.nudge = ticket.wake
+            body.recheck = waiter.wake
             self._note_first()
-            self._enter(ticket)
-            self._refuse(ticket)
-            while not ticket.is_granted:
-                park_thread(ticket.parked, ticket.has_news, min(waited.left(), ticket.left()))
-                self._look_again(ticket, waited)
+            self._enter(waiter)
+            self._refuse(waiter)
+            while not waiter.is_granted:
+                park_thread(waiter.parked, waiter.has_news, min(waited.left(), waiter.left()))
+                self._look_again(waiter, waited)
         except BaseException:
-            self._leave(ticket)
+            self._leave(waiter)
             raise
         finally:
-            body.nudge = None
+            body.recheck = None
 
-    async def await_(self, ticket: Ticket, body: Body) -> None:
-        """Wait in an asyncio task until `ticket` is granted.
+    async def await_(self, waiter: Waiter, body: Body) -> None:
+        """Wait in an asyncio task until `waiter` is granted.
 
         Raises:
             NestingError: the wait would never end.
@@ -100,24 +100,24 @@ class Line(ABC):
         import asyncio  # a loop runs, so it is imported
 
         loop = asyncio.get_running_loop()
-        waited, lost = Patience(self.tag, self), partial(self._lose, ticket)
+        waited, lost = Patience(self.tag, self), partial(self._lose, waiter)
         try:
-            body.nudge = ticket.wake
+            body.recheck = waiter.wake
             self._note_first()
-            self._enter(ticket)
-            self._refuse(ticket)
-            while not ticket.is_granted:
-                timer = loop.call_later(min(waited.left(), ticket.left()), ticket.wake)
+            self._enter(waiter)
+            self._refuse(waiter)
+            while not waiter.is_granted:
+                timer = loop.call_later(min(waited.left(), waiter.left()), waiter.wake)
                 try:
-                    await park_task(ticket.parked, ticket.has_news, None, lost)
+                    await park_task(waiter.parked, waiter.has_news, None, lost)
                 finally:
                     timer.cancel()
-                self._look_again(ticket, waited)
+                self._look_again(waiter, waited)
         except BaseException:
-            self._leave(ticket)
+            self._leave(waiter)
             raise
         finally:
-            body.nudge = None
+            body.recheck = None
 
     def _note_first(self) -> None:
         """What was logged of those who waited before says nothing of a call that came when they were gone."""
@@ -132,57 +132,57 @@ class Line(ABC):
         self._quiet_until = now + _QUIET  # no call stands between the test and this line: one thread gets here
         return True
 
-    def _look_again(self, ticket: Ticket, waited: Patience) -> None:
-        refuse_stopped(ticket.call)
-        if not ticket.is_granted:
-            self._refuse(ticket)
+    def _look_again(self, waiter: Waiter, waited: Patience) -> None:
+        refuse_stopped(waiter.call)
+        if not waiter.is_granted:
+            self._refuse(waiter)
             waited.report()
 
-    def _refuse(self, ticket: Ticket) -> None:
+    def _refuse(self, waiter: Waiter) -> None:
         """Refuse a wait that could never end, but none for a stream that is garbage.
 
         Raises:
             NestingError: it could not.
         """
-        blocker = self._blocker(ticket)
-        if blocker is not None and self._collects(ticket):
-            blocker = self._blocker(ticket)
+        blocker = self._blocker(waiter)
+        if blocker is not None and self._collects(waiter):
+            blocker = self._blocker(waiter)
         if blocker is not None:
-            raise NestingError(self._refusal(ticket, blocker), str(blocker))
+            raise NestingError(self._refusal(waiter, blocker), str(blocker))
 
-    def _collects(self, ticket: Ticket) -> bool:
-        """Have streams that are garbage in reference cycles finalised, where one may be what `ticket` waits for.
+    def _collects(self, waiter: Waiter) -> bool:
+        """Have streams that are garbage in reference cycles finalised, where one may be what `waiter` waits for.
 
         Such a stream was dropped before the wait began, so one collection will do for all who waited by then.
         """
-        if ticket.suspicious_since is None:
+        if waiter.suspicious_since is None:
             return False
-        if self._collected < ticket.suspicious_since:
+        if self._collected < waiter.suspicious_since:
             self._collected = perf_counter()
             gc.collect()
         return True
 
     @abstractmethod
-    def _enter(self, ticket: Ticket) -> None:
+    def _enter(self, waiter: Waiter) -> None:
         """Stand in line."""
 
     @abstractmethod
-    def _leave(self, ticket: Ticket) -> None:
+    def _leave(self, waiter: Waiter) -> None:
         """Stand in line no more, and give back what was granted."""
 
-    def _lose(self, ticket: Ticket) -> None:  # noqa: B027 - a line may have nothing to take back
+    def _lose(self, waiter: Waiter) -> None:  # noqa: B027 - a line may have nothing to take back
         """The event loop of the task that waits was closed: nobody will ever take what it was granted."""
 
     @abstractmethod
-    def _blocker(self, ticket: Ticket) -> Holder | None:
+    def _blocker(self, waiter: Waiter) -> Lease | None:
         """A call for which this one would wait for ever; `None` while somebody may still give back what it wants."""
 
     @abstractmethod
-    def _refusal(self, ticket: Ticket, blocker: Holder) -> str:
+    def _refusal(self, waiter: Waiter, blocker: Lease) -> str:
         """What the error says."""
 
 
-class Slots(Line):
+class Slots(WaitQueue):
     """Bounds a predictor's calls, from the start of a body until it is finalised, in this one place.
 
     Giving a slot back takes no lock, so a collector may do it.
@@ -195,12 +195,12 @@ class Slots(Line):
         super().__init__(grace)
         self._tag = tag
         self._tokens: deque[None] | None = None if limit == math.inf else deque([None] * int(limit))
-        self._holders: dict[int, Holder] = {}
-        self._queue: deque[Ticket] = deque()
+        self._holders: dict[int, Lease] = {}
+        self._queue: deque[Waiter] = deque()
         self._watchers: deque[Wake] = deque()
 
     @property
-    def holders(self) -> tuple[Holder, ...]:
+    def holders(self) -> tuple[Lease, ...]:
         """Who holds a slot just now."""
         return tuple(self._holders.values())
 
@@ -221,9 +221,9 @@ class Slots(Line):
             NestingError: the wait would be for the same thread, task or call chain.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        holder = Holder(body.call)  # first: what could raise comes before there is a slot to be lost
+        holder = Lease(body.call)  # first: what could raise comes before there is a slot to be lost
         if not self._takes_token(body):
-            self.wait(Ticket(body.call, self.grace), body)
+            self.wait(Waiter(body.call, self.grace), body)
         self._hold(holder, body)
 
     async def atake(self, body: Body) -> None:
@@ -233,9 +233,9 @@ class Slots(Line):
             NestingError: the wait would be for the same thread, task or call chain.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        holder = Holder(body.call, is_awaited=True)  # as in `take`
+        holder = Lease(body.call, is_awaited=True)  # as in `take`
         if not self._takes_token(body):
-            await self.await_(Ticket(body.call, self.grace, current_task()), body)
+            await self.await_(Waiter(body.call, self.grace, current_task()), body)
         self._hold(holder, body)
 
     def _takes_token(self, body: Body) -> bool:
@@ -250,28 +250,28 @@ class Slots(Line):
             return False
         return True
 
-    def _enter(self, ticket: Ticket) -> None:
-        self._queue.append(ticket)
+    def _enter(self, waiter: Waiter) -> None:
+        self._queue.append(waiter)
         self._serve()  # a slot may have been given back just before
 
-    def _leave(self, ticket: Ticket) -> None:
-        self._lose(ticket)
+    def _leave(self, waiter: Waiter) -> None:
+        self._lose(waiter)
         self._serve()
 
-    def _lose(self, ticket: Ticket) -> None:
-        if ticket.is_left:
+    def _lose(self, waiter: Waiter) -> None:
+        if waiter.is_left:
             return
-        ticket.is_left = True  # no call stands between the test and this line: what was granted is given back once
+        waiter.is_left = True  # no call stands between the test and this line: what was granted is given back once
         with suppress(ValueError):  # taken out already, by whoever serves, who also sees the token that comes back
-            self._queue.remove(ticket)
-        if ticket.is_granted and self._tokens is not None:
+            self._queue.remove(waiter)
+        if waiter.is_granted and self._tokens is not None:
             self._tokens.append(None)
 
-    def _hold(self, holder: Holder, body: Body) -> None:
+    def _hold(self, holder: Lease, body: Body) -> None:
         self._holders[id(holder)] = holder
         body.release = partial(self._give, holder)
 
-    def _give(self, holder: Holder) -> None:
+    def _give(self, holder: Lease) -> None:
         self._holders.pop(id(holder), None)
         if self._tokens is not None:
             self._tokens.append(None)
@@ -287,29 +287,29 @@ class Slots(Line):
             except IndexError:  # somebody else serves
                 return
             try:
-                ticket = queue.popleft()
+                waiter = queue.popleft()
             except IndexError:
                 tokens.append(None)
                 continue
-            if not ticket.is_left:  # no call stands between this test and the next line: nobody leaves in between
-                ticket.is_granted = True
-            if ticket.is_granted:
-                ticket.wake()
+            if not waiter.is_left:  # no call stands between this test and the next line: nobody leaves in between
+                waiter.is_granted = True
+            if waiter.is_granted:
+                waiter.wake()
             else:
                 tokens.append(None)
 
-    def wait_for(self, holders: tuple[Holder, ...], seconds: float) -> tuple[Holder, ...]:
+    def wait_for(self, holders: tuple[Lease, ...], seconds: float) -> tuple[Lease, ...]:
         """Wait, in a thread, at most `seconds` until these give their slots back; give those that did not."""
 
-        def still() -> tuple[Holder, ...]:
+        def still() -> tuple[Lease, ...]:
             return tuple(holder for holder in holders if id(holder) in self._holders)
 
         wait_until(lambda: not still(), self._watchers, seconds)
         return still()
 
-    def _blocker(self, ticket: Ticket) -> Holder | None:
-        holders = () if ticket.is_granted else self.holders
-        kept = [holder for holder in holders if ticket.keeps(holder)]
+    def _blocker(self, waiter: Waiter) -> Lease | None:
+        holders = () if waiter.is_granted else self.holders
+        kept = [holder for holder in holders if waiter.keeps(holder)]
         if not kept:  # as almost always
             return None
         others = tuple(self._queue)
@@ -317,9 +317,9 @@ class Slots(Line):
             return kept[0]
         return None
 
-    def _refusal(self, ticket: Ticket, blocker: Holder) -> str:
-        if blocker.sign_of(ticket) is CERTAIN:
-            kind = "thread" if ticket.task is None else "task"
+    def _refusal(self, waiter: Waiter, blocker: Lease) -> str:
+        if blocker.sign_of(waiter) is CERTAIN:
+            kind = "thread" if waiter.task is None else "task"
             why = f"would wait for {blocker} of the same {kind} or call chain, which cannot go on meanwhile"
         else:
             why = f"waited {self.grace:g} s in vain for {blocker}, which this thread was the last to read"
@@ -339,7 +339,7 @@ def refuse_stopped(call: Call) -> None:
         raise PredictionCancelledError(call.tag, call.id)
 
 
-class Ticket:
+class Waiter:
     """One wait in line: of a whole thread, or of one asyncio task, beside which its thread goes on.
 
     What keeps a call from going on is certain where it is that very call or task, or an event loop that stands still.
@@ -376,7 +376,7 @@ class Ticket:
         self.keeps_loop = task is None and is_on_a_loop()
         self.inside = current_task() if self.keeps_loop else task
         self._grace = grace
-        self._suspects: dict[Holder, tuple[float, object]] = {}
+        self._suspects: dict[Lease, tuple[float, object]] = {}
         self.suspicious_since: float | None = None
         self.parked: deque[Wake] = deque()
         self.is_granted = False
@@ -390,12 +390,12 @@ class Ticket:
         """Have whoever waits look again."""
         wake_all(self.parked)
 
-    def keeps(self, holder: Holder) -> bool:
+    def keeps(self, holder: Lease) -> bool:
         """Whether this wait keeps `holder` from ever going on, as far as can be told by now."""
         sign = holder.sign_of(self)
         return sign is CERTAIN or (sign is SUSPECTED and self._is_out_of_patience_with(holder))
 
-    def _is_out_of_patience_with(self, holder: Holder) -> bool:
+    def _is_out_of_patience_with(self, holder: Lease) -> bool:
         """Whether nobody has pulled what is suspected for a grace; what is pulled meanwhile is another thread's."""
         now, position = perf_counter(), holder.position
         if self.suspicious_since is None:
@@ -412,7 +412,7 @@ class Ticket:
         return min((due - now if due > now else again for due, _ in self._suspects.values()), default=math.inf)
 
 
-class Holder:
+class Lease:
     """A call that holds a slot, and the thread and task that took it.
 
     Attributes:
@@ -430,21 +430,21 @@ class Holder:
         self.thread = threading.current_thread()  # itself: the number of one that is over is used again
         self.task = current_task() if "asyncio" in sys.modules else None
 
-    def sign_of(self, ticket: Ticket) -> str | None:
-        """What speaks for it that the wait of `ticket` keeps this from going on: `CERTAIN`, `SUSPECTED`, or nothing."""
-        if ticket.call is not self.call and ticket.call.is_within(self.call):
+    def sign_of(self, waiter: Waiter) -> str | None:
+        """What speaks for it that the wait of `waiter` keeps this from going on: `CERTAIN`, `SUSPECTED`, or nothing."""
+        if waiter.call is not self.call and waiter.call.is_within(self.call):
             return CERTAIN
-        is_thread = ticket.task is None
+        is_thread = waiter.task is None
         if self.call.stopping and not (self.needs_loop and is_thread):
             return None  # it ends by itself, whatever its consumer does, unless its loop stands still
         thread, task = self.reader
         if is_thread and self.is_awaited:
-            is_certain = ticket.keeps_loop and thread is ticket.thread
+            is_certain = waiter.keeps_loop and thread is waiter.thread
         else:
-            is_certain = task is not None and task == ticket.inside
+            is_certain = task is not None and task == waiter.inside
         if is_certain:
             return CERTAIN
-        is_elsewhere = thread is not ticket.thread or not (is_thread or task is None)  # a task that is over left it
+        is_elsewhere = thread is not waiter.thread or not (is_thread or task is None)  # a task that is over left it
         return None if is_elsewhere else SUSPECTED
 
     @property
@@ -500,7 +500,7 @@ class Patience:
 
     __slots__ = ("_due", "_is_reported", "_line", "_tag")
 
-    def __init__(self, tag: str, line: Line | None) -> None:
+    def __init__(self, tag: str, line: WaitQueue | None) -> None:
         self._tag = tag
         self._line = line
         self._due = perf_counter() + _PATIENCE

@@ -8,8 +8,8 @@ A body is cleaned up in the task that stepped it, since cancel scopes belong to 
 nothing cancels what its clean-up waits for: a cancel scope may deliver its cancellation at every turn of the loop. The
 task then waits for something else in its place, see `shield`.
 
-An open stream is three objects: the `TaskExecution`, which its event loop's `Guard` keeps; its machine; and what the
-consumer holds of it, a `Held`. A `Held` that is dropped, or the end of the loop, has the body closed.
+An open stream is three objects: the `TaskExecution`, which its event loop's `LoopExit` keeps; its machine; and what the
+consumer holds of it, a `Handle`. A `Handle` that is dropped, or the end of the loop, has the body closed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from engine.runners.base import Execution, is_finalising, primed
 from engine.runners.ending import Ending
 from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
 from engine.runners.interruptions import (
-    Watch,
+    Interruptions,
 )
 from engine.runners.loop_exit import (
-    Guard,
+    LoopExit,
     exhaust,
     finalising,
     guards,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from engine.runners.channel import Reduction
     from engine.runners.owned import OwnedExecution
 
-    Bridge = Callable[[Body, Any, str], OwnedExecution]
+    HandOver = Callable[[Body, Any, str], OwnedExecution]
 
 _ITEM: Final = object()  # what a machine yields when its execution has a partial; anything else is asyncio's
 # Whose turn it is, besides those of `inline`: of a stop that came while the body rested, to be carried out by the loop,
@@ -59,7 +59,7 @@ class TaskExecution(Execution):
     """An async body in lock-step with the asyncio task that consumes it, stepped in the call's own context.
 
     With runner `"inline"` a sync body is stepped the same way, on the loop itself. While it runs it is listed, and so
-    kept, with the `Guard` of its loop; that it was abandoned is noticed by a `Held`, to which it does not refer.
+    kept, with the `LoopExit` of its loop; that it was abandoned is noticed by a `Handle`, to which it does not refer.
 
     Args:
         body: what to run.
@@ -86,14 +86,14 @@ class TaskExecution(Execution):
         "_time",
         "_turn",
         "_watch",
-        "bridge",
+        "hand_over",
         "partial",
     )
 
     def __init__(
         self,
         body: Body,
-        bridge: Bridge | None,
+        hand_over: HandOver | None,
         grace: float,
         open_calls: OpenCalls,
         *,
@@ -102,15 +102,15 @@ class TaskExecution(Execution):
         """Make a pending execution."""
         super().__init__(body.call, Ending(body.call.tag), grace, open_calls)
         self._body: Body | None = body  # let go of where nothing of it is needed any more
-        self.bridge = bridge
+        self.hand_over = hand_over
         self._is_guarded = is_guarded
         self._is_interrupted = False  # a stop has reached the body where it waits
         self._context = body.context  # kept apart: an owner that takes a body over gives it a context of its own
         self._machine: Any = None  # it refers to this, so it is made at the first pull and let go of at the end
-        self._guard: Guard | None = None
+        self._guard: LoopExit | None = None
         self._time = 0.0
         self._turn: Any = None
-        self._watch: Watch | None = None
+        self._watch: Interruptions | None = None
         self._is_started = False
         self.partial: Any = None
 
@@ -120,7 +120,7 @@ class TaskExecution(Execution):
         return self._is_started
 
     @types.coroutine
-    def pull(self, held: Held | None = None) -> Generator[Any, None, Any]:
+    def pull(self, held: Handle | None = None) -> Generator[Any, None, Any]:
         """The next partial; meanwhile `held` is kept.
 
         A step that does not suspend costs one send.
@@ -151,7 +151,7 @@ class TaskExecution(Execution):
         ending.count += 1
         return self.partial
 
-    async def apartials(self, *, records: bool, held: Held | None = None) -> AsyncGenerator[Any, None]:
+    async def apartials(self, *, records: bool, held: Handle | None = None) -> AsyncGenerator[Any, None]:
         """`pull` in a loop: the hot path of `async for`; a partial costs a step of this generator and one send.
 
         As much of a stream's memory as any is this frame's: it has no more variables than it needs.
@@ -194,7 +194,7 @@ class TaskExecution(Execution):
             else:
                 yield self.partial
 
-    async def pull_prediction(self, held: Held | None = None) -> Prediction:
+    async def pull_prediction(self, held: Handle | None = None) -> Prediction:
         """The next partial with its record."""
         started = perf_counter()
         try:
@@ -210,7 +210,7 @@ class TaskExecution(Execution):
         import asyncio
 
         loop = asyncio.get_running_loop()
-        self._guard = guards.get(loop) or Guard(loop)
+        self._guard = guards.get(loop) or LoopExit(loop)
         try:
             self.begin()
             self._guard.open[self] = None
@@ -233,9 +233,9 @@ class TaskExecution(Execution):
     def adopt(self, kind: str, produced: Any) -> Any:
         """Give what to iterate for what the body produced; from here on a body without a slot is of no use."""
         body = self._body
-        if kind is ITERATOR and self.bridge is not None and body is not None:
-            return _Pulled(self.bridge(body, produced, kind))
-        self.bridge = None
+        if kind is ITERATOR and self.hand_over is not None and body is not None:
+            return _Pulled(self.hand_over(body, produced, kind))
+        self.hand_over = None
         if body is not None and body.release is None:
             self._body = None
         return produced if type(produced) is types.AsyncGeneratorType else _Foreign(produced)
@@ -267,7 +267,7 @@ class TaskExecution(Execution):
     @types.coroutine
     def _wait(self, answer: Any) -> Generator[Any, None, None]:
         """Pass on what the body waits for until it yields a partial; a cancellation goes to the body first."""
-        self._watch = watch = Watch(self.grace)
+        self._watch = watch = Interruptions(self.grace)
         try:
             if self.ending.claimed is not None:  # posted before there was anything to interrupt
                 self.interrupt()
@@ -301,7 +301,7 @@ class TaskExecution(Execution):
         return self.take_failure() or StopAsyncIteration()
 
     def _verdict(
-        self, error: BaseException, watch: Watch | None, *, is_quiet: bool
+        self, error: BaseException, watch: Interruptions | None, *, is_quiet: bool
     ) -> tuple[State, BaseException | None]:
         """As what the call ends where no stop was posted, and what its consumer gets then."""
         cancellation = watch.cancellation if watch is not None and is_quiet else None
@@ -320,7 +320,7 @@ class TaskExecution(Execution):
     def _let_go(self) -> None:
         self._machine = None
         if self._body is not None:
-            self._body.let_go()
+            self._body.release_slot()
         if self._guard is not None:
             self._guard.open.pop(self, None)
 
@@ -353,9 +353,9 @@ class TaskExecution(Execution):
     def _post(self, function: Callable[..., None], *args: Any) -> None:
         self.call.stopping = True
         body, guard = self._body, self._guard
-        nudge = None if body is None else body.nudge
-        if nudge is not None:
-            nudge()
+        recheck = None if body is None else body.recheck
+        if recheck is not None:
+            recheck()
         if guard is not None:
             try:
                 guard.loop.call_soon_threadsafe(function, *args)
@@ -382,7 +382,7 @@ class TaskExecution(Execution):
                 await self.aclose()
 
     async def aclose(self) -> None:
-        """End as `closed`; wait, at most the grace, until the body is finalised.
+        """Report as `closed`; wait, at most the grace, until the body is finalised.
 
         Raises:
             BaseException: what the body's clean-up raised.
@@ -486,7 +486,7 @@ class TaskExecution(Execution):
         return self._is_guarded and self.is_started
 
 
-class Held:
+class Handle:
     """What a consumer holds of a `TaskExecution`, and the iterators it takes: dropped, the stream is abandoned."""
 
     __slots__ = ("_execution",)
@@ -531,7 +531,7 @@ class Held:
         self._execution.cancel()
 
     async def aclose(self) -> None:
-        """End as `closed` and wait, at most the grace, until the body is finalised."""
+        """Report as `closed` and wait, at most the grace, until the body is finalised."""
         await self._execution.aclose()
 
     def __del__(self) -> None:
@@ -559,7 +559,7 @@ def _machine(execution: TaskExecution) -> Generator[Any, Any, Any]:
         execution.partial = iterator
         yield _ITEM
         return iterator
-    if kind is ITERATOR and execution.bridge is None:
+    if kind is ITERATOR and execution.hand_over is None:
         return (yield from _each(execution, iterator))
     iterator = execution.adopt(kind, iterator)
     try:
@@ -606,23 +606,23 @@ def _each(execution: TaskExecution, iterator: Iterator[Any]) -> Generator[Any, N
 class _Pulled:
     """The execution of another owner as an async iterator."""
 
-    __slots__ = ("_bridged",)
+    __slots__ = ("_handed_over",)
 
     def __init__(self, bridged: OwnedExecution) -> None:
-        self._bridged = bridged
+        self._handed_over = bridged
 
     def __aiter__(self) -> _Pulled:
         return self
 
     async def __anext__(self) -> Any:
-        return await self._bridged.pull()
+        return await self._handed_over.pull()
 
     async def aclose(self) -> None:
-        await self._bridged.afinalise()
+        await self._handed_over.afinalise()
 
     @property
     def returned(self) -> Any:
-        return self._bridged.ending.returned
+        return self._handed_over.ending.returned
 
 
 class _Foreign:
@@ -652,7 +652,7 @@ def _iterate(awaitable: Any) -> Generator[Any, Any, Any]:
     return (yield from awaitable)
 
 
-def attend(execution: TaskExecution, answer: Any, watch: Watch) -> Generator[Any, Any, None]:
+def attend(execution: TaskExecution, answer: Any, watch: Interruptions) -> Generator[Any, Any, None]:
     """Pass what a body waits for to the loop, and what the loop answers to the body, until it yields a partial."""
     while answer is not _ITEM:
         try:
@@ -667,7 +667,7 @@ def attend(execution: TaskExecution, answer: Any, watch: Watch) -> Generator[Any
             answer = execution.step()
 
 
-def shield(execution: TaskExecution, answer: Any, watch: Watch) -> Generator[Any, Any, Any]:
+def shield(execution: TaskExecution, answer: Any, watch: Interruptions) -> Generator[Any, Any, Any]:
     """Go on with a body that was cancelled, while nothing cancels what it waits for until the grace is over.
 
     It runs in the task it ran in before: another one, behind `asyncio.shield`, could not leave the cancel scopes that
@@ -687,7 +687,7 @@ def shield(execution: TaskExecution, answer: Any, watch: Watch) -> Generator[Any
     return answer
 
 
-def _throw(execution: TaskExecution, watch: Watch, error: BaseException) -> Any:
+def _throw(execution: TaskExecution, watch: Interruptions, error: BaseException) -> Any:
     """Raise `error` where the body stands, unless it is given up."""
     try:
         if watch.is_given_up():
@@ -713,10 +713,10 @@ def finish(execution: TaskExecution, *, is_shielded: bool = False) -> Generator[
         GeneratorExit: the coroutine that calls this is closed, and nothing else.
         BaseException: what the clean-up raised, explained.
     """
-    watch: Watch | None = None
+    watch: Interruptions | None = None
     try:
         answer = execution.throw(GeneratorExit())
-        watch = Watch(execution.grace)
+        watch = Interruptions(execution.grace)
         watch.close(is_shielded=is_shielded)
         if watch.is_shielding():
             answer = yield from shield(execution, answer, watch)
@@ -734,7 +734,9 @@ def finish(execution: TaskExecution, *, is_shielded: bool = False) -> Generator[
             del failure, execution  # or this frame and the exception keep each other alive
 
 
-def _raised_at_last(execution: TaskExecution, watch: Watch | None, error: BaseException) -> BaseException | None:
+def _raised_at_last(
+    execution: TaskExecution, watch: Interruptions | None, error: BaseException
+) -> BaseException | None:
     """What `finish` raises where `error` came out of the body; `watch` is of its waits, if it had any."""
     is_over = isinstance(error, (GeneratorExit, Over))
     if watch is not None:

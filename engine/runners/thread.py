@@ -20,7 +20,7 @@ from engine._errors import EngineBusyError, EngineClosedError, PredictionCancell
 from engine._predictors.normaliser import ITERATOR, ONE, close_iterator, dispose, look
 from engine._records import current
 from engine.runners.base import open_here
-from engine.runners.ending import End
+from engine.runners.ending import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ class ThreadRunner:
     @property
     def abandoned(self) -> int:
         """Owner threads still running a body whose consumer has left, however short a time ago."""
-        return sum(channel.deserted is not None for channel in self._served())
+        return sum(channel.detached_at is not None for channel in self._served())
 
     def _served(self) -> list[Ending]:
         """What owners run just now. One that has told its end runs no more: who hears of that may call again."""
@@ -142,7 +142,7 @@ class ThreadRunner:
 
     def _wanted(self) -> int:
         """Owner threads whose bodies still have a consumer; the others end, or are abandoned."""
-        return sum(channel.deserted is None for channel in self._served())
+        return sum(channel.detached_at is None for channel in self._served())
 
     def _refuse_abandoned(self, tag: str) -> None:
         """Refuse where too many bodies have outlasted their consumers by the grace; else note until when none can.
@@ -150,7 +150,9 @@ class ThreadRunner:
         A body whose consumer leaves from now on counts a grace later at the earliest, so one look a grace will do.
         """
         now = perf_counter()
-        left = sorted((channel.deserted, channel.label) for channel in self._served() if channel.deserted is not None)
+        left = sorted(
+            (channel.detached_at, channel.label) for channel in self._served() if channel.detached_at is not None
+        )
         fewest = MOST_ABANDONED_OF_ONE
         self._looks_again = (now if len(left) < fewest else left[fewest - 1][0]) + self._grace
         stuck = [label for since, label in left if now - since >= self._grace]
@@ -212,7 +214,7 @@ class OwnerThread:
     def patience(self, grace: float) -> float:
         """Until when to wait for this owner: one whose consumer has left gets no second grace."""
         channel = self.channel
-        return perf_counter() + grace if channel is None or channel.deserted is None else channel.deserted + grace
+        return perf_counter() + grace if channel is None or channel.detached_at is None else channel.detached_at + grace
 
     def look_again(self) -> None:
         """Have it end, if it is idle, where its runner is closed."""
@@ -260,7 +262,7 @@ class _Owner(OwnerThread):
             work()
         except BaseException as error:  # a defect of a runner: its consumer must hear of it, and not wait for ever
             if channel.end is None:
-                channel.finish(End(error))
+                channel.finish(Report(error))
         self.channel = None
         return True
 
@@ -283,7 +285,7 @@ def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
     """
     current.set(body.call)
     if channel.stop:  # it was asked to before it began
-        _finish(body, channel, End())
+        _finish(body, channel, Report())
         return
     clock = perf_counter
     started = clock()
@@ -292,7 +294,7 @@ def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
         kind = look(produced, body.follows)
     except BaseException as error:
         is_stopped = body.call.stopping and isinstance(error, PredictionCancelledError)  # as `Body.start` tells
-        _finish(body, channel, End(None if is_stopped else error))
+        _finish(body, channel, Report(None if is_stopped else error))
         return
     now = clock()
     if kind is ITERATOR:
@@ -301,7 +303,7 @@ def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
     if kind is not ONE:
         adopt(body, channel, produced, now - started)
         return
-    end = End(None, produced)  # nothing is left to run: the value goes with the end, which alone wakes its consumer
+    end = Report(None, produced)  # nothing is left to run: the value goes with the end, which alone wakes its consumer
     reduction = body.reduction
     try:
         if reduction is None:
@@ -311,15 +313,15 @@ def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
             reduction.elapsed = now - started
             reduction.add(produced)
     except BaseException as error:
-        end = End(error)
+        end = Report(error)
     if body.release is not None:  # `_finish`, without its calls: `create` of a plain function ends here
-        body.let_go()
+        body.release_slot()
     channel.finish(end)
 
 
 def go_on(body: Body, channel: OwnerEnd, iterator: Iterator[Any], elapsed: float) -> None:
     """Go on, in the calling thread, with a sync iterator a body produced after `elapsed` seconds."""
-    end = End()
+    end = Report()
     try:
         try:
             if body.reduction is None:
@@ -339,12 +341,12 @@ def go_on(body: Body, channel: OwnerEnd, iterator: Iterator[Any], elapsed: float
     _finish(body, channel, end)
 
 
-def _finish(body: Body, channel: OwnerEnd, end: End) -> None:
-    body.let_go()  # first the slot, then the news: a consumer that reads the end may call again at once
+def _finish(body: Body, channel: OwnerEnd, end: Report) -> None:
+    body.release_slot()  # first the slot, then the news: a consumer that reads the end may call again at once
     channel.finish(end)
 
 
-def pump(iterator: Iterator[Any], channel: ProducerEnd, elapsed: float, end: End) -> bool:
+def pump(iterator: Iterator[Any], channel: ProducerEnd, elapsed: float, end: Report) -> bool:
     """Put each partial into the channel; tell whether the iterator ended by itself.
 
     The hot loop of every bridge from a sync body: one step, one look at the clock, one hand-over. Where there is no
@@ -369,7 +371,7 @@ def pump(iterator: Iterator[Any], channel: ProducerEnd, elapsed: float, end: End
     return False
 
 
-def reduce(iterator: Iterator[Any], channel: OwnerEnd, elapsed: float, end: End, reduction: Reduction) -> bool:
+def reduce(iterator: Iterator[Any], channel: OwnerEnd, elapsed: float, end: Report, reduction: Reduction) -> bool:
     """Keep the running reduction in the owner and hand over nothing but the end."""
     started = perf_counter()
     step, add = iterator.__next__, reduction.add

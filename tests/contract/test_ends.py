@@ -27,12 +27,12 @@ from engine import (
     hookimpl,
 )
 from engine._reducers import reducer_of
-from engine.runners import Body, Channel, End, base, deferred, inline
+from engine.runners import Body, Channel, Report, base, deferred, inline
 from engine.runners.base import Execution
 from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
 from engine.runners.ending import Ending
 from engine.runners.owned import OwnedExecution
-from engine.runners.process.inlet import Wire
+from engine.runners.process.inlet import Inlet
 from engine.runners.task import TaskExecution
 
 LIMIT: Final = 20.0  # seconds any wait may take
@@ -153,7 +153,7 @@ def test_what_a_reader_takes_as_its_stream_is_cancelled_is_counted_like_any_part
             if number == 2:  # as an owner that is parked is woken once its partial is taken
                 runner.channel.producers.append(stream.cancel)
             seen.append(take(number))
-        runner.channel.finish(End())
+        runner.channel.finish(Report())
         assert (seen, stream.outcome.count, stream.outcome.state) == ([0, 1, 2], 3, "cancelled")
 
 
@@ -368,11 +368,11 @@ def test_an_observer_is_told_once_of_the_beginning_and_the_end_of_a_call(
 def test_a_reader_that_comes_while_a_cancelled_body_is_finalised_takes_nothing_from_the_outcome(
     is_pulled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go = Body.let_go
+    release_slot = Body.release_slot
     refused: list[ValueError] = []
 
     def let_go_and_read(body: Body) -> None:
-        let_go(body)
+        release_slot(body)
         with pytest.raises(ValueError, match="is being read already") as caught:
             next(stream)
         refused.append(caught.value)
@@ -385,7 +385,7 @@ def test_a_reader_that_comes_while_a_cancelled_body_is_finalised_takes_nothing_f
     with Engine(discover=False, grace=0.05) as muna:
         stream = muna.predictions.stream(cancels if is_pulled else counts)
         next(stream)
-        monkeypatch.setattr(Body, "let_go", let_go_and_read)
+        monkeypatch.setattr(Body, "release_slot", let_go_and_read)
         if not is_pulled:
             stream.cancel()
         assert told(lambda: next(stream), StopIteration) == [PredictionCancelledError]
@@ -406,7 +406,7 @@ class FailsAtOnce(HandsOverByHand):
 
     def start(self, body: Body, channel: Channel) -> None:
         super().start(body, channel)
-        channel.on_stop = lambda: channel.finish(End(LookupError("of the clean-up"), is_cleanup=True))
+        channel.on_stop = lambda: channel.finish(Report(LookupError("of the clean-up"), is_cleanup=True))
 
 
 def test_what_an_owner_raises_just_as_it_is_asked_to_stop_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -550,7 +550,7 @@ def interrupt_once(monkeypatch: pytest.MonkeyPatch, point: Point) -> None:
     [
         ("gen", None, (Execution, "end", False)),
         ("gen", None, (Execution, "end", True)),
-        ("gen", None, (Body, "let_go", False)),
+        ("gen", None, (Body, "release_slot", False)),
         ("gen", "thread", (OwnedExecution, "_leave", False)),
         ("gen", "thread", (Execution, "end", False)),
         ("gen", "thread", (Execution, "end", True)),
@@ -835,8 +835,8 @@ def test_what_a_late_stream_refers_to_is_freed_without_a_collector(how: str, mun
         weighty = Weighty()
         is_gone = weighty.is_gone
         if how == "failed":
-            resident = muna.predictions.resolve(fail)
-            open_now = partial(muna.predictions._opened, resident, {"weighty": weighty}, "thread", None, None)
+            loaded = muna.predictions.resolve(fail)
+            open_now = partial(muna.predictions._opened, loaded, {"weighty": weighty}, "thread", None, None)
         else:
             open_now = partial(fail, weighty)
         execution = DeferredExecution(open_now, "@tests/none")
@@ -879,21 +879,21 @@ def test_a_coroutine_that_is_closed_while_it_pulls_a_stream_just_stopped_raises_
     assert caplog.records == []
 
 
-def wire() -> Any:
+def inlet() -> Any:
     dispatcher: Any = object()
-    return Wire(3, "@tests/wire", dispatcher)
+    return Inlet(3, "@tests/wire", dispatcher)
 
 
-@pytest.mark.parametrize("make", [partial(Channel, 3), wire], ids=["Channel", "Wire"])
+@pytest.mark.parametrize("make", [partial(Channel, 3), inlet], ids=["Channel", "Inlet"])
 def test_what_waits_to_be_taken_lives_no_longer_than_its_consumer_stays(make: Callable[[], Any]) -> None:
     channel, early, late = make(), Weighty(), Weighty()
     are_gone = [early.is_gone, late.is_gone]
     channel.items.append((early, 0.0))
-    channel.desert()
+    channel.detach()
     if isinstance(channel, Channel):  # a worker's frames are not taken in any more
         channel.items.append((late, 0.0))
     del early, late
-    channel.finish(End())
+    channel.finish(Report())
     assert all(is_gone.is_set() for is_gone in are_gone)
 
 

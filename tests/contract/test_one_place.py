@@ -344,8 +344,8 @@ class Case:
 
     @property
     def slots(self) -> Slots:
-        resident = self.muna.predictions.resolve(self.predictor)
-        slots = resident.slots_elsewhere["process"] if self.place.runner == "process" else resident.slots
+        loaded = self.muna.predictions.resolve(self.predictor)
+        slots = loaded.slots_elsewhere["process"] if self.place.runner == "process" else loaded.slots
         assert slots is not None
         return slots
 
@@ -473,7 +473,7 @@ def taken(slots: Slots, *, is_inside: bool = False) -> Iterator[None]:
         yield
     finally:
         current.reset(token)
-        body.let_go()
+        body.release_slot()
     assert slots.holders == ()
 
 
@@ -996,8 +996,8 @@ def test_a_call_is_told_of_though_its_way_was_the_shortest_before(
 
     assert [call(), call()] == [1, 1]
     if not callable(target):  # the way of that is looked for at each call
-        resident = muna.predictions.resolve(target)
-        assert resident.is_plain if is_async and runner is None else is_async or resident.places == {runner: FAST}
+        loaded = muna.predictions.resolve(target)
+        assert loaded.is_plain if is_async and runner is None else is_async or loaded.places == {runner: FAST}
     witness, later = Witness(), Witness()
     muna.predictions.observe(witness)
     assert call() == 1
@@ -1066,7 +1066,7 @@ def test_a_stream_that_is_ended_as_its_first_pull_comes_never_begins(
 def test_a_stream_that_is_stopped_as_its_loop_ends_was_not_abandoned(tmp_path: Path) -> None:
     has_ended = threading.Event()
 
-    class Held(Witness):
+    class Handle(Witness):
         def finished(self, execution: Execution, outcome: Outcome) -> None:
             super().finished(execution, outcome)
             assert has_ended.wait(LIMIT)
@@ -1077,7 +1077,7 @@ def test_a_stream_that_is_stopped_as_its_loop_ends_was_not_abandoned(tmp_path: P
         await aeventually(lambda: case.witness.told[1:], "it is stopped")
 
     with new_engine() as muna:
-        witness = Held()
+        witness = Handle()
         muna.predictions.observe(witness)
 
         def stop_all() -> None:

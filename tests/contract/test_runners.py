@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from engine import Call, Engine, NestingError, current_call, hookimpl
-from engine.runners import Body, Channel, End, own
+from engine.runners import Body, Channel, Report, own
 from engine.testing import KINDS, Give, Journal, Kind, Return, RunnerConformance, Script, expected, yields
 
 
@@ -281,7 +281,7 @@ def test_a_returned_value_goes_with_its_end_and_wakes_its_consumer_once(
     value: Any, prefetch: int | None, *, is_async: bool
 ) -> None:
     channel = Channel(prefetch)
-    woken: list[tuple[int, End | None]] = []
+    woken: list[tuple[int, Report | None]] = []
 
     channel.consumers.append(lambda: woken.append((len(channel.items), channel.end)))
     own(body_of(lambda: awaited(value) if is_async else value), channel)
@@ -338,8 +338,8 @@ def leaves_the_context(body: Body, channel: Channel) -> None:
 def serve(body: Body, channel: Channel, partials: Any) -> None:
     for each in partials:
         channel.offer(each, 0.0, 0.0)
-    body.let_go()
-    channel.finish(End())
+    body.release_slot()
+    channel.finish(Report())
 
 
 FAULTS = [

@@ -165,7 +165,7 @@ class Fixed:
 
 
 @attrs.define
-class Line:
+class WaitQueue:
     """An attrs class."""
 
     x: Any

@@ -1322,7 +1322,7 @@ def test_ctrl_c_while_an_engine_is_closed_at_exit_says_so_in_one_line() -> None:
         """
         from engine import Engine
 
-        class Held:
+        class Handle:
             def predict(self):
                 return 1
 
@@ -1330,7 +1330,7 @@ def test_ctrl_c_while_an_engine_is_closed_at_exit_says_so_in_one_line() -> None:
                 raise KeyboardInterrupt  # as Ctrl-C would while the interpreter ends
 
         muna = Engine(discover=False)
-        muna.load(Held)
+        muna.load(Handle)
         """
     )
     assert done.returncode == 0

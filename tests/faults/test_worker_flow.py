@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, PayloadError, WorkerLostError
-from engine.runners.process import supervisor as warden
+from engine.runners.process import supervisor
 from tests.conftest import Census, child_processes
 from tests.faults.conftest import Cell, Consumer, Elsewhere, aeventually, eventually
 from tests.faults.conftest import _step_through as step_through
@@ -803,16 +803,16 @@ def test_a_worker_that_is_idle_for_long_is_let_go_torn_down_and_replaced_when_it
         def teardown(self) -> None:
             journal.note("torn-down")
 
-    monkeypatch.setattr(warden, "_BOUND", 0.01)
+    monkeypatch.setattr(supervisor, "_BOUND", 0.01)
     with Engine(discover=False, workers=1, grace=10) as muna:
         pid = muna.predictions.create(Model, runner="process").value
         with muna.predictions.stream(numbers_after_worker, runner="process") as stream:
             assert next(stream).value == pid
-            monkeypatch.setattr(warden, "IDLE", 0.0)
+            monkeypatch.setattr(supervisor, "IDLE", 0.0)
             assert [next(stream).value for _ in range(500)] == list(range(500))  # busy: it is kept
         eventually(lambda: pid not in child_processes(), "the idle worker is gone")
         assert journal.words == ["torn-down"]
-        monkeypatch.setattr(warden, "IDLE", 60.0)
+        monkeypatch.setattr(supervisor, "IDLE", 60.0)
         other = muna.predictions.create(Model, runner="process").value
         assert other != pid
         assert muna.predictions.create(Model, runner="process").value == other
@@ -821,8 +821,8 @@ def test_a_worker_that_is_idle_for_long_is_let_go_torn_down_and_replaced_when_it
 
 @pytest.mark.fault(95)
 def test_calls_that_come_while_idle_workers_are_let_go_all_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warden, "_BOUND", 0.001)
-    monkeypatch.setattr(warden, "IDLE", 0.0)
+    monkeypatch.setattr(supervisor, "_BOUND", 0.001)
+    monkeypatch.setattr(supervisor, "IDLE", 0.0)
     seeded = random.Random(95)
     pids: set[int] = set()
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError, EngineError, Predictor
-from engine.runners.process.supervisor import Warden
+from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
 from tests.conftest import child_processes
 from tests.faults.conftest import aeventually, eventually
@@ -102,17 +102,17 @@ def worker_of(tmp_path: Path) -> int:
 def test_a_worker_whose_start_ctrl_c_interrupts_is_gone_and_keeps_nobody_from_closing(
     when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = Warden.watch
+    watch = Supervisor.watch
 
-    def interrupted(warden: Warden, worker: Worker) -> None:
+    def interrupted(supervisor: Supervisor, worker: Worker) -> None:
         if when == "after":
-            watch(warden, worker)
-        monkeypatch.setattr(Warden, "watch", watch)
+            watch(supervisor, worker)
+        monkeypatch.setattr(Supervisor, "watch", watch)
         raise KeyboardInterrupt
 
     before = child_processes()
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
-        monkeypatch.setattr(Warden, "watch", interrupted)
+        monkeypatch.setattr(Supervisor, "watch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             muna.predictions.create(number_of_worker, runner="process")
         assert child_processes() == before

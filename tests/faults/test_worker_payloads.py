@@ -51,9 +51,9 @@ from engine._wire import pieces as _pieces
 from engine._wire import segments as _segments
 from engine._wire import targets as _targets
 from engine._wire.by_name import is_importable
-from engine._wire.frames import ITEM, pack, pack_order
+from engine._wire.frames import ITEM, pack, pack_command
 from engine._wire.segments import WORTH, Segment
-from engine._worker.pipe import Link
+from engine._worker.pipe import Pipe
 from engine.runners.process import runner as process
 from engine.runners.process import worker as workers
 from tests.conftest import child_processes
@@ -270,8 +270,8 @@ def test_a_call_that_fails_on_its_way_leaves_no_false_note_of_what_its_worker_ha
     with Engine(discover=False, workers=1, grace=0.1) as muna:
         assert muna.predictions.create(gives_back, {"value": 1}, runner="process").value == 1
         if what == "packing":
-            interrupted = Interrupted(pack_order, is_late=when == "after")
-            monkeypatch.setattr(process, "pack_order", interrupted)
+            interrupted = Interrupted(pack_command, is_late=when == "after")
+            monkeypatch.setattr(process, "pack_command", interrupted)
         elif what == "sending":
             once = Interrupted(workers.Worker.send, is_late=when == "after")
             monkeypatch.setattr(workers.Worker, "send", lambda *args: once(*args))  # noqa: PLW0108 - a function binds
@@ -752,13 +752,13 @@ import annotationlib
 def helper(x: Missing) -> Missing: return x
 def lazy(x: Missing = 1) -> Missing:
     texts = annotationlib.Format.STRING
-    return helper(x), [annotationlib.get_annotations(each, format=texts) for each in (lazy, helper, Holder)]
-class Holder:
+    return helper(x), [annotationlib.get_annotations(each, format=texts) for each in (lazy, helper, Lease)]
+class Lease:
     size: Missing = 2
     also: int = 3
     def predict(self, x: Missing = 1) -> Missing:
         return self.size + x
-NEWER += [(lazy, {}, [lazy()]), (Holder, {}, [3])]
+NEWER += [(lazy, {}, [lazy()]), (Lease, {}, [3])]
 ''')
 if sys.version_info >= (3, 15):
     exec('''
@@ -1654,7 +1654,7 @@ TRIPS = {
     "named-tuple": Trip(luggage.Named(1)),
     "dataclass": Trip(luggage.Point(1)),
     "frozen-dataclass": Trip(luggage.Fixed(1)),
-    "attrs": Trip(luggage.Line([1, luggage.Line(2)])),
+    "attrs": Trip(luggage.WaitQueue([1, luggage.WaitQueue(2)])),
     "dict-subclass": Trip(luggage.Many(a=1)),
     "pydantic": Trip(Shape(x=1)),
     "exception": Trip(ValueError("a value"), shown=repr),
@@ -1871,7 +1871,7 @@ def speak(data: bytes) -> Callable[[], Iterator[int]]:
 
     def speaks() -> Iterator[int]:
         yield os.getpid()
-        (link,) = [each for each in gc.get_objects() if type(each) is Link]
+        (link,) = [each for each in gc.get_objects() if type(each) is Pipe]
         os.write(link.answers, data)
         time.sleep(AGES)
         yield 2

@@ -31,7 +31,7 @@ from engine import Engine, EngineClosedError, NestingError, PredictionCancelledE
 from engine._wire.frames import DONE, ITEM, ITEMS
 from engine.runners.process import inlet as wire_module
 from engine.runners.process import runner as process
-from engine.runners.process.inlet import Wire
+from engine.runners.process.inlet import Inlet
 from engine.runners.process.worker import Worker
 from tests.conftest import child_processes
 from tests.faults import workers
@@ -1058,7 +1058,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
         aside = runner.aside
 
         def interrupted(channel: Any, work: Callable[[], None]) -> None:
-            if not isinstance(channel, Wire):
+            if not isinstance(channel, Inlet):
                 return aside(channel, work)
             if moment == "after":
                 aside(channel, work)
@@ -1177,10 +1177,10 @@ def test_a_reader_of_a_call_that_its_runner_stopped_hears_of_a_cancellation_at_o
     """It waits for what its worker still says, which may be long in coming."""
     monkeypatch.setattr(wire_module, "BOUND", 10 * LIMIT)
     dispatcher: Any = object()
-    wire = Wire(None, "@tests/stopped", dispatcher)
-    wire.request_stop()
-    with Elsewhere(lambda: asyncio.run(wire.wait_task()) if is_async else wire.wait()):
-        eventually(lambda: wire.closers, "the reader waits")
-        assert wire.claim("cancelled")
-        wire.is_over = True
-        wire.request_stop()
+    inlet = Inlet(None, "@tests/stopped", dispatcher)
+    inlet.request_stop()
+    with Elsewhere(lambda: asyncio.run(inlet.wait_task()) if is_async else inlet.wait()):
+        eventually(lambda: inlet.closers, "the reader waits")
+        assert inlet.claim("cancelled")
+        inlet.is_over = True
+        inlet.request_stop()

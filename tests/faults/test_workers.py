@@ -28,9 +28,9 @@ from engine._wire.frames import DONE, ITEM, ITEMS
 from engine.runners import parking as _parking
 from engine.runners.process import inlet as wire_module
 from engine.runners.process import runner as process
-from engine.runners.process.inlet import Wire
+from engine.runners.process.inlet import Inlet
 from engine.runners.process.spawn import start_worker
-from engine.runners.process.supervisor import Warden
+from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
 from tests.conftest import child_processes, open_descriptors
 from tests.faults import workers
@@ -350,16 +350,16 @@ def test_a_worker_killed_after_it_was_told_and_before_it_read_it_is_replaced_and
 def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_nobody_waiting_for_it(
     consumer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The warden may be faster than the thread that found the pipe closed and told it so."""
+    """The supervisor may be faster than the thread that found the pipe closed and told it so."""
     journal = Journal(tmp_path / "journal")
-    see_to = Warden.see_to
+    see_to = Supervisor.see_to
 
-    def see_to_it_at_once(warden: Warden, wire: Wire) -> None:
-        see_to(warden, wire)
-        if threading.current_thread() is not warden._thread:  # else the warden was the one that found it closed
-            eventually(lambda: wire.is_sent and not wire.is_cut, "the call is sent to another worker")
+    def see_to_it_at_once(supervisor: Supervisor, inlet: Inlet) -> None:
+        see_to(supervisor, inlet)
+        if threading.current_thread() is not supervisor._thread:  # else the supervisor was the one that found it closed
+            eventually(lambda: inlet.is_sent and not inlet.is_cut, "the call is sent to another worker")
 
-    monkeypatch.setattr(Warden, "see_to", see_to_it_at_once)
+    monkeypatch.setattr(Supervisor, "see_to", see_to_it_at_once)
 
     async def scenario(consumer: Consumer) -> None:
         pid = (await consumer.create(number_of_worker)).value
@@ -386,31 +386,31 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
     """Between the look that finds no worker to hear and the sleep that follows, there may be one."""
     journal = Journal(tmp_path / "journal")
     is_held, is_at_rest = threading.Event(), threading.Event()
-    park_thread, watch = _parking.park_thread, Wire._watch
+    park_thread, watch = _parking.park_thread, Inlet._watch
 
     def hold(_nothing: None) -> None:
-        """The warden sees to nothing until the reader is about to sleep."""
+        """The supervisor sees to nothing until the reader is about to sleep."""
         is_held.set()
         is_at_rest.wait(GRACE)
 
-    def let_it_be_replaced(wire: Wire) -> None:
-        if wire.is_cut:
+    def let_it_be_replaced(inlet: Inlet) -> None:
+        if inlet.is_cut:
             is_at_rest.set()
-            eventually(lambda: wire.is_sent and not wire.is_cut, "the call is sent to another worker")
+            eventually(lambda: inlet.is_sent and not inlet.is_cut, "the call is sent to another worker")
 
     def park_late(parked: Any, is_news: Any, seconds: float, ready: Any = None) -> None:
-        wire = getattr(is_news, "__self__", None)
-        if isinstance(wire, Wire):
-            let_it_be_replaced(wire)
+        inlet = getattr(is_news, "__self__", None)
+        if isinstance(inlet, Inlet):
+            let_it_be_replaced(inlet)
         park_thread(parked, is_news, seconds, ready)
 
-    def watch_early(wire: Wire, loop: Any) -> None:
-        watch(wire, loop)
-        let_it_be_replaced(wire)
+    def watch_early(inlet: Inlet, loop: Any) -> None:
+        watch(inlet, loop)
+        let_it_be_replaced(inlet)
 
     monkeypatch.setattr(wire_module, "BOUND", 1000.0)  # so that whoever is not woken hangs
     monkeypatch.setattr(wire_module, "park_thread", park_late)
-    monkeypatch.setattr(Wire, "_watch", watch_early)
+    monkeypatch.setattr(Inlet, "_watch", watch_early)
 
     async def scenario(consumer: Consumer) -> None:
         pid = (await consumer.create(number_of_worker)).value
@@ -421,7 +421,7 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
 
         def kill_once_told() -> None:
             eventually(worker.unread, "the order is sent")
-            runner._warden.post(hold, None)
+            runner._supervisor.post(hold, None)
             assert is_held.wait(GRACE)
             kill(pid)
 
@@ -471,7 +471,7 @@ def test_a_second_reader_waits_until_a_call_whose_worker_died_idle_was_sent_to_a
 
         def let_another_read(worker: Worker) -> None:
             second.__enter__()
-            eventually(lambda: worker.wire is None or worker.wire.consumers, "the second reader waits")
+            eventually(lambda: worker.inlet is None or worker.inlet.consumers, "the second reader waits")
 
         await consumer.create(number_of_worker)
         once_sending(monkeypatch, let_another_read)
@@ -494,15 +494,15 @@ def test_a_call_that_is_stopped_while_it_is_sent_to_a_worker_that_is_gone_ends_o
     journal = Journal(tmp_path / "journal")
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         process_of(muna)
-        warden = muna._workers()._warden
+        supervisor = muna._workers()._supervisor
         stream = muna.predictions.stream(predictor_with("gen", Trouble(journal)), runner="process")
 
         def stop(worker: Worker) -> None:
             is_seen_to = threading.Event()
             if is_noticed:
-                eventually(lambda: worker not in warden._workers, "the warden knows that it is over")
+                eventually(lambda: worker not in supervisor._workers, "the warden knows that it is over")
             stream.cancel()
-            warden.post(lambda _nothing: is_seen_to.set(), None)
+            supervisor.post(lambda _nothing: is_seen_to.set(), None)
             assert is_seen_to.wait(GRACE)
 
         once_sending(monkeypatch, stop)
@@ -563,16 +563,16 @@ def test_an_event_loop_hears_the_worker_that_takes_the_descriptors_of_one_that_w
 
     async def with_a_worker_that_goes(muna: Engine, *ends: int) -> None:
         first = (await muna.predictions.acreate(number_of_worker, runner="process")).value
-        warden = muna._workers()._warden
+        supervisor = muna._workers()._supervisor
         (worker,) = muna._workers()._pool.workers
         was = worker.answers
 
         def lose_it() -> None:
             kill(worker.pid)
             for _ in range(3):  # by then it is noticed, and closed if that can be done
-                eventually(lambda: worker not in warden._workers, "the warden knows that it is over")
+                eventually(lambda: worker not in supervisor._workers, "the warden knows that it is over")
                 is_seen_to = threading.Event()
-                warden.post(lambda _nothing, event=is_seen_to: event.set(), None)
+                supervisor.post(lambda _nothing, event=is_seen_to: event.set(), None)
                 assert is_seen_to.wait(GRACE)
 
         worker.registrations = Registrations(lose_it)
@@ -610,17 +610,17 @@ def test_where_an_event_loop_cannot_watch_a_worker_the_call_fails_and_the_next_i
 def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it_is_that_calls_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    watch = Wire._watch
+    watch = Inlet._watch
 
     async def scenario() -> None:
         async with Engine(discover=False, workers=1, grace=GRACE) as muna:
 
-            def lose_it(wire: Wire, loop: Any) -> None:
-                worker: Any = wire.worker
-                if worker is None or not wire.is_sent:
-                    watch(wire, loop)
+            def lose_it(inlet: Inlet, loop: Any) -> None:
+                worker: Any = inlet.worker
+                if worker is None or not inlet.is_sent:
+                    watch(inlet, loop)
                     return
-                monkeypatch.setattr(Wire, "_watch", watch)
+                monkeypatch.setattr(Inlet, "_watch", watch)
                 assert worker.registrations == {}
 
                 class Late(dict[Any, Any]):
@@ -628,15 +628,15 @@ def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it
 
                     def get(self, key: Any, default: Any = None) -> Any:
                         kill(worker.pid)
-                        eventually(lambda: wire.end is not None, "the call is lost")
+                        eventually(lambda: inlet.end is not None, "the call is lost")
                         eventually(lambda: worker.answers == -1, "the worker is closed")
                         worker.registrations = {}
                         return default
 
                 worker.registrations = Late()
-                watch(wire, loop)
+                watch(inlet, loop)
 
-            monkeypatch.setattr(Wire, "_watch", lose_it)
+            monkeypatch.setattr(Inlet, "_watch", lose_it)
             with pytest.raises(WorkerLostError):
                 await muna.predictions.acreate(workers.sleeps, runner="process")
             assert (await muna.predictions.acreate(number_of_worker, runner="process")).value in child_processes()
@@ -887,7 +887,7 @@ def is_moved_unsent(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Call
 
 
 def is_moved_unread(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]) -> None:
-    """The warden finds out that a worker died before it read its call."""
+    """The supervisor finds out that a worker died before it read its call."""
     pid = process_of(muna)
     (worker,) = muna._workers()._pool.workers
     os.kill(pid, signal.SIGSTOP)

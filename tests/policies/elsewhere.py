@@ -20,7 +20,7 @@ from typing import Any, Final
 import cloudpickle
 
 from engine import Engine
-from engine.runners import Body, Channel, End, ServedPredictor, describe
+from engine.runners import Body, Channel, Report, ServedPredictor, describe
 
 ROOT: Final = Path(__file__).parent.parent.parent
 PATIENCE: Final = 10.0  # seconds for the other process to end
@@ -47,7 +47,7 @@ class FarRunner:
         threading.Thread(target=self._own, args=(body, channel), name="far").start()
 
     def _own(self, body: Body, channel: Channel) -> None:
-        end = End()
+        end = Report()
         try:
             what, inputs = (body.call.tag, sent(body.target), body.follows), (body.args, body.kwargs, body.bind)
             number = self._ask("open", what, inputs)
@@ -58,7 +58,7 @@ class FarRunner:
                 self._ask("close", number)
         except BaseException as error:
             end.error = error
-        body.let_go()
+        body.release_slot()
         channel.finish(end)
 
     def _feed(self, number: int, channel: Channel) -> tuple[bool, Any]:
@@ -90,7 +90,7 @@ class FarRunner:
         self.end()
 
     def end(self) -> None:
-        """End the other process, if there is one."""
+        """Report the other process, if there is one."""
         if self._process is not None and self._here is not None:
             self._here.close()
             self._process.wait(PATIENCE)

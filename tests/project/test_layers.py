@@ -17,8 +17,8 @@ from engine.runners.channel import Channel, Reduction
 from engine.runners.ending import Ending
 from engine.runners.inline import InlineExecution
 from engine.runners.owned import OwnedExecution
-from engine.runners.process.inlet import Wire
-from engine.runners.task import Held, TaskExecution
+from engine.runners.process.inlet import Inlet
+from engine.runners.task import Handle, TaskExecution
 
 ROOT = Path(__file__).parent.parent.parent
 PUBLIC_MODULES = {"cli", "hookspecs", "runners", "testing"}
@@ -252,7 +252,19 @@ def test_the_engine_reads_a_wall_clock_only_to_date_a_call() -> None:
 
 @pytest.mark.parametrize(
     "hot",
-    [Ending, Channel, Reduction, Wire, Outlet, InlineExecution, TaskExecution, Held, OwnedExecution, Prediction, Call],
+    [
+        Ending,
+        Channel,
+        Reduction,
+        Inlet,
+        Outlet,
+        InlineExecution,
+        TaskExecution,
+        Handle,
+        OwnedExecution,
+        Prediction,
+        Call,
+    ],
 )
 def test_what_every_partial_passes_through_has_slots_alone(hot: type) -> None:
     """One attribute outside them doubles what a partial costs on some Pythons, and does not show on others."""

@@ -100,7 +100,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     for module in ("plugins", "sources"):
-        monkeypatch.setattr(f"engine._registry.{module}.monotonic", lambda: clock.now)
+        monkeypatch.setattr(f"engine._registry.registry.{module}.monotonic", lambda: clock.now)
     monkeypatch.setattr("engine._registry.sources.folders_now", lambda: [("folder", (clock.changed,))])
     return clock
 

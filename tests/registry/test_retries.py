@@ -86,7 +86,7 @@ def test_a_tag_that_is_not_there_is_not_looked_for_where_nothing_changed(
         looks.append(clock.now)
         return {}
 
-    monkeypatch.setattr("engine._registry.plugins.installed", installed)
+    monkeypatch.setattr("engine._registry.sources.installed", installed)
     registry = Registry()
 
     for changed in (1000, 1001):

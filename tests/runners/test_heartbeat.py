@@ -417,7 +417,7 @@ def test_what_runs_workers_is_imported_beside_the_loop(verb: str) -> None:
         import asyncio, sys, threading
         from engine import Engine, PayloadError
 
-        class Watch:
+        class Interruptions:
             seen = []
 
             def find_spec(self, name, path=None, target=None):
@@ -436,9 +436,9 @@ def test_what_runs_workers_is_imported_beside_the_loop(verb: str) -> None:
                     else:
                         await anext(muna.predictions.astream(show, inputs).values())
                 except PayloadError:
-                    print(Watch.seen)
+                    print(Interruptions.seen)
 
-        sys.meta_path.insert(0, Watch())
+        sys.meta_path.insert(0, Interruptions())
         asyncio.run(main())
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 import pytest
 
 from engine import Engine, PluginError, Predictor, current_call, hookimpl
-from engine.runners import Body, Channel, End, Runner, ServedPredictor, own
+from engine.runners import Body, Channel, Report, Runner, ServedPredictor, own
 
 PATIENCE: Final = 10.0  # seconds; only a test that fails otherwise than it should waits as long
 
@@ -95,7 +95,7 @@ class ByTheBook:
         threading.Thread(target=self._run, args=(body, channel)).start()
 
     def _run(self, body: Body, channel: Channel) -> None:
-        end = End()
+        end = Report()
         iterator = body.context.run(body.start)
         try:
             for partial in iterator:
@@ -104,7 +104,7 @@ class ByTheBook:
         except BaseException as error:
             end.error = error
         iterator.close()
-        body.let_go()
+        body.release_slot()
         channel.finish(end)
 
 

@@ -23,7 +23,7 @@ import pytest
 import engine.runners.slots
 from engine import Engine, NestingError, Predictor
 from engine.runners.parking import park_thread
-from engine.runners.slots import Patience, Slots, Ticket
+from engine.runners.slots import Patience, Slots, Waiter
 from tests.runners.process.pool_of_fakes import body_of, call_of
 
 PATIENCE: Final = 10.0  # seconds; only a test that fails waits as long
@@ -119,15 +119,15 @@ class Scene:
     def begin_call(self, thread: Thread, runner: str | None = None) -> Future[Any]:
         """Have a thread call the predictor; come back once it waits for the slot."""
         called = thread.begin(lambda: self.call(runner))
-        until(lambda: called.done() or self.ticket(thread) is not None, "the wait for the slot")
+        until(lambda: called.done() or self.waiter(thread) is not None, "the wait for the slot")
         return called
 
-    def ticket(self, thread: Thread) -> Any:
+    def waiter(self, thread: Thread) -> Any:
         return next((each for each in tuple(self.slots._queue) if each.thread is thread.itself), None)
 
     def is_in_vain(self, thread: Thread) -> bool:
         """Whether a thread that waits would be refused if it looked just now."""
-        return self.slots._blocker(self.ticket(thread)) is not None
+        return self.slots._blocker(self.waiter(thread)) is not None
 
     def pass_a_grace(self) -> None:
         self.clock.now += GRACE
@@ -160,7 +160,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
 def told_by(called: Future[Any], scene: Scene, thread: Thread) -> NestingError:
     """What a call is told that waits in vain."""
-    scene.ticket(thread).wake()
+    scene.waiter(thread).wake()
     with pytest.raises(NestingError) as caught:
         called.result(PATIENCE)
     return caught.value
@@ -388,10 +388,10 @@ def test_a_task_that_waits_for_a_sync_stream_of_its_own_thread_is_refused_after_
     async def main() -> None:
         called = asyncio.create_task(scene.muna.predictions.acreate(TAG, runner="inline"))
         await soon(lambda: scene.slots.waiting, "the wait for the slot")
-        [ticket] = scene.slots._queue
-        assert scene.slots._blocker(ticket) is None
+        [waiter] = scene.slots._queue
+        assert scene.slots._blocker(waiter) is None
         scene.pass_a_grace()
-        ticket.wake()
+        waiter.wake()
         with pytest.raises(NestingError, match="waited 30 s in vain"):
             async with asyncio.timeout(PATIENCE):
                 await called
@@ -507,7 +507,7 @@ def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_holders(
     slots = Slots("@me/it", 5)
     for _ in range(5):
         slots.take(body_of(call_of()))
-    slots._queue.extend(Ticket(call_of()) for _ in range(200))
+    slots._queue.extend(Waiter(call_of()) for _ in range(200))
     for _ in range(200):
         Patience(slots.tag, slots).report()
     [message] = [record.getMessage() for record in caplog.records]
@@ -537,5 +537,5 @@ def test_a_slot_that_could_not_be_held_is_not_lost(monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     body = body_of(call_of())
     slots.take(body)
-    body.let_go()
+    body.release_slot()
     asyncio.run(asyncio.wait_for(wait(), PATIENCE))

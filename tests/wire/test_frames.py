@@ -21,6 +21,7 @@ from engine._wire import encode as _payloads
 from engine._wire.frames import (
     _HEADER,
     _MAGIC,
+    COMMAND,
     CREDIT,
     FAILED,
     HEADER_SIZE,
@@ -29,19 +30,18 @@ from engine._wire.frames import (
     LOG,
     LONGEST,
     LONGEST_META,
-    ORDER,
     STOP,
     VERSION,
+    Command,
     Decoder,
     Frame,
-    Order,
     ProtocolError,
     pack,
+    pack_command,
     pack_credit,
-    pack_order,
     pack_stop,
+    read_command,
     read_credit,
-    read_order,
 )
 from engine._worker import outlet as _outlet
 from engine.runners import channel as _channel
@@ -83,7 +83,7 @@ def header(
 @given(
     frames=st.lists(
         st.tuples(
-            st.integers(ORDER, LOG), NUMBERS, st.binary(max_size=60), st.lists(st.binary(max_size=60), max_size=3)
+            st.integers(COMMAND, LOG), NUMBERS, st.binary(max_size=60), st.lists(st.binary(max_size=60), max_size=3)
         ),
         max_size=6,
     ),
@@ -257,7 +257,7 @@ def test_a_request_to_stop_names_its_call_and_is_written_whole_or_not_at_all(num
 
 values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 orders = st.builds(
-    Order,
+    Command,
     what=st.sampled_from(["run", "load", "unload", "describe", "leave"]),
     key=st.integers(0),
     tag=st.text(),
@@ -274,15 +274,15 @@ orders = st.builds(
     is_adaptive=st.booleans(),
     variables=st.lists(st.tuples(st.text(), st.binary())).map(tuple),
     inputs=st.none() | st.tuples(st.just(()), st.dictionaries(st.text(), values)),
-    placed=st.none() | st.tuples(st.lists(LENGTHS).map(tuple), st.integers(0), st.none() | LENGTHS),
+    location=st.none() | st.tuples(st.lists(LENGTHS).map(tuple), st.integers(0), st.none() | LENGTHS),
 )
 
 
 @given(number=NUMBERS, order=orders, rest=st.lists(st.binary(max_size=20), max_size=3))
-def test_an_order_says_everything_it_was_told(number: int, order: Order, rest: list[bytes]) -> None:
-    (frame,) = read(joined(pack_order(number, order, rest)))
-    assert (frame.kind, frame.number, bytes(frame.rest)) == (ORDER, number, joined(rest))
-    told, meant = read_order(frame), order
+def test_an_order_says_everything_it_was_told(number: int, order: Command, rest: list[bytes]) -> None:
+    (frame,) = read(joined(pack_command(number, order, rest)))
+    assert (frame.kind, frame.number, bytes(frame.rest)) == (COMMAND, number, joined(rest))
+    told, meant = read_command(frame), order
     assert attrs.astuple(told, recurse=False) == attrs.astuple(meant, recurse=False)
 
 
@@ -292,7 +292,7 @@ def test_an_order_says_everything_it_was_told(number: int, order: Order, rest: l
 )
 def test_an_order_that_cannot_be_read_is_refused(meta: bytes) -> None:
     with pytest.raises(ProtocolError, match="an order that cannot be read"):
-        read_order(Frame(ORDER, 1, meta))
+        read_command(Frame(COMMAND, 1, meta))
 
 
 @pytest.mark.fault(30)

@@ -2,7 +2,7 @@
 
 No thread stands in between. Sync code that waits for a partial waits on the pipe itself, an asyncio task is woken by
 its loop's own reader, and whoever reads a frame puts what it holds where a channel's consumers look. A call that was
-stopped, or whose worker was lost, is handed to the warden, which reads what is left and brings it to its end.
+stopped, or whose worker was lost, is handed to the supervisor, which reads what is left and brings it to its end.
 
 What the producer may make is told as a number: partials taken, plus the window, plus one while the consumer waits.
 """
@@ -25,7 +25,7 @@ from engine._wire.failures import unpack_failure
 from engine._wire.frames import CREDIT_SIZE, DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
 from engine._wire.pieces import are_small
 from engine.runners.channel import MOST
-from engine.runners.ending import End, Ending
+from engine.runners.ending import Ending, Report
 from engine.runners.parking import BOUND, park_thread, wait_until, wait_until_task, wake_all, wake_one
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from engine._predictors.body import Body
     from engine._wire.encode import Payload
-    from engine._wire.frames import Frame, Order, Placed
+    from engine._wire.frames import Command, Frame, PayloadLocation
     from engine.runners.base import Once
     from engine.runners.channel import Wake
-    from engine.runners.process.worker import Shipment, Worker
+    from engine.runners.process.worker import EncodedPredictor, Worker
 
     Aside = Callable[[Ending, Callable[[], None]], None]  # has an owner thread do something
 
@@ -50,23 +50,23 @@ _LAST: Final = 6.0  # seconds after the last rung that a killed process has to b
 class Dispatcher(Protocol):
     """What gets a call its worker, and is told what becomes of both."""
 
-    def admit(self, wire: Wire, body: Body) -> None:
+    def admit(self, inlet: Inlet, body: Body) -> None:
         """Encode a call, and take a slot and a worker for it; waits in a thread."""
         ...
 
-    async def aadmit(self, wire: Wire, body: Body) -> None:
+    async def aadmit(self, inlet: Inlet, body: Body) -> None:
         """Encode a call, and take a slot and a worker for it; waits in an asyncio task."""
         ...
 
-    def see_to(self, wire: Wire) -> None:
+    def see_to(self, inlet: Inlet) -> None:
         """A call was stopped, or its worker lost; called from anywhere, takes no lock."""
         ...
 
-    def finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
+    def finished(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001
         """The worker has nothing more to say of this call; it serves others if `keep`."""
         ...
 
-    def restart(self, wire: Wire, worker: Worker) -> None:
+    def restart(self, inlet: Inlet, worker: Worker) -> None:
         """The worker is gone and has not read the call: another is to have it."""
         ...
 
@@ -75,7 +75,7 @@ class Dispatcher(Protocol):
         ...
 
 
-class Wire(Ending):
+class Inlet(Ending):
     """The consumer's end of a channel whose owner is a worker.
 
     Args:
@@ -87,7 +87,7 @@ class Wire(Ending):
         items: partials that have come, with their latencies in ms.
         consumers: wake-ups of those who wait for news.
         body: what is to be run; until the end.
-        shipment: its predictor.
+        encoded predictor: its predictor.
         order: the call as it is sent; kept until there is an answer.
         payload: its inputs; as long.
         inputs: its inputs where they are plain; as long.
@@ -116,18 +116,18 @@ class Wire(Ending):
         "_told",
         "_window",
         "body",
+        "command",
         "consumers",
+        "encoded",
         "inputs",
         "is_adaptive",
         "is_large",
         "is_sent",
         "items",
         "number",
-        "order",
         "payload",
         "reason",
         "sending",
-        "shipment",
         "variables",
         "worker",
     )
@@ -152,8 +152,8 @@ class Wire(Ending):
         self._told = 0  # times the producer was told what it may make
         self._calm = 0  # partials to take before the producer may have to be told
         self.body: Body | None = None
-        self.shipment: Shipment | None = None
-        self.order: Order | None = None
+        self.encoded: EncodedPredictor | None = None
+        self.command: Command | None = None
         self.payload: Payload | None = None
         self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.worker: Worker | None = None
@@ -231,7 +231,7 @@ class Wire(Ending):
             start()
         elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
             self._tell(asked=1)
-        if self.stop and not self.is_over:  # its runner closes: the warden reads what its worker still says
+        if self.stop and not self.is_over:  # its runner closes: the supervisor reads what its worker still says
             wait_until(self._is_settled, self.parked(), BOUND)
         elif not self._has_news():
             self._sleep()
@@ -474,7 +474,7 @@ class Wire(Ending):
             self._cut(worker)
 
     def read_rest(self, worker: Worker) -> bool:
-        """Take in all there is, for the warden; tell whether that could be done, for a reader may be in its way."""
+        """Take in all there is, for the supervisor; tell whether that could be done, for a reader may be in its way."""
         if self._is_reading:
             worker.wake()
             sleep(_MOMENT)
@@ -487,17 +487,19 @@ class Wire(Ending):
             self._is_reading = False
         return True
 
-    def doom(self, worker: Worker) -> bool:
-        """Let the worker serve no further call, unless this one is over; for the warden, before it sends a signal."""
+    def retire(self, worker: Worker) -> bool:
+        """Let the worker serve no further call, unless this one is over; the supervisor does before it signals."""
         if self._is_reading:
             worker.wake()
             sleep(_MOMENT)
             return False
-        worker.is_doomed = worker.is_doomed or self.worker is worker  # nobody reads, so that this call is not over yet
-        return worker.is_doomed
+        worker.is_retired = (
+            worker.is_retired or self.worker is worker
+        )  # nobody reads, so that this call is not over yet
+        return worker.is_retired
 
     def _cut(self, worker: Worker) -> None:
-        """Nothing more can come from this worker: the warden finds out why, unless it has moved the call already."""
+        """Nothing more can come from this worker: the supervisor finds out why, unless the call was moved already."""
         if self._is_served_by(worker):
             self._is_cut = True
             self._dispatcher.see_to(self)
@@ -512,8 +514,8 @@ class Wire(Ending):
         if kind == LOG:  # which says nothing about this call: it may have come while the worker was free
             _log(worker, frame.meta)
             return
-        if self.order is not None:
-            self.order = self.payload = None
+        if self.command is not None:
+            self.command = self.payload = None
         if frame.number != self.number:
             raise ProtocolError(f"a frame of call {frame.number}, where call {self.number} is served")
         if kind == DONE:
@@ -532,25 +534,25 @@ class Wire(Ending):
             raise ProtocolError(f"a frame of kind {kind} from a worker")
 
     def _take_in_item(self, frame: Frame, worker: Worker) -> None:
-        latency, placed = pickle.loads(frame.meta)  # noqa: S301
+        latency, location = pickle.loads(frame.meta)  # noqa: S301
         if self.stop:
             return
-        self._leave_large(placed, frame)
+        self._leave_large(location, frame)
         try:
-            value = _value_of(placed, frame, worker)
+            value = _value_of(location, frame, worker)
         except BaseException as error:
             self._refuse(error, f"partial {self._received}", worker)
             return
         self.items.append((value, latency))
         self._received += 1
-        self._heavy += sum(placed[0])
+        self._heavy += sum(location[0])
 
     def _take_in_end(self, frame: Frame, worker: Worker) -> None:
-        latency, kept, is_one, placed, value, keep = pickle.loads(frame.meta)  # noqa: S301
-        if placed is not None and not self.stop:
-            self._leave_large(placed, frame)
+        latency, kept, is_one, location, value, keep = pickle.loads(frame.meta)  # noqa: S301
+        if location is not None and not self.stop:
+            self._leave_large(location, frame)
             try:
-                value = _value_of(placed, frame, worker)
+                value = _value_of(location, frame, worker)
             except BaseException as error:
                 self._refuse(error, "the result", worker, is_over=True)
                 return
@@ -562,32 +564,32 @@ class Wire(Ending):
             reduction.count, reduction.elapsed, is_returned = kept
             if reduction.count and not is_returned:
                 reduction.value = value
-        self._conclude(End(returned=value), worker, keep=keep)
+        self._conclude(Report(returned=value), worker, keep=keep)
 
     def _take_in_failure(self, frame: Frame, worker: Worker) -> None:
-        packed, is_bodys, is_cleanup, kept, placed, keep = pickle.loads(frame.meta)  # noqa: S301
-        if placed is not None:
-            self._leave_large(placed, frame)
+        packed, is_bodys, is_cleanup, kept, location, keep = pickle.loads(frame.meta)  # noqa: S301
+        if location is not None:
+            self._leave_large(location, frame)
         error = unpack_failure(packed, f"in worker {worker.pid}" if is_bodys else "")
         body = self.body
         if body is not None:
             body.is_started = is_bodys
             if kept is not None and body.reduction is not None:
                 body.reduction.count, body.reduction.elapsed, _ = kept
-                if placed is not None:
+                if location is not None:
                     with suppress(Exception):  # what was reduced before the failure, where it can be had
-                        body.reduction.value = _value_of(placed, frame, worker)
-        if self.shipment is not None and not is_bodys:
-            worker.unlearn(self.shipment.key)
-        self._conclude(End(error, is_cleanup=is_cleanup), worker, keep=keep)
+                        body.reduction.value = _value_of(location, frame, worker)
+        if self.encoded is not None and not is_bodys:
+            worker.unlearn(self.encoded.key)
+        self._conclude(Report(error, is_cleanup=is_cleanup), worker, keep=keep)
 
-    def _leave_large(self, placed: Placed, frame: Frame) -> None:
+    def _leave_large(self, location: PayloadLocation, frame: Frame) -> None:
         """Leave what is large to an owner thread, where an event loop reads.
 
         Raises:
             _LargeError: it does, and this is.
         """
-        if self._reader is not None and not are_small(placed[0]):
+        if self._reader is not None and not are_small(location[0]):
             raise _LargeError(frame)
 
     def _refuse(self, error: BaseException, what: str, worker: Worker, *, is_over: bool = False) -> None:
@@ -599,16 +601,16 @@ class Wire(Ending):
             traceback_of(error),
         )
         if is_over:
-            self._conclude(End(failure), worker, keep=True)
+            self._conclude(Report(failure), worker, keep=True)
         else:
             self.request_stop()
-            self._tell_end(End(failure))
+            self._tell_end(Report(failure))
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C is the caller's, but what it interrupted is lost
             raise error
 
     # The end
 
-    def _conclude(self, end: End, worker: Worker, *, keep: bool) -> None:
+    def _conclude(self, end: Report, worker: Worker, *, keep: bool) -> None:
         """The worker has nothing more to say of this call: it goes back, and whoever waits hears of the end."""
         if self.worker is None:
             return
@@ -618,39 +620,39 @@ class Wire(Ending):
             self._pass_on(end, worker, keep=keep)
             raise
 
-    def _pass_on(self, end: End, worker: Worker, *, keep: bool) -> None:
-        self.worker = worker.wire = None
+    def _pass_on(self, end: Report, worker: Worker, *, keep: bool) -> None:
+        self.worker = worker.inlet = None
         if worker.registrations:
             self._unwatch_all(worker)
         if self.stop and self.rung is None:
             self.rung = "asked"
-        self._dispatcher.finished(self, worker, keep and not worker.is_doomed)
+        self._dispatcher.finished(self, worker, keep and not worker.is_retired)
         body = self.body
         if body is not None:  # as in `_let_go`
             if body.release is not None:
-                body.let_go()
+                body.release_slot()
             self.body = None
         if self.end is None:  # else its consumer heard of another end already
             self._tell_end(end)
 
-    def _tell_end(self, end: End) -> None:
+    def _tell_end(self, end: Report) -> None:
         self.end = end
         if self.consumers:
             wake_all(self.consumers)
-        if self.closers or self.deserted is not None:
+        if self.closers or self.detached_at is not None:
             super().finish(end)
 
     def lose(self, worker: Worker) -> None:
-        """The worker is gone in the middle of the call; the warden says so, once it has read what was left."""
+        """The worker is gone in the middle of the call; the supervisor says so, once it has read what was left."""
         if self._is_unread(worker):
             self._dispatcher.restart(self, worker)
             wake_all(self.consumers)
             return
         if self.stop:
-            end = End()
+            end = Report()
         else:
             reason = self.reason or worker.how_it_ended()
-            end = End(WorkerLostError(self.label, worker.pid, reason, self._received, worker.crash_report()))
+            end = Report(WorkerLostError(self.label, worker.pid, reason, self._received, worker.crash_report()))
         self._conclude(end, worker, keep=False)
 
     def _is_unread(self, worker: Worker) -> bool:
@@ -658,13 +660,13 @@ class Wire(Ending):
 
         One that was started for this very call is not spared: it may be the call's environment that ends it.
         """
-        if self.stop or self.order is None or worker.is_untried:
+        if self.stop or self.command is None or worker.is_untried:
             return False
         return worker.unread() > self._told * CREDIT_SIZE
 
     def leave(self, worker: Worker) -> None:
         """The call is to be served by another worker than this one."""
-        self.worker = worker.wire = None
+        self.worker = worker.inlet = None
         self.number = 0
         self.is_sent = self._is_cut = False
         if worker.registrations:
@@ -674,10 +676,10 @@ class Wire(Ending):
         body = self.body
         if body is not None:
             if body.release is not None:
-                body.let_go()
+                body.release_slot()
             self.body = None  # which may refer to this
 
-    def finish(self, end: End) -> None:
+    def finish(self, end: Report) -> None:
         """The call ends before there is an answer: it was not sent, or its sending was interrupted."""
         worker, sending = self.worker, self.sending
         if sending is not None and not sending.is_first():  # it is being sent, and stopped as soon as it was
@@ -686,9 +688,9 @@ class Wire(Ending):
             self.is_sent = True
             self.request_stop()
         elif worker is not None:
-            self.worker = worker.wire = None
-            if self.shipment is not None and self.shipment.key not in worker.known:
-                worker.unlearn(self.shipment.key)  # it was chosen to have it set up, and never heard of it
+            self.worker = worker.inlet = None
+            if self.encoded is not None and self.encoded.key not in worker.known:
+                worker.unlearn(self.encoded.key)  # it was chosen to have it set up, and never heard of it
             self._dispatcher.finished(self, worker, True)  # noqa: FBT003
             self._let_go()
         else:
@@ -696,7 +698,7 @@ class Wire(Ending):
         self._tell_end(end)
 
     def request_stop(self) -> None:
-        """Ask the worker to finalise the body, and have the warden see to it.
+        """Ask the worker to finalise the body, and have the supervisor see to it.
 
         No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
         """
@@ -713,9 +715,9 @@ class Wire(Ending):
         if self.closers:  # readers are among them where it was asked to stop before, see `wait`
             wake_all(self.closers)
 
-    def desert(self) -> None:
+    def detach(self) -> None:
         """Note that the consumer has left: drop what waits to be taken, for an outcome that is kept keeps this."""
-        super().desert()
+        super().detach()
         self.items.clear()
 
     def wait_end(self, seconds: float) -> bool:
@@ -766,9 +768,9 @@ class _LargeError(Exception):
         self.frame = frame
 
 
-def _value_of(placed: Placed, frame: Frame, worker: Worker) -> Any:
+def _value_of(location: PayloadLocation, frame: Frame, worker: Worker) -> Any:
     """Rebuild what a frame brings: out of its rest, or out of shared memory."""
-    sizes, read_only, start = placed
+    sizes, read_only, start = location
     rebuild = decode if are_small(sizes) else decode_in_pieces
     if start is None:
         return rebuild(frame.rest, sizes, read_only)

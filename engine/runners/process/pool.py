@@ -21,7 +21,7 @@ import attrs
 
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError
 from engine.runners.base import DaemonThread
-from engine.runners.slots import Holder, Line, Ticket, awaiting, current_task, refuse_stopped
+from engine.runners.slots import Lease, Waiter, WaitQueue, awaiting, current_task, refuse_stopped
 
 if TYPE_CHECKING:
     import asyncio
@@ -52,7 +52,7 @@ class Need:
     only: Worker | None = None
 
 
-class WorkerLease(Holder):
+class WorkerLease(Lease):
     """What a call holds a worker by.
 
     Attributes:
@@ -66,7 +66,7 @@ class WorkerLease(Holder):
     need: Need
 
 
-class WorkerRequest(Ticket):
+class WorkerRequest(Waiter):
     """One wait for a worker.
 
     Attributes:
@@ -125,7 +125,7 @@ class WorkerQueue:
     def __init__(self) -> None:
         """Make a queue of nobody."""
         self.requests: dict[WorkerRequest, None] = {}
-        self._leases: dict[Holder, WorkerRequest] = {}
+        self._leases: dict[Lease, WorkerRequest] = {}
         self._calls: Counter[int] = Counter()
         self._tasks: Counter[weakref.ref[Any]] = Counter()
         self._threads: Counter[tuple[threading.Thread, bool]] = Counter()  # and whether a task waits there
@@ -164,8 +164,8 @@ class WorkerQueue:
             if not counter[key]:
                 del counter[key]
 
-    def may_keep(self, holder: Holder) -> bool:
-        """Whether somebody in it may keep this holder from going on; `Ticket.keeps` tells whether that is so.
+    def may_keep(self, holder: Lease) -> bool:
+        """Whether somebody in it may keep this holder from going on; `Waiter.keeps` tells whether that is so.
 
         One that stands here itself, and will hold a worker, does not keep itself from that.
         """
@@ -181,7 +181,7 @@ class WorkerQueue:
         return self._tasks[task] > (mine is not None and mine.task == task)
 
 
-class Pool(Line):
+class Pool(WaitQueue):
     """At most so many workers, started when first needed, kept for the next call.
 
     What is true whenever the lock is free, but for the moments in which `_serve` is on its way:
@@ -232,7 +232,7 @@ class Pool(Line):
         return tuple(self._workers)
 
     @property
-    def holders(self) -> tuple[Holder, ...]:
+    def holders(self) -> tuple[Lease, ...]:
         """The calls that are served just now."""
         return tuple(holder for worker in self.workers if (holder := worker.holder) is not None)
 
@@ -305,17 +305,17 @@ class Pool(Line):
 
     def _free(self, worker: Worker) -> None:
         worker.idle_since = monotonic()
-        if worker.is_doomed:  # it ended meanwhile
+        if worker.is_retired:  # it ended meanwhile
             self._remove(worker)
         elif not self._is_closed:
             self._last = worker
         worker.holder = None  # last, so that whoever is interrupted before does it once more
 
-    def forsake(self, call: Call) -> None:
+    def give_up(self, call: Call) -> None:
         """A call was interrupted while it took a worker: if one was granted to it, that is free again."""
         with self._lock:
             for worker in self.workers:
-                if worker.holder is not None and worker.holder.call is call and worker.wire is None:
+                if worker.holder is not None and worker.holder.call is call and worker.inlet is None:
                     self._take_back(worker)
         self._serve()
 
@@ -326,10 +326,10 @@ class Pool(Line):
             worker.holder = None  # as in `_free`
         self._serve()
 
-    def bury(self, worker: Worker) -> None:
+    def reap(self, worker: Worker) -> None:
         """A worker is over; whoever holds it keeps its place, finds out, and has it replaced or gives it back."""
         with self._lock:
-            worker.is_doomed = True
+            worker.is_retired = True
             if worker.holder is None:  # so no call waits for it, or for its place
                 self._remove(worker)
 
@@ -365,7 +365,7 @@ class Pool(Line):
             then(worker, None)
 
     def retire(self, since: float) -> list[Worker]:
-        """Take the workers out that were free since before the monotonic time `since`; the warden does, now and then.
+        """Take the workers out that were free since before the monotonic time `since`; the supervisor does.
 
         It also serves those who wait, for Ctrl-C may have kept from that whoever gave a worker back.
         """
@@ -472,7 +472,7 @@ class Pool(Line):
         """The free worker that suits best, `is_any` even if it keeps a class set up that this is not about."""
         if self._is_closed:
             return None
-        free = [each for each in self._workers if each.holder is None and not each.is_doomed]
+        free = [each for each in self._workers if each.holder is None and not each.is_retired]
         if need.only is not None:
             return need.only if need.only in free else None
         ready = [each for each in self._set_up(need) if each.holder is None]
@@ -576,8 +576,8 @@ class Pool(Line):
 
     # Waiting
 
-    def _enter(self, ticket: Ticket) -> None:
-        request: Any = ticket  # a pool's tickets are requests
+    def _enter(self, waiter: Waiter) -> None:
+        request: Any = waiter  # a pool's tickets are requests
         with self._lock:
             if request.gone is not None:
                 self._leave_gone(request)
@@ -592,12 +592,12 @@ class Pool(Line):
         gone.holder = None
         self._remove(gone)
 
-    def _leave(self, ticket: Ticket) -> None:
-        self._lose(ticket)
+    def _leave(self, waiter: Waiter) -> None:
+        self._lose(waiter)
         self._serve()
 
-    def _lose(self, ticket: Ticket) -> None:
-        request: Any = ticket
+    def _lose(self, waiter: Waiter) -> None:
+        request: Any = waiter
         with self._lock:
             if request.is_left:
                 return
@@ -607,8 +607,8 @@ class Pool(Line):
             if worker is not None and worker.holder is request.lease:
                 self._take_back(worker)  # whoever woke this goes on with the next
 
-    def _blocker(self, ticket: Ticket) -> Holder | None:
-        request: Any = ticket
+    def _blocker(self, waiter: Waiter) -> Lease | None:
+        request: Any = waiter
         with self._lock:
             if request.is_granted:
                 return None
@@ -623,9 +623,9 @@ class Pool(Line):
                 return None
             return next((each for each in holders if request.keeps(each)), holders[0])
 
-    def _refusal(self, ticket: Ticket, blocker: Holder) -> str:
+    def _refusal(self, waiter: Waiter, blocker: Lease) -> str:
         return (
-            f"{ticket.call.tag} would wait for ever: every worker that could serve it is held by a call that cannot go "
+            f"{waiter.call.tag} would wait for ever: every worker that could serve it is held by a call that cannot go "
             f"on before this one is over, such as {blocker}: read that stream to its end or close it before this "
             "call, or let the engine have more workers: Engine(workers=...)"
         )
@@ -642,7 +642,7 @@ class Pool(Line):
 
     # Waits that could never end
 
-    def _acceptable(self, request: WorkerRequest) -> list[Holder]:
+    def _acceptable(self, request: WorkerRequest) -> list[Lease]:
         """Who has, or will have, what it could be given; empty where it will be given a worker nobody has."""
         need = request.need
         if need.only is not None:

@@ -1,6 +1,6 @@
 """Worker processes as a place to run: what is sent to one, and when.
 
-A call goes down once, as an order with its inputs, and comes back as frames that its consumer reads itself, see `wire`.
+A call goes down once, as a command with its inputs, and comes back as frames that its consumer reads itself.
 Predictors of installed packages travel by name, others by value, once a worker. What cannot travel is refused before
 any worker is touched. This room starts nothing by itself: the first call, or `load`, starts the first worker.
 """
@@ -25,20 +25,20 @@ from engine._predictors.body import Body
 from engine._records import Call
 from engine._wire.decode import read_only_bits
 from engine._wire.encode import Payload, are_plain, encode_at_once, encode_inputs, encode_whole, encode_whole_at_once
-from engine._wire.frames import Order, pack_order
+from engine._wire.frames import Command, pack_command
 from engine._wire.picklers import refused
 from engine._wire.pieces import PIECE, Turns, are_small
 from engine._wire.segments import WORTH
 from engine._wire.snapshots import Snapshot, is_function, modules_of
 from engine._wire.targets import encode_target
 from engine.runners.base import Once, refuse_in_use
-from engine.runners.ending import End, Ending
+from engine.runners.ending import Ending, Report
 from engine.runners.parking import park_task, wake_all
-from engine.runners.process.inlet import Wire
+from engine.runners.process.inlet import Inlet
 from engine.runners.process.pool import Need, Pool
 from engine.runners.process.spawn import start_worker
-from engine.runners.process.supervisor import Warden
-from engine.runners.process.worker import Shipment, Worker
+from engine.runners.process.supervisor import Supervisor
+from engine.runners.process.worker import EncodedPredictor, Worker
 from engine.runners.slots import refuse_stopped
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from engine._records import Start
     from engine._wire.frames import Chunk
-    from engine.runners.base import ResidentPredictor
+    from engine.runners.base import Loaded
     from engine.runners.process.inlet import Aside
     from engine.runners.slots import Slots
 
@@ -85,81 +85,81 @@ class ProcessRunner:
         self._threads = threads
         self.aside: Aside = threads.run
         self._pool = Pool(most or _default_workers(), self._spawn, grace)
-        self._warden = Warden(self._pool, grace, self._leave)
-        self._shipments: dict[Any, tuple[weakref.ref[Any] | None, Shipment]] = {}
+        self._supervisor = Supervisor(self._pool, grace, self._leave)
+        self._shipments: dict[Any, tuple[weakref.ref[Any] | None, EncodedPredictor]] = {}
         self._holding: deque[tuple[Any, int]] = deque()  # those of them that keep objects of the program alive
         self._encodings: dict[Any, Ending] = {}  # predictors that are being encoded
         self._is_closing = False
-        self._leaving: list[Wire] = []
+        self._leaving: list[Inlet] = []
 
     # Opening
 
-    def open(self, body: Body, prefetch: int | None) -> Wire:
+    def open(self, body: Body, prefetch: int | None) -> Inlet:
         """Make the consumer's end of the channel of one call."""
-        return Wire(prefetch, body.call.tag, self)
+        return Inlet(prefetch, body.call.tag, self)
 
-    def admit(self, wire: Wire, body: Body) -> None:
+    def admit(self, inlet: Inlet, body: Body) -> None:
         """Encode a call, and take a slot and a worker for it, before its body starts; waits in a thread."""
-        need = self._prepare(wire, body)
+        need = self._prepare(inlet, body)
         if body.slots is not None:
             body.slots.take(body)
         try:
-            wire.worker = worker = self._pool.take(body, need)
-            worker.wire = wire
+            inlet.worker = worker = self._pool.take(body, need)
+            worker.inlet = inlet
         except BaseException:
-            self._forsake(body.call)
+            self._give_up(body.call)
             raise
 
-    async def aadmit(self, wire: Wire, body: Body) -> None:
+    async def aadmit(self, inlet: Inlet, body: Body) -> None:
         """Encode a call, and take a slot and a worker for it, before its body starts; waits in an asyncio task."""
-        need = await self._aprepare(wire, body)
+        need = await self._aprepare(inlet, body)
         if body.slots is not None:
             await body.slots.atake(body)
         try:
-            self._join(wire, await self._pool.atake(body, need))
-            data = wire.shipment.data  # type: ignore[union-attr]  # it was prepared
-            if wire.payload is not None or (data is not None and len(data) > PIECE):
-                wire.is_large = _is_large(wire)
+            self._join(inlet, await self._pool.atake(body, need))
+            data = inlet.encoded.data  # type: ignore[union-attr]  # it was prepared
+            if inlet.payload is not None or (data is not None and len(data) > PIECE):
+                inlet.is_large = _is_large(inlet)
         except BaseException:
-            self._forsake(body.call)
+            self._give_up(body.call)
             raise
 
-    def _prepare(self, wire: Wire, body: Body) -> Need:
+    def _prepare(self, inlet: Inlet, body: Body) -> Need:
         if self._is_closing:
             raise EngineClosedError
-        shipment = self.shipment(body.call.tag, body.target, body.limit, by_value=body.by_value)
+        encoded = self.encoded(body.call.tag, body.target, body.limit, by_value=body.by_value)
         if are_plain(body.args, body.kwargs):
-            wire.inputs = body.args, body.kwargs
+            inlet.inputs = body.args, body.kwargs
         else:
-            wire.payload = encode_inputs(body.args, body.kwargs, shipment.whole)
-        return self._prepared(wire, body, shipment)
+            inlet.payload = encode_inputs(body.args, body.kwargs, encoded.whole)
+        return self._prepared(inlet, body, encoded)
 
-    async def _aprepare(self, wire: Wire, body: Body) -> Need:
+    async def _aprepare(self, inlet: Inlet, body: Body) -> Need:
         """The twin of `_prepare` for an asyncio task: what is large is encoded in an owner thread."""
         if self._is_closing:
             raise EngineClosedError
-        shipment = self._known(body.call.tag, body.target, body.limit, by_value=body.by_value)
-        if shipment is None:
-            shipment = await self._ashipment(body)
+        encoded = self._known(body.call.tag, body.target, body.limit, by_value=body.by_value)
+        if encoded is None:
+            encoded = await self._aencoded_predictor(body)
         args, kwargs = body.args, body.kwargs
         if are_plain(args, kwargs):
-            wire.inputs = args, kwargs
+            inlet.inputs = args, kwargs
         else:
-            wire.payload = encode_at_once(args, kwargs, shipment.whole) or await self._in_thread(
-                body, lambda is_unwanted: encode_inputs(args, kwargs, shipment.whole, is_unwanted)
+            inlet.payload = encode_at_once(args, kwargs, encoded.whole) or await self._in_thread(
+                body, lambda is_unwanted: encode_inputs(args, kwargs, encoded.whole, is_unwanted)
             )
         if _names:
-            wire.variables = _carried_at_once(body)
-            if wire.variables is None:
-                wire.variables = await self._in_thread(body, lambda is_unwanted: _carried(body, is_unwanted))
-        return self._prepared(wire, body, shipment)
+            inlet.variables = _carried_at_once(body)
+            if inlet.variables is None:
+                inlet.variables = await self._in_thread(body, lambda is_unwanted: _carried(body, is_unwanted))
+        return self._prepared(inlet, body, encoded)
 
     @staticmethod
-    def _prepared(wire: Wire, body: Body, shipment: Shipment) -> Need:
-        wire.body = body
-        wire.shipment = shipment
+    def _prepared(inlet: Inlet, body: Body, encoded: EncodedPredictor) -> Need:
+        inlet.body = body
+        inlet.encoded = encoded
         body.function, body.target, body.args, body.kwargs = None, None, (), {}
-        need: Need = shipment.need
+        need: Need = encoded.need
         return need
 
     async def _in_thread(self, body: Body, work: Callable[[Callable[[], bool]], Any]) -> Any:
@@ -175,7 +175,7 @@ class ProcessRunner:
         """
         refuse_stopped(body.call)
         ending = Ending(body.call.tag)
-        body.nudge = ending.request_stop
+        body.recheck = ending.request_stop
         try:
             self.aside(ending, partial(copy_context().run, _tell, ending, work))
             while ending.end is None and not ending.stop:
@@ -184,7 +184,7 @@ class ProcessRunner:
             ending.request_stop()
             raise
         finally:
-            body.nudge = None
+            body.recheck = None
         end = ending.end
         if end is None or ending.stop:  # it may have seen that first, and have ended for it
             raise PredictionCancelledError(body.call.tag, body.call.id)
@@ -192,11 +192,11 @@ class ProcessRunner:
         return end.returned
 
     @staticmethod
-    def _join(wire: Wire, worker: Worker) -> None:
-        wire.worker = worker
-        worker.wire = wire
+    def _join(inlet: Inlet, worker: Worker) -> None:
+        inlet.worker = worker
+        worker.inlet = inlet
 
-    def shipment(self, tag: str, target: Any, limit: float, *, by_value: bool = False) -> Shipment:
+    def encoded(self, tag: str, target: Any, limit: float, *, by_value: bool = False) -> EncodedPredictor:
         """A predictor ready to be sent.
 
         Raises:
@@ -207,8 +207,8 @@ class ProcessRunner:
             return known
         return self._encoded(tag, target, limit, modules_of(target) if by_value else frozenset())
 
-    async def _ashipment(self, body: Body) -> Shipment:
-        """The twin of `shipment` for an asyncio task: an owner thread encodes it, once for all who wait for it.
+    async def _aencoded_predictor(self, body: Body) -> EncodedPredictor:
+        """The twin of `encoded` for an asyncio task: an owner thread encodes it, once for all who wait for it.
 
         Raises:
             PayloadError: it cannot travel.
@@ -216,7 +216,7 @@ class ProcessRunner:
         """
         call, target, limit = body.call, body.target, body.limit
         name, *_ = _name_of(call.tag, target, limit, modules_of(target) if body.by_value else frozenset())
-        made: Shipment | None = None
+        made: EncodedPredictor | None = None
         while made is None:
             mine = Ending(call.tag)
             encoding = self._encodings.setdefault(name, mine)
@@ -233,9 +233,9 @@ class ProcessRunner:
     def _encode_aside(
         self, encoding: Ending, name: Any, tag: str, target: Any, limit: float, *, by_value: bool
     ) -> None:
-        def encode(_is_unwanted: Callable[[], bool]) -> Shipment:
+        def encode(_is_unwanted: Callable[[], bool]) -> EncodedPredictor:
             try:
-                return self.shipment(tag, target, limit, by_value=by_value)
+                return self.encoded(tag, target, limit, by_value=by_value)
             finally:
                 self._encodings.pop(name, None)  # before its end is told: who finds none looks again
 
@@ -243,45 +243,45 @@ class ProcessRunner:
             self.aside(encoding, partial(copy_context().run, _tell, encoding, encode))
         except BaseException as error:
             self._encodings.pop(name, None)
-            encoding.finish(End(error))  # for those who wait for it by now
+            encoding.finish(Report(error))  # for those who wait for it by now
             raise
 
-    def _known(self, tag: str, target: Any, limit: float, *, by_value: bool) -> Shipment | None:
+    def _known(self, tag: str, target: Any, limit: float, *, by_value: bool) -> EncodedPredictor | None:
         """A predictor that is ready to be sent; `None` for one that is to be encoded, for the first time or anew."""
         if isinstance(target, str):
             name: Any = (tag, target, limit)
             found = self._shipments.get(name)
             if found is None:
-                found = self._shipments.setdefault(name, (None, _shipment(tag, target, limit)))
+                found = self._shipments.setdefault(name, (None, _encoded_predictor(tag, target, limit)))
             return found[1]
         name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
-        shipment = self._kept(name, owner)
-        if shipment is None:
+        encoded = self._kept(name, owner)
+        if encoded is None:
             return None
-        change = None if shipment.snapshot is None else shipment.snapshot.change()
+        change = None if encoded.snapshot is None else encoded.snapshot.change()
         if change is None:
-            return shipment
+            return encoded
         if is_function(target):
-            self._unlearn(shipment.key)
+            self._unlearn(encoded.key)
             return None
-        shipment.snapshot = None
+        encoded.snapshot = None
         warn(
             f"{tag}: {quote(change)} has changed since it was sent to workers, where a class or an object stays as it "
             "was: unload it there, with unload(..., runner='process'), and the next call sends it as it is now"
         )
-        return shipment
+        return encoded
 
-    def _kept(self, name: Any, owner: Any) -> Shipment | None:
+    def _kept(self, name: Any, owner: Any) -> EncodedPredictor | None:
         """What was sent of a function, class or object."""
         found = self._shipments.get(name)
         return None if found is None or found[0] is None or found[0]() is not owner else found[1]
 
-    def _encoded(self, tag: str, target: Any, limit: float, whole: frozenset[str]) -> Shipment:
+    def _encoded(self, tag: str, target: Any, limit: float, whole: frozenset[str]) -> EncodedPredictor:
         """Encode a function, class or object as it is now."""
         snapshot = Snapshot(target, whole)  # before it is: what changes meanwhile is noticed by the next call
         data = encode_target(tag, target, whole)
         name, owner, function = _name_of(tag, target, limit, whole)
-        made = _shipment(tag, None, limit, data, function)
+        made = _encoded_predictor(tag, None, limit, data, function)
         made.snapshot, made.whole = snapshot, whole
         try:
             reference = weakref.ref(owner, lambda _gone: self._forget(name, made.key))
@@ -315,14 +315,14 @@ class ProcessRunner:
         Raises:
             RuntimeError: the worker was gone, and no thread is to be had that starts another.
         """
-        wire: Any = channel
-        call, shipment = body.call, wire.shipment
+        inlet: Any = channel
+        call, encoded = body.call, inlet.encoded
         reducer = None if body.reduction is None else body.reduction.reducer
-        wire.order = Order(
+        inlet.command = Command(
             "run",
-            shipment.key,
+            encoded.key,
             call.tag,
-            shipment.text,
+            encoded.text,
             0,
             (),
             call.id,
@@ -331,125 +331,125 @@ class ProcessRunner:
             body.follows,
             body.bind,
             None if reducer is None else reducer.name,
-            wire.first_limit() if reducer is None else 0,  # it is never asked for a partial
-            wire.is_adaptive,
-            (_carried(body) if wire.variables is None else wire.variables) if _names else (),
-            wire.inputs,
+            inlet.first_limit() if reducer is None else 0,  # it is never asked for a partial
+            inlet.is_adaptive,
+            (_carried(body) if inlet.variables is None else inlet.variables) if _names else (),
+            inlet.inputs,
         )
-        if wire.is_large:
-            wire.sending = sending = Once()
-            self.aside(wire, partial(self._send_first, wire, sending))
+        if inlet.is_large:
+            inlet.sending = sending = Once()
+            self.aside(inlet, partial(self._send_first, inlet, sending))
         else:
-            self._send(wire)
+            self._send(inlet)
 
-    def _send_first(self, wire: Wire, sending: Once) -> None:
+    def _send_first(self, inlet: Inlet, sending: Once) -> None:
         """In an owner thread: send a call, unless Ctrl-C has ended it while this thread was started."""
         if sending.is_first():
-            self._send_aside(wire)
-            wire.sending = None
+            self._send_aside(inlet)
+            inlet.sending = None
 
-    def _send_aside(self, wire: Wire) -> None:
+    def _send_aside(self, inlet: Inlet) -> None:
         """In a thread of the engine's: send a call, unless it was stopped before, and have its consumers hear it."""
-        end: End | None = None
+        end: Report | None = None
         try:
-            if wire.stop:
-                end = End()
+            if inlet.stop:
+                end = Report()
             else:
-                self._send(wire)
+                self._send(inlet)
         except BaseException as error:
-            end = End(error)
+            end = Report(error)
         if end is not None:
-            wire.sending = None
-            wire.finish(end)
-        wake_all(wire.consumers)
+            inlet.sending = None
+            inlet.finish(end)
+        wake_all(inlet.consumers)
 
-    def _send(self, wire: Wire) -> None:
+    def _send(self, inlet: Inlet) -> None:
         """Send what a wire has to its worker, or to another if that is gone and has not read it."""
-        worker, order = wire.worker, wire.order
-        if worker is None or order is None:
+        worker, command = inlet.worker, inlet.command
+        if worker is None or command is None:
             raise AssertionError("a worker is taken before a call is sent")
         worker.calls += 1
-        shipment = wire.shipment
-        frame = _frame(worker, order, shipment, wire.payload)
-        wire.number = worker.calls  # from here on the worker may have it, whatever interrupts us
-        if shipment is not None and (order.forget or shipment.key not in worker.known):
+        encoded = inlet.encoded
+        frame = _frame(worker, command, encoded, inlet.payload)
+        inlet.number = worker.calls  # from here on the worker may have it, whatever interrupts us
+        if encoded is not None and (command.forget or encoded.key not in worker.known):
             # Neither before all that may fail, nor after an answer may come that says otherwise.
-            worker.learn(shipment.key, shipment.tag, order.forget)
-        if order.path is not None:
-            worker.path = list(order.path)
+            worker.learn(encoded.key, encoded.tag, command.forget)
+        if command.path is not None:
+            worker.path = list(command.path)
         is_gone = False
         try:
             worker.send(frame)
         except BrokenPipeError:
             # One that ends as soon as it is started is no reason to start more, nor is a call that was stopped.
-            is_gone = not worker.is_untried and not wire.stop
+            is_gone = not worker.is_untried and not inlet.stop
         if is_gone:
-            self._move(wire, worker)
+            self._move(inlet, worker)
             return
-        wire.is_sent = True
-        if wire.stop or self._is_closing:  # just before the worker could be asked
-            wire.request_stop()
+        inlet.is_sent = True
+        if inlet.stop or self._is_closing:  # just before the worker could be asked
+            inlet.request_stop()
 
-    def restart(self, wire: Wire, worker: Worker) -> None:
+    def restart(self, inlet: Inlet, worker: Worker) -> None:
         """Send a call elsewhere whose worker is gone and has not read it, so that no body has started."""
         try:
-            self._move(wire, worker)
+            self._move(inlet, worker)
         except BaseException as error:
-            wire.finish(End(error))
+            inlet.finish(Report(error))
 
-    def _move(self, wire: Wire, worker: Worker) -> None:
+    def _move(self, inlet: Inlet, worker: Worker) -> None:
         """Have a call whose worker is gone get another; a thread of the pool's sends it on."""
         try:
-            body = wire.body
-            wire.leave(worker)
+            body = inlet.body
+            inlet.leave(worker)
             if body is None:
                 raise AssertionError("a call that is over is sent nowhere")  # noqa: TRY301 - undone below
-            self._pool.replace(worker, body, partial(self._moved, wire))
+            self._pool.replace(worker, body, partial(self._moved, inlet))
         except BaseException:
             self._pool.drop(worker)  # it and nothing else: that thread may have begun, and what it got is not ours
             if self._is_closing:
-                self._warden.close()
+                self._supervisor.close()
             raise
 
-    def _moved(self, wire: Wire, worker: Worker | None, error: BaseException | None) -> None:
+    def _moved(self, inlet: Inlet, worker: Worker | None, error: BaseException | None) -> None:
         """In a thread of the pool's: a call has another worker, or gets none."""
-        if worker is None or wire.stop or wire.end is not None:
+        if worker is None or inlet.stop or inlet.end is not None:
             if worker is not None:
                 self._pool.give(worker)
-            if wire.end is None:
-                wire.finish(End(None if wire.stop else error))
+            if inlet.end is None:
+                inlet.finish(Report(None if inlet.stop else error))
             return
-        self._join(wire, worker)
-        self._send_aside(wire)
+        self._join(inlet, worker)
+        self._send_aside(inlet)
 
     def _spawn(self) -> Worker:
         worker = start_worker(self._start)
         try:
             if self._is_closing:
-                raise EngineClosedError  # noqa: TRY301 - as the warden does a moment later
-            self._warden.watch(worker)
-        except BaseException:  # Ctrl-C, or the warden is gone: nobody else knows of it
+                raise EngineClosedError  # noqa: TRY301 - as the supervisor does a moment later
+            self._supervisor.watch(worker)
+        except BaseException:  # Ctrl-C, or the supervisor is gone: nobody else knows of it
             worker.is_new = False
             worker.end_now()
             raise
         return worker
 
-    def _forsake(self, call: Call) -> None:
+    def _give_up(self, call: Call) -> None:
         """A call gave up: the worker that may have been granted to it is free, or has to end if the engine closes."""
-        self._pool.forsake(call)
+        self._pool.give_up(call)
         if self._is_closing:
-            self._warden.close()
+            self._supervisor.close()
 
-    def see_to(self, wire: Wire) -> None:
+    def see_to(self, inlet: Inlet) -> None:
         """A call was stopped, or its worker lost; called from anywhere, takes no lock."""
-        self._warden.see_to(wire)
+        self._supervisor.see_to(inlet)
 
-    def finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001
+    def finished(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001
         """A worker has nothing more to say of a call; it serves others if `keep`."""
-        shipment = wire.shipment
-        if shipment is not None and not shipment.is_kept:
-            worker.forgotten.append(shipment.key)
-        body = wire.body
+        encoded = inlet.encoded
+        if encoded is not None and not encoded.is_kept:
+            worker.forgotten.append(encoded.key)
+        body = inlet.body
         if not keep:
             self._pool.drop(worker)
         elif worker.holder is not None and body is not None and worker.holder.call is body.call:
@@ -457,7 +457,7 @@ class ProcessRunner:
                 worker.inbound.trim()
             self._pool.give(worker)
         if self._is_closing:
-            self._warden.close()
+            self._supervisor.close()
 
     # Requests
 
@@ -467,46 +467,46 @@ class ProcessRunner:
         Raises:
             BaseException: what the import raised.
         """
-        return self._request(Order("describe", tag=tag, text=text), None, Need())
+        return self._request(Command("describe", tag=tag, text=text), None, Need())
 
-    def load(self, resident: ResidentPredictor) -> None:
+    def load(self, loaded: Loaded) -> None:
         """Have a worker import a predictor, or get it, and set it up if it is a class.
 
         Raises:
             BaseException: what its import, constructor or `setup` raised.
         """
-        profile = resident.profile
-        shipment = self.shipment(profile.tag, resident.target, profile.set_up_limit, by_value=profile.by_value)
-        order = Order("load", shipment.key, profile.tag, shipment.text)
-        self._request(order, shipment, shipment.need, resident.slots_elsewhere[self.name])
+        profile = loaded.profile
+        encoded = self.encoded(profile.tag, loaded.target, profile.set_up_limit, by_value=profile.by_value)
+        command = Command("load", encoded.key, profile.tag, encoded.text)
+        self._request(command, encoded, encoded.need, loaded.slots_elsewhere[self.name])
 
-    def unload(self, resident: ResidentPredictor) -> None:
+    def unload(self, loaded: Loaded) -> None:
         """Have every worker tear a class predictor down that has it set up, once its calls are over.
 
         Raises:
             EngineError: a call still uses it after the grace.
             BaseException: what `teardown` raised.
         """
-        profile, target = resident.profile, resident.target
+        profile, target = loaded.profile, loaded.target
         tag, limit, by_value = profile.tag, profile.set_up_limit, profile.by_value
         name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
-        shipment = self._kept(name, owner) or self.shipment(tag, target, limit, by_value=by_value)
-        refuse_in_use(tag, resident.slots_elsewhere[self.name], self._grace)
+        encoded = self._kept(name, owner) or self.encoded(tag, target, limit, by_value=by_value)
+        refuse_in_use(tag, loaded.slots_elsewhere[self.name], self._grace)
         for worker in self._pool.workers:
-            if shipment.key in worker.set_up:
-                self._unload(worker, shipment)
-        if shipment.data is not None and not is_function(target):
-            self._forget(name, shipment.key)  # the next call sends it as it is then
+            if encoded.key in worker.set_up:
+                self._unload(worker, encoded)
+        if encoded.data is not None and not is_function(target):
+            self._forget(name, encoded.key)  # the next call sends it as it is then
 
-    def _unload(self, worker: Worker, shipment: Shipment) -> None:
+    def _unload(self, worker: Worker, encoded: EncodedPredictor) -> None:
         """Unload from one worker; one that serves another predictor for long does it before its next call."""
         try:
-            order = Order("unload", shipment.key, shipment.tag)
-            self._request(order, None, Need(only=worker), patience=self._grace)
+            command = Command("unload", encoded.key, encoded.tag)
+            self._request(command, None, Need(only=worker), patience=self._grace)
         except PredictionCancelledError:
-            worker.forgotten.append(shipment.key)
+            worker.forgotten.append(encoded.key)
         else:
-            worker.unlearn(shipment.key)
+            worker.unlearn(encoded.key)
 
     def loaded(self) -> set[str]:
         """Tags of predictors that a worker has; plain callables have none."""
@@ -514,8 +514,8 @@ class ProcessRunner:
 
     def _request(
         self,
-        order: Order,
-        shipment: Shipment | None,
+        command: Command,
+        encoded: EncodedPredictor | None,
         need: Need,
         slots: Slots | None = None,
         patience: float | None = None,
@@ -525,49 +525,49 @@ class ProcessRunner:
         Raises:
             PredictionCancelledError: no worker was free for `patience` seconds.
         """
-        body = Body(Call(order.tag, self.name, None), None, (), {}, False, None)  # type: ignore[arg-type]  # noqa: FBT003
-        wire = self.open(body, None)
-        wire.body, wire.shipment, wire.order = body, shipment, order
+        body = Body(Call(command.tag, self.name, None), None, (), {}, False, None)  # type: ignore[arg-type]  # noqa: FBT003
+        inlet = self.open(body, None)
+        inlet.body, inlet.encoded, inlet.command = body, encoded, command
         if slots is not None:
             slots.take(body)
         try:
             with _giving_up(body, patience):
-                self._join(wire, self._pool.take(body, need))
-            self._send(wire)
-            while wire.end is None:
-                wire.wait()
-                if wire.stop:
-                    wire.wait_end(self._grace)
+                self._join(inlet, self._pool.take(body, need))
+            self._send(inlet)
+            while inlet.end is None:
+                inlet.wait()
+                if inlet.stop:
+                    inlet.wait_end(self._grace)
         except BaseException:
-            wire.finish(End())
-            self._forsake(body.call)
+            inlet.finish(Report())
+            self._give_up(body.call)
             raise
-        if wire.stop:
+        if inlet.stop:
             raise EngineClosedError
-        if wire.end.error is not None:
-            raise wire.end.error
-        return wire.end.returned
+        if inlet.end.error is not None:
+            raise inlet.end.error
+        return inlet.end.returned
 
     # Closing
 
-    def _leave(self, worker: Worker) -> Wire:
+    def _leave(self, worker: Worker) -> Inlet:
         """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
-        wire = Wire(None, f"worker {worker.pid}", _Leaving(self.aside))
-        self._join(wire, worker)
+        inlet = Inlet(None, f"worker {worker.pid}", _Leaving(self.aside))
+        self._join(inlet, worker)
         if self._is_closing:
-            self._leaving.append(wire)
+            self._leaving.append(inlet)
         else:
-            wire.desert()  # nobody waits for it: what its teardown raises goes to the log
+            inlet.detach()  # nobody waits for it: what its teardown raises goes to the log
         worker.calls += 1
-        wire.number = worker.calls
-        wire.is_sent = True
-        worker.send(pack_order(wire.number, Order("leave")))
-        return wire
+        inlet.number = worker.calls
+        inlet.is_sent = True
+        worker.send(pack_command(inlet.number, Command("leave")))
+        return inlet
 
     @property
     def is_started(self) -> bool:
         """Whether there are workers to let go."""
-        return self._warden.is_started
+        return self._supervisor.is_started
 
     def close(self, grace: float) -> list[BaseException]:
         """Stop what runs, tear down what is set up, and end every worker; within a few times `grace` seconds.
@@ -579,17 +579,17 @@ class ProcessRunner:
         self._pool.close()
         self.close_soon()
         self._pool.join(4 * grace + 12.0)
-        self._warden.close()  # what was started last has to end, too
-        self._warden.join(max(0.0, deadline - monotonic()))
+        self._supervisor.close()  # what was started last has to end, too
+        self._supervisor.join(max(0.0, deadline - monotonic()))
         self._threads.close(grace)
-        errors = [wire.end.error for wire in self._leaving if wire.end is not None and wire.end.error is not None]
+        errors = [inlet.end.error for inlet in self._leaving if inlet.end is not None and inlet.end.error is not None]
         return [each for each in errors if not isinstance(each, WorkerLostError)]
 
     def close_soon(self) -> None:
         """Have workers and threads end, without waiting; takes no lock, so that a collector may do it."""
         self._is_closing = True
-        self._warden.post(self._close_pool, None)
-        self._warden.close()
+        self._supervisor.post(self._close_pool, None)
+        self._supervisor.close()
         self._threads.close(0.0)
 
     def _close_pool(self, _nothing: None) -> None:
@@ -598,7 +598,7 @@ class ProcessRunner:
     def abandon(self) -> None:
         """In a forked child: the workers are the parent's, and no stream that was opened there gets one."""
         self._is_closing = True
-        self._warden.abandon()
+        self._supervisor.abandon()
 
 
 @contextlib.contextmanager
@@ -610,8 +610,8 @@ def _giving_up(body: Body, seconds: float | None) -> Iterator[None]:
 
     def give_up() -> None:
         body.call.stopping = True
-        if body.nudge is not None:
-            body.nudge()
+        if body.recheck is not None:
+            body.recheck()
 
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
@@ -630,9 +630,11 @@ def _name_of(tag: str, target: Any, limit: float, whole: frozenset[str]) -> tupl
     return (tag, id(owner), id(function), limit, whole), owner, function
 
 
-def _shipment(tag: str, text: str | None, limit: float, data: bytes | None = None, function: Any = None) -> Shipment:
+def _encoded_predictor(
+    tag: str, text: str | None, limit: float, data: bytes | None = None, function: Any = None
+) -> EncodedPredictor:
     key = next(_keys)
-    return Shipment(key, tag, text, limit, Need(key, limit), data=data, function=function)
+    return EncodedPredictor(key, tag, text, limit, Need(key, limit), data=data, function=function)
 
 
 class _Leaving:
@@ -643,35 +645,35 @@ class _Leaving:
     def __init__(self, aside: Aside) -> None:
         self.aside = aside
 
-    def admit(self, wire: Wire, _body: Body) -> None:
-        raise AssertionError(f"{wire.label} has its worker")
+    def admit(self, inlet: Inlet, _body: Body) -> None:
+        raise AssertionError(f"{inlet.label} has its worker")
 
-    async def aadmit(self, wire: Wire, body: Body) -> None:
-        self.admit(wire, body)
+    async def aadmit(self, inlet: Inlet, body: Body) -> None:
+        self.admit(inlet, body)
 
-    def see_to(self, wire: Wire) -> None:
-        """The warden sees to its end in any case."""
+    def see_to(self, inlet: Inlet) -> None:
+        """The supervisor sees to its end in any case."""
 
-    def finished(self, wire: Wire, worker: Worker, keep: bool) -> None:  # noqa: FBT001 - as of a dispatcher
+    def finished(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001 - as of a dispatcher
         """It ends by itself."""
 
-    def restart(self, wire: Wire, worker: Worker) -> None:
+    def restart(self, inlet: Inlet, worker: Worker) -> None:
         """It is gone, as it was to be."""
 
 
-def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Payload | None) -> list[Chunk]:
+def _frame(worker: Worker, command: Command, encoded: EncodedPredictor | None, payload: Payload | None) -> list[Chunk]:
     """The bytes that tell `worker` what to do; what is large lies in shared memory then, if there is room."""
     chunks: list[Chunk] = []
-    order.path = None if worker.path == sys.path else tuple(map(str, sys.path))
-    if shipment is not None and shipment.key in worker.known and not worker.forgotten:  # as almost always
-        worker.known.move_to_end(shipment.key)
-        order.forget, order.size = (), 0
-    elif shipment is not None:
-        is_new, order.forget = worker.lesson(shipment.key)
-        order.size = 0
-        if is_new and shipment.data is not None:
-            chunks.append(shipment.data)
-            order.size = len(shipment.data)
+    command.path = None if worker.path == sys.path else tuple(map(str, sys.path))
+    if encoded is not None and encoded.key in worker.known and not worker.forgotten:  # as almost always
+        worker.known.move_to_end(encoded.key)
+        command.forget, command.size = (), 0
+    elif encoded is not None:
+        is_new, command.forget = worker.lesson(encoded.key)
+        command.size = 0
+        if is_new and encoded.data is not None:
+            chunks.append(encoded.data)
+            command.size = len(encoded.data)
     if payload is not None:
         chunks += payload.chunks
     size = sum(map(len, chunks)) if chunks else 0
@@ -683,20 +685,20 @@ def _frame(worker: Worker, order: Order, shipment: Shipment | None, payload: Pay
             worker.inbound.write(0, chunks, Turns() if size > PIECE else None)
             chunks, start = [], 0
         sizes, bits = ((), 0) if payload is None else (payload.sizes, read_only_bits(payload.buffers))
-        order.placed = sizes, bits, start
-    return _packed(worker.calls, order, chunks)
+        command.location = sizes, bits, start
+    return _packed(worker.calls, command, chunks)
 
 
-def _packed(number: int, order: Order, chunks: Sequence[Chunk]) -> list[Chunk]:
+def _packed(number: int, command: Command, chunks: Sequence[Chunk]) -> list[Chunk]:
     try:
-        return pack_order(number, order, chunks)
+        return pack_command(number, command, chunks)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if order.inputs is None:
+        if command.inputs is None:
             raise
-        encode_inputs(*order.inputs)  # raises, and names the one that cannot travel
-        raise refused("the inputs", order.inputs[1], error) from error
+        encode_inputs(*command.inputs)  # raises, and names the one that cannot travel
+        raise refused("the inputs", command.inputs[1], error) from error
 
 
 # Context variables that travel
@@ -753,7 +755,7 @@ def _carried_values(body: Body) -> list[tuple[str, Any]]:
     return [(name, context[variable]) for name, variable in tuple(_names.items()) if variable in context]
 
 
-async def _end_of(ending: Ending, body: Body) -> End:
+async def _end_of(ending: Ending, body: Body) -> Report:
     """Wait in an asyncio task, among others, for what an owner thread does.
 
     Raises:
@@ -761,17 +763,17 @@ async def _end_of(ending: Ending, body: Body) -> End:
     """
     call = body.call
     parked = ending.parked()
-    body.nudge = partial(wake_all, parked)
+    body.recheck = partial(wake_all, parked)
     try:
         while ending.end is None:
             refuse_stopped(call)
             await park_task(parked, lambda: ending.end is not None or call.stopping)
     finally:
-        body.nudge = None
+        body.recheck = None
     return ending.end
 
 
-def _raise_of(end: End) -> None:
+def _raise_of(end: Report) -> None:
     """Raise what an owner thread met, once."""
     error, end.error = end.error, None
     try:
@@ -781,20 +783,20 @@ def _raise_of(end: End) -> None:
         del error  # or this frame and the exception keep each other alive
 
 
-def _is_large(wire: Wire) -> bool:
+def _is_large(inlet: Inlet) -> bool:
     """Whether what is to be sent to a wire's worker would keep an event loop for long."""
-    payload, shipment, worker = wire.payload, wire.shipment, wire.worker
+    payload, encoded, worker = inlet.payload, inlet.encoded, inlet.worker
     if payload is not None and not are_small(payload.sizes):
         return True
-    data = None if shipment is None else shipment.data
+    data = None if encoded is None else encoded.data
     if data is None or len(data) <= PIECE:
         return False
-    return worker is None or shipment.key not in worker.known  # type: ignore[union-attr]  # it has data
+    return worker is None or encoded.key not in worker.known  # type: ignore[union-attr]  # it has data
 
 
 def _tell(ending: Ending, work: Callable[[Callable[[], bool]], Any]) -> None:
     """In an owner thread: do something, and tell what came of it."""
-    end = End()
+    end = Report()
     try:
         end.returned = work(lambda: ending.stop)
     except BaseException as error:

@@ -1,9 +1,9 @@
 """One thread an engine that sees to its workers when nobody else does: stops, losses, ends, and idleness.
 
 A call that was stopped climbs a ladder: its worker is asked; after the grace it gets SIGTERM, which raises in its main
-thread so that `finally` can run; after the next it gets SIGKILL. The warden reads what the worker still says meanwhile,
-reaps every process, closes what led to it, and lets idle ones go. What is posted to it comes through a queue that
-collectors and signal handlers may use.
+thread so that `finally` can run; after the next it gets SIGKILL. The supervisor reads what the worker still says
+meanwhile, reaps every process, closes what led to it, and ends idle ones. What is posted to it comes through a queue
+that collectors and signal handlers may use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine.runners.base import DaemonThread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.runners.process.inlet import Wire
+    from engine.runners.process.inlet import Inlet
     from engine.runners.process.pool import Pool
     from engine.runners.process.worker import Worker
 
@@ -38,7 +38,7 @@ _PATIENCE: Final = 5.0  # seconds after SIGKILL before a process that is still t
 
 
 @attrs.define(eq=False)
-class _Ward:
+class _Case:
     """A worker that is to finish its call, or to end.
 
     Attributes:
@@ -50,13 +50,13 @@ class _Ward:
     """
 
     worker: Worker
-    wire: Wire | None
+    inlet: Inlet | None
     due: float
     step: int = 0
     tries: int = 0
 
 
-class Warden:
+class Supervisor:
     """Sees to the workers of one pool.
 
     Args:
@@ -65,14 +65,14 @@ class Warden:
         leave: has an idle worker tear down what it set up, and end.
     """
 
-    def __init__(self, pool: Pool, grace: float, leave: Callable[[Worker], Wire | None]) -> None:
-        """Make a warden whose thread is started with the first worker."""
+    def __init__(self, pool: Pool, grace: float, leave: Callable[[Worker], Inlet | None]) -> None:
+        """Make a supervisor whose thread is started with the first worker."""
         self._pool = pool
         self._grace = grace
         self._leave = leave
         self._posted: SimpleQueue[tuple[Callable[..., None], Any]] = SimpleQueue()
         self._workers: set[Worker] = set()
-        self._wards: dict[Worker, _Ward] = {}
+        self._cases: dict[Worker, _Case] = {}
         self._ended: list[Worker] = []  # to be closed once no event loop watches them
         self._reader = self._writer = -1
         self._thread: threading.Thread | None = None
@@ -129,9 +129,9 @@ class Warden:
             with suppress(OSError):  # it is woken already, or gone
                 os.write(self._writer, b"\0")
 
-    def see_to(self, wire: Wire) -> None:
+    def see_to(self, inlet: Inlet) -> None:
         """A call was stopped, or its worker lost; takes no lock."""
-        self.post(self._see_to, (wire, wire.worker))
+        self.post(self._see_to, (inlet, inlet.worker))
 
     def close(self) -> None:
         """Have every worker finish and end; takes no lock, and waits for nothing."""
@@ -188,9 +188,9 @@ class Warden:
         for worker in self._workers:
             if worker.exit_pipe >= 0:
                 found[worker.exit_pipe] = worker
-        for ward in self._wards.values():
-            if ward.wire is not None and ward.wire.worker is ward.worker and not ward.wire.is_cut:
-                found[ward.worker.answers] = ward.worker
+        for case in self._cases.values():
+            if case.inlet is not None and case.inlet.worker is case.worker and not case.inlet.is_cut:
+                found[case.worker.answers] = case.worker
         for descriptor in found:
             poll.register(descriptor, select.POLLIN)
         for descriptor, _ in poll.poll(self._pause() * 1000):
@@ -199,10 +199,10 @@ class Warden:
                     os.read(self._reader, 4096)
         for worker in tuple(self._workers):
             if not worker.is_alive():
-                self._bury(worker)
+                self._reap(worker)
 
     def _pause(self) -> float:
-        dues = [ward.due for ward in self._wards.values()]
+        dues = [case.due for case in self._cases.values()]
         dues += [each.idle_since + IDLE for each in self._pool.workers if each.holder is None]
         left = min(dues, default=_BOUND + monotonic()) - monotonic()
         is_blind = any(each.exit_pipe < 0 for each in self._workers)
@@ -217,63 +217,63 @@ class Warden:
     def _watch(self, worker: Worker) -> None:
         self._workers.add(worker)
 
-    def _see_to(self, case: tuple[Wire, Worker | None]) -> None:
-        wire, worker = case
-        if worker is None or wire.worker is not worker:  # it is over, or served by another by now
+    def _see_to(self, call: tuple[Inlet, Worker | None]) -> None:
+        inlet, worker = call
+        if worker is None or inlet.worker is not worker:  # it is over, or served by another by now
             return
-        if not wire.is_sent:  # its sender asks again once it is, and finds out itself that the worker is gone
+        if not inlet.is_sent:  # its sender asks again once it is, and finds out itself that the worker is gone
             return
-        ward = self._wards.get(worker)
+        case = self._cases.get(worker)
         if worker not in self._workers:  # it was over before the call was sent
-            wire.lose(worker)
-        elif wire.is_cut:  # it will end, or be killed
-            self._wards[worker] = _Ward(worker, wire, monotonic() + _MOURNING, 1 if ward is None else ward.step)
-            worker.is_doomed = True
-        elif ward is None or ward.wire is not wire:
-            self._wards[worker] = _Ward(worker, wire, monotonic() + self._grace)
+            inlet.lose(worker)
+        elif inlet.is_cut:  # it will end, or be killed
+            self._cases[worker] = _Case(worker, inlet, monotonic() + _MOURNING, 1 if case is None else case.step)
+            worker.is_retired = True
+        elif case is None or case.inlet is not inlet:
+            self._cases[worker] = _Case(worker, inlet, monotonic() + self._grace)
 
     def _climb(self) -> None:
-        for ward in tuple(self._wards.values()):
-            wire, worker = ward.wire, ward.worker
-            if wire is not None and wire.worker is worker and not wire.is_cut:
-                wire.read_rest(worker)
-            if wire is not None and wire.worker is not worker and not worker.is_doomed:
-                del self._wards[worker]  # its call is over, and it may serve others
-            elif monotonic() >= ward.due:
-                self._climb_one(ward)
+        for case in tuple(self._cases.values()):
+            inlet, worker = case.inlet, case.worker
+            if inlet is not None and inlet.worker is worker and not inlet.is_cut:
+                inlet.read_rest(worker)
+            if inlet is not None and inlet.worker is not worker and not worker.is_retired:
+                del self._cases[worker]  # its call is over, and it may serve others
+            elif monotonic() >= case.due:
+                self._climb_one(case)
 
-    def _climb_one(self, ward: _Ward) -> None:
-        worker, wire = ward.worker, ward.wire
-        if wire is not None and wire.worker is worker and not wire.doom(worker):
-            ward.tries += 1
-            if ward.tries < _TRIES:
+    def _climb_one(self, case: _Case) -> None:
+        worker, inlet = case.worker, case.inlet
+        if inlet is not None and inlet.worker is worker and not inlet.retire(worker):
+            case.tries += 1
+            if case.tries < _TRIES:
                 return
-            worker.is_doomed = True  # a reader is stuck in what the worker sent
-        ward.step += 1
-        ward.due = monotonic() + (self._grace if ward.step == 1 else _PATIENCE)
-        if ward.step == 1:
+            worker.is_retired = True  # a reader is stuck in what the worker sent
+        case.step += 1
+        case.due = monotonic() + (self._grace if case.step == 1 else _PATIENCE)
+        if case.step == 1:
             worker.signal(signal.SIGTERM)
-        elif ward.step == 2:  # noqa: PLR2004 - the second rung
+        elif case.step == 2:  # noqa: PLR2004 - the second rung
             worker.signal(signal.SIGKILL)
-            if wire is not None and wire.is_cut:
-                wire.reason = wire.reason or "it closed its pipes, and was killed"
+            if inlet is not None and inlet.is_cut:
+                inlet.reason = inlet.reason or "it closed its pipes, and was killed"
         else:
             warn(f"worker {worker.pid} is still there {_PATIENCE:.0f} s after it was killed; it is given up")
-            self._bury(worker)
+            self._reap(worker)
             return
-        if wire is not None and wire.worker is worker and wire.stop:
-            wire.rung = "terminated" if ward.step == 1 else "killed"
+        if inlet is not None and inlet.worker is worker and inlet.stop:
+            inlet.rung = "terminated" if case.step == 1 else "killed"
 
-    def _bury(self, worker: Worker) -> None:
+    def _reap(self, worker: Worker) -> None:
         """A process is over: its call hears of it, and what led to it is closed."""
-        wire = worker.wire
-        if wire is not None and wire.is_sent:
-            if not wire.is_cut and not wire.read_rest(worker):
+        inlet = worker.inlet
+        if inlet is not None and inlet.is_sent:
+            if not inlet.is_cut and not inlet.read_rest(worker):
                 return  # a reader is in the way for a moment
-            wire.lose(worker)
+            inlet.lose(worker)
         self._workers.discard(worker)
-        self._wards.pop(worker, None)
-        self._pool.bury(worker)
+        self._cases.pop(worker, None)
+        self._pool.reap(worker)
         self._ended.append(worker)
 
     # Letting go
@@ -281,15 +281,15 @@ class Warden:
     def _let_idle_ones_go(self) -> None:
         now = monotonic()
         for worker in self._pool.retire(now if self._is_closing else now - IDLE):
-            worker.is_doomed = True
+            worker.is_retired = True
             try:
-                wire = self._leave(worker)
+                inlet = self._leave(worker)
             except OSError:  # it is over already
-                wire = None
-            self._wards[worker] = _Ward(worker, wire, now + self._grace)
+                inlet = None
+            self._cases[worker] = _Case(worker, inlet, now + self._grace)
 
     def _close(self, _nothing: None) -> None:
         self._is_closing = True
         for worker in self._workers:
-            if worker.wire is not None and worker not in self._wards:
-                worker.wire.request_stop()
+            if worker.inlet is not None and worker not in self._cases:
+                worker.inlet.request_stop()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from engine._wire.frames import Chunk
     from engine._wire.snapshots import Snapshot
-    from engine.runners.slots import Holder
+    from engine.runners.slots import Lease
 
 MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
 _REPORT: Final = 8_192  # characters of a crash report
@@ -41,7 +41,7 @@ _KILLED: Final = 5.0  # seconds a killed process has to be gone
 
 
 @attrs.define(eq=False)
-class Shipment:
+class EncodedPredictor:
     """A predictor as workers get it.
 
     Attributes:
@@ -85,7 +85,7 @@ class Worker:
         calls: number of the last call or request it was given.
         path: the `sys.path` it was told last.
         unsent: what its pipe did not take yet.
-        is_doomed: whether it was told to end, so that it serves no more calls.
+        is_retired: whether it was told to end, so that it serves no more calls.
         is_new: whether it was just started, and its pool does not have it yet.
     """
 
@@ -105,9 +105,10 @@ class Worker:
         "holder",
         "idle_since",
         "inbound",
+        "inlet",
         "is_closed",
-        "is_doomed",
         "is_new",
+        "is_retired",
         "known",
         "outbound",
         "path",
@@ -120,7 +121,6 @@ class Worker:
         "unsent",
         "wake_reader",
         "wake_writer",
-        "wire",
     )
 
     def __init__(self, process: subprocess.Popen[bytes], descriptors: Mapping[str, int]) -> None:
@@ -129,8 +129,8 @@ class Worker:
         self._is_reaped_elsewhere = False
         self.pid = process.pid
         note_worker(self)
-        self.holder: Holder | None = None
-        self.wire: Any = None  # a `Wire`, which is made of what stands here
+        self.holder: Lease | None = None
+        self.inlet: Any = None  # a `Inlet`, which is made of what stands here
         self.idle_since = monotonic()
         self.known: OrderedDict[int, str] = OrderedDict()
         self.set_up: set[int] = set()
@@ -138,7 +138,7 @@ class Worker:
         self.decoder = Decoder()
         self.calls = 0
         self.path: list[str] = []
-        self.is_doomed = False
+        self.is_retired = False
         self.is_closed = False
         self.is_new = True
         self.calls_pipe = descriptors["calls"]
@@ -210,7 +210,7 @@ class Worker:
 
         An event loop that still watches the pipes keeps these until it turns again, see `unwatched`.
         """
-        if self.is_new or self.holder is not None or self.wire is not None:
+        if self.is_new or self.holder is not None or self.inlet is not None:
             return False
         watched = () if self._is_unwatched() else (self.answers, self.calls_pipe)
         self._close([each for each in self._descriptors if each not in watched])

@@ -22,7 +22,19 @@ import attrs
 from engine._wire.decode import read_only_bits
 from engine._wire.encode import encode
 from engine._wire.failures import pack_failure
-from engine._wire.frames import CREDIT, DONE, FAILED, ITEM, ITEMS, ORDER, STOP, Decoder, pack, read_credit, read_order
+from engine._wire.frames import (
+    COMMAND,
+    CREDIT,
+    DONE,
+    FAILED,
+    ITEM,
+    ITEMS,
+    STOP,
+    Decoder,
+    pack,
+    read_command,
+    read_credit,
+)
 from engine._wire.segments import Ring, Segment
 from engine.runners.process import spawn
 from engine.runners.process import worker as workers
@@ -163,7 +175,7 @@ class Far:
         near = self.near
         facts = "alive" if self.is_alive else f"exit {self.exit_code}", self.call, near.holder
         flags = [name for name in ("is_deaf", "is_silent") if getattr(self, name)]
-        flags += [name for name in ("is_new", "is_doomed", "is_closed") if getattr(near, name)]
+        flags += [name for name in ("is_new", "is_retired", "is_closed") if getattr(near, name)]
         return f"<{self.pid} {' '.join(map(str, (*facts, *flags)))}>"
 
     # What it hears
@@ -188,7 +200,7 @@ class Far:
         decoder.feed(data)
         while decoder.frames and self.is_alive:
             frame = decoder.frames.popleft()
-            if frame.kind == ORDER:
+            if frame.kind == COMMAND:
                 self._obey(frame)
             elif frame.kind == CREDIT:
                 self._allow(frame.number, *read_credit(frame))
@@ -199,7 +211,7 @@ class Far:
 
     def _obey(self, frame: Any) -> None:
         assert self.call is None or self.call.is_over, "a worker serves one call at a time"
-        order = read_order(frame)
+        order = read_command(frame)
         if order.what == "leave":
             self._leave = frame.number
             self._take_leave()
@@ -291,12 +303,12 @@ class Far:
         payload = encode(value)
         size = sum(payload.sizes)
         start = self._ring.find(call.made, size) if size >= LARGE else None
-        placed = payload.sizes, read_only_bits(payload.buffers), start
+        location = payload.sizes, read_only_bits(payload.buffers), start
         chunks = payload.chunks
         if start is not None:
             self._ring._segment.write(start, chunks)
             chunks = []
-        return b"".join(pack(ITEM, call.number, pickle.dumps((0.0, placed), 5), chunks))
+        return b"".join(pack(ITEM, call.number, pickle.dumps((0.0, location), 5), chunks))
 
     def die(self, code: int) -> None:
         """The process is over: the system closes what it had open, and tells."""

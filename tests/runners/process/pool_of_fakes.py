@@ -37,8 +37,8 @@ class Fake:
     known: dict[int, str] = attrs.field(factory=dict)
     set_up: set[int] = attrs.field(factory=set)
     is_new: bool = True
-    is_doomed: bool = False
-    wire: object = None
+    is_retired: bool = False
+    inlet: object = None
     calls: int = 0
     has: set[int] = attrs.field(factory=set)  # classes that really are set up there
 
@@ -100,8 +100,8 @@ class Scene:
     def drop(self, worker: Fake) -> None:
         self.pool.drop(cast("Worker", worker))
 
-    def bury(self, worker: Fake) -> None:
-        self.pool.bury(cast("Worker", worker))
+    def reap(self, worker: Fake) -> None:
+        self.pool.reap(cast("Worker", worker))
 
     def replacing(self, worker: Fake, body: Body | None = None) -> list[Any]:
         """Have a worker replaced; give where the pool's thread puts what it says, a worker and an error."""

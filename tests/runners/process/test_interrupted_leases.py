@@ -34,12 +34,12 @@ def test_a_call_that_was_interrupted_while_it_took_a_worker_has_none_afterwards(
     other = scene.take(Need(1))
     waiting = Consumer(scene.take)
     scene.await_waiting(1)
-    scene.pool.forsake(call)
+    scene.pool.give_up(call)
     assert waiting.join() is worker
-    scene.pool.forsake(call)
+    scene.pool.give_up(call)
     assert worker.holder is not None  # by whoever waited
-    other.wire = object()
-    scene.pool.forsake(other.holder.call)
+    other.inlet = object()
+    scene.pool.give_up(other.holder.call)
     assert other.holder is not None  # its call is about to be sent
 
 
@@ -48,7 +48,7 @@ def test_a_call_that_was_interrupted_while_its_worker_started_leaves_its_place()
     scene.fakes.trouble.append(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         scene.take(call=call)
-    scene.pool.forsake(call)
+    scene.pool.give_up(call)
     assert scene.take().name == "worker 0"
 
 
@@ -97,7 +97,7 @@ def test_wherever_ctrl_c_interrupts_whoever_has_a_worker_started_it_is_the_pools
             break
         except KeyboardInterrupt:
             interrupted += 1
-        scene.pool.forsake(call)
+        scene.pool.give_up(call)
         eventually(lambda scene=scene: not scene.pool.is_starting)  # type: ignore[misc]
         assert scene.pool.holders == ()
         assert scene.waiting() == 0
@@ -125,7 +125,7 @@ def test_wherever_ctrl_c_interrupts_whoever_gives_a_worker_back_those_who_wait_a
             is_over = False
             if worker.holder is lease:  # as a wire does that was interrupted there
                 getattr(scene, way)(worker)
-            scene.retire(-math.inf)  # as the warden does, now and then
+            scene.retire(-math.inf)  # as the supervisor does, now and then
         got = first.join()
         assert (got is worker) is (way == "give")
         scene.give(got)

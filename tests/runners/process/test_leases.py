@@ -58,7 +58,7 @@ def test_a_worker_that_ended_while_it_was_free_is_never_given_to_anybody() -> No
     scene = Scene.of(2)
     first = scene.take(Need(1))
     scene.give(first)
-    scene.bury(first)
+    scene.reap(first)
     assert scene.workers == []
     assert scene.take(Need(1)) is not first
 

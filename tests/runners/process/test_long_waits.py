@@ -24,9 +24,9 @@ def test_a_long_wait_for_a_start_alone_is_not_logged_as_if_a_call_had_the_worker
     looks: Counter[int] = Counter()
     refuse = Pool._refuse
 
-    def count_looks(self: Pool, ticket: Any) -> None:
+    def count_looks(self: Pool, waiter: Any) -> None:
         looks[id(self)] += 1
-        refuse(self, ticket)
+        refuse(self, waiter)
 
     monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)
     monkeypatch.setattr(Pool, "_refuse", count_looks)
@@ -45,9 +45,9 @@ def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any
     looks: Counter[int] = Counter()
     refuse = Pool._refuse
 
-    def count_looks(self: Pool, ticket: Any) -> None:
-        looks[id(ticket)] += 1
-        refuse(self, ticket)
+    def count_looks(self: Pool, waiter: Any) -> None:
+        looks[id(waiter)] += 1
+        refuse(self, waiter)
 
     monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)
     monkeypatch.setattr(Pool, "_refuse", count_looks)

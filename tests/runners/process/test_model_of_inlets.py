@@ -27,7 +27,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import engine.runners.process.runner
 from engine import Engine, EngineError, PredictionCancelledError, WorkerLostError
 from engine._wire.failures import pack_failure
-from engine._wire.frames import CREDIT, DONE, FAILED, HEADER_SIZE, ITEMS, ORDER, Decoder, pack, read_credit, read_order
+from engine._wire.frames import (
+    COMMAND,
+    CREDIT,
+    DONE,
+    FAILED,
+    HEADER_SIZE,
+    ITEMS,
+    Decoder,
+    pack,
+    read_command,
+    read_credit,
+)
 from engine.runners.process.spawn import _open
 from engine.runners.process.worker import Worker
 
@@ -94,8 +105,8 @@ class Fake:
         for data in iter(lambda: read_some(self.calls), b""):
             self.decoder.feed(data)
         for frame in iter(lambda: self.decoder.frames.popleft() if self.decoder.frames else None, None):
-            if frame.kind == ORDER:
-                order = read_order(frame)
+            if frame.kind == COMMAND:
+                order = read_command(frame)
                 if order.what == "leave":
                     self.say(pack(DONE, frame.number, done()))
                     self.process.die(0)

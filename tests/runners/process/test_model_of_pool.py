@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
 NEEDS: Final = (Need(1), Need(2), CLASS, Need(9, 2), Need(10, 3))
 
-WHATS: Final = ("give", "drop", "cancel", "bury", "bury busy", "retire", "start ends", "start ends", "start fails")
+WHATS: Final = ("give", "drop", "cancel", "reap", "bury busy", "retire", "start ends", "start ends", "start fails")
 
 steps: Final = st.lists(
     st.tuples(st.just("call"), st.integers(0, len(NEEDS) - 1)) | st.tuples(st.sampled_from(WHATS), st.integers(0, 9)),
@@ -126,10 +126,10 @@ class Story:
             going[choice % len(going)][2].set_result(what)
         elif what == "bury busy" and going:
             _, worker, end = going[choice % len(going)]
-            self.scene.bury(worker)
+            self.scene.reap(worker)
             end.set_result("replace" if choice % 2 else "give")
-        elif what == "bury" and idle:
-            self.scene.bury(idle[choice % len(idle)])
+        elif what == "reap" and idle:
+            self.scene.reap(idle[choice % len(idle)])
         elif what == "cancel" and waiting:
             waiting[choice % len(waiting)].cancel()
         elif what == "retire":

@@ -2,7 +2,7 @@
 answer, fall silent, talk nonsense and die, in whatever order hypothesis thinks of.
 
 No process is started: the far ends of a worker's pipes are held by `Far`, which speaks frames as a worker does and
-has them served by the test itself. Runner, pool, warden and wires are the real ones. A model of what each stream
+has them served by the test itself. Runner, pool, supervisor and inlets are the real ones. A model of what each stream
 must show is kept beside, and after every step the two are held against each other, by the promises P1 to P5.
 """
 
@@ -34,7 +34,7 @@ from engine._wire.frames import ITEM, LOG, pack
 from engine._wire.segments import Segment
 from engine.runners.process import pool
 from engine.runners.process import runner as process
-from engine.runners.process import supervisor as warden
+from engine.runners.process import supervisor as supervisor
 from engine.runners.process import worker as workers
 from tests.runners.process.far_worker import (
     NONSENSE,
@@ -80,27 +80,27 @@ class Machine(RuleBasedStateMachine):
         self.readers: list[Reader] = []
         self.fars: list[Far] = []
         self.temper = "finalises"
-        self.warden: warden.Warden | None = None
+        self.supervisor: supervisor.Supervisor | None = None
         self.is_closed = False
         self.is_broken = False  # the test has failed
         self.spawns_to_fail = 0
         self.failed_spawns = 0
         self.threads = ThreadPoolExecutor(4)
         self.patch = pytest.MonkeyPatch()
-        for module in (pool, warden, workers):
+        for module in (pool, supervisor, workers):
             self.patch.setattr(module, "monotonic", self.clock)
-        self.patch.setattr(warden, "IDLE", 1e9)
-        self.patch.setattr(warden, "_MOURNING", 0.0)
+        self.patch.setattr(supervisor, "IDLE", 1e9)
+        self.patch.setattr(supervisor, "_MOURNING", 0.0)
         self.patch.setattr(process, "start_worker", self.start_worker)
-        self.patch.setattr(process, "Warden", self.make_warden)
+        self.patch.setattr(process, "Supervisor", self.make_warden)
         self.muna = Engine(discover=False, workers=WORKERS, grace=GRACE)
         self.loop = asyncio.new_event_loop()
         self.turning = threading.Thread(target=self.loop.run_forever, name="consumer", daemon=True)
         self.turning.start()
 
-    def make_warden(self, *arguments: Any) -> warden.Warden:
-        self.warden = warden.Warden(*arguments)
-        return self.warden
+    def make_warden(self, *arguments: Any) -> supervisor.Supervisor:
+        self.supervisor = supervisor.Supervisor(*arguments)
+        return self.supervisor
 
     def start_worker(self, *_: Any) -> workers.Worker:
         if self.spawns_to_fail:
@@ -156,8 +156,8 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         """Seconds go by at once."""
         self.clock.put_on(seconds)
-        if self.warden is not None:
-            self.warden.post(lambda _: None, None)
+        if self.supervisor is not None:
+            self.supervisor.post(lambda _: None, None)
 
     def find_worker_of(self, reader: Reader) -> None:
         if reader.served is None and reader.is_begun:
@@ -534,7 +534,7 @@ class Machine(RuleBasedStateMachine):
                 assert served.limit <= reader.count + reader.most_ahead, f"a window was left: {reader}"
             if served is not None and served.is_asked:
                 assert reader.stop or reader.failure is PayloadError, f"asked to stop for nothing: {reader}"
-        serving = [far for far in self.alive() if not far.near.is_doomed]  # besides those that are on their way out
+        serving = [far for far in self.alive() if not far.near.is_retired]  # besides those that are on their way out
         assert len(serving) <= WORKERS, serving
 
     def teardown(self) -> None:
@@ -635,7 +635,7 @@ def test_what_an_idle_worker_logs_is_no_answer_to_its_next_call(machine: Machine
 def test_a_worker_granted_to_a_call_that_gives_up_while_the_engine_closes_ends_at_once(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warden, "_BOUND", 10 * LIMIT)  # or it would be found after a while
+    monkeypatch.setattr(supervisor, "_BOUND", 10 * LIMIT)  # or it would be found after a while
     machine.open_one(Plan(is_async=False, window=None, body=predict, pulls=1))
     machine.end(0, "done")
     [far] = machine.fars
@@ -647,7 +647,7 @@ def test_a_worker_granted_to_a_call_that_gives_up_while_the_engine_closes_ends_a
         taken.append(really_take(self, body, need))
         runner.close_soon()
         for _ in range(2):  # it has looked with all there was to see once it does the second
-            runner._warden.post(lambda _: looked.release(), None)
+            runner._supervisor.post(lambda _: looked.release(), None)
             assert looked.acquire(timeout=LIMIT)
         raise InterruptedError
 

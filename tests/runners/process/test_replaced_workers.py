@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 def test_a_worker_that_ended_before_its_call_was_sent_keeps_its_place_until_its_holder_had_it_replaced() -> None:
     scene = Scene.of(1)
     gone = scene.take(CLASS)
-    scene.bury(gone)
+    scene.reap(gone)
     waiting = Consumer(scene.take)
     scene.await_waiting(1)
     new = scene.replace(gone)
@@ -46,7 +46,7 @@ def test_a_worker_that_ended_before_its_call_was_sent_keeps_its_place_until_its_
 def test_a_worker_that_ended_before_its_call_was_sent_and_is_given_back_unused_is_used_no_more() -> None:
     scene = Scene.of(1)
     gone = scene.take(Need(1))
-    scene.bury(gone)
+    scene.reap(gone)
     waiting = Consumer(lambda: scene.take(Need(1)))
     scene.await_waiting(1)
     scene.give(gone)
@@ -62,7 +62,7 @@ def test_a_worker_that_is_over_as_soon_as_it_is_started_is_its_calls_who_finds_o
 ) -> None:
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
-    dead = Fake("dead", is_doomed=True)
+    dead = Fake("dead", is_retired=True)
     pool = Pool(1, lambda: cast("Worker", dead))
     assert taking(Scene(pool, scene.fakes), way).join() is dead
     pool.give(cast("Worker", dead))
@@ -76,7 +76,7 @@ def test_a_call_whose_worker_is_gone_takes_what_comes_first_before_all_who_wait(
     gone, other = scene.take(CLASS), scene.take()
     waiting = taking(scene, "sync")
     scene.fakes.gate = threading.Event()
-    scene.bury(gone)
+    scene.reap(gone)
     lease = gone.holder
     told = scene.replacing(gone)
     eventually(lambda: scene.waiting() == 2 and scene.pool.is_starting)
@@ -101,7 +101,7 @@ def test_a_call_whose_worker_is_gone_takes_what_comes_first_before_all_who_wait(
 def test_a_call_whose_worker_is_gone_is_told_why_no_other_could_be_started() -> None:
     scene = Scene.of(1)
     gone = scene.take()
-    scene.bury(gone)
+    scene.reap(gone)
     scene.fakes.trouble.append(BlockingIOError("try again"))
     with pytest.raises(BlockingIOError):
         scene.replace(gone)
@@ -114,10 +114,10 @@ def test_a_call_that_is_stopped_while_it_waits_for_another_worker_is_told_at_onc
     gone = used(scene.pool.take(body, Need()), Need())
     scene.fakes.gate = threading.Event()
     told = scene.replacing(gone, body)
-    eventually(lambda: scene.pool.is_starting and body.nudge is not None)
+    eventually(lambda: scene.pool.is_starting and body.recheck is not None)
     body.call.stopping = True
-    assert body.nudge is not None
-    body.nudge()
+    assert body.recheck is not None
+    body.recheck()
     eventually(lambda: len(told) == 2)
     assert told[0] is None
     assert isinstance(told[1], PredictionCancelledError)
@@ -152,5 +152,5 @@ def test_an_errand_for_a_certain_worker_that_is_gone_goes_to_any_other() -> None
     gone = scene.take()
     scene.give(gone)
     scene.take(Need(only=cast("Worker", gone)))
-    scene.bury(gone)
+    scene.reap(gone)
     assert scene.replace(gone) is scene.fakes.made[1]

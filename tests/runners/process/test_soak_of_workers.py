@@ -241,7 +241,7 @@ class Holdings:
     descriptors: int
     threads: int
     segments: int
-    resident: int  # bytes
+    loaded: int  # bytes
 
     @classmethod
     def take(cls) -> Holdings:
@@ -271,4 +271,4 @@ def test_nothing_is_lost_but_killed_calls_and_nothing_piles_up() -> None:
     assert after.descriptors <= before.descriptors + 16  # one worker more or less, with its pipes
     assert after.threads <= before.threads + 1
     assert after.segments <= before.segments + 2
-    assert after.resident <= before.resident + (32 << 20)
+    assert after.loaded <= before.loaded + (32 << 20)

@@ -111,12 +111,12 @@ def test_a_call_that_was_stopped_gets_no_worker_and_one_that_waits_leaves_the_li
     waiting = Consumer(lambda: scene.pool.take(body, Need(1)))
     scene.await_waiting(1)
     body.call.stopping = True
-    nudge = body.nudge
-    assert nudge is not None
-    nudge()
+    recheck = body.recheck
+    assert recheck is not None
+    recheck()
     with pytest.raises(PredictionCancelledError):
         waiting.join()
-    assert (scene.waiting(), body.nudge) == (0, None)
+    assert (scene.waiting(), body.recheck) == (0, None)
     scene.give(worker)
     with pytest.raises(PredictionCancelledError):
         scene.take(Need(1), body.call)

@@ -54,10 +54,10 @@ def test_a_call_that_is_stopped_while_its_worker_starts_does_not_wait_for_it() -
     scene, body = Scene.of(1), body_of(call_of())
     scene.fakes.gate = threading.Event()
     consumer = Consumer(lambda: scene.pool.take(body, Need()))
-    eventually(lambda: body.nudge is not None)
+    eventually(lambda: body.recheck is not None)
     body.call.stopping = True
-    assert body.nudge is not None
-    body.nudge()
+    assert body.recheck is not None
+    body.recheck()
     with pytest.raises(PredictionCancelledError):
         consumer.join()
     scene.fakes.gate.set()
@@ -167,13 +167,13 @@ def test_a_call_that_is_stopped_while_a_worker_starts_leaves_it_to_the_next(is_f
     worker = scene.take()
     scene.fakes.gate = threading.Event()
     stopped, second = taking(scene, way, body=body), taking(scene, way)
-    nudge = body.nudge
-    assert nudge is not None
+    recheck = body.recheck
+    assert recheck is not None
     body.call.stopping = True
     if is_freed:
         scene.give(worker)  # before it has looked: it gets nothing any more
         assert second.join() is worker
-    nudge()
+    recheck()
     with pytest.raises(PredictionCancelledError):
         stopped.join()
     scene.fakes.gate.set()
@@ -204,8 +204,8 @@ def test_a_call_that_was_stopped_on_a_loop_that_does_not_turn_gets_no_worker_and
             second.join()
     scene.pool.join(PATIENCE)
     assert (scene.waiting(), scene.fakes.begun) == (1, 1 if way == "give" else 2)
-    assert body.nudge is not None
-    body.nudge()
+    assert body.recheck is not None
+    body.recheck()
     with pytest.raises(PredictionCancelledError):
         loop.run_until_complete(stopped)
     loop.close()

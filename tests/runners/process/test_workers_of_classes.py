@@ -110,8 +110,8 @@ def test_a_class_whose_first_call_leaves_while_its_worker_starts_is_set_up_there
     scene.fakes.gate = threading.Event()
     first, second = taking(scene, way, CLASS, body), taking(scene, way, CLASS)
     body.call.stopping = True
-    assert body.nudge is not None
-    body.nudge()
+    assert body.recheck is not None
+    body.recheck()
     with pytest.raises(PredictionCancelledError):
         first.join()
     scene.fakes.gate.set()
