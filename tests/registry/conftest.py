@@ -18,6 +18,7 @@ import pytest
 
 from engine._errors import PredictorNotFoundError
 from engine._predictors.predictor import Predictor
+from engine._registry import plugins, sources
 from engine._registry.registry import Registry
 from engine._registry.sources import PLUGINS, PREDICTORS, Problem
 from engine.hookspecs import hookimpl
@@ -99,8 +100,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("plugins", "sources"):
-        monkeypatch.setattr(f"engine._registry.registry.{module}.monotonic", lambda: clock.now)
+    for module in (plugins, sources):
+        monkeypatch.setattr(module, "monotonic", lambda: clock.now)
     monkeypatch.setattr("engine._registry.sources.folders_now", lambda: [("folder", (clock.changed,))])
     return clock
 

@@ -10,6 +10,7 @@ import pytest
 
 from engine._errors import PredictorNotFoundError
 from engine._predictors.predictor import Predictor
+from engine._registry import plugins
 from engine._registry.registry import Registry
 from tests.registry.conftest import HALF_WAY, Clock, Site, ask_in_vain, problems_of
 
@@ -86,7 +87,7 @@ def test_a_tag_that_is_not_there_is_not_looked_for_where_nothing_changed(
         looks.append(clock.now)
         return {}
 
-    monkeypatch.setattr("engine._registry.sources.installed", installed)
+    monkeypatch.setattr(plugins, "installed", installed)
     registry = Registry()
 
     for changed in (1000, 1001):
