@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import engine.runners.process.pool
 import engine.runners.slots
 
 

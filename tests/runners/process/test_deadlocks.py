@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-import engine.runners.process.pool
 import engine.runners.slots
 from engine import NestingError
 from engine._records import Call

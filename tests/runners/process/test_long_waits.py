@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import engine.runners.process.pool
 import engine.runners.slots
 from engine.runners.process.pool import Pool
 from tests.runners.process.pool_of_fakes import Consumer, Scene, each_way, elsewhere, eventually, taking
