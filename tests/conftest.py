@@ -63,7 +63,7 @@ SCRIPTS_MEASURED: Final = frozenset(
         "test_fork.py",
         "test_help.py",
         "test_interrupts.py",
-        "test_payloads.py",
+        "test_by_value.py",
         "test_results.py",
         "test_show.py",
         "test_terminal.py",
