@@ -32,9 +32,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from engine import Engine, EngineClosedError, PayloadError, PredictionCancelledError, WorkerLostError
 from engine._wire.frames import ITEM, LOG, pack
 from engine._wire.segments import Segment
-from engine.runners.process import pool
+from engine.runners.process import pool, supervisor
 from engine.runners.process import runner as process
-from engine.runners.process import supervisor as supervisor
 from engine.runners.process import worker as workers
 from tests.runners.process.far_worker import (
     NONSENSE,
