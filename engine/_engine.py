@@ -216,7 +216,7 @@ class Engine:
     # Closing.
 
     def close(self) -> None:
-        """Report every live stream, tear class predictors down, let threads and the loop go; within the grace.
+        """End every live stream, tear class predictors down, let threads and the loop go; within the grace.
 
         A stream that was open gets one `EngineClosedError`. Closing twice does nothing; of two threads one waits for
         the other. On an event loop's own thread that loop's streams are cancelled without waiting for them.
@@ -229,7 +229,7 @@ class Engine:
         self._close(self._grace)
 
     async def aclose(self) -> None:
-        """Report what `close` ends, without blocking the event loop, and wait, within the grace, for its streams, too.
+        """End what `close` ends, without blocking the event loop, and wait, within the grace, for its streams, too.
 
         Raises:
             NestingError: a predictor of this engine calls it.

@@ -92,7 +92,7 @@ class Executor:
         self._open_calls = open_calls
         self.number = number
         self._routes: dict[str, LoadedPredictor] = {}  # tags seen before, straight to their loaded predictors
-        # Handle to change them, never to read; reentrant, for a collector may call from within.
+        # Held to change them, never to read; reentrant, for a collector may call from within.
         self._routing = threading.RLock()
         self._attempts: dict[Any, _Attempt] = {}
 

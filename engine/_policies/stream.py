@@ -92,7 +92,7 @@ class PredictionStream:
             yield from _snapshots(deferred.values(), _running(deferred.reducer))
 
     def close(self) -> None:
-        """Report the stream; when this returns, the predictor's `finally` has run (within the engine's grace).
+        """End the stream; when this returns, the predictor's `finally` has run (within the engine's grace).
 
         Raises:
             BaseException: what the predictor's clean-up raised.
@@ -213,7 +213,7 @@ class AsyncPredictionStream:
         return _Snapshots(self._execution, None if self._reducer is None else _running(self._reducer))
 
     async def aclose(self) -> None:
-        """Report the stream; when this returns, the predictor's `finally` has run (within the engine's grace).
+        """End the stream; when this returns, the predictor's `finally` has run (within the engine's grace).
 
         Raises:
             BaseException: what the predictor's clean-up raised.

@@ -100,7 +100,7 @@ class Runners:
             each.close_soon()
 
     def close(self, grace: float) -> list[BaseException]:
-        """Report what runs elsewhere, and have what plugins offered let go of what it holds; give what went wrong."""
+        """End what runs elsewhere, and have what plugins offered let go of what it holds; give what went wrong."""
         return [error for each in self for error in each.close(grace)]
 
     def close_offered(self) -> None:

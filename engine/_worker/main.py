@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def _hold_lifeline(lifeline: int) -> None:
-    """Report with the engine: the kernel sends SIGKILL when the other end closes, whatever this process does then."""
+    """End with the engine: the kernel sends SIGKILL when the other end closes, whatever this process does then."""
     if sys.platform == "linux":
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)

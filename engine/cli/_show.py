@@ -192,7 +192,7 @@ class Display:
         self._output.write(f"{printable(text) if self._is_terminal else text}\n")
 
     def end(self) -> None:
-        """Report the line that is open, if one is."""
+        """End the line that is open, if one is."""
         if self._is_open:
             self._is_open = False
             self._output.write("\n")

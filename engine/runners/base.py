@@ -446,7 +446,7 @@ class Execution(ABC):
         self.stop("cancelled", PredictionCancelledError(self.call.tag, self.call.id))
 
     def shut(self) -> None:
-        """Report because the engine closes."""
+        """End because the engine closes."""
         self.stop("closed", self.closed_error())
 
     def closed_error(self) -> EngineClosedError:
@@ -587,7 +587,7 @@ class SyncExecution(Execution):
 
     @abstractmethod
     def close(self) -> None:
-        """Report as `closed` and wait, at most the grace, until the body is finalised."""
+        """End as `closed` and wait, at most the grace, until the body is finalised."""
 
 
 class AsyncExecution(Protocol):
@@ -629,7 +629,7 @@ class AsyncExecution(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Report as `closed` and wait, at most the grace, until the body is finalised."""
+        """End as `closed` and wait, at most the grace, until the body is finalised."""
         ...
 
 

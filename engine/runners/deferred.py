@@ -68,7 +68,7 @@ class _Deferred(Generic[E]):
             execution.show_in(outcome)
 
     def _fails(self, error: BaseException) -> bool:
-        """Report because it cannot be opened; tell whether the consumer is to get `error`.
+        """End because it cannot be opened; tell whether the consumer is to get `error`.
 
         Not where its end was decided before, for of a stream's end its consumer hears once.
         """
@@ -158,7 +158,7 @@ class DeferredExecution(_Deferred["SyncExecution"]):
             yield from execution.predictions()
 
     def close(self) -> None:
-        """Report as `closed` and wait, at most the grace, until the body is finalised, if there is one."""
+        """End as `closed` and wait, at most the grace, until the body is finalised, if there is one."""
         if self._execution is None and self._ending.claim("closed"):
             self._settle()
         if self._execution is not None:
@@ -228,7 +228,7 @@ class AsyncDeferredExecution(_Deferred["AsyncExecution"]):
         return await execution.pull_prediction()
 
     async def aclose(self) -> None:
-        """Report as `closed` and wait, at most the grace, until the body is finalised, if there is one."""
+        """End as `closed` and wait, at most the grace, until the body is finalised, if there is one."""
         if self._execution is None and self._ending.claim("closed"):
             self._settle()
         if self._execution is not None:

@@ -211,7 +211,7 @@ class InlineExecution(SyncExecution):
             recheck()
 
     def close(self) -> None:
-        """Report as `closed`; wait, at most the grace, for a pull that runs in another thread.
+        """End as `closed`; wait, at most the grace, for a pull that runs in another thread.
 
         Raises:
             BaseException: what the body's clean-up raised.

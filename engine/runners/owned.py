@@ -163,7 +163,7 @@ class OwnedExecution(SyncExecution):
         return not self._is_begun and self._body.cancel_start()
 
     def _never_started(self, error: BaseException) -> bool:
-        """Report because the body cannot be started; tell whether the consumer is to get `error`.
+        """End because the body cannot be started; tell whether the consumer is to get `error`.
 
         Not where its end was decided before, for of a stream's end its consumer hears once.
         """
@@ -368,7 +368,7 @@ class OwnedExecution(SyncExecution):
         self._log_unseen(self.ending.end)
 
     def close(self) -> None:
-        """Report as `closed` and wait, at most the grace, until the body is finalised.
+        """End as `closed` and wait, at most the grace, until the body is finalised.
 
         Raises:
             BaseException: what the body's clean-up raised.
@@ -377,7 +377,7 @@ class OwnedExecution(SyncExecution):
             self._closed(self.is_inside() or self.ending.wait_end(self.grace))
 
     async def aclose(self) -> None:
-        """Report as `closed` and wait in an asyncio task, at most the grace, until the body is finalised.
+        """End as `closed` and wait in an asyncio task, at most the grace, until the body is finalised.
 
         Raises:
             BaseException: what the body's clean-up raised.
@@ -401,7 +401,7 @@ class OwnedExecution(SyncExecution):
         return is_final
 
     def _is_closing(self) -> bool:
-        """Report as `closed`; tell whether there is a body to wait for."""
+        """End as `closed`; tell whether there is a body to wait for."""
         ending = self.ending
         is_pending = ending.state == "pending"
         if not ending.claim("closed"):

@@ -382,7 +382,7 @@ class TaskExecution(Execution):
                 await self.aclose()
 
     async def aclose(self) -> None:
-        """Report as `closed`; wait, at most the grace, until the body is finalised.
+        """End as `closed`; wait, at most the grace, until the body is finalised.
 
         Raises:
             BaseException: what the body's clean-up raised.
@@ -531,7 +531,7 @@ class Handle:
         self._execution.cancel()
 
     async def aclose(self) -> None:
-        """Report as `closed` and wait, at most the grace, until the body is finalised."""
+        """End as `closed` and wait, at most the grace, until the body is finalised."""
         await self._execution.aclose()
 
     def __del__(self) -> None:

@@ -90,7 +90,7 @@ class FarRunner:
         self.end()
 
     def end(self) -> None:
-        """Report the other process, if there is one."""
+        """End the other process, if there is one."""
         if self._process is not None and self._here is not None:
             self._here.close()
             self._process.wait(PATIENCE)

@@ -122,7 +122,7 @@ class Transcribe:
 
 
 def _end(decoder: _Decoder) -> str:
-    """Report the utterance, heard out or not, and give its final text."""
+    """End the utterance, heard out or not, and give its final text."""
     decoder.end_utt()
     text = _text(decoder)
     # The mean of the features and the estimate of the noise adapt as audio is heard, and would carry over into the
