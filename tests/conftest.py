@@ -60,15 +60,17 @@ MEASURED: Final = frozenset(
 SCRIPTS_MEASURED: Final = frozenset(
     {
         "test_arguments.py",
+        "test_context_in_workers.py",
         "test_fork.py",
         "test_help.py",
         "test_interrupts.py",
         "test_by_value.py",
         "test_results.py",
         "test_show.py",
+        "test_spawn.py",
         "test_terminal.py",
+        "test_what_is_told_of_workers.py",
         "test_worker_payloads.py",
-        "test_worker_start.py",
     }
 )
 
