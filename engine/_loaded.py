@@ -23,7 +23,7 @@ from engine._predictors.normaliser import is_async
 from engine._predictors.predictor import Predictor, name_of
 from engine._predictors.profile import Profile, function_of, options_of, profile_of
 from engine._records import Call, current, current_call
-from engine._wire.description import RemoteProfile, profile_from
+from engine._wire.remote_profile import RemoteProfile, profile_from
 from engine.runners.base import in_use
 from engine.runners.parking import park_task, park_thread, wake_all
 from engine.runners.pinned import PinnedThread
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
     from contextvars import Context
 
-    from engine._wire.snapshots import Home
+    from engine._wire.target_snapshots import Home
     from engine.runners.channel import Wake
     from engine.runners.loop import LoopRunner
     from engine.runners.thread import ThreadRunner
@@ -173,7 +173,7 @@ class LoadedPredictor:
         """The text by which workers find what runs here; itself, where they would find another, or nothing."""
         home = self._home
         if home is None:
-            from engine._wire.snapshots import Home, is_function  # only what workers run needs it
+            from engine._wire.target_snapshots import Home, is_function  # only what workers run needs it
 
             home = self._home = Home(self._target, *text.split(":"))
             if self.profile.by_value or not home.is_importable():

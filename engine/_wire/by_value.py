@@ -18,11 +18,11 @@ from weakref import WeakValueDictionary
 
 import cloudpickle
 
-from engine._wire.aliases import Aliases, is_self_named
-from engine._wire.by_name import CACHED, by_reference, is_found, is_importable
+from engine._wire.by_reference import CACHED, by_reference, is_found, is_importable
 from engine._wire.main_module import MainScope, lend_name, put_names, variables_of_main
 from engine._wire.sentinels import has_own_sentinels, has_sentinels, reduced_sentinel
-from engine._wire.snapshots import global_names
+from engine._wire.target_snapshots import global_names
+from engine._wire.typing_objects import Aliases, is_self_named
 
 if TYPE_CHECKING:
     import pickle

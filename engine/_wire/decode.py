@@ -8,7 +8,7 @@ import pickle
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._wire.pieces import Source, Turns, copied
+from engine._wire.incremental import Source, Turns, copied
 from engine._wire.sentinels import find_sentinel
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from engine._errors import name_shown, quote, say
 from engine._wire.failures import (
     DEEPEST,
 )
+from engine._wire.incremental import AT_ONCE, PIECE, Pieces, UnwantedError
 from engine._wire.picklers import (
     OTHERWISE,
     PROTOCOL,
@@ -26,7 +27,6 @@ from engine._wire.picklers import (
     pickled,
     refused,
 )
-from engine._wire.pieces import AT_ONCE, PIECE, Pieces, UnwantedError
 from engine._wire.sentinels import AS_ANY_OBJECT
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._errors import PayloadError, name_shown, say
 from engine._records import traceback_of
-from engine._wire.by_name import NAMED, by_reference, is_found
+from engine._wire.by_reference import NAMED, by_reference, is_found
 from engine._wire.sentinels import note_found, reduced_sentinel, with_sentinels
 
 if TYPE_CHECKING:

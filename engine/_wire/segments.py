@@ -14,13 +14,13 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from engine._wire.pieces import copy
+from engine._wire.incremental import copy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine._wire.frames import Chunk
-    from engine._wire.pieces import Turns
+    from engine._wire.incremental import Turns
 
 WORTH: Final = 1 << 15  # bytes from which a payload goes by shared memory: below, a pipe is as fast
 LARGEST: Final = 1 << 28  # bytes up to which several partials lie side by side; a single one may be larger

@@ -18,7 +18,7 @@ import types
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._wire.by_name import by_reference, is_importable
+from engine._wire.by_reference import by_reference, is_importable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -7,11 +7,11 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from engine._errors import quote
+from engine._wire.incremental import Pieces
 from engine._wire.picklers import (
     dump,
     refused,
 )
-from engine._wire.pieces import Pieces
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -13,7 +13,7 @@ from engine._worker.process_state import end_thread, start_thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine._worker.pipe import (
+    from engine._worker.pipes import (
         Pipe,
     )
 

@@ -24,16 +24,16 @@ from engine._predictors.profile import profile_of
 from engine._records import TravelledCall, traceback_of
 from engine._reducers import BY_NAME
 from engine._wire.decode import BufferCache, decode
-from engine._wire.description import describe
 from engine._wire.frames import COMMAND, LOG, pack, read_command
 from engine._wire.main_module import Mains
+from engine._wire.remote_profile import describe
 from engine._wire.segments import Ring, Segment
 from engine._worker.flusher import Flusher
 from engine._worker.loop import (
     MainLoop,
 )
 from engine._worker.outlet import Outlet, Terminated
-from engine._worker.signals import (
+from engine._worker.stop_reader import (
     Listener,
     leave_to_the_engine,
 )
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine._wire.frames import Command, Frame
-    from engine._worker.pipe import Pipe
+    from engine._worker.pipes import Pipe
     from engine._worker.process_state import ProcessState
     from engine.runners.ending import OwnerEnd
 

@@ -25,9 +25,9 @@ from engine._worker.host import (
     told_path,
 )
 from engine._worker.outlet import Terminated
-from engine._worker.pipe import Pipe
+from engine._worker.pipes import Pipe
 from engine._worker.process_state import ProcessState
-from engine._worker.signals import (
+from engine._worker.stop_reader import (
     Listener,
 )
 

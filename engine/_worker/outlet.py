@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from engine._errors import PayloadError
     from engine._predictors.body import Body
     from engine._wire.frames import Chunk
-    from engine._worker.pipe import (
+    from engine._worker.pipes import (
         Pipe,
     )
     from engine.runners.channel import Wake

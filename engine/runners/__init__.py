@@ -68,6 +68,6 @@ def describe(target: Any) -> Mapping[str, Any]:
         BaseException: what the import raises.
     """
     from engine._predictors.predictor import import_target
-    from engine._wire.description import describe as tell
+    from engine._wire.remote_profile import describe as tell
 
     return tell(import_target(target) if isinstance(target, str) else target)

@@ -45,15 +45,15 @@ import pydantic
 import pytest
 
 from engine import Engine, PayloadError, Predictor, PredictorError, WorkerLostError
-from engine._wire import by_name as _importable
+from engine._wire import by_reference as _by_reference
 from engine._wire import decode as _decode
-from engine._wire import pieces as _pieces
+from engine._wire import incremental as _incremental
 from engine._wire import segments as _segments
 from engine._wire import targets as _targets
-from engine._wire.by_name import is_importable
+from engine._wire.by_reference import is_importable
 from engine._wire.frames import ITEM, pack, pack_command
 from engine._wire.segments import WORTH, Segment
-from engine._worker.pipe import Pipe
+from engine._worker.pipes import Pipe
 from engine.runners.process import runner as process
 from engine.runners.process import worker as workers
 from tests.conftest import child_processes
@@ -559,7 +559,7 @@ def test_an_engine_closes_while_the_traceback_of_a_ctrl_c_is_kept_that_interrupt
     muna = Engine(discover=False, workers=1)
     stream = muna.predictions.stream(yields, runner="process")
     with monkeypatch.context() as patched:
-        patched.setattr(_pieces.Turns, "give_way", raising(KeyboardInterrupt))
+        patched.setattr(_incremental.Turns, "give_way", raising(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt) as kept:
             next(stream)
     assert any(entry.name == "read" for entry in kept.traceback)  # which looked at shared memory just then
@@ -1247,7 +1247,7 @@ def test_a_task_that_waits_for_anothers_encoding_sends_what_was_assigned_before_
 def test_once_no_worker_has_a_reloaded_module_as_it_was_a_predictor_and_its_inputs_agree_on_its_classes(
     write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_importable, "_workers", {})  # those of other engines here have nothing to do with it
+    monkeypatch.setattr(_by_reference, "_workers", {})  # those of other engines here have nothing to do with it
     before = write("made_up_twice", "before")
 
     def is_voice(voice: object) -> tuple[bool, int]:
@@ -1262,7 +1262,7 @@ def test_once_no_worker_has_a_reloaded_module_as_it_was_a_predictor_and_its_inpu
         Voice = write("made_up_twice", "after it").Voice
         assert values_of(muna, "create", is_voice, {"voice": Voice("Ada")}) == [(True, first)]
         os.kill(first, signal.SIGKILL)
-        eventually(lambda: not _importable._workers, "the worker is over")
+        eventually(lambda: not _by_reference._workers, "the worker is over")
         is_still_known, second = values_of(muna, "create", is_voice, {"voice": Voice("Ada")})[0]
         assert values_of(muna, "create", is_one_too, {"voice": Voice("Ada")}) == [(True, second)]
         assert (is_known, is_still_known, second == first) == (True, True, False)

@@ -14,7 +14,7 @@ from engine import PayloadError
 from engine._wire import decode as _decode
 from engine._wire.decode import BufferCache, decode, decode_in_pieces, read_only_bits
 from engine._wire.encode import encode, encode_inputs
-from engine._wire.pieces import AT_ONCE, PIECE
+from engine._wire.incremental import AT_ONCE, PIECE
 from tests.wire.travelling import travelled, unpacked
 
 if TYPE_CHECKING:

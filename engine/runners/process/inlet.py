@@ -23,7 +23,7 @@ from engine._records import traceback_of
 from engine._wire.decode import decode, decode_in_pieces
 from engine._wire.failures import unpack_failure
 from engine._wire.frames import CREDIT_SIZE, DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
-from engine._wire.pieces import are_small
+from engine._wire.incremental import are_small
 from engine.runners.channel import MOST
 from engine.runners.ending import Ending, Report
 from engine.runners.parking import BOUND, park_thread, wait_until, wait_until_task, wake_all, wake_one

@@ -26,10 +26,10 @@ from engine._records import Call
 from engine._wire.decode import read_only_bits
 from engine._wire.encode import Payload, are_plain, encode_at_once, encode_inputs, encode_whole, encode_whole_at_once
 from engine._wire.frames import Command, pack_command
+from engine._wire.incremental import PIECE, Turns, are_small
 from engine._wire.picklers import refused
-from engine._wire.pieces import PIECE, Turns, are_small
 from engine._wire.segments import WORTH
-from engine._wire.snapshots import Snapshot, is_function, modules_of
+from engine._wire.target_snapshots import Snapshot, is_function, modules_of
 from engine._wire.targets import encode_target
 from engine.runners.base import Once, refuse_in_use
 from engine.runners.ending import Ending, Report

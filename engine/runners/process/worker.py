@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from engine._wire import pipe
-from engine._wire.by_name import forget_worker, note_worker
+from engine._wire import nonblocking
+from engine._wire.by_reference import forget_worker, note_worker
 from engine._wire.frames import Decoder, pack_stop
 from engine._wire.segments import Segment
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from engine._wire.frames import Chunk
-    from engine._wire.snapshots import Snapshot
+    from engine._wire.target_snapshots import Snapshot
     from engine.runners.slots import Lease
 
 MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
@@ -271,7 +271,7 @@ class Worker:
                     return True
                 chunks = [memoryview(frame)[written:]]
             try:
-                return pipe.send(self.calls_pipe, chunks, self.unsent)
+                return nonblocking.send(self.calls_pipe, chunks, self.unsent)
             except BrokenPipeError:
                 self.unsent.clear()
                 raise

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from engine._wire.snapshots import MOST_NAMES, Snapshot, is_function
+from engine._wire.target_snapshots import MOST_NAMES, Snapshot, is_function
 
 if TYPE_CHECKING:
     import types

@@ -12,8 +12,8 @@ from typing import Final
 
 import pytest
 
-from engine._wire import by_name as _importable
-from engine._wire.by_name import is_importable
+from engine._wire import by_reference as _by_reference
+from engine._wire.by_reference import is_importable
 from engine._wire.decode import decode_known
 from engine._wire.encode import encode_whole
 from tests.wire.travelling import Shade, made_by_hand, travelled
@@ -120,7 +120,7 @@ def test_what_a_finder_imports_is_importable_only_where_workers_have_that_finder
     (tmp_path / "with_own_finder").mkdir()
     (tmp_path / "with_own_finder" / "__init__.py").write_text(textwrap.dedent(FINDER) + "install()\n")
     monkeypatch.setattr("site.getsitepackages", lambda: [str(tmp_path)])
-    monkeypatch.setattr(_importable, "_at_start", None)
+    monkeypatch.setattr(_by_reference, "_at_start", None)
     assert is_importable(importlib.import_module("with_own_finder.virtual"))  # its package brings the finder
     assert not is_importable(importlib.import_module("virtual_of_the_program"))
     made_by_hand("of_an_editable_install", FINDER).install()
@@ -129,7 +129,7 @@ def test_what_a_finder_imports_is_importable_only_where_workers_have_that_finder
     (tmp_path / "editable.pth").write_text(
         "/some/folder\nimport of_an_editable_install; of_an_editable_install.install()\n"
     )
-    monkeypatch.setattr(_importable, "_at_start", None)
+    monkeypatch.setattr(_by_reference, "_at_start", None)
     assert is_importable(importlib.import_module("virtual_of_an_editable_install"))
 
 

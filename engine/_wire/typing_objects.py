@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._wire.by_name import SELF_NAMED, is_found
+from engine._wire.by_reference import SELF_NAMED, is_found
 from engine._wire.sentinels import known_by, note_number, number_of
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._wire.by_name import CACHED, FUNCTIONS, is_found, is_importable, is_whole_meanwhile
+from engine._wire.by_reference import CACHED, FUNCTIONS, is_found, is_importable, is_whole_meanwhile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping

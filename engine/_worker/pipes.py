@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from engine._wire import pipe
+from engine._wire import nonblocking
 from engine._wire.frames import Decoder
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Pipe:
         if self.is_child:
             os._exit(1)
         try:
-            pipe.send(self.answers, chunks, self.unsent)
+            nonblocking.send(self.answers, chunks, self.unsent)
         except OSError:  # the engine is gone
             self.unsent.clear()
             self.is_over = True
