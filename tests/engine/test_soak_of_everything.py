@@ -537,7 +537,7 @@ class Holdings:
     threads: int
     descriptors: int
     children: int
-    loaded: int  # bytes
+    memory: int  # bytes
     kept: Counter[str]
 
     @classmethod
@@ -549,7 +549,7 @@ class Holdings:
         return cls(threading.active_count(), len(open_descriptors()), len(child_processes()), size, kept(muna))
 
     def grown_since(self, before: Holdings) -> list[str]:
-        bounds = {"threads": SIDES * SIDES, "descriptors": 32, "children": 2, "loaded": 48 << 20}
+        bounds = {"threads": SIDES * SIDES, "descriptors": 32, "children": 2, "memory": 48 << 20}
         counts = [(name, getattr(before, name), getattr(self, name), bound) for name, bound in bounds.items()]
         counts += [(name, before.kept[name], number, SLACK) for name, number in self.kept.items()]
         return [f"{name}: {old} -> {new}" for name, old, new, bound in counts if new > old + bound]

@@ -49,7 +49,7 @@ DEFINITIONS: Final = """
             return Point(self.x + LEVEL)
 
     @attrs.define
-    class WaitQueue:
+    class Vector:
         x: int
         kind: Shade = Shade.DARK
 
@@ -107,7 +107,7 @@ DEFINITIONS: Final = """
         "recursive closure": outer(),
         "enum": Shade.DARK,
         "dataclass": Point(4),
-        "attrs": WaitQueue(5),
+        "attrs": Vector(5),
         "object": Derived([1]),
         "bound method": Derived([1]).tell,
         "class method": Derived.make,
