@@ -1,4 +1,4 @@
-"""The README, held to its word: its examples are run, its commands too, its tables compared with what there is.
+"""The README and the pages beside it, held to their word: examples are run, commands too, tables compared with what is.
 
 An example says what comes out in one of two ways. A comment `# → …` at the end of an expression is what the expression
 gives, as `repr` shows it, or the error it raises (`Type: message`); a ```text block directly below is what the example
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"python", "sh", "text", "toml"}
 ARROW = re.compile(r"# → (.*)$")
 PARTS = re.compile(
@@ -222,6 +223,10 @@ SECTIONS: dict[str, list[Block]] = {}
 for each in BLOCKS:
     if each.language == "python" and not each.module:
         SECTIONS.setdefault(each.heading, []).append(each)
+for page in PAGES:
+    for each in blocks_of(page.read_text(encoding="utf-8")):
+        if each.language == "python":
+            SECTIONS.setdefault(f"{page.name}: {each.heading}", []).append(each)
 
 
 @pytest.fixture
@@ -359,13 +364,32 @@ def test_every_block_is_of_a_language_that_is_checked() -> None:
     assert [(block.line, block.language) for block in BLOCKS if block.language not in LANGUAGES - {"text"}] == []
 
 
-def test_every_link_leads_somewhere() -> None:
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     anchors = {anchor_of(line) for line in text.splitlines() if re.match(r"#+ ", line)}
 
     assert targets
-    assert [t for t in targets if not (t[1:] in anchors if t.startswith("#") else (ROOT / t).exists())] == []
+    assert [t for t in targets if not (t[1:] in anchors if t.startswith("#") else (page.parent / t).exists())] == []
+
+
+def test_the_glossary_has_every_word_of_the_contract() -> None:
+    contract = (ROOT / "tests/contract/README.md").read_text(encoding="utf-8")
+    words = re.search(r"^## 2\. Words\n(.*?)^## ", contract, re.MULTILINE | re.DOTALL)
+    assert words is not None
+    glossary = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+
+    assert [word for word in re.findall(r"\*([a-z]+)\*", words[1]) if f"\n| {word} |" not in glossary] == []
+
+
+def test_the_architecture_names_every_room() -> None:
+    """A page that explains the rooms is no use once they are others."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rooms = [path for path in (ROOT / "engine").rglob("*.py") if not path.name.startswith("__")]
+    told = [path for path in rooms if path.parent.name != "cli"]
+
+    assert [str(path.relative_to(ROOT)) for path in told if not re.search(rf"\b{path.stem}\b", text)] == []
 
 
 def anchor_of(heading: str) -> str:
