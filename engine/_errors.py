@@ -1,6 +1,6 @@
 """The tree of errors, and the bounded `quote` every message shows foreign values with.
 
-Each class keeps its facts as attributes, hands every constructor argument to `super().__init__` (so that it
+Each class keeps its facts as attributes, passes every constructor argument to `super().__init__` (so that it
 survives a pickle round trip) and ends its message with what to do next. Nothing of the engine is imported here.
 """
 
@@ -73,7 +73,7 @@ diverted: Final[list[Callable[[str], None]]] = []  # in a worker: what sends war
 
 
 def warn(text: str, error: BaseException | None = None) -> None:
-    """Write one warning to the log `engine`, with the traceback of an `error` that nobody is left to raise to."""
+    """Write one warning to the log `engine`, with the traceback of an `error` that no caller is left to get."""
     described = text if error is None else f"{text}: {name_shown(type(error).__name__)}: {say(error)}"
     for divert in diverted:
         divert(described)

@@ -53,7 +53,7 @@ class Start(NamedTuple):
     def here(cls) -> Start:
         """This moment's."""
         try:
-            folder: str | None = os.getcwd()  # noqa: PTH109 - a path object is made for nobody here
+            folder: str | None = os.getcwd()  # noqa: PTH109 - a path object would serve nothing here
         except OSError:  # it was deleted
             folder = None
         return cls(folder, dict(os.environ))
@@ -373,7 +373,7 @@ class Outcome:
     def rung(self) -> Rung | None:
         """How a body in a worker was made to stop.
 
-        It was `"asked"`, `"terminated"` (SIGTERM) or `"killed"` (SIGKILL); `None` where nobody stopped it, or it is
+        It was `"asked"`, `"terminated"` (SIGTERM) or `"killed"` (SIGKILL); `None` where it was not stopped, or it is
         still to be seen, or it ran in this process. After a `cancel()`, which waits for nothing, it comes later.
         """
         return self._progress.rung

@@ -114,7 +114,7 @@ class _Collect:
 class _Returned(_Last):
     """The result is the generator's return value, or a plain function's value; partials are passed over.
 
-    The value is not among the partials, so whoever drains the iterator puts it in as the state.
+    The value is not among the partials, so the code that drains the iterator puts it in as the state.
     """
 
     name = "returned"

@@ -88,7 +88,7 @@ class Compiler:
     def lines(self) -> Iterator[str]:
         """The source, top down: no inputs; a copy; the required ones; if there are more, the optional and the rest.
 
-        The copy comes first: what was checked is what is passed on, whoever changes the mapping meanwhile.
+        The copy comes first: what was checked is what is passed on, whatever changes the mapping meanwhile.
         """
         numbered = list(enumerate(self.named))
         required = [(number, each) for number, each in numbered if each.required]

@@ -32,7 +32,7 @@ class Body:
         release: gives back the body's concurrency slot, where it holds one; see `release_slot`.
         reduction: a `Reduction` where the owner is to keep it there instead of handing partials over one by one.
         nudge: wakes whoever waits for a slot on this body's behalf.
-        prepare: gives the function of a class predictor, set up first where nobody has.
+        prepare: gives the function of a class predictor, set up first where it is not.
         aprepare: the same on the engine's loop.
         is_started: whether the predictor's code has been reached: what fails before is not its failure.
         target: the function, class or object itself, or `"module:name"` where other processes find it by that: what a
@@ -72,7 +72,7 @@ class Body:
         self.context = context
 
     def start(self) -> Any:
-        """Call the function, once; its inputs are let go, so that they live no longer than the body wants them.
+        """Call the function, once; its inputs are released, so that they live no longer than the body wants them.
 
         Raises:
             PredictionCancelledError: the call was stopped while its class was set up, which nothing interrupts.
@@ -113,7 +113,7 @@ class Body:
 
 
 def _never_run(*_args: Any, **_inputs: Any) -> None:
-    """What an owner calls that comes to a body whose consumer has left already; nobody hears of this."""
+    """What an owner calls that comes to a body whose start was cancelled; its consumer has left."""
     raise PredictionCancelledError("", "")
 
 

@@ -36,7 +36,7 @@ def explain(error: BaseException, call: Call, delivered: int) -> BaseException:
 
     Returns:
         `error` itself with one note of ours, or what stands for it: `RuntimeError` for a StopIteration,
-        `PredictorError` for what would end more than the call (SystemExit, KeyboardInterrupt, a CancelledError nobody
+        `PredictorError` for what would end more than the call (SystemExit, KeyboardInterrupt, a CancelledError no task
         asked for, GeneratorExit). The original is then its `__cause__`.
     """
     if isinstance(error, (StopIteration, StopAsyncIteration)):

@@ -158,7 +158,7 @@ async def aclose_iterator(iterator: Any) -> None:
 
 
 def dispose(produced: Any) -> None:
-    """Let go of something async that will never be run, without a warning that nobody awaited it."""
+    """Close something async that will never be run, so that Python does not warn that it was never awaited."""
     close = getattr(produced, "close", None) or getattr(produced, "cancel", None)
     if close is not None:
         close()

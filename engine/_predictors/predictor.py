@@ -155,7 +155,7 @@ class Predictor:
         return import_target(self.target) if isinstance(self.target, str) else self.target
 
     def options(self, target: object) -> dict[str, Any]:
-        """This record's options over those `target` is marked with; options nobody gave are left out."""
+        """This record's options over those `target` is marked with; options that were not given are left out."""
         marked = mark_of(target)
         own: dict[str, Any] = {name: getattr(self, name) for name in OPTIONS}
         return {

@@ -80,7 +80,7 @@ class BackOff:
 class Plugins:
     """The plugins of one registry.
 
-    Not safe to `load` from two threads at once: the registry sees to that.
+    Not safe to `load` from two threads at once: the registry holds a lock.
 
     Args:
         given: plugin objects or modules, and runners; they are let in at the first `load`, like installed plugins.

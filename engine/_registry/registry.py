@@ -119,7 +119,7 @@ class Registry(Mapping[str, Predictor]):
         plugins: plugin objects or modules to use besides installed ones, and runners as they are.
         block: names of plugins, entry points or distributions to leave alone, besides those in the environment
             variable `PREDICTOR_ENGINE_BLOCK`.
-        reserved: names of runners that nobody may offer, since they are the engine's own.
+        reserved: names of runners that no plugin may offer, since they are the engine's own.
 
     Attributes:
         on_change: called with a tag after what it stands for has changed, outside every lock.
@@ -240,7 +240,7 @@ class Registry(Mapping[str, Predictor]):
         return self._seen().runners
 
     def source_of_runner(self, name: str) -> str:
-        """Where a runner comes from, such as `engine-ray 0.1 (plugin ray)`; empty where nobody offers it."""
+        """Where a runner comes from, such as `engine-ray 0.1 (plugin ray)`; empty where no plugin offers it."""
         return " and by ".join(sorted(map(str, self._seen().runner_claims.get(name, ()))))
 
     def source(self, tag: str) -> str:

@@ -306,7 +306,7 @@ def installed(problems: list[Problem]) -> dict[str, tuple[Distribution, str]]:
     while True:
         try:
             distribution = next(found, None)
-        except Exception as error:  # raised by a finder of somebody else's
+        except Exception as error:  # raised by a finder of another package's
             problems.append(Origin("sys.meta_path").problem(error))
             break
         if distribution is None:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; `None` for this process's own.
 
     Returns:
-        The exit status: 0 done, 1 the prediction failed, 2 usage, 130 interrupted, 141 nobody reads the output.
+        The exit status: 0 done, 1 the prediction failed, 2 usage, 130 interrupted, 141 the output lost its reader.
     """
     try:
         return _run(sys.argv[1:] if argv is None else argv, Output())

@@ -42,7 +42,7 @@ inputs called {names} or {last}:
 _MEASURED: Final = """\
 what is measured:
   For each runner: the first call, with set-up and whatever had to be started or imported for it; after it, by the
-  clock of whoever reads the partials, the time to the first partial, the gaps between partials, the whole call, and
+  clock of the reader of the partials, the time to the first partial, the gaps between partials, the whole call, and
   the calls a second. Runners take turns, in nine rounds or as many as there are calls for, and garbage is collected
   before each. Without --n it is two seconds of calls, 20,000 at most and nine at least. What fails at first ends the
   command; a later call that fails has no times, but is counted, and its error is told with status 1 in the end.
@@ -62,7 +62,7 @@ files:
 _EXITS: Final = """\
 exit status:
   0 done, 1 the prediction failed, 2 usage (unknown tag, bad input, bad option), 130 interrupted,
-  141 nobody reads the output any more. Results go to stdout, everything else to stderr.
+  141 the output has no reader any more. Results go to stdout, everything else to stderr.
 """
 
 
@@ -76,7 +76,7 @@ def _clashes(command: str | None = None) -> str:
 
 
 class UsageError(Exception):
-    """Raised when the command line cannot be followed; the text is for whoever wrote it."""
+    """Raised when the command line cannot be followed; the text is for its author."""
 
 
 class Finished(Exception):  # noqa: N818 - no error: an answer
@@ -310,7 +310,7 @@ def _parser_of(command: str, profile: Profile) -> tuple[_Parser, set[str]]:
 
 
 def _strings(parameters: Iterable[Parameter], reserved: Iterable[str]) -> dict[str, list[str]]:
-    """The option strings of each parameter; one that several could have goes to whoever it spells exactly."""
+    """The option strings of each parameter; one that several could have goes to the parameter it spells exactly."""
     named = [each for each in parameters if each.kind != "var-keyword"]
     taken = {f"--{name}" for name in reserved}
     strings: dict[str, list[str]] = {each.name: [] for each in named}
@@ -451,6 +451,6 @@ def _converted(given: Iterable[tuple[str, str]], parameters: Iterable[Parameter]
 
 
 def _value(name: str, text: str, parameter: Parameter | None) -> Any:
-    """An input nobody declared is read too: the engine refuses it, with the names it may have been meant for."""
+    """An input that is not declared is read too: the engine refuses it, with the names it may have been meant for."""
     wanted = Parameter(name, "keyword-only") if parameter is None else attrs.evolve(parameter, name=name)
     return _values.value_of(wanted, text)

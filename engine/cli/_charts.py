@@ -2,7 +2,7 @@
 
 Everything here is a pure function from records to text. Positions across a drawing are percentages and heights are
 pixels, so that a drawing fills what room it gets while its words keep their size. No colour alone tells anything: bars
-and curves carry their names. All words are escaped here, nobody needs to do so before.
+and curves carry their names. All words are escaped here, callers need not do so before.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 1  # of the JSON document; another one where a name in it goes or means something else
 ROUNDS: Final = 9  # quartiles of fewer say little
-_ENOUGH: Final = 2.0  # seconds of calls for each runner, where nobody says how many
+_ENOUGH: Final = 2.0  # seconds of calls for each runner, where the user does not say how many
 _MOST: Final = 20_000  # calls in that time: more change no figure, and each of them is kept
 _TRIED: Final = 0.05  # seconds of calls that tell how long one takes
 _GLANCE: Final = 0.1  # seconds between two looks whether a round was interrupted
@@ -404,7 +404,7 @@ def run(muna: Engine, plan: Plan, output: Output) -> str:
         How it went: "done", "failed" or "interrupted".
 
     Raises:
-        ReaderGoneError: nobody reads the output any more.
+        ReaderGoneError: the output has no reader any more.
         UnwritableError: it cannot be written.
     """
     bench = _Bench(muna, plan)

@@ -33,7 +33,7 @@ _REWRITE: Final = "\r\x1b[K"  # to the start of the line, which is erased
 
 
 class ReaderGoneError(Exception):
-    """Raised when nobody reads the output any more."""
+    """Raised when the output has no reader any more."""
 
 
 class UnwritableError(Exception):
@@ -49,7 +49,7 @@ class Output:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Keep stdout for results: whoever else has its descriptor, such as a worker, writes to stderr meanwhile."""
+        """Keep stdout for results: what shares its descriptor, such as a worker, writes to stderr meanwhile."""
         original = self._file
         try:
             is_shared = original.fileno() == _STDOUT
@@ -71,7 +71,7 @@ class Output:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether somebody looks at it."""
+        """Whether it is a terminal."""
         try:
             return self._file is not None and self._file.isatty()
         except ValueError:  # closed
@@ -320,7 +320,7 @@ class Progress:
 
 
 def complain(text: str) -> None:
-    """Say something on stderr, safely; where nobody listens there, nothing happens."""
+    """Say something on stderr, safely; where there is no reader, nothing happens."""
     file = sys.stderr
     if file is None:
         return

@@ -195,7 +195,7 @@ def _from_text(annotation: Any, text: str) -> Any:
 
 
 def _from_union(annotation: Any, members: tuple[Any, ...], text: str) -> Any:
-    """JSON where a member takes it; else whoever can refuse; then text itself; then what is made of any text."""
+    """JSON where a member takes it; else members that can refuse; then text; then what is made of any text."""
     with suppress(UnreadableError):
         value = _fit(annotation, json_of(text, is_strict=any(map(_is_text, members))))
         if _accepts(annotation, value):

@@ -58,7 +58,7 @@ _CLOSING: Final = 5.0  # seconds that calls which hung have to end, once their e
 
 @attrs.frozen
 class Transcript:
-    """What there is to see of one execution of a script that nobody stops.
+    """What there is to see of one execution of a script that is not stopped.
 
     Attributes:
         partials: in order.
@@ -474,7 +474,7 @@ class RunnerConformance:
                 seen = [value for value, _ in zip(stream.values(), range(3), strict=False)]
         _same(seen, [0, 1, 2], "the partials")
         if len(journal.lines) > FEW:
-            raise AssertionError(f"the producer took {len(journal.lines)} steps, nobody read more than 3 or 4")
+            raise AssertionError(f"the producer took {len(journal.lines)} steps, its consumer read no more than 3 or 4")
 
     def test_calls_at_the_same_time_do_not_mix(self, kind: Kind) -> None:
         """Four threads with calls of their own each get their own partials."""

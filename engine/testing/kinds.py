@@ -240,7 +240,7 @@ def _gives_undeclared_iterator(script: Script, journal: Journal) -> Any:
 
 
 def _ready(instance: _Yielder) -> _Yielder:
-    instance.setup()  # whoever makes an object sets it up
+    instance.setup()  # an object is set up by the program that makes it
     return instance
 
 
