@@ -276,7 +276,7 @@ class Engine:
             instances, slots = loaded.close(), loaded.slots
             if not instances:
                 continue
-            left = () if slots is None else slots.wait_for(slots.holders, max(0.0, deadline - perf_counter()))
+            left = () if slots is None else slots.wait_for(slots.leases, max(0.0, deadline - perf_counter()))
             if left and not loaded.is_thread_busy:
                 warn(f"{loaded.profile.tag} is torn down while {', '.join(map(str, left))} still uses it")
             for instance in instances:

@@ -24,10 +24,10 @@ from engine._predictors.predictor import Predictor, name_of
 from engine._predictors.profile import Profile, function_of, options_of, profile_of
 from engine._records import Call, current, current_call
 from engine._wire.remote_profile import RemoteProfile, profile_from
-from engine.runners.base import in_use
+from engine.runners.base import in_use_error
 from engine.runners.parking import park_task, park_thread, wake_all
 from engine.runners.pinned import PinnedThread
-from engine.runners.slots import Patience, Slots, current_task
+from engine.runners.slots import LongWait, Slots, current_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -237,7 +237,7 @@ class LoadedPredictor:
         except BaseException as error:
             self._crash(flight, error)
             raise
-        waited = Patience(self.profile.tag, None)
+        waited = LongWait(self.profile.tag, None)
         while not work.wait(waited.left()):
             if thread.is_waited_for:  # by a call that no other line of the log tells of
                 waited.report()
@@ -276,7 +276,7 @@ class LoadedPredictor:
             context = self._aside()
             flight, is_mine = self._join(context)
             if not is_mine:
-                await flight.await_()
+                await flight.wait_task()
                 continue
             try:
                 if self.function is None:  # else by another, just before
@@ -377,13 +377,13 @@ class LoadedPredictor:
         instance = self.detach()
         if instance is None:
             return
-        left = () if self.slots is None else self.slots.wait_for(self.slots.holders, grace)
+        left = () if self.slots is None else self.slots.wait_for(self.slots.leases, grace)
         if left:
             if self.function is None:
                 self._instance, self.function = instance, instance.predict
             else:
                 self._replaced.append(instance)
-            raise in_use(self.profile.tag, left)
+            raise in_use_error(self.profile.tag, left)
         self.teardown(instance, None, grace)
 
     def teardown(self, instance: Any, seconds: float | None, patience: float | None = None) -> None:
@@ -522,13 +522,13 @@ class _Flight:
         return self._is_landed
 
     def wait(self, tag: str) -> None:
-        waited = Patience(tag, None)
+        waited = LongWait(tag, None)
         while not self._is_landed:
             park_thread(self._parked, self.has_landed, waited.left())
             waited.report()
         self.report()
 
-    async def await_(self) -> None:
+    async def wait_task(self) -> None:
         while not self._is_landed:
             await park_task(self._parked, self.has_landed)
         self.report()

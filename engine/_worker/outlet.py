@@ -23,7 +23,7 @@ from engine._worker.flusher import (
     Flusher,
     flush_streams,
 )
-from engine.runners.channel import MOST
+from engine.runners.channel import MAX_WINDOW
 from engine.runners.parking import park_task, wake_all
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Outlet:
             batch = self._batch
             batch.append((value, latency))
             step, self._latency = latency - self._latency, latency
-            may_wait = step < _SWIFT and now < self._due and made < self._limit and len(batch) < MOST
+            may_wait = step < _SWIFT and now < self._due and made < self._limit and len(batch) < MAX_WINDOW
             if may_wait and (self._tail.is_armed or self._tail.arm()):
                 return self.stop
             self._due = now + _AT_ONCE

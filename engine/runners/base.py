@@ -264,15 +264,15 @@ def refuse_in_use(tag: str, slots: Slots | None, grace: float) -> None:
     Raises:
         EngineError: a call still uses it.
     """
-    left = () if slots is None else slots.wait_for(slots.holders, grace)
+    left = () if slots is None else slots.wait_for(slots.leases, grace)
     if left:
-        raise in_use(tag, left)
+        raise in_use_error(tag, left)
 
 
-def in_use(tag: str, holders: Iterable[object]) -> EngineError:
+def in_use_error(tag: str, leases: Iterable[object]) -> EngineError:
     """The error for a predictor that cannot be unloaded now."""
     return EngineError(
-        f"{tag} is in use by {', '.join(map(str, holders))}: read that stream to its end or close it, then unload again"
+        f"{tag} is in use by {', '.join(map(str, leases))}: read that stream to its end or close it, then unload again"
     )
 
 
@@ -660,7 +660,7 @@ def has_gil() -> bool:
     return asked is None or bool(asked())
 
 
-def tell_of_abandoned(call: Call, grace: float) -> None:
+def warn_of_abandoned(call: Call, grace: float) -> None:
     """Log that a body did not stop within the grace, in s."""
     warn(
         f"{call.tag}: the body did not stop within {grace} s of being closed; it is abandoned, and keeps its slot "

@@ -17,7 +17,7 @@ from engine.runners.ending import (
     Report,
 )
 from engine.runners.parking import (
-    BOUND,
+    POLL_INTERVAL,
     park_task,
     park_thread,
     sharing_of,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Wake = Callable[[], None]
 
-MOST: Final = 256  # partials in the largest default window
+MAX_WINDOW: Final = 256  # partials in the largest default window
 _HAND_OVER: Final = 0.0005  # seconds since the last wake-up after which a producer lets the woken consumer run first
 _COURTESY: Final = 0.0005  # seconds it does: a consumer that is not there by then is busy with something else
 _RESTRAINT: Final = 3  # times as long as that took, the wait for the GIL included, it runs on without doing so again
@@ -144,7 +144,7 @@ class Channel(Ending):
                 ended = perf_counter()
                 self._polite_from = ended + _RESTRAINT * (ended - started)
         while not self._may_go():
-            park_thread(self.producers, self._may_go, BOUND)
+            park_thread(self.producers, self._may_go, POLL_INTERVAL)
         self._demand = False
         return self.stop
 
@@ -188,7 +188,7 @@ class Channel(Ending):
 
     def _make_room(self) -> None:
         waiting = len(self.items)
-        if self.is_adaptive and waiting and not self._demand and self._window < MOST:
+        if self.is_adaptive and waiting and not self._demand and self._window < MAX_WINDOW:
             self._window *= 2
             self._floor = self._window // 2
         if waiting <= self._floor and not self._demand:  # a producer in lock-step is woken by asking, not by taking
@@ -197,7 +197,7 @@ class Channel(Ending):
     def wait(self, start: Callable[[], None] | None = None) -> None:
         """Sleep, in a thread, until a partial or the end may be there; `start` is called once this thread is parked."""
         self._is_slept_by_thread = True
-        park_thread(self.consumers, self._has_news, BOUND, start or self._ask)
+        park_thread(self.consumers, self._has_news, POLL_INTERVAL, start or self._ask)
 
     async def wait_task(self, start: Callable[[], None] | None = None) -> None:
         """Sleep, in an asyncio task that shares the GIL with a busy owner, until a partial or the end may be there."""

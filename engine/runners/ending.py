@@ -12,7 +12,7 @@ import attrs
 from engine._errors import warn
 from engine._records import Progress
 from engine.runners.parking import (
-    BOUND,
+    POLL_INTERVAL,
     park_task,
     sharing_of,
     wait_until,
@@ -186,16 +186,16 @@ class Ending(Progress):
         is_awaited: whether the stopper waits to hear what clean-up raises; else that goes to the log.
         deserted: when the consumer left, by `perf_counter`, if it did.
         on_stop: has a request to stop reach an owner that does not look.
-        closers: wake-ups of those who wait for the end; made for the first of them.
+        end_waiters: wake-ups of those who wait for the end; made for the first of them.
         label: names it in the log.
     """
 
     __slots__ = (
         "__weakref__",
         "claimed",
-        "closers",
         "detached_at",
         "end",
+        "end_waiters",
         "failure",
         "is_awaited",
         "is_over",
@@ -222,7 +222,7 @@ class Ending(Progress):
         self.is_awaited = False
         self.detached_at: float | None = None
         self.on_stop: Callable[[], None] | None = None
-        self.closers: deque[Wake] | None = None
+        self.end_waiters: deque[Wake] | None = None
         self.label = label
 
     # Deciding
@@ -247,8 +247,8 @@ class Ending(Progress):
     def finish(self, end: Report) -> None:
         """Say that the body is over and finalised; the last thing an owner does."""
         self.end = end
-        if self.closers:
-            wake_all(self.closers)
+        if self.end_waiters:
+            wake_all(self.end_waiters)
         if self.detached_at is not None and end.error is not None:
             error, end.error = end.error, None  # as in `claim`: it is logged here, or by the consumer that left
             warn(f"{self.label}: error after its stream was left", error)
@@ -259,8 +259,8 @@ class Ending(Progress):
         No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
         """
         self.stop = True
-        if self.closers:
-            wake_all(self.closers)
+        if self.end_waiters:
+            wake_all(self.end_waiters)
         if self.on_stop is not None:
             self.on_stop()
 
@@ -313,7 +313,7 @@ class Ending(Progress):
             if start is not None:
                 start()
             if self.end is None and not self.stop:
-                lock.acquire(timeout=BOUND)
+                lock.acquire(timeout=POLL_INTERVAL)
         finally:
             if parked:
                 withdraw(parked, lock.release)
@@ -344,12 +344,12 @@ class Ending(Progress):
 
     def parked(self) -> deque[Wake]:
         """The wake-ups of those who wait for the end."""
-        parked = self.closers
+        parked = self.end_waiters
         if parked is None:
             made: deque[Wake] = deque()
-            if self.closers is None:  # as in `claim`
-                self.closers = made
-            parked = self.closers
+            if self.end_waiters is None:  # as in `claim`
+                self.end_waiters = made
+            parked = self.end_waiters
         return parked
 
     def _has_news(self) -> bool:

@@ -178,7 +178,7 @@ class InlineExecution(SyncExecution):
             self._turn = ENDED
         self._body.release_slot()
         ending.end = CLEAN
-        if ending.closers:
+        if ending.end_waiters:
             ending.finish(CLEAN)
         return failure
 

@@ -24,7 +24,7 @@ from engine._errors import (
 )
 from engine._predictors.failures import explain, is_foreign_cancel
 from engine._records import Prediction
-from engine.runners.base import CLEAN, SyncExecution, is_finalising, tell_of_abandoned
+from engine.runners.base import CLEAN, SyncExecution, is_finalising, warn_of_abandoned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -433,7 +433,7 @@ class OwnedExecution(SyncExecution):
                 del failure  # or this frame and the exception keep each other alive
         self._log_unseen(end)
         if not is_final:
-            tell_of_abandoned(self.call, self.grace)
+            warn_of_abandoned(self.call, self.grace)
 
     def _log_unseen(self, end: Report | None) -> None:
         if end is not None and end.error is not None and self.ending.claimed != "failed":

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     Wake = Callable[[], None]
 
-BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
+POLL_INTERVAL: Final = 5.0  # seconds any wait sleeps before it looks again
 
 
 def wait_until(is_news: Callable[[], bool], parked: deque[Wake], seconds: float) -> bool:
     """Wait, in a thread, at most `seconds` until `is_news`, which whoever makes it true tells by waking `parked`."""
     deadline = perf_counter() + seconds
     while not is_news() and (left := deadline - perf_counter()) > 0:
-        park_thread(parked, is_news, min(left, BOUND))
+        park_thread(parked, is_news, min(left, POLL_INTERVAL))
     return is_news()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engine._errors import NestingError
 from engine.runners.base import DaemonThread, open_here
 from engine.runners.ending import Ending, Report
-from engine.runners.parking import BOUND
+from engine.runners.parking import POLL_INTERVAL
 from engine.runners.thread import OwnerThread, step_through
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Work:
         Raises:
             BaseException: what its function raised.
         """
-        while not self.wait(BOUND):
+        while not self.wait(POLL_INTERVAL):
             pass
         end = self.channel.end
         if end is not None and end.error is not None:

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from engine._records import Call
     from engine.runners.channel import Wake
 
-_PATIENCE: Final = 5.0  # seconds after which a wait is logged with its holder
-_QUIET: Final = 60.0  # seconds in which one line logs one wait, while somebody stands in it
-_MOST_NAMED: Final = 3  # holders a log line names
-_SHORTEST: Final = 0.1  # seconds between two looks at a suspicion that has lasted
+_LONG_WAIT: Final = 5.0  # seconds after which a wait is logged with its holder
+_LOG_INTERVAL: Final = 60.0  # seconds in which one line logs one wait, while somebody stands in it
+_MAX_NAMED: Final = 3  # holders a log line names
+_RECHECK_INTERVAL: Final = 0.1  # seconds between two looks at a suspicion that has lasted
 
 CERTAIN: Final = "certain"
 SUSPECTED: Final = "suspected"  # until it has lasted a grace
@@ -43,19 +43,19 @@ SUSPECTED: Final = "suspected"  # until it has lasted a grace
 class WaitQueue(ABC):
     """Calls that wait, in a thread or an asyncio task, for what other calls hold."""
 
-    __slots__ = ("_collected", "_quiet_until", "grace")
+    __slots__ = ("_collected", "_next_log_at", "grace")
 
     advice = ""  # what the log says to whoever finds the wait too long
 
     def __init__(self, grace: float) -> None:
         """Make a line of nobody; a suspicion has to last `grace` seconds before a wait is refused for it."""
         self.grace = grace
-        self._quiet_until = 0.0
+        self._next_log_at = 0.0
         self._collected = -math.inf  # when the garbage collector was last run for those who wait here
 
     @property
     @abstractmethod
-    def holders(self) -> tuple[Lease, ...]:
+    def leases(self) -> tuple[Lease, ...]:
         """Who holds what is waited for."""
 
     @property
@@ -75,22 +75,22 @@ class WaitQueue(ABC):
             NestingError: the wait would never end.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        waited = Patience(self.tag, self)
+        waited = LongWait(self.tag, self)
         try:
             body.recheck = waiter.wake
             self._note_first()
-            self._enter(waiter)
+            self._enqueue(waiter)
             self._refuse(waiter)
             while not waiter.is_granted:
                 park_thread(waiter.parked, waiter.has_news, min(waited.left(), waiter.left()))
                 self._look_again(waiter, waited)
         except BaseException:
-            self._leave(waiter)
+            self._abandon(waiter)
             raise
         finally:
             body.recheck = None
 
-    async def await_(self, waiter: Waiter, body: Body) -> None:
+    async def wait_task(self, waiter: Waiter, body: Body) -> None:
         """Wait in an asyncio task until `waiter` is granted.
 
         Raises:
@@ -100,11 +100,11 @@ class WaitQueue(ABC):
         import asyncio  # a loop runs, so it is imported
 
         loop = asyncio.get_running_loop()
-        waited, lost = Patience(self.tag, self), partial(self._lose, waiter)
+        waited, lost = LongWait(self.tag, self), partial(self._withdraw, waiter)
         try:
             body.recheck = waiter.wake
             self._note_first()
-            self._enter(waiter)
+            self._enqueue(waiter)
             self._refuse(waiter)
             while not waiter.is_granted:
                 timer = loop.call_later(min(waited.left(), waiter.left()), waiter.wake)
@@ -114,7 +114,7 @@ class WaitQueue(ABC):
                     timer.cancel()
                 self._look_again(waiter, waited)
         except BaseException:
-            self._leave(waiter)
+            self._abandon(waiter)
             raise
         finally:
             body.recheck = None
@@ -122,17 +122,17 @@ class WaitQueue(ABC):
     def _note_first(self) -> None:
         """What was logged of those who waited before says nothing of a call that came when they were gone."""
         if not self.waiting:
-            self._quiet_until = 0.0
+            self._next_log_at = 0.0
 
-    def may_tell(self) -> bool:
+    def may_log(self) -> bool:
         """Whether a long wait is logged now: one for all who wait, and no other for a while."""
         now = perf_counter()
-        if now < self._quiet_until:
+        if now < self._next_log_at:
             return False
-        self._quiet_until = now + _QUIET  # no call stands between the test and this line: one thread gets here
+        self._next_log_at = now + _LOG_INTERVAL  # no call stands between the test and this line: one thread gets here
         return True
 
-    def _look_again(self, waiter: Waiter, waited: Patience) -> None:
+    def _look_again(self, waiter: Waiter, waited: LongWait) -> None:
         refuse_stopped(waiter.call)
         if not waiter.is_granted:
             self._refuse(waiter)
@@ -163,14 +163,14 @@ class WaitQueue(ABC):
         return True
 
     @abstractmethod
-    def _enter(self, waiter: Waiter) -> None:
+    def _enqueue(self, waiter: Waiter) -> None:
         """Stand in line."""
 
     @abstractmethod
-    def _leave(self, waiter: Waiter) -> None:
+    def _abandon(self, waiter: Waiter) -> None:
         """Stand in line no more, and give back what was granted."""
 
-    def _lose(self, waiter: Waiter) -> None:  # noqa: B027 - a line may have nothing to take back
+    def _withdraw(self, waiter: Waiter) -> None:  # noqa: B027 - a line may have nothing to take back
         """The event loop of the task that waits was closed: nobody will ever take what it was granted."""
 
     @abstractmethod
@@ -188,21 +188,21 @@ class Slots(WaitQueue):
     Giving a slot back takes no lock, so a collector may do it.
     """
 
-    __slots__ = ("_holders", "_queue", "_tag", "_tokens", "_watchers")
+    __slots__ = ("_leases", "_queue", "_tag", "_tokens", "_watchers")
 
     def __init__(self, tag: str, limit: float, grace: float = 0.0) -> None:
         """Make slots for `limit` calls at a time, where `math.inf` only keeps count; `grace` as for any line, in s."""
         super().__init__(grace)
         self._tag = tag
         self._tokens: deque[None] | None = None if limit == math.inf else deque([None] * int(limit))
-        self._holders: dict[int, Lease] = {}
+        self._leases: dict[int, Lease] = {}
         self._queue: deque[Waiter] = deque()
         self._watchers: deque[Wake] = deque()
 
     @property
-    def holders(self) -> tuple[Lease, ...]:
+    def leases(self) -> tuple[Lease, ...]:
         """Who holds a slot just now."""
-        return tuple(self._holders.values())
+        return tuple(self._leases.values())
 
     @property
     def waiting(self) -> int:
@@ -221,10 +221,10 @@ class Slots(WaitQueue):
             NestingError: the wait would be for the same thread, task or call chain.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        holder = Lease(body.call)  # first: what could raise comes before there is a slot to be lost
+        lease = Lease(body.call)  # first: what could raise comes before there is a slot to be lost
         if not self._takes_token(body):
             self.wait(Waiter(body.call, self.grace), body)
-        self._hold(holder, body)
+        self._grant(lease, body)
 
     async def atake(self, body: Body) -> None:
         """Take a slot for `body`, waiting in an asyncio task behind those who wait already.
@@ -233,10 +233,10 @@ class Slots(WaitQueue):
             NestingError: the wait would be for the same thread, task or call chain.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        holder = Lease(body.call, is_awaited=True)  # as in `take`
+        lease = Lease(body.call, is_awaited=True)  # as in `take`
         if not self._takes_token(body):
-            await self.await_(Waiter(body.call, self.grace, current_task()), body)
-        self._hold(holder, body)
+            await self.wait_task(Waiter(body.call, self.grace, current_task()), body)
+        self._grant(lease, body)
 
     def _takes_token(self, body: Body) -> bool:
         refuse_stopped(body.call)
@@ -250,15 +250,15 @@ class Slots(WaitQueue):
             return False
         return True
 
-    def _enter(self, waiter: Waiter) -> None:
+    def _enqueue(self, waiter: Waiter) -> None:
         self._queue.append(waiter)
         self._serve()  # a slot may have been given back just before
 
-    def _leave(self, waiter: Waiter) -> None:
-        self._lose(waiter)
+    def _abandon(self, waiter: Waiter) -> None:
+        self._withdraw(waiter)
         self._serve()
 
-    def _lose(self, waiter: Waiter) -> None:
+    def _withdraw(self, waiter: Waiter) -> None:
         if waiter.is_left:
             return
         waiter.is_left = True  # no call stands between the test and this line: what was granted is given back once
@@ -267,12 +267,12 @@ class Slots(WaitQueue):
         if waiter.is_granted and self._tokens is not None:
             self._tokens.append(None)
 
-    def _hold(self, holder: Lease, body: Body) -> None:
-        self._holders[id(holder)] = holder
-        body.release = partial(self._give, holder)
+    def _grant(self, lease: Lease, body: Body) -> None:
+        self._leases[id(lease)] = lease
+        body.release = partial(self._release, lease)
 
-    def _give(self, holder: Lease) -> None:
-        self._holders.pop(id(holder), None)
+    def _release(self, lease: Lease) -> None:
+        self._leases.pop(id(lease), None)
         if self._tokens is not None:
             self._tokens.append(None)
             self._serve()
@@ -298,27 +298,27 @@ class Slots(WaitQueue):
             else:
                 tokens.append(None)
 
-    def wait_for(self, holders: tuple[Lease, ...], seconds: float) -> tuple[Lease, ...]:
+    def wait_for(self, leases: tuple[Lease, ...], seconds: float) -> tuple[Lease, ...]:
         """Wait, in a thread, at most `seconds` until these give their slots back; give those that did not."""
 
         def still() -> tuple[Lease, ...]:
-            return tuple(holder for holder in holders if id(holder) in self._holders)
+            return tuple(lease for lease in leases if id(lease) in self._leases)
 
         wait_until(lambda: not still(), self._watchers, seconds)
         return still()
 
     def _blocker(self, waiter: Waiter) -> Lease | None:
-        holders = () if waiter.is_granted else self.holders
-        kept = [holder for holder in holders if waiter.keeps(holder)]
+        leases = () if waiter.is_granted else self.leases
+        kept = [lease for lease in leases if waiter.blocks(lease)]
         if not kept:  # as almost always
             return None
         others = tuple(self._queue)
-        if all(holder in kept or any(each.keeps(holder) for each in others) for holder in holders):
+        if all(lease in kept or any(each.blocks(lease) for each in others) for lease in leases):
             return kept[0]
         return None
 
     def _refusal(self, waiter: Waiter, blocker: Lease) -> str:
-        if blocker.sign_of(waiter) is CERTAIN:
+        if blocker.evidence_for(waiter) is CERTAIN:
             kind = "thread" if waiter.task is None else "task"
             why = f"would wait for {blocker} of the same {kind} or call chain, which cannot go on meanwhile"
         else:
@@ -350,18 +350,18 @@ class Waiter:
         thread: where it is waited.
         task: the task that waits, if it is one.
         inside: the task that this is part of; for the wait of a thread the one that runs there.
-        keeps_loop: whether an event loop stands still meanwhile.
+        blocks_loop: whether an event loop stands still meanwhile.
         suspicious_since: when it was first suspected that the wait is in vain, by `perf_counter`.
     """
 
     __slots__ = (
         "_grace",
         "_suspects",
+        "blocks_loop",
         "call",
         "inside",
         "is_granted",
         "is_left",
-        "keeps_loop",
         "parked",
         "suspicious_since",
         "task",
@@ -373,8 +373,8 @@ class Waiter:
         self.call = call
         self.thread = threading.current_thread()
         self.task = task
-        self.keeps_loop = task is None and is_on_a_loop()
-        self.inside = current_task() if self.keeps_loop else task
+        self.blocks_loop = task is None and is_on_a_loop()
+        self.inside = current_task() if self.blocks_loop else task
         self._grace = grace
         self._suspects: dict[Lease, tuple[float, object]] = {}
         self.suspicious_since: float | None = None
@@ -390,25 +390,25 @@ class Waiter:
         """Have whoever waits look again."""
         wake_all(self.parked)
 
-    def keeps(self, holder: Lease) -> bool:
-        """Whether this wait keeps `holder` from ever going on, as far as can be told by now."""
-        sign = holder.sign_of(self)
-        return sign is CERTAIN or (sign is SUSPECTED and self._is_out_of_patience_with(holder))
+    def blocks(self, lease: Lease) -> bool:
+        """Whether this wait keeps `lease` from ever going on, as far as can be told by now."""
+        sign = lease.evidence_for(self)
+        return sign is CERTAIN or (sign is SUSPECTED and self._is_out_of_patience_with(lease))
 
-    def _is_out_of_patience_with(self, holder: Lease) -> bool:
+    def _is_out_of_patience_with(self, lease: Lease) -> bool:
         """Whether nobody has pulled what is suspected for a grace; what is pulled meanwhile is another thread's."""
-        now, position = perf_counter(), holder.position
+        now, position = perf_counter(), lease.position
         if self.suspicious_since is None:
             self.suspicious_since = now
-        due, seen = self._suspects.setdefault(holder, (now + self._grace, position))
-        if position != seen or holder.is_being_pulled:
-            self._suspects[holder] = math.inf, position
+        due, seen = self._suspects.setdefault(lease, (now + self._grace, position))
+        if position != seen or lease.is_being_pulled:
+            self._suspects[lease] = math.inf, position
             return False
         return now >= due
 
     def left(self) -> float:
         """Seconds until a suspicion has lasted a grace, or those of others, too, may have."""
-        now, again = perf_counter(), max(self._grace, _SHORTEST)
+        now, again = perf_counter(), max(self._grace, _RECHECK_INTERVAL)
         return min((due - now if due > now else again for due, _ in self._suspects.values()), default=math.inf)
 
 
@@ -430,7 +430,7 @@ class Lease:
         self.thread = threading.current_thread()  # itself: the number of one that is over is used again
         self.task = current_task() if "asyncio" in sys.modules else None
 
-    def sign_of(self, waiter: Waiter) -> str | None:
+    def evidence_for(self, waiter: Waiter) -> str | None:
         """What speaks for it that the wait of `waiter` keeps this from going on: `CERTAIN`, `SUSPECTED`, or nothing."""
         if waiter.call is not self.call and waiter.call.is_within(self.call):
             return CERTAIN
@@ -439,7 +439,7 @@ class Lease:
             return None  # it ends by itself, whatever its consumer does, unless its loop stands still
         thread, task = self.reader
         if is_thread and self.is_awaited:
-            is_certain = waiter.keeps_loop and thread is waiter.thread
+            is_certain = waiter.blocks_loop and thread is waiter.thread
         else:
             is_certain = task is not None and task == waiter.inside
         if is_certain:
@@ -495,35 +495,35 @@ awaiting: Final[ContextVar[weakref.ref[asyncio.Task[Any]] | None]] = ContextVar(
 """The asyncio task that waits for what this thread does, where a thread works on a task's behalf."""
 
 
-class Patience:
+class LongWait:
     """Logs a wait that has become long, once, with who is waited for; of a whole line it is one wait that is logged."""
 
-    __slots__ = ("_due", "_is_reported", "_line", "_tag")
+    __slots__ = ("_due", "_is_reported", "_queue", "_tag")
 
     def __init__(self, tag: str, line: WaitQueue | None) -> None:
         self._tag = tag
-        self._line = line
-        self._due = perf_counter() + _PATIENCE
+        self._queue = line
+        self._due = perf_counter() + _LONG_WAIT
         self._is_reported = False
 
     def left(self) -> float:
         """Give the seconds until the wait has become long."""
-        return _PATIENCE if self._is_reported else max(0.01, self._due - perf_counter())
+        return _LONG_WAIT if self._is_reported else max(0.01, self._due - perf_counter())
 
     def report(self) -> None:
         """Log it, if it has become long and no other wait of its line is in the log."""
         if self._is_reported or perf_counter() < self._due:
             return
-        line = self._line
+        line = self._queue
         if line is None:
             self._is_reported = True
-            warn(f"{self._tag} has been waited for during {_PATIENCE:.0f} s; held by its setup in another call")
-        elif line.may_tell():
+            warn(f"{self._tag} has been waited for during {_LONG_WAIT:.0f} s; held by its setup in another call")
+        elif line.may_log():
             self._is_reported = True
-            count, holders = line.waiting, tuple(map(str, line.holders))
-            held = ", ".join(holders[:_MOST_NAMED])
-            held += f" and {len(holders) - _MOST_NAMED} more" if len(holders) > _MOST_NAMED else ""
+            count, leases = line.waiting, tuple(map(str, line.leases))
+            held = ", ".join(leases[:_MAX_NAMED])
+            held += f" and {len(leases) - _MAX_NAMED} more" if len(leases) > _MAX_NAMED else ""
             others = f", and {count} calls wait for it" if count > 1 else ""
-            warn(f"{self._tag} has been waited for during {_PATIENCE:.0f} s{others}; held by {held}{line.advice}")
+            warn(f"{self._tag} has been waited for during {_LONG_WAIT:.0f} s{others}; held by {held}{line.advice}")
         else:  # another call's wait is in the log
-            self._due = perf_counter() + _PATIENCE
+            self._due = perf_counter() + _LONG_WAIT

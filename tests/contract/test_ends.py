@@ -580,9 +580,9 @@ def test_a_call_whose_end_ctrl_c_interrupts_lets_go_of_everything_once_it_is_dro
                 list(partials)
         monkeypatch.undo()
         del stream, partials
-        slots.wait_for(slots.holders, LIMIT)
+        slots.wait_for(slots.leases, LIMIT)
         assert body.seen == ["begun", "finalised"]
-        assert slots.holders == ()
+        assert slots.leases == ()
         assert not muna._open_calls
 
 

@@ -474,7 +474,7 @@ def taken(slots: Slots, *, is_inside: bool = False) -> Iterator[None]:
     finally:
         current.reset(token)
         body.release_slot()
-    assert slots.holders == ()
+    assert slots.leases == ()
 
 
 @contextlib.contextmanager
@@ -623,7 +623,7 @@ def test_a_call_whose_consumers_task_is_cancelled_is_told_of_once(cases: Cases, 
 def is_waited_for(ending: Any) -> bool:
     """Whether a consumer waits for an owner elsewhere; one in lock-step is in the body itself."""
     is_read = bool(getattr(ending, "consumers", ()) or getattr(ending, "_is_reading", False))
-    return type(ending) is Ending or bool(ending.closers) or is_read
+    return type(ending) is Ending or bool(ending.end_waiters) or is_read
 
 
 @attrs.define(eq=False)

@@ -542,7 +542,7 @@ FORKING = """
 import logging
 import engine.runners.channel, engine.runners.slots
 
-engine.runners.slots._PATIENCE = engine.runners.parking.BOUND = 0.1  # how soon whoever waits looks again
+engine.runners.slots._LONG_WAIT = engine.runners.parking.POLL_INTERVAL = 0.1  # how soon whoever waits looks again
 logging.disable()  # of how long the wait for a slot takes
 
 held, go, children = threading.Event(), threading.Event(), []

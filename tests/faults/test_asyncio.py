@@ -805,11 +805,11 @@ def test_a_loop_closed_while_its_tasks_wait_for_a_slot_takes_no_slot_with_it(kin
         go.set()
         holder.join(10)
         assert not holder.is_alive()
-        print((slots.holders, slots.waiting, len(slots._tokens)))
+        print((slots.leases, slots.waiting, len(slots._tokens)))
         print(muna.predictions.create(predictor, runner="thread").value, len(calls))
         del task, tasks, loop
         gc.collect()
-        print((slots.holders, slots.waiting, len(slots._tokens)))
+        print((slots.leases, slots.waiting, len(slots._tokens)))
         muna.close()
         """
     )
@@ -1366,10 +1366,10 @@ def test_a_loop_closed_while_its_tasks_wait_for_a_worker_takes_no_worker_with_it
         open(os.path.join(folder, "go"), "w").close()
         holder.join(10)
         assert not holder.is_alive()
-        print(create(waits, inputs, runner="process").value, pool.holders, pool.waiting)
+        print(create(waits, inputs, runner="process").value, pool.leases, pool.waiting)
         del task, tasks, loop
         gc.collect()
-        print(create(waits, inputs, runner="process").value, pool.holders, pool.waiting)
+        print(create(waits, inputs, runner="process").value, pool.leases, pool.waiting)
         muna.close()
         """
     )

@@ -534,7 +534,7 @@ def test_a_sync_iterator_of_an_async_body_that_no_thread_may_take_is_that_calls_
     for _ in range(2):
         with pytest.raises(EngineError, match="0 predictor bodies run in threads"):
             consume()
-        assert slots.holders == ()
+        assert slots.leases == ()
     assert closed == [True, True]
 
 

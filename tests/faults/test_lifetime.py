@@ -314,7 +314,7 @@ def test_a_create_that_waits_for_its_owner_is_woken_with_an_engine_closed_error(
     assert not closer.is_alive()
     assert muna.predictions.open_calls == ()
     waiting.go.set()
-    until(lambda: slots.holders == (), "the end of the body, which gives its slot back")
+    until(lambda: slots.leases == (), "the end of the body, which gives its slot back")
     assert waiting.calls == ["body"]
 
 
@@ -342,9 +342,9 @@ def test_a_create_that_waits_for_its_slot_is_woken_with_an_engine_closed_error_a
         in_time(lambda: created(muna, predictor, consumer))
     closer.join(PATIENCE)
     holder.join(PATIENCE)
-    assert (muna.predictions.open_calls, slots.waiting, len(slots.holders)) == ((), 0, 1)
+    assert (muna.predictions.open_calls, slots.waiting, len(slots.leases)) == ((), 0, 1)
     waiting.go.set()
-    until(lambda: slots.holders == (), "the end of the body that held the slot")
+    until(lambda: slots.leases == (), "the end of the body that held the slot")
     assert waiting.calls == ["body"]
 
 
@@ -371,7 +371,7 @@ def test_a_create_whose_engine_closes_in_the_moment_it_gets_its_slot_gives_that_
     monkeypatch.setattr(Slots, "atake", atake_and_close)
     with pytest.raises(EngineClosedError):
         created(muna, predictor, consumer)
-    assert (slots.holders, waiting.calls, muna.predictions.open_calls) == ((), [], ())
+    assert (slots.leases, waiting.calls, muna.predictions.open_calls) == ((), [], ())
 
 
 def test_an_engine_closed_error_of_create_is_gone_once_nobody_refers_to_it() -> None:
@@ -1463,9 +1463,9 @@ def test_a_body_that_had_begun_when_ctrl_c_interrupted_its_start_keeps_its_slot_
         started.interrupt(when_begun)
         with pytest.raises(KeyboardInterrupt):
             created(muna, predictor, consumer)
-        assert len(slots.holders) == 1
+        assert len(slots.leases) == 1
         waiting.go.set()
-        until(lambda: slots.holders == (), "the end of the body")
+        until(lambda: slots.leases == (), "the end of the body")
         started.interrupt(lambda _body: None)
         assert created(muna, predictor, consumer) == "given"
         assert waiting.calls == ["body", "body"]
@@ -1537,7 +1537,7 @@ def test_a_stream_whose_body_had_begun_when_ctrl_c_interrupted_its_start_is_clos
         started.interrupt(when_begun)
         with pytest.raises(KeyboardInterrupt):
             (read_here if consumer == "sync" else lambda: asyncio.run(read()))()
-        until(lambda: slots.holders == (), "the end of the body")
+        until(lambda: slots.leases == (), "the end of the body")
         assert heard == ["to stop"]
 
 
@@ -1569,13 +1569,13 @@ def test_a_body_that_had_not_begun_when_ctrl_c_interrupted_its_start_never_runs(
         started.interrupt(lambda _body: interrupt())
         with pytest.raises(KeyboardInterrupt):
             created(muna, predictor, consumer)
-        assert slots.holders == ()
+        assert slots.leases == ()
         begin.set()
         assert ended.wait(PATIENCE)
         started.interrupt(lambda _body: None)
         assert waiting.calls == []
         assert created(muna, predictor, consumer) == "given"
-        assert (waiting.calls, slots.holders) == (["body"], ())
+        assert (waiting.calls, slots.leases) == (["body"], ())
 
 
 # 109: SIGTERM.

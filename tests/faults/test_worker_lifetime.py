@@ -577,7 +577,7 @@ def test_a_class_is_torn_down_in_its_worker_by_unload_and_set_up_again_by_the_ne
         assert muna.predictions.create("@me/model").value == pid
         with ThreadPoolExecutor(1) as threads:
             busy = threads.submit(muna.predictions.create, "@me/model", {"wait": 2 * GRACE})
-            eventually(lambda: bool(muna._workers()._pool.holders), "the call has begun")
+            eventually(lambda: bool(muna._workers()._pool.leases), "the call has begun")
             with pytest.raises(EngineError, match=r"@me/model is in use by the open prediction"):
                 muna.unload("@me/model")
             busy.result()

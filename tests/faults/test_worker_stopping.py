@@ -1071,12 +1071,12 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
         monkeypatch.setattr(runner, "aside", interrupted)
         with pytest.raises(_Interrupted):
             asyncio.run(call(muna))
-        assert bool(runner._pool.holders) is (moment == "after")
+        assert bool(runner._pool.leases) is (moment == "after")
         go_on.set()
         for work in late:
             work()
         assert muna.predictions.create(number_of_worker, runner="process").value == number
-        assert (runner._pool.holders, muna.predictions.open_calls) == ((), ())
+        assert (runner._pool.leases, muna.predictions.open_calls) == ((), ())
 
 
 @pytest.mark.fault(97)
@@ -1175,12 +1175,12 @@ def test_a_reader_of_a_call_that_its_runner_stopped_hears_of_a_cancellation_at_o
     is_async: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for what its worker still says, which may be long in coming."""
-    monkeypatch.setattr(wire_module, "BOUND", 10 * LIMIT)
+    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 10 * LIMIT)
     dispatcher: Any = object()
     inlet = Inlet(None, "@tests/stopped", dispatcher)
     inlet.request_stop()
     with Elsewhere(lambda: asyncio.run(inlet.wait_task()) if is_async else inlet.wait()):
-        eventually(lambda: inlet.closers, "the reader waits")
+        eventually(lambda: inlet.end_waiters, "the reader waits")
         assert inlet.claim("cancelled")
         inlet.is_over = True
         inlet.request_stop()

@@ -408,7 +408,7 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         watch(inlet, loop)
         let_it_be_replaced(inlet)
 
-    monkeypatch.setattr(wire_module, "BOUND", 1000.0)  # so that whoever is not woken hangs
+    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
     monkeypatch.setattr(wire_module, "park_thread", park_late)
     monkeypatch.setattr(Inlet, "_watch", watch_early)
 
@@ -453,7 +453,7 @@ def test_a_second_reader_waits_until_a_call_whose_worker_died_idle_was_sent_to_a
 ) -> None:
     journal = Journal(tmp_path / "journal")
     taken: list[list[Any]] = [[], []]
-    monkeypatch.setattr(wire_module, "BOUND", 1000.0)  # so that a reader that is not woken hangs
+    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 1000.0)  # so that a reader that is not woken hangs
 
     async def scenario(consumer: Consumer) -> None:
         stream = consumer.open(predictor_with("gen", Trouble(journal, partials=(0, 1, 2, 3)))).stream
@@ -511,7 +511,7 @@ def test_a_call_that_is_stopped_while_it_is_sent_to_a_worker_that_is_gone_ends_o
         assert list(stream) == []
         assert (stream.outcome.state, journal.words) == ("cancelled", [])
         assert muna.predictions.create(number_of_worker, runner="process").value in child_processes()
-        assert muna._workers()._pool.holders == ()
+        assert muna._workers()._pool.leases == ()
 
 
 # 78: an event loop and the pipes it watches.
@@ -922,7 +922,7 @@ def test_where_no_worker_can_be_started_for_a_call_under_way_it_fails_and_the_ne
         with pytest.raises(BlockingIOError):
             scenario(muna, monkeypatch, lambda: monkeypatch.setattr(subprocess, "Popen", no_process))
         monkeypatch.setattr(subprocess, "Popen", popen)
-        assert (muna._workers()._pool.holders, muna._workers()._pool.workers) == ((), ())
+        assert (muna._workers()._pool.leases, muna._workers()._pool.workers) == ((), ())
         assert process_of(muna) in child_processes()
 
 

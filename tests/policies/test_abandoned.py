@@ -176,7 +176,7 @@ def is_settled(engine: Engine, tally: Tally, predictor: Predictor) -> bool:
     slots = engine.predictions.resolve(predictor).slots
     assert slots is not None
     started, finalised = tally.counts
-    is_over = finalised >= started and not engine.predictions.open_calls and not slots.holders
+    is_over = finalised >= started and not engine.predictions.open_calls and not slots.leases
     return is_over and engine._threads.abandoned == 0
 
 

@@ -26,7 +26,7 @@ import attrs
 import pytest
 
 import engine
-from engine.runners.channel import MOST
+from engine.runners.channel import MAX_WINDOW
 from engine.runners.thread import MOST_ABANDONED, MOST_ABANDONED_OF_ONE
 
 if TYPE_CHECKING:
@@ -451,7 +451,7 @@ def test_the_reference_gives_the_parameters_there_are(name: str) -> None:
         (r"`Engine\(grace=([\d.]+)\)` seconds", inspect.signature(engine.Engine).parameters["grace"].default),
         (r"with\s+(\d+) such threads", MOST_ABANDONED),
         (r"with (\d+) of one predictor", MOST_ABANDONED_OF_ONE),
-        (r"at most (\d+) partials ahead", MOST),
+        (r"at most (\d+) partials ahead", MAX_WINDOW),
     ],
 )
 def test_the_limits_said_are_the_limits_kept(said: str, number: float) -> None:

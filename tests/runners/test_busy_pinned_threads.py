@@ -87,9 +87,9 @@ def test_an_instance_that_could_not_be_unloaded_before_its_successor_stood_is_to
     caller = in_thread(lambda: muna.predictions.create(TAG, runner="thread"))
     assert stuck.reached.wait(PATIENCE)
 
-    def wait_for(slots: Slots, holders: Any, _seconds: float) -> Any:
+    def wait_for(slots: Slots, leases: Any, _seconds: float) -> Any:
         muna.load(TAG)  # while the unloading waits for what still uses it
-        return holders
+        return leases
 
     with monkeypatch.context() as patched:
         patched.setattr(Slots, "wait_for", wait_for)
@@ -241,7 +241,7 @@ def test_a_setup_or_teardown_that_calls_its_own_class_is_refused_and_does_not_wa
 def test_a_call_that_waits_long_for_a_setup_that_load_began_is_told_of_in_the_log(
     muna: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots_module, "_PATIENCE", 0.01)
+    monkeypatch.setattr(slots_module, "_LONG_WAIT", 0.01)
     reached, go = threading.Event(), threading.Event()
 
     class Slow:

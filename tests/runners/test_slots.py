@@ -23,7 +23,7 @@ import pytest
 import engine.runners.slots
 from engine import Engine, NestingError, Predictor
 from engine.runners.parking import park_thread
-from engine.runners.slots import Patience, Slots, Waiter
+from engine.runners.slots import LongWait, Slots, Waiter
 from tests.runners.process.pool_of_fakes import body_of, call_of
 
 PATIENCE: Final = 10.0  # seconds; only a test that fails waits as long
@@ -503,20 +503,20 @@ def test_of_threads_that_keep_each_others_slots_one_is_refused_and_the_other_ser
 def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_holders(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)
+    monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 0.0)
     slots = Slots("@me/it", 5)
     for _ in range(5):
         slots.take(body_of(call_of()))
     slots._queue.extend(Waiter(call_of()) for _ in range(200))
     for _ in range(200):
-        Patience(slots.tag, slots).report()
+        LongWait(slots.tag, slots).report()
     [message] = [record.getMessage() for record in caplog.records]
     assert message.startswith("@me/it has been waited for during 0 s, and 200 calls wait for it; held by the open")
     assert message.endswith(" and 2 more")
-    monkeypatch.setattr(engine.runners.slots, "_QUIET", 0.0)
-    slots._quiet_until = 0.0
+    monkeypatch.setattr(engine.runners.slots, "_LOG_INTERVAL", 0.0)
+    slots._next_log_at = 0.0
     for _ in range(3):
-        Patience(slots.tag, slots).report()  # a while later
+        LongWait(slots.tag, slots).report()  # a while later
     assert len(caplog.records) == 4
 
 

@@ -24,9 +24,9 @@ from engine._wire.decode import decode, decode_in_pieces
 from engine._wire.failures import unpack_failure
 from engine._wire.frames import CREDIT_SIZE, DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
 from engine._wire.incremental import are_small
-from engine.runners.channel import MOST
+from engine.runners.channel import MAX_WINDOW
 from engine.runners.ending import Ending, Report
-from engine.runners.parking import BOUND, park_thread, wait_until, wait_until_task, wake_all, wake_one
+from engine.runners.parking import POLL_INTERVAL, park_thread, wait_until, wait_until_task, wake_all, wake_one
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -216,12 +216,12 @@ class Inlet(Ending):
 
     def _look_about(self) -> None:
         """Widen the window for a consumer that finds more than one waiting, and tell the producer, in good time."""
-        if self.is_adaptive and self.items and self._window < MOST:
+        if self.is_adaptive and self.items and self._window < MAX_WINDOW:
             self._window *= 2
         self._tell(asked=0)
         # Readers that take at the same time may count a step twice or not at all, so that it is told a little earlier
         # or later; whoever waits tells in any case.
-        self._calm = self._window // 4 if self._window == MOST or not self.is_adaptive else 0
+        self._calm = self._window // 4 if self._window == MAX_WINDOW or not self.is_adaptive else 0
 
     # Waiting for the pipe
 
@@ -232,7 +232,7 @@ class Inlet(Ending):
         elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
             self._tell(asked=1)
         if self.stop and not self.is_over:  # its runner closes: the supervisor reads what its worker still says
-            wait_until(self._is_settled, self.parked(), BOUND)
+            wait_until(self._is_settled, self.parked(), POLL_INTERVAL)
         elif not self._has_news():
             self._sleep()
 
@@ -243,7 +243,7 @@ class Inlet(Ending):
         elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
             self._tell(asked=1)
         if self.stop and not self.is_over:  # as in `wait`
-            await wait_until_task(self._is_settled, self.parked(), BOUND)
+            await wait_until_task(self._is_settled, self.parked(), POLL_INTERVAL)
         else:
             await self._sleep_task()
 
@@ -255,7 +255,7 @@ class Inlet(Ending):
 
     def _sleep(self) -> None:
         if self._is_cut or not self.is_sent or self.worker is None or self._is_reading:  # as `_is_readable` tells
-            park_thread(self.consumers, self._may_go_on, BOUND)
+            park_thread(self.consumers, self._may_go_on, POLL_INTERVAL)
             return
         # No call stands between the test and the next line but one, so neither another thread nor a signal's handler
         # does; and whatever a handler raises later finds the `try` entered.
@@ -284,9 +284,9 @@ class Inlet(Ending):
                 ready = self._wait_to_send(worker)
             else:
                 try:
-                    ready = worker.poll.poll(BOUND * 1000)
+                    ready = worker.poll.poll(POLL_INTERVAL * 1000)
                 except RuntimeError:  # the reader of a call before this one has not left yet
-                    ready = _poll(worker, 0).poll(BOUND * 1000)
+                    ready = _poll(worker, 0).poll(POLL_INTERVAL * 1000)
             for descriptor, _ in ready:
                 if descriptor == worker.answers:
                     self._read(worker)
@@ -297,7 +297,7 @@ class Inlet(Ending):
 
     def _wait_to_send(self, worker: Worker) -> list[tuple[int, int]]:
         """Wait while the pipe is too full for all of the call; give what there is besides room in it."""
-        ready = _poll(worker, worker.calls_pipe).poll(BOUND * 1000)
+        ready = _poll(worker, worker.calls_pipe).poll(POLL_INTERVAL * 1000)
         if any(descriptor == worker.calls_pipe for descriptor, _ in ready):
             self._send_rest(worker)
         return ready
@@ -639,7 +639,7 @@ class Inlet(Ending):
         self.end = end
         if self.consumers:
             wake_all(self.consumers)
-        if self.closers or self.detached_at is not None:
+        if self.end_waiters or self.detached_at is not None:
             super().finish(end)
 
     def lose(self, worker: Worker) -> None:
@@ -712,8 +712,8 @@ class Inlet(Ending):
             self._dispatcher.see_to(self)
             worker.wake()
         wake_all(self.consumers)
-        if self.closers:  # readers are among them where it was asked to stop before, see `wait`
-            wake_all(self.closers)
+        if self.end_waiters:  # readers are among them where it was asked to stop before, see `wait`
+            wake_all(self.end_waiters)
 
     def detach(self) -> None:
         """Note that the consumer has left: drop what waits to be taken, for an outcome that is kept keeps this."""

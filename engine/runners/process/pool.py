@@ -164,16 +164,16 @@ class WorkerQueue:
             if not counter[key]:
                 del counter[key]
 
-    def may_keep(self, holder: Lease) -> bool:
-        """Whether somebody in it may keep this holder from going on; `Waiter.keeps` tells whether that is so.
+    def may_block(self, lease: Lease) -> bool:
+        """Whether somebody in it may keep this holder from going on; `Waiter.blocks` tells whether that is so.
 
         One that stands here itself, and will hold a worker, does not keep itself from that.
         """
-        mine = self._leases.get(holder)
+        mine = self._leases.get(lease)
         my_place = None if mine is None else (mine.thread, mine.task is not None)
-        thread, task = holder.reader
+        thread, task = lease.reader
         place = thread, False
-        if id(holder.call) in self._calls or self._threads[place] > (my_place == place):
+        if id(lease.call) in self._calls or self._threads[place] > (my_place == place):
             return True
         if task is None or task() is None:
             place = thread, True
@@ -232,18 +232,18 @@ class Pool(WaitQueue):
         return tuple(self._workers)
 
     @property
-    def holders(self) -> tuple[Lease, ...]:
+    def leases(self) -> tuple[Lease, ...]:
         """The calls that are served just now."""
-        return tuple(holder for worker in self.workers if (holder := worker.holder) is not None)
+        return tuple(lease for worker in self.workers if (lease := worker.lease) is not None)
 
     @property
     def is_starting(self) -> bool:
         """Whether a worker is being started."""
         return bool(self._starting)
 
-    def may_tell(self) -> bool:
+    def may_log(self) -> bool:
         """Whether a long wait is logged now: not where it is for a start alone, which has a bound of its own."""
-        return bool(self.holders) and super().may_tell()
+        return bool(self.leases) and super().may_log()
 
     def take(self, body: Body, need: Need) -> Worker:
         """Give a worker for `body`, waiting in a thread behind those who wait already.
@@ -269,7 +269,7 @@ class Pool(WaitQueue):
             return worker
         request = self._request(body.call, need, current_task())
         if not self._is_granted_at_once(request):
-            await self.await_(request, body)
+            await self.wait_task(request, body)
         return self._claim(request)
 
     def _request(self, call: Call, need: Need, task: weakref.ref[asyncio.Task[Any]] | None) -> WorkerRequest:
@@ -291,9 +291,9 @@ class Pool(WaitQueue):
         if is_awaited:
             lease.is_awaited = True
         with self._lock:
-            if self._queue.requests or worker.holder is not None or worker is not self._last or call.stopping:
+            if self._queue.requests or worker.lease is not None or worker is not self._last or call.stopping:
                 return None
-            worker.holder = lease
+            worker.lease = lease
         return worker
 
     def give(self, worker: Worker) -> None:
@@ -309,13 +309,13 @@ class Pool(WaitQueue):
             self._remove(worker)
         elif not self._is_closed:
             self._last = worker
-        worker.holder = None  # last, so that whoever is interrupted before does it once more
+        worker.lease = None  # last, so that whoever is interrupted before does it once more
 
     def give_up(self, call: Call) -> None:
         """A call was interrupted while it took a worker: if one was granted to it, that is free again."""
         with self._lock:
             for worker in self.workers:
-                if worker.holder is not None and worker.holder.call is call and worker.inlet is None:
+                if worker.lease is not None and worker.lease.call is call and worker.inlet is None:
                     self._take_back(worker)
         self._serve()
 
@@ -323,14 +323,14 @@ class Pool(WaitQueue):
         """A worker is free again, and serves no more calls; another may be started in its place."""
         with self._lock:
             self._remove(worker)
-            worker.holder = None  # as in `_free`
+            worker.lease = None  # as in `_free`
         self._serve()
 
     def reap(self, worker: Worker) -> None:
         """A worker is over; whoever holds it keeps its place, finds out, and has it replaced or gives it back."""
         with self._lock:
             worker.is_retired = True
-            if worker.holder is None:  # so no call waits for it, or for its place
+            if worker.lease is None:  # so no call waits for it, or for its place
                 self._remove(worker)
 
     def replace(self, worker: Worker, body: Body, then: Replaced) -> None:
@@ -346,7 +346,7 @@ class Pool(WaitQueue):
         Raises:
             RuntimeError: no thread is to be had.
         """
-        lease: Any = worker.holder  # holders of workers are made here alone
+        lease: Any = worker.lease  # holders of workers are made here alone
         if lease is None:
             raise AssertionError("only the holder of a worker has it replaced")
         DaemonThread(partial(self._resume, worker, lease, body, then), "engine-replacer").start()
@@ -370,7 +370,7 @@ class Pool(WaitQueue):
         It also serves those who wait, for Ctrl-C may have kept from that whoever gave a worker back.
         """
         with self._lock:
-            idle = [each for each in self._workers if each.holder is None and each.idle_since <= since]
+            idle = [each for each in self._workers if each.lease is None and each.idle_since <= since]
             for each in idle:
                 self._remove(each)
         if self._queue.requests:
@@ -386,7 +386,7 @@ class Pool(WaitQueue):
             self._is_closed = True
             self._last = None
             for worker in self.workers:
-                lease: Any = worker.holder  # as in `replace`
+                lease: Any = worker.lease  # as in `replace`
                 if lease is not None and not lease.is_taken:
                     self._take_back(worker)
             for request in self._queue:
@@ -420,7 +420,7 @@ class Pool(WaitQueue):
         """Let a call have the worker it was granted, unless the pool was closed since and has taken it back."""
         worker: Any = request.worker  # there is one: it was granted
         with self._lock:
-            if worker.holder is not request.lease:
+            if worker.lease is not request.lease:
                 raise EngineClosedError
             request.lease.is_taken = True
             self._queue.discard(request)  # where Ctrl-C kept whoever granted it from that
@@ -435,7 +435,7 @@ class Pool(WaitQueue):
 
     def _grant_free(self) -> None:
         """Give free workers to those who wait, in the order they came."""
-        free = sum(each.holder is None for each in self._workers)
+        free = sum(each.lease is None for each in self._workers)
         if not free:
             return
         room = self.most - len(self._workers)
@@ -446,14 +446,14 @@ class Pool(WaitQueue):
             if worker is not None:
                 self._grant(worker, request)
                 excess -= request in eligible
-            if all(each.holder is not None for each in self._workers):
+            if all(each.lease is not None for each in self._workers):
                 return
 
     def _grant(self, worker: Worker, request: WorkerRequest) -> None:
         """Let a call that waits have a worker that is free, if they still do and it still is."""
         # No call stands between these tests, of what a collector may have changed just now, and the lines behind them.
-        if not request.has_news() and not request.is_left and worker.holder is None:
-            worker.holder = request.lease
+        if not request.has_news() and not request.is_left and worker.lease is None:
+            worker.lease = request.lease
             request.worker = worker
             request.is_granted = True
             if request.need.limit != math.inf:  # a class is about to be set up there
@@ -463,7 +463,7 @@ class Pool(WaitQueue):
 
     def _take_back(self, worker: Worker) -> None:
         """Free a worker whose call will not use it."""
-        lease: Any = worker.holder  # as in `replace`
+        lease: Any = worker.lease  # as in `replace`
         if lease.need.key not in worker.known:  # it was to be set up there, and the worker never heard of it
             worker.set_up.discard(lease.need.key)
         self._free(worker)
@@ -472,10 +472,10 @@ class Pool(WaitQueue):
         """The free worker that suits best, `is_any` even if it keeps a class set up that this is not about."""
         if self._is_closed:
             return None
-        free = [each for each in self._workers if each.holder is None and not each.is_retired]
+        free = [each for each in self._workers if each.lease is None and not each.is_retired]
         if need.only is not None:
             return need.only if need.only in free else None
-        ready = [each for each in self._set_up(need) if each.holder is None]
+        ready = [each for each in self._set_up(need) if each.lease is None]
         if ready or self._is_pinned(need):
             return ready[0] if ready else None
         unbound = [each for each in free if not each.set_up]
@@ -552,7 +552,7 @@ class Pool(WaitQueue):
         if expecting:  # even one that is over by now: its call finds out, or others would be started without end
             self._grant(worker, expecting[0])
         worker.is_new = False
-        if worker.holder is None:
+        if worker.lease is None:
             self._free(worker)
 
     def _end_start(self, thread: threading.Thread, failure: BaseException | None) -> None:
@@ -576,7 +576,7 @@ class Pool(WaitQueue):
 
     # Waiting
 
-    def _enter(self, waiter: Waiter) -> None:
+    def _enqueue(self, waiter: Waiter) -> None:
         request: Any = waiter  # a pool's tickets are requests
         with self._lock:
             if request.gone is not None:
@@ -587,16 +587,16 @@ class Pool(WaitQueue):
     def _leave_gone(self, request: WorkerRequest) -> None:
         """Let a call wait for another worker in place of one that is gone."""
         gone: Any = request.gone
-        if gone.holder is not request.lease:  # it was given up meanwhile
+        if gone.lease is not request.lease:  # it was given up meanwhile
             raise PredictionCancelledError(request.call.tag, request.call.id)
-        gone.holder = None
+        gone.lease = None
         self._remove(gone)
 
-    def _leave(self, waiter: Waiter) -> None:
-        self._lose(waiter)
+    def _abandon(self, waiter: Waiter) -> None:
+        self._withdraw(waiter)
         self._serve()
 
-    def _lose(self, waiter: Waiter) -> None:
+    def _withdraw(self, waiter: Waiter) -> None:
         request: Any = waiter
         with self._lock:
             if request.is_left:
@@ -604,7 +604,7 @@ class Pool(WaitQueue):
             request.is_left = True
             self._queue.discard(request)
             worker = request.worker
-            if worker is not None and worker.holder is request.lease:
+            if worker is not None and worker.lease is request.lease:
                 self._take_back(worker)  # whoever woke this goes on with the next
 
     def _blocker(self, waiter: Waiter) -> Lease | None:
@@ -614,14 +614,14 @@ class Pool(WaitQueue):
                 return None
             request.raise_failure()
             self._refuse_closed()
-            holders = self._acceptable(request)
-            if not holders:
+            leases = self._acceptable(request)
+            if not leases:
                 self._refuse_late(request)
                 return None
             # First the fast path, for a queue may be long.
-            if not all(map(self._queue.may_keep, holders)) or request in self._going():
+            if not all(map(self._queue.may_block, leases)) or request in self._going():
                 return None
-            return next((each for each in holders if request.keeps(each)), holders[0])
+            return next((each for each in leases if request.blocks(each)), leases[0])
 
     def _refusal(self, waiter: Waiter, blocker: Lease) -> str:
         return (
@@ -646,8 +646,8 @@ class Pool(WaitQueue):
         """Who has, or will have, what it could be given; empty where it will be given a worker nobody has."""
         need = request.need
         if need.only is not None:
-            return [need.only.holder] if need.only.holder is not None else []
-        busy = [each.holder for each in self._set_up(need) if each.holder is not None]
+            return [need.only.lease] if need.only.lease is not None else []
+        busy = [each.lease for each in self._set_up(need) if each.lease is not None]
         if self._is_pinned(need):
             return busy
         expecting = self._expecting()
@@ -656,19 +656,19 @@ class Pool(WaitQueue):
         alike = [each.lease for each in expecting if each.need.key == need.key]
         if self._is_pinned(need, len(alike)):
             return [*busy, *alike]
-        return [*self.holders, *(each.lease for each in expecting)]
+        return [*self.leases, *(each.lease for each in expecting)]
 
     def _going(self) -> set[WorkerRequest]:
         """Those in line who can still be served: somebody they wait for waits for nobody, or for one of them."""
         left = {request: self._acceptable(request) for request in self._queue}
         keepers = {
-            holder: {each for each in left if each.lease is not holder and each.keeps(holder)}
-            for holder in {holder for holders in left.values() for holder in holders}
+            lease: {each for each in left if each.lease is not lease and each.blocks(lease)}
+            for lease in {lease for leases in left.values() for lease in leases}
         }
         going: set[WorkerRequest] = set()
         while True:
-            free = {holder for holder, requests in keepers.items() if requests <= going}
-            news = [each for each, holders in left.items() if not holders or not free.isdisjoint(holders)]
+            free = {lease for lease, requests in keepers.items() if requests <= going}
+            news = [each for each, leases in left.items() if not leases or not free.isdisjoint(leases)]
             if not news:
                 return going
             for each in news:

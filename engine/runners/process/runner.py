@@ -452,7 +452,7 @@ class ProcessRunner:
         body = inlet.body
         if not keep:
             self._pool.drop(worker)
-        elif worker.holder is not None and body is not None and worker.holder.call is body.call:
+        elif worker.lease is not None and body is not None and worker.lease.call is body.call:
             if worker.inbound.is_giant:
                 worker.inbound.trim()
             self._pool.give(worker)

@@ -203,7 +203,7 @@ class Supervisor:
 
     def _pause(self) -> float:
         dues = [case.due for case in self._cases.values()]
-        dues += [each.idle_since + IDLE for each in self._pool.workers if each.holder is None]
+        dues += [each.idle_since + IDLE for each in self._pool.workers if each.lease is None]
         left = min(dues, default=_BOUND + monotonic()) - monotonic()
         is_blind = any(each.exit_pipe < 0 for each in self._workers)
         is_blind = is_blind or (self._is_closing and self._pool.is_starting)

@@ -74,7 +74,7 @@ class Worker:
 
     Attributes:
         pid: its process id.
-        holder: the call it serves, or will in a moment; `None` while it is free.
+        lease: the call it serves, or will in a moment; `None` while it is free.
         wire: the channel of that call, once there is one.
         idle_since: the monotonic time, in s, since when it is.
         known: keys of the predictors it has, those used last at the end.
@@ -102,7 +102,6 @@ class Worker:
         "decoder",
         "exit_pipe",
         "forgotten",
-        "holder",
         "idle_since",
         "inbound",
         "inlet",
@@ -110,6 +109,7 @@ class Worker:
         "is_new",
         "is_retired",
         "known",
+        "lease",
         "outbound",
         "path",
         "pid",
@@ -129,7 +129,7 @@ class Worker:
         self._is_reaped_elsewhere = False
         self.pid = process.pid
         note_worker(self)
-        self.holder: Lease | None = None
+        self.lease: Lease | None = None
         self.inlet: Any = None  # a `Inlet`, which is made of what stands here
         self.idle_since = monotonic()
         self.known: OrderedDict[int, str] = OrderedDict()
@@ -210,7 +210,7 @@ class Worker:
 
         An event loop that still watches the pipes keeps these until it turns again, see `unwatched`.
         """
-        if self.is_new or self.holder is not None or self.inlet is not None:
+        if self.is_new or self.lease is not None or self.inlet is not None:
             return False
         watched = () if self._is_unwatched() else (self.answers, self.calls_pipe)
         self._close([each for each in self._descriptors if each not in watched])

@@ -173,7 +173,7 @@ class Far:
 
     def __repr__(self) -> str:
         near = self.near
-        facts = "alive" if self.is_alive else f"exit {self.exit_code}", self.call, near.holder
+        facts = "alive" if self.is_alive else f"exit {self.exit_code}", self.call, near.lease
         flags = [name for name in ("is_deaf", "is_silent") if getattr(self, name)]
         flags += [name for name in ("is_new", "is_retired", "is_closed") if getattr(near, name)]
         return f"<{self.pid} {' '.join(map(str, (*facts, *flags)))}>"

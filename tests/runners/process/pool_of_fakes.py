@@ -32,7 +32,7 @@ class Fake:
     """What a pool looks at, and what the worker itself would know."""
 
     name: str
-    holder: Any = None
+    lease: Any = None
     idle_since: float = attrs.field(factory=time.monotonic)
     known: dict[int, str] = attrs.field(factory=dict)
     set_up: set[int] = attrs.field(factory=set)
@@ -106,7 +106,7 @@ class Scene:
     def replacing(self, worker: Fake, body: Body | None = None) -> list[Any]:
         """Have a worker replaced; give where the pool's thread puts what it says, a worker and an error."""
         told: list[Any] = []
-        holder_body = body or body_of(worker.holder.call)
+        holder_body = body or body_of(worker.lease.call)
         self.pool.replace(cast("Worker", worker), holder_body, lambda *news: told.extend(news))
         return told
 

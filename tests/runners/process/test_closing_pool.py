@@ -61,7 +61,7 @@ def test_a_pool_that_closes_refuses_whoever_waits_or_comes() -> None:
                 scene.take(need)
             with pytest.raises(EngineClosedError):
                 await scene.atake(need)
-        assert (scene.waiting(), scene.pool.holders) == (0, ())
+        assert (scene.waiting(), scene.pool.leases) == (0, ())
 
     asyncio.run(scenario())
 
@@ -75,15 +75,15 @@ def test_a_worker_granted_to_a_task_that_has_not_heard_of_it_is_free_once_the_po
         task = asyncio.create_task(scene.atake())
         await soon(lambda: scene.waiting() == 1)
         scene.give(worker)
-        assert worker.holder is not None
+        assert worker.lease is not None
         scene.pool.close()
         assert scene.retire(time.monotonic()) == [worker]
-        worker.holder = leaving = object()  # as by who has it tear down what it set up
+        worker.lease = leaving = object()  # as by who has it tear down what it set up
         if is_cancelled:
             task.cancel()
         with pytest.raises((EngineClosedError, asyncio.CancelledError)):
             await task
-        assert (task.cancelled(), worker.holder, scene.workers) == (is_cancelled, leaving, [])
+        assert (task.cancelled(), worker.lease, scene.workers) == (is_cancelled, leaving, [])
 
     asyncio.run(scenario())
 
@@ -125,7 +125,7 @@ def test_a_place_that_was_got_just_before_the_pool_closed_starts_nobody() -> Non
     scene.pool.close()
     with pytest.raises(EngineClosedError):
         scene.replace(gone)
-    assert (len(scene.fakes.made), scene.pool.holders, scene.workers) == (1, (), [])
+    assert (len(scene.fakes.made), scene.pool.leases, scene.workers) == (1, (), [])
 
 
 @each_way

@@ -186,7 +186,7 @@ def test_a_sync_wait_that_blocks_the_loop_of_the_task_that_holds_the_only_worker
             scene.give(worker)
 
         holder = asyncio.create_task(hold())
-        await soon(lambda: len(scene.pool.holders) == 1)
+        await soon(lambda: len(scene.pool.leases) == 1)
         monkeypatch.setattr(engine.runners.slots, "park_thread", sleep)
         refused(scene.take, held)
         go.set()
@@ -223,7 +223,7 @@ def test_a_thread_may_wait_while_anybody_it_waits_for_goes_on() -> None:
     timer.start()
     assert scene.take() is others
     timer.join()
-    assert mine.holder is not None
+    assert mine.lease is not None
 
 
 @pytest.mark.fault(97)
@@ -263,7 +263,7 @@ def test_a_thread_that_keeps_a_class_busy_is_refused_the_same_class_and_gets_any
     refused(lambda: scene.take(CLASS), held)
     other = scene.take(OTHER_CLASS)
     assert other is not home
-    refused(lambda: scene.take(OTHER_CLASS), other.holder.call)
+    refused(lambda: scene.take(OTHER_CLASS), other.lease.call)
     refused(lambda: scene.take(Need(only=cast("Worker", home))), held)
 
 
@@ -293,4 +293,4 @@ def test_a_thread_that_keeps_one_instance_of_a_class_busy_may_wait_for_another_t
     assert scene.take(twice) is scene.fakes.made[1]
     first.join()
     timer.join()
-    assert mine.holder is not None
+    assert mine.lease is not None

@@ -30,7 +30,7 @@ def test_a_start_that_fails_gives_its_place_back() -> None:
         scene.fakes.trouble.append(trouble)
         with pytest.raises(type(trouble)):
             scene.take()
-        assert scene.pool.holders == ()
+        assert scene.pool.leases == ()
     assert scene.take().name == "worker 0"
 
 
@@ -155,7 +155,7 @@ def test_where_every_start_fails_each_call_is_told_of_one_and_none_hangs_or_star
     scene.pool.join(PATIENCE)
     assert len(told) == 5
     assert scene.fakes.begun - len(told) in (0, 1)  # two may fail while one call waits
-    assert (scene.waiting(), scene.pool.holders, scene.pool.is_starting) == (0, (), False)
+    assert (scene.waiting(), scene.pool.leases, scene.pool.is_starting) == (0, (), False)
 
 
 @each_way

@@ -37,10 +37,10 @@ def test_a_call_that_was_interrupted_while_it_took_a_worker_has_none_afterwards(
     scene.pool.give_up(call)
     assert waiting.join() is worker
     scene.pool.give_up(call)
-    assert worker.holder is not None  # by whoever waited
+    assert worker.lease is not None  # by whoever waited
     other.inlet = object()
-    scene.pool.give_up(other.holder.call)
-    assert other.holder is not None  # its call is about to be sent
+    scene.pool.give_up(other.lease.call)
+    assert other.lease is not None  # its call is about to be sent
 
 
 def test_a_call_that_was_interrupted_while_its_worker_started_leaves_its_place() -> None:
@@ -80,7 +80,7 @@ def codes_of(*names: str) -> set[Any]:
 
 
 GRANTING: Final = ("_serve", "_grant_free", "_misses_start", "_expecting", "_eligible", "_begin_start")
-TAKING: Final = ("take", "_is_granted_at_once", "_enter", "_blocker", "_acceptable", "_refuse_late", "_claim")
+TAKING: Final = ("take", "_is_granted_at_once", "_enqueue", "_blocker", "_acceptable", "_refuse_late", "_claim")
 
 
 @pytest.mark.parametrize("need", [Need(), Need(key=7, limit=1)], ids=["function", "class"])
@@ -99,7 +99,7 @@ def test_wherever_ctrl_c_interrupts_whoever_has_a_worker_started_it_is_the_pools
             interrupted += 1
         scene.pool.give_up(call)
         eventually(lambda scene=scene: not scene.pool.is_starting)  # type: ignore[misc]
-        assert scene.pool.holders == ()
+        assert scene.pool.leases == ()
         assert scene.waiting() == 0
         assert all(each in scene.fakes.made for each in scene.workers)
         assert not any(each.is_new or (each.set_up and each is not gone) for each in scene.workers)
@@ -115,7 +115,7 @@ def test_wherever_ctrl_c_interrupts_whoever_gives_a_worker_back_those_who_wait_a
         scene = Scene.of(1)
         worker = scene.take()
         first, second = (taking(scene, "sync") for _ in range(2))
-        lease = worker.holder
+        lease = worker.lease
         try:
             with interrupted_at(codes_of(way, "_free", "_remove", *GRANTING), interrupted + 1):
                 getattr(scene, way)(worker)
@@ -123,7 +123,7 @@ def test_wherever_ctrl_c_interrupts_whoever_gives_a_worker_back_those_who_wait_a
         except KeyboardInterrupt:
             interrupted += 1
             is_over = False
-            if worker.holder is lease:  # as a wire does that was interrupted there
+            if worker.lease is lease:  # as a wire does that was interrupted there
                 getattr(scene, way)(worker)
             scene.retire(-math.inf)  # as the supervisor does, now and then
         got = first.join()

@@ -23,7 +23,7 @@ def test_workers_are_started_one_by_one_as_they_are_needed_and_used_again() -> N
     second = scene.take()
     assert second is not first
     assert [each.name for each in scene.fakes.made] == ["worker 0", "worker 1"]
-    assert [holder.call.tag for holder in scene.pool.holders] == ["@me/it", "@me/it"]
+    assert [holder.call.tag for holder in scene.pool.leases] == ["@me/it", "@me/it"]
 
 
 def test_the_worker_that_was_free_last_is_preferred_unless_another_knows_the_predictor() -> None:

@@ -27,7 +27,7 @@ def test_a_long_wait_for_a_start_alone_is_not_logged_as_if_a_call_had_the_worker
         looks[id(self)] += 1
         refuse(self, waiter)
 
-    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)
+    monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 0.0)
     monkeypatch.setattr(Pool, "_refuse", count_looks)
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
@@ -48,7 +48,7 @@ def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any
         looks[id(waiter)] += 1
         refuse(self, waiter)
 
-    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)
+    monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 0.0)
     monkeypatch.setattr(Pool, "_refuse", count_looks)
     scene = Scene.of(2)
     for seen in (1, 2):

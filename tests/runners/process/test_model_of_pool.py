@@ -71,7 +71,7 @@ class Story:
         assert all(task.done() for task in self.tasks.values()), "somebody was never served"
         for outcome in await asyncio.gather(*self.tasks.values(), return_exceptions=True):
             assert isinstance(outcome, BlockingIOError | asyncio.CancelledError | None), outcome
-        assert self.scene.pool.holders == ()
+        assert self.scene.pool.leases == ()
         assert self.scene.waiting() == 0
         most_begun = len(self.tasks) + self.replaced + self.failed - self.told
         assert self.scene.fakes.begun <= most_begun, "more was started than calls waited for"
@@ -107,7 +107,7 @@ class Story:
         news: asyncio.Future[tuple[Any, Any]] = loop.create_future()
         self.replacing[number] = need
         self.replaced += 1
-        body = body_of(worker.holder.call)
+        body = body_of(worker.lease.call)
         self.scene.pool.replace(
             cast("Worker", worker), body, lambda *told: cast("None", loop.call_soon_threadsafe(news.set_result, told))
         )
@@ -120,7 +120,7 @@ class Story:
 
     def do(self, what: str, choice: int) -> None:
         going = [each for each in self.serving.values() if not each[2].done()]
-        idle = [each for each in self.scene.workers if each.holder is None]
+        idle = [each for each in self.scene.workers if each.lease is None]
         waiting = [task for number, task in self.tasks.items() if not task.done() and number not in self.serving]
         if what in {"give", "drop"} and going:
             going[choice % len(going)][2].set_result(what)
@@ -176,7 +176,7 @@ class Story:
         places = Counter(key for worker in workers for key in worker.has)
         assert all(places[need.key] <= need.limit for need in NEEDS)
         eligible, room = self.eligible(), self.most - len(workers)
-        free = [worker for worker in workers if worker.holder is None]
+        free = [worker for worker in workers if worker.lease is None]
         assert starts >= min(eligible, room), "a call waits for a start that nobody begins"
         assert not eligible or all(worker.set_up for worker in free), "a call waits beside a free worker"
         assert eligible <= room or not free, "a call waits for a start that cannot be"

@@ -35,7 +35,7 @@ def test_a_worker_that_ended_before_its_call_was_sent_keeps_its_place_until_its_
     scene.await_waiting(1)
     new = scene.replace(gone)
     assert new is not gone
-    assert gone.holder is None
+    assert gone.lease is None
     assert new.set_up == {CLASS.key}
     assert len(scene.fakes.made) == 2
     assert scene.waiting() == 1
@@ -51,7 +51,7 @@ def test_a_worker_that_ended_before_its_call_was_sent_and_is_given_back_unused_i
     scene.await_waiting(1)
     scene.give(gone)
     assert waiting.join() is not gone
-    assert gone.holder is None
+    assert gone.lease is None
     assert gone not in scene.workers
 
 
@@ -77,10 +77,10 @@ def test_a_call_whose_worker_is_gone_takes_what_comes_first_before_all_who_wait(
     waiting = taking(scene, "sync")
     scene.fakes.gate = threading.Event()
     scene.reap(gone)
-    lease = gone.holder
+    lease = gone.lease
     told = scene.replacing(gone)
     eventually(lambda: scene.waiting() == 2 and scene.pool.is_starting)
-    assert (told, gone.holder) == ([], None)
+    assert (told, gone.lease) == ([], None)
     if is_freed_first:
         scene.give(other)
     else:
@@ -88,7 +88,7 @@ def test_a_call_whose_worker_is_gone_takes_what_comes_first_before_all_who_wait(
     eventually(lambda: len(told) == 2)
     assert told == [other if is_freed_first else scene.fakes.made[2], None]
     assert told[0].set_up == {CLASS.key}
-    assert told[0].holder is lease
+    assert told[0].lease is lease
     assert waiting.is_waiting
     scene.fakes.gate.set()
     if not is_freed_first:
@@ -105,7 +105,7 @@ def test_a_call_whose_worker_is_gone_is_told_why_no_other_could_be_started() -> 
     scene.fakes.trouble.append(BlockingIOError("try again"))
     with pytest.raises(BlockingIOError):
         scene.replace(gone)
-    assert (scene.workers, scene.pool.holders, scene.waiting()) == ([], (), 0)
+    assert (scene.workers, scene.pool.leases, scene.waiting()) == ([], (), 0)
 
 
 @pytest.mark.fault(5, 51)
@@ -143,7 +143,7 @@ def test_a_call_that_was_given_up_before_it_could_wait_for_another_worker_leaves
     with pytest.raises(PredictionCancelledError):
         scene.replace(gone)
     assert scene.workers == next_one == scene.fakes.made[1:]
-    assert next_one[0].holder is not None
+    assert next_one[0].lease is not None
 
 
 @pytest.mark.fault(5)

@@ -120,7 +120,7 @@ def test_a_call_that_was_stopped_gets_no_worker_and_one_that_waits_leaves_the_li
     scene.give(worker)
     with pytest.raises(PredictionCancelledError):
         scene.take(Need(1), body.call)
-    assert scene.pool.holders == ()
+    assert scene.pool.leases == ()
 
 
 @pytest.mark.fault(75)

@@ -40,7 +40,7 @@ def test_a_worker_whose_call_no_longer_waits_for_its_start_goes_to_the_next_in_l
         left.cancel()
         with pytest.raises(asyncio.CancelledError):
             await left
-        assert scene.pool.holders == ()
+        assert scene.pool.leases == ()
         assert scene.waiting() == 1  # the place is taken until the worker is there
         scene.fakes.gate.set()
         worker = await next_one
@@ -84,7 +84,7 @@ def test_a_start_that_takes_too_long_fails_its_call_and_leaves_the_worker_to_oth
     monkeypatch.setattr(engine.runners.process.pool, "LONGEST_START", 0.01)
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
-    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)  # it looks all the time
+    monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 0.0)  # it looks all the time
     with pytest.raises(EngineError, match="no worker could be started within"):
         scene.take()
     monkeypatch.undo()
@@ -105,7 +105,7 @@ def test_a_call_that_waits_while_a_worker_starts_takes_one_that_is_freed_and_the
     scene.fakes.gate.set()
     scene.pool.join(PATIENCE)
     started = scene.fakes.made[1]
-    assert (scene.workers, started.holder) == ([worker, started], None)
+    assert (scene.workers, started.lease) == ([worker, started], None)
     assert elsewhere(scene.take) is started
 
 
@@ -115,7 +115,7 @@ def test_a_call_that_waits_takes_the_new_worker_where_that_comes_first_and_the_f
     worker = scene.take()
     assert taking(scene, way).join() is scene.fakes.made[1]
     scene.give(worker)
-    assert (worker.holder, scene.fakes.begun) == (None, 2)
+    assert (worker.lease, scene.fakes.begun) == (None, 2)
 
 
 @each_way
@@ -181,7 +181,7 @@ def test_a_call_that_is_stopped_while_a_worker_starts_leaves_it_to_the_next(is_f
     assert (scene.fakes.begun, scene.waiting()) == (2, 0)
     started = scene.fakes.made[1]
     if is_freed:
-        assert started.holder is None
+        assert started.lease is None
     else:
         assert second.join() is started
 
@@ -235,7 +235,7 @@ def test_no_call_waits_too_long_for_starts_that_do_not_end_and_each_is_told(
 ) -> None:
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
-    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.0)  # they look all the time
+    monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 0.0)  # they look all the time
     monkeypatch.setattr(engine.runners.process.pool, "LONGEST_START", 0.01)
     calls = [taking(scene, way) for _ in range(3)]
     for each in calls:

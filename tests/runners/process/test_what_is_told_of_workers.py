@@ -42,7 +42,7 @@ def test_what_the_engine_in_a_worker_warns_of_is_in_the_log_of_the_engine_here(
 def test_a_call_that_waits_long_for_a_worker_says_who_has_it(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.runners.slots, "_PATIENCE", 0.05)
+    monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 0.05)
     told = threading.Event()
 
     class Listener(logging.Handler):

@@ -98,7 +98,7 @@ def test_a_class_that_may_be_set_up_once_has_one_worker_started_and_where_its_fi
     scene.fakes.gate.set()
     scene.pool.join(PATIENCE)
     started = scene.fakes.made[1]
-    assert (started.holder, started.set_up, scene.waiting()) == (None, set(), 1)
+    assert (started.lease, started.set_up, scene.waiting()) == (None, set(), 1)
     scene.give(home)
     assert second.join() is home
     assert scene.fakes.begun == 2
@@ -127,10 +127,10 @@ def test_workers_that_keep_classes_go_to_the_first_in_line_as_far_as_those_that_
     scene.give(other_home)
     scene.fakes.gate = threading.Event()
     first = taking(scene, way, Need(1))
-    assert home.holder is None  # one is being started for it
+    assert home.lease is None  # one is being started for it
     second = taking(scene, way, Need(1))
     assert first.join() is home
     assert second.is_waiting
-    assert other_home.holder is None
+    assert other_home.lease is None
     scene.fakes.gate.set()
     assert second.join() is scene.fakes.made[2]
