@@ -1,4 +1,4 @@
-"""What values an annotation accepts: their kind, their bounds, and how a message says what is expected.
+"""What values an annotation accepts: their classes, their bounds, and how a message says what is expected.
 
 An annotation is read once into an `Accepted`, which tells a value that passes from one that does not, and never changes
 it.
@@ -49,7 +49,7 @@ SHOWN: Final = 20  # members of an enumeration, and unknown names, that one mess
 DEPTH: Final = 16  # wrappers followed around one function or type; more is a cycle
 
 
-# --- bounds and descriptions, read from the metadata of Annotated ------------------------------------------------
+# Bounds and descriptions, read from the metadata of `Annotated`
 
 
 def _attribute(item: object, name: str) -> Any:
@@ -121,7 +121,7 @@ def _bounds_text(bounds: Bounds) -> str:
     return ", ".join(filter(None, (order, length and f"of length {length}", multiple)))
 
 
-# --- kinds: what one annotation accepts --------------------------------------------------------------------------
+# What one annotation accepts
 
 
 @attrs.frozen(eq=False)
@@ -132,13 +132,13 @@ class Accepted:
         expects: the type in a few words.
         refusal: None where a value passes, else why not ("" where `expects` says it all). May raise where a foreign
             class cannot tell; the value is then accepted.
-        swift: classes that pass when they are exactly the value's own, each with the only values (None: all) and the
+        exact: classes that pass when they are exactly the value's own, each with the only values (None: all) and the
             bounds that go with it. The generated test is made of these; what it does not know, `refusal` decides.
     """
 
     expects: str
     refusal: Callable[[Any], str | None]
-    swift: Mapping[type, Limits] = attrs.field(factory=dict)
+    exact: Mapping[type, Limits] = attrs.field(factory=dict)
 
 
 def shown(value: object) -> str:
@@ -163,12 +163,12 @@ def _listing(values: Iterable[str]) -> str:
     return ("one of " if len(texts) > 1 else "") + ", ".join(texts[:SHOWN]) + more
 
 
-def _class_kind(cls: type, expects: str = "") -> Accepted:
+def _by_class(cls: type, expects: str = "") -> Accepted:
     return Accepted(expects or _name_of(cls), lambda value: None if isinstance(value, cls) else "", {cls: (None, ())})
 
 
-def _test_kind(expects: str, test: Callable[[Any], bool], *swift: type) -> Accepted:
-    return Accepted(expects, lambda value: None if test(value) else "", dict.fromkeys(swift, (None, ())))
+def _by_test(expects: str, test: Callable[[Any], bool], *exact: type) -> Accepted:
+    return Accepted(expects, lambda value: None if test(value) else "", dict.fromkeys(exact, (None, ())))
 
 
 def _is_bool(value: object) -> bool:
@@ -188,15 +188,15 @@ def _is_file(value: object) -> bool:
 
 # bytes is strict: a bytearray can change under a predictor that asked for bytes.
 _PLAIN: Final[dict[Any, Accepted]] = {
-    bool: _test_kind("bool", _is_bool, bool),
-    int: _test_kind("int", _number_test(numbers.Integral), int),
-    float: _test_kind("float", _number_test(numbers.Real), float, int),
-    complex: _test_kind("complex", _number_test(numbers.Complex), complex, float, int),
-    type(None): _test_kind("None", lambda value: value is None, type(None)),
-    typing.LiteralString: _class_kind(str),
-    typing.IO: _test_kind("a file", _is_file),
-    typing.TextIO: _test_kind("a text file", _is_file),
-    typing.BinaryIO: _test_kind("a binary file", _is_file),
+    bool: _by_test("bool", _is_bool, bool),
+    int: _by_test("int", _number_test(numbers.Integral), int),
+    float: _by_test("float", _number_test(numbers.Real), float, int),
+    complex: _by_test("complex", _number_test(numbers.Complex), complex, float, int),
+    type(None): _by_test("None", lambda value: value is None, type(None)),
+    typing.LiteralString: _by_class(str),
+    typing.IO: _by_test("a file", _is_file),
+    typing.TextIO: _by_test("a text file", _is_file),
+    typing.BinaryIO: _by_test("a binary file", _is_file),
 }
 _ANYTHING: Final = (Any, object, MISSING)
 
@@ -204,12 +204,12 @@ _ANYTHING: Final = (Any, object, MISSING)
 def accepted_by(annotation: Any) -> Accepted | None:
     """What `annotation` accepts; None: anything, also where reading it fails (foreign types, endless aliases)."""
     try:
-        return _read_kind(annotation)
+        return _read(annotation)
     except Exception:
         return None
 
 
-def _read_kind(annotation: Any) -> Accepted | None:  # noqa: PLR0911 - one table of forms, one line each
+def _read(annotation: Any) -> Accepted | None:  # noqa: PLR0911 - one table of forms, one line each
     if any(annotation is each for each in _ANYTHING):
         return None
     if annotation is None:
@@ -218,41 +218,41 @@ def _read_kind(annotation: Any) -> Accepted | None:  # noqa: PLR0911 - one table
         if annotation in _PLAIN:
             return _PLAIN[annotation]
     if hasattr(annotation, "__supertype__"):  # NewType
-        return _read_kind(annotation.__supertype__)
+        return _read(annotation.__supertype__)
     if isinstance(annotation, typing.TypeVar):
         bound = annotation.__constraints__ or (annotation.__bound__,)
-        return None if bound == (None,) else _union_kind(bound)
-    inner, metadata = peel(annotation)
+        return None if bound == (None,) else _of_union(bound)
+    inner, metadata = unwrap(annotation)
     if inner is not annotation:
-        return _bounded_kind(_read_kind(inner), bounds_of(metadata))
+        return _with_bounds(_read(inner), bounds_of(metadata))
     origin = typing.get_origin(annotation)
     if origin is not None:
-        return _generic_kind(annotation, origin)
-    return _any_class_kind(annotation) if isinstance(annotation, type) else None
+        return _of_generic(annotation, origin)
+    return _of_class(annotation) if isinstance(annotation, type) else None
 
 
-def _generic_kind(annotation: Any, origin: Any) -> Accepted | None:
+def _of_generic(annotation: Any, origin: Any) -> Accepted | None:
     arguments = typing.get_args(annotation)
     if origin is typing.Literal:
-        return _literal_kind(arguments)
+        return _of_literal(arguments)
     if origin in {typing.Union, types.UnionType}:
-        return _union_kind(arguments)
+        return _of_union(arguments)
     if origin in _PLAIN:  # typing.IO[str]
         return _PLAIN[origin]
-    return _class_kind(origin, _name_of(annotation)) if isinstance(origin, type) else None  # the outer type only
+    return _by_class(origin, _name_of(annotation)) if isinstance(origin, type) else None  # the outer type only
 
 
-def _any_class_kind(cls: type) -> Accepted:
+def _of_class(cls: type) -> Accepted:
     if issubclass(cls, enum.Enum):
-        return _enum_kind(cls)
+        return _of_enum(cls)
     if dict in cls.__mro__ and hasattr(cls, "__required_keys__"):  # TypedDict, of typing or typing_extensions
-        return _test_kind(f"a mapping ({_name_of(cls)})", lambda value: isinstance(value, Mapping), dict)
+        return _by_test(f"a mapping ({_name_of(cls)})", lambda value: isinstance(value, Mapping), dict)
     if callable(getattr(cls, "model_validate", None)):
         return Accepted(_name_of(cls), functools.partial(_model_refusal, cls), {cls: (None, ())})
-    return _class_kind(cls)
+    return _by_class(cls)
 
 
-# An enum of one of these takes their values too: how a value of the kind is told, and a member's without its enum.
+# An enum of one of these takes their values too: how a value of that type is told, and a member's without its enum.
 _MIXED_IN: Final[Mapping[type, tuple[Callable[[Any], bool], Callable[[Any], Any]]]] = {
     int: (_number_test(numbers.Integral), int.__int__),
     float: (_number_test(numbers.Real), float.__float__),
@@ -260,7 +260,7 @@ _MIXED_IN: Final[Mapping[type, tuple[Callable[[Any], bool], Callable[[Any], Any]
 }
 
 
-def _enum_kind(cls: type[enum.Enum]) -> Accepted:
+def _of_enum(cls: type[enum.Enum]) -> Accepted:
     """Members, and, of an enum that is also a text or a number, their values as they are."""
     members = tuple(cls)
     expects = _listing(_member_text(member) for member in members) or _name_of(cls)
@@ -277,8 +277,8 @@ def _enum_kind(cls: type[enum.Enum]) -> Accepted:
         is_value = is_of_kind(value) and (value in values or (is_flag and _is_made_of(cls, value)))
         return None if is_value else ""
 
-    swift: dict[type, Limits] = {cls: (None, ()), mixed_in: (values, ())}
-    return Accepted(expects, refusal, swift)
+    exact: dict[type, Limits] = {cls: (None, ()), mixed_in: (values, ())}
+    return Accepted(expects, refusal, exact)
 
 
 def _is_made_of(cls: type[enum.Enum], value: Any) -> bool:
@@ -325,61 +325,61 @@ def _model_error(error: Any) -> str:
         return f"{type(error).__name__}: {quote(error)}"
 
 
-def _literal_kind(values: tuple[Any, ...]) -> Accepted:
+def _of_literal(values: tuple[Any, ...]) -> Accepted:
     """By value and exact type: `Literal[1]` takes neither `True` nor `1.0`."""
 
     def refusal(value: object) -> str | None:
         return None if any(type(value) is type(each) and value == each for each in values) else ""
 
-    swift: dict[type, Limits] = {
+    exact: dict[type, Limits] = {
         cls: (frozenset(each for each in values if type(each) is cls), ())
         for cls in (str, int, bytes, bool)
         if cls in map(type, values)
     }
-    return Accepted(_listing(map(quote, values)), refusal, swift)
+    return Accepted(_listing(map(quote, values)), refusal, exact)
 
 
-def _union_kind(members: Iterable[Any]) -> Accepted | None:
-    kinds = [accepted_by(member) for member in members]
-    known = [kind for kind in kinds if kind is not None]
-    if len(known) < len(kinds):
+def _of_union(members: Iterable[Any]) -> Accepted | None:
+    accepted = [accepted_by(member) for member in members]
+    known = [each for each in accepted if each is not None]
+    if len(known) < len(accepted):
         return None
-    swift: dict[type, Limits] = {}
-    for cls, limits in (each for kind in known for each in kind.swift.items()):
+    exact: dict[type, Limits] = {}
+    for cls, limits in (each for member in known for each in member.exact.items()):
         if limits == (None, ()):  # one member that takes the whole class is enough
-            swift[cls] = limits
+            exact[cls] = limits
         else:
-            swift.setdefault(cls, limits)
+            exact.setdefault(cls, limits)
 
     def refusal(value: object) -> str | None:
         reasons = []
-        for kind in known:
-            reason = kind.refusal(value)
+        for member in known:
+            reason = member.refusal(value)
             if reason is None:
                 return None
             reasons.append(reason)
         return "; ".join(filter(None, reasons))
 
-    return Accepted(" or ".join(dict.fromkeys(kind.expects for kind in known)), refusal, swift)
+    return Accepted(" or ".join(dict.fromkeys(member.expects for member in known)), refusal, exact)
 
 
-def _bounded_kind(kind: Accepted | None, bounds: Bounds) -> Accepted | None:
-    """A kind with bounds of its own, such as a member of a union."""
+def _with_bounds(accepted: Accepted | None, bounds: Bounds) -> Accepted | None:
+    """What has bounds of its own, such as a member of a union."""
     if not bounds:
-        return kind
-    base = kind or Accepted("a value", lambda _value: None)
+        return accepted
+    base = accepted or Accepted("a value", lambda _value: None)
 
     def refusal(value: object) -> str | None:
         reason = base.refusal(value)
         return "" if reason is None and any(violations(bounds, value)) else reason
 
-    return Accepted(expectation(kind, bounds), refusal, swift_with(base, bounds))
+    return Accepted(expectation(accepted, bounds), refusal, exact_with(base, bounds))
 
 
-def swift_with(kind: Accepted, bounds: Bounds) -> dict[type, Limits]:
+def exact_with(accepted: Accepted, bounds: Bounds) -> dict[type, Limits]:
     return {
         cls: (values, limits if cls is type(None) else (*limits, *bounds))
-        for cls, (values, limits) in kind.swift.items()
+        for cls, (values, limits) in accepted.exact.items()
     }
 
 
@@ -388,18 +388,15 @@ def violations(bounds: Bounds, value: object) -> Iterator[str]:
     return filter(None, (_violation(name, bound, value) for name, bound in bounds if value is not None))
 
 
-def expectation(kind: Accepted | None, bounds: Bounds) -> str:
-    text = kind.expects if kind else "a value" if bounds else "anything"
+def expectation(accepted: Accepted | None, bounds: Bounds) -> str:
+    text = accepted.expects if accepted else "a value" if bounds else "anything"
     if not bounds:
         return text
     limits = _bounds_text(bounds)
     return f"{text}{', ' if limits.startswith('a ') else ' '}{limits}"
 
 
-# --- reading a callable ------------------------------------------------------------------------------------------
-
-
-def peel(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+def unwrap(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     """The type inside `Annotated`, `Required` and aliases (PEP 695), and all metadata met on the way."""
     metadata: tuple[Any, ...] = ()
     for _ in range(DEPTH):

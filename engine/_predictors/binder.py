@@ -9,31 +9,14 @@ from typing import Any, Final, TypeAlias, cast
 import attrs
 
 from engine._errors import InvalidInputError, quote
-from engine._predictors.annotations import (
-    LENGTH,
-    ORDER,
-    SHOWN,
-    Bounds,
-    Check,
-    accepted_by,
-    shown,
-    swift_with,
-)
-from engine._predictors.parameter import (
-    NAMED,
-    POSITIONAL_ONLY,
-    VAR_KEYWORD,
-    VAR_POSITIONAL,
-    Parameter,
-)
+from engine._predictors.annotations import LENGTH, ORDER, SHOWN, Bounds, Check, accepted_by, exact_with, shown
+from engine._predictors.parameter import NAMED, POSITIONAL_ONLY, VAR_KEYWORD, VAR_POSITIONAL, Parameter
 
 Binder: TypeAlias = Callable[[Mapping[str, Any] | None], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 _ABSENT: Final = object()  # "not among the inputs"; private, so that no input can be mistaken for it
 
-
-# --- the binder --------------------------------------------------------------------------------------------------
 
 _MOVED: Final = frozenset({POSITIONAL_ONLY, VAR_POSITIONAL})  # what may not stay in kwargs
 _ORDERED: Final = frozenset({int, float})
@@ -61,10 +44,10 @@ class Compiler:
         self.given = given
         self.positional = tuple(each for each in self.named if each.kind in {POSITIONAL_ONLY, NAMED})
         self.leading = tuple(each for each in self.named if each.kind == POSITIONAL_ONLY)
-        self.kinds = {each.name: accepted_by(each.annotation) if check else None for each in parameters}
+        self.accepted = {each.name: accepted_by(each.annotation) if check else None for each in parameters}
         self.checks: dict[str, Check] = {}
         for each in parameters:
-            one = each.check(self.kinds[each.name]) if check else None
+            one = each.check(self.accepted[each.name]) if check else None
             if each.kind == VAR_POSITIONAL:
                 one = functools.partial(_check_extra, quote(each.name), each.expects, one)
             if one is not None:
@@ -78,7 +61,7 @@ class Compiler:
         exec(compile(lines, "<engine binder>", "exec"), self.constants)  # noqa: S102 - source made of data only
         return cast("Binder", self.constants["bind"])
 
-    # -- the source
+    # The source
 
     def constant(self, value: object) -> str:
         name = f"k{len(self.constants)}"
@@ -149,23 +132,23 @@ class Compiler:
         yield "    return args, kwargs"
 
     def test(self, number: int, parameter: Parameter, indent: str) -> Iterator[str]:
-        """The happy test of one value, by exact class, before the check that takes its time."""
+        """The quick test of one value, by exact class, before the complete check."""
         check = self.checks.get(parameter.name)
         if check is None:
             return
-        swift = self.swift(f"v{number}", parameter)
-        yield f"{indent}if {f'not ({swift}) and ' if swift else ''}{self.constant(check)}(v{number}):"
+        exact = self.exact(f"v{number}", parameter)
+        yield f"{indent}if {f'not ({exact}) and ' if exact else ''}{self.constant(check)}(v{number}):"
         yield f"{indent}    raise refused(kwargs)"
 
-    def swift(self, variable: str, parameter: Parameter) -> str:
-        kind = self.kinds[parameter.name]
-        if kind is None or parameter.kind == VAR_POSITIONAL:
+    def exact(self, variable: str, parameter: Parameter) -> str:
+        accepted = self.accepted[parameter.name]
+        if accepted is None or parameter.kind == VAR_POSITIONAL:
             return ""
-        limits = swift_with(kind, parameter.constraints)
-        tests = (self.swift_class(variable, cls, *limits[cls]) for cls in limits)
+        limits = exact_with(accepted, parameter.constraints)
+        tests = (self.exact_class(variable, cls, *limits[cls]) for cls in limits)
         return " or ".join(list(filter(None, tests))[:4])  # after four, one call is as fast
 
-    def swift_class(self, variable: str, cls: type, values: frozenset[Any] | None, bounds: Bounds) -> str:
+    def exact_class(self, variable: str, cls: type, values: frozenset[Any] | None, bounds: Bounds) -> str:
         """One exact class with its values and bounds as an expression; "" where the check has to decide."""
         tests = [f"{variable} is None" if cls is type(None) else f"type({variable}) is {self.constant(cls)}"]
         if values is not None:
@@ -179,7 +162,7 @@ class Compiler:
                 return ""
         return " and ".join(tests)
 
-    # -- what the source calls where the happy path ends
+    # What the source calls where a value does not pass its exact test
 
     def read(self, inputs: object) -> dict[str, Any]:
         """Any mapping as a plain dict, so that a `__missing__` of its own cannot answer for an absent input."""
@@ -246,7 +229,7 @@ class Compiler:
         elif self.rest is None:
             yield f"{quote(name)} is not an input{self.suggestion(name)}"
         elif self.rest.name in self.checks:
-            check = attrs.evolve(self.rest, name=str(name)).check(self.kinds[self.rest.name])
+            check = attrs.evolve(self.rest, name=str(name)).check(self.accepted[self.rest.name])
             yield from (check or _no_problem)(value)
 
     def suggestion(self, name: str) -> str:

@@ -31,7 +31,7 @@ class Body:
         limit: workers that may have it set up.
         release: gives back the body's concurrency slot, where it holds one; see `release_slot`.
         reduction: a `Reduction` where the owner is to keep it there instead of handing partials over one by one.
-        nudge: wakes whoever waits for a slot on this body's behalf.
+        recheck: has the thread or task that waits for a slot for this body look again.
         prepare: gives the function of a class predictor, set up first where it is not.
         aprepare: the same on the engine's loop.
         is_started: whether the predictor's code has been reached: what fails before is not its failure.
@@ -95,7 +95,7 @@ class Body:
         """Have no owner begin with it any more; tell whether none has: Ctrl-C may come just as one is started."""
         if self.is_started:
             return False
-        self.function = _never_run  # no call stands between the test and this, so no owner begins in between either
+        self.function = _never_run  # call-free store: no owner begins between the test and this
         return True
 
     async def astart(self) -> Any:

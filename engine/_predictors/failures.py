@@ -7,9 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from engine._errors import PredictorError, name_shown, say
-from engine._predictors.body import (
-    stopped,
-)
+from engine._predictors.body import stopped
 
 if TYPE_CHECKING:
     import types

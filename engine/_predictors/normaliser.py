@@ -15,9 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._errors import PredictorError, name_shown
-from engine._predictors.body import (
-    stopped,
-)
+from engine._predictors.body import stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,13 +62,13 @@ def _look_closer(value: object, kind: type, follows: bool) -> str:  # noqa: FBT0
         return ASYNC
     if is_a(kind, Awaitable):
         return AWAITABLE
-    said = _said_class(value)
+    said = _claimed_class(value)
     if (follows or said is types.AsyncGeneratorType) and is_a(kind, AsyncIterator):
         return ASYNC
     return ITERATOR if (follows or said is types.GeneratorType) and is_a(kind, Iterator) else ONE
 
 
-def _said_class(value: object) -> Any:
+def _claimed_class(value: object) -> Any:
     """What an object says that it is, which those pass on that stand for another."""
     try:
         return value.__class__

@@ -23,8 +23,8 @@ from engine._predictors.annotations import (
     bounds_of,
     description_of,
     expectation,
-    peel,
     shown,
+    unwrap,
     violations,
 )
 
@@ -131,18 +131,18 @@ class Parameter:
         each = expectation(accepted_by(self.annotation), self.constraints)
         return f"list or tuple of {each}" if self.kind == VAR_POSITIONAL else each
 
-    def check(self, kind: Accepted | None) -> Check | None:
+    def check(self, accepted: Accepted | None) -> Check | None:
         """The slow and complete check of one value; None where anything passes."""
-        if kind is None and not self.constraints:
+        if accepted is None and not self.constraints:
             return None
-        name, default, expects = quote(self.name), self.default, expectation(kind, ())
+        name, default, expects = quote(self.name), self.default, expectation(accepted, ())
 
         def check(value: object) -> list[str]:
             if _is_default(value, default):
                 return []
             reason = None
             with contextlib.suppress(Exception):  # a foreign metaclass or a static protocol cannot tell: accept
-                reason = kind.refusal(value) if kind else None
+                reason = accepted.refusal(value) if accepted else None
             if reason is not None:
                 return [f"{name} must be {expects}, not {shown(value)}{reason and ': '}{reason}"]
             return [f"{name} must {instead}" for instead in violations(self.constraints, value)]
@@ -155,7 +155,7 @@ class Parameter:
         plain, metadata = MISSING, ()
         if read.annotation is not read.empty:
             with contextlib.suppress(Exception):  # an alias whose value cannot be evaluated
-                plain, metadata = peel(scope.resolve(read.annotation))
+                plain, metadata = unwrap(scope.resolve(read.annotation))
         return cls(
             name=read.name,
             kind=_KINDS[read.kind],

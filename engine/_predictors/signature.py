@@ -12,21 +12,9 @@ from typing import Any, Final
 
 import attrs
 
-from engine._predictors.annotations import (
-    MISSING,
-    peel,
-)
-from engine._predictors.binder import (
-    Binder,
-    Compiler,
-)
-from engine._predictors.parameter import (
-    NAMED,
-    POSITIONAL_ONLY,
-    VAR_KEYWORD,
-    Parameter,
-    Scope,
-)
+from engine._predictors.annotations import MISSING, unwrap
+from engine._predictors.binder import Binder, Compiler
+from engine._predictors.parameter import NAMED, POSITIONAL_ONLY, VAR_KEYWORD, Parameter, Scope
 
 if typing.TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +41,7 @@ _WAITED: Final = frozenset({collections.abc.Awaitable, collections.abc.Coroutine
 
 def _says_stream(annotation: Any) -> bool:
     """Whether a return annotation says "an iterator": itself, in a union, or once awaited."""
-    annotation, _ = peel(annotation)
+    annotation, _ = unwrap(annotation)
     origin, arguments = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin in {typing.Union, types.UnionType}:
         return any(map(_says_stream, arguments))

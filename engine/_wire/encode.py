@@ -15,18 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from engine._errors import name_shown, quote, say
-from engine._wire.failures import (
-    DEEPEST,
-)
+from engine._wire.failures import DEEPEST
 from engine._wire.incremental import AT_ONCE, PIECE, Pieces, UnwantedError
-from engine._wire.picklers import (
-    OTHERWISE,
-    PROTOCOL,
-    Hurried,
-    dump,
-    pickled,
-    refused,
-)
+from engine._wire.picklers import OTHERWISE, PROTOCOL, Hurried, dump, pickled, refused
 from engine._wire.sentinels import AS_ANY_OBJECT
 
 if TYPE_CHECKING:

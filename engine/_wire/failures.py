@@ -8,12 +8,7 @@ from typing import Any, Final
 
 from engine._errors import PredictorError, name_shown, quote, say
 from engine._records import cut, traceback_of
-from engine._wire.picklers import (
-    TooLargeError,
-    has_own_constructor,
-    measured,
-    pickled,
-)
+from engine._wire.picklers import TooLargeError, has_own_constructor, measured, pickled
 
 LARGEST_FAILURE: Final = 1 << 20  # bytes of an encoded exception; a larger one travels as text, cut
 _WIDEST: Final = 15  # exceptions of a group whose tracebacks are shown

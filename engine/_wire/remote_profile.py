@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._predictors.annotations import MISSING
 from engine._predictors.parameter import Parameter
-from engine._predictors.profile import (
-    Facts,
-    Profile,
-    options_of,
-    profile_of,
-    profile_with,
-)
+from engine._predictors.profile import Facts, Profile, options_of, profile_of, profile_with
 from engine._predictors.signature import Signature
 
 if TYPE_CHECKING:

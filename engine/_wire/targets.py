@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine._errors import quote
 from engine._wire.incremental import Pieces
-from engine._wire.picklers import (
-    dump,
-    refused,
-)
+from engine._wire.picklers import dump, refused
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

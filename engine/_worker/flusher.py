@@ -13,9 +13,7 @@ from engine._worker.process_state import end_thread, start_thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine._worker.pipes import (
-        Pipe,
-    )
+    from engine._worker.pipes import Pipe
 
 
 _TAIL: Final = 0.001  # seconds after which a partial that waits is sent, though no other came

@@ -29,14 +29,9 @@ from engine._wire.main_module import Mains
 from engine._wire.remote_profile import describe
 from engine._wire.segments import Ring, Segment
 from engine._worker.flusher import Flusher
-from engine._worker.loop import (
-    MainLoop,
-)
+from engine._worker.loop import MainLoop
 from engine._worker.outlet import Outlet, Terminated
-from engine._worker.stop_reader import (
-    Listener,
-    leave_to_the_engine,
-)
+from engine._worker.stop_reader import Listener, leave_to_the_engine
 from engine.runners.channel import Reduction
 from engine.runners.ending import Report
 from engine.runners.thread import go_on, step_through

@@ -20,16 +20,11 @@ from typing import TYPE_CHECKING, Any
 from engine import _errors
 from engine._records import become_worker
 from engine._wire.segments import Segment
-from engine._worker.host import (
-    Host,
-    told_path,
-)
+from engine._worker.host import Host, told_path
 from engine._worker.outlet import Terminated
 from engine._worker.pipes import Pipe
 from engine._worker.process_state import ProcessState
-from engine._worker.stop_reader import (
-    Listener,
-)
+from engine._worker.stop_reader import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

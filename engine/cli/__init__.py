@@ -17,15 +17,7 @@ from engine._errors import printable
 from engine._predictors.annotations import MISSING
 from engine.cli import _arguments
 from engine.cli._arguments import Finished, UsageError
-from engine.cli._show import (
-    Display,
-    Output,
-    ReaderGoneError,
-    UnwritableError,
-    complain,
-    document,
-    failure_text,
-)
+from engine.cli._show import Display, Output, ReaderGoneError, UnwritableError, complain, document, failure_text
 
 if TYPE_CHECKING:
     import argparse
@@ -106,7 +98,7 @@ def _told_on_stderr() -> Iterator[None]:
         log.removeHandler(handler)
 
 
-# --- commands that run nothing -----------------------------------------------------------------------------------
+# Commands that run nothing
 
 
 def _list(muna: Engine, asked: argparse.Namespace, output: Output) -> int:
@@ -211,7 +203,7 @@ def _table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     return "".join(f"{indent}{line}\n" for line in lines)
 
 
-# --- commands that run a predictor -------------------------------------------------------------------------------
+# Commands that run a predictor
 
 
 def _found(muna: Engine, tag: str) -> LoadedPredictor | None:

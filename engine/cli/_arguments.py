@@ -120,7 +120,7 @@ class _Version(argparse.Action):
         raise Finished(f"engine {found}\n")
 
 
-# --- the fixed part ----------------------------------------------------------------------------------------------
+# The fixed part
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -251,7 +251,7 @@ class _GivenAsFlag(_Given):
         return self.dest, "true" if text is None else text
 
 
-# --- the predictor's part ----------------------------------------------------------------------------------------
+# The predictor's part
 
 
 def option_of(name: str) -> str:
@@ -397,7 +397,7 @@ def _joined(words: Sequence[str], valued: set[str]) -> list[str]:
     return joined
 
 
-# --- values ------------------------------------------------------------------------------------------------------
+# Values
 
 
 def _mapping(text: str | None) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Section:
     notes: tuple[str, ...] = ()
 
 
-# --- scales ------------------------------------------------------------------------------------------------------
+# Scales
 
 
 @attrs.frozen
@@ -154,7 +154,7 @@ def _scale_of(spreads: Sequence[Spread], unit: str, *, reaches_whiskers: bool = 
     return _Scale(low, high, is_logarithmic=True, base=base)
 
 
-# --- bars as text ------------------------------------------------------------------------------------------------
+# Bars as text
 
 
 def bars_as_text(bars: Sequence[Bar], width: int, *, ascii: bool = False) -> list[str]:  # noqa: A002 - what it is
@@ -251,7 +251,7 @@ def _cut(text: str, width: int, sign: str) -> str:
     return f"{text}{sign}" if width > 0 else ""
 
 
-# --- SVG ---------------------------------------------------------------------------------------------------------
+# SVG
 
 _COLOURS: Final = """\
 :root { color-scheme: light dark; --paper: #fdfdfb; --ink: #1d2126; --soft: #5d6570; --rule: #e3e3dd;
@@ -549,7 +549,7 @@ def _safe(text: str) -> str:
     return html.escape(printable(text))
 
 
-# --- pages -------------------------------------------------------------------------------------------------------
+# Pages
 
 _PAGE: Final = """\
 * { box-sizing: border-box }

@@ -42,7 +42,7 @@ _GLANCE: Final = 0.1  # seconds between two looks whether a round was interrupte
 _PATIENCE: Final = 1.0  # seconds for what an interrupted round has to end
 
 
-# --- what is asked for -------------------------------------------------------------------------------------------
+# What is asked for
 
 
 @attrs.frozen
@@ -129,7 +129,7 @@ def _check_file(option: str, name: str) -> None:
         raise UsageError(f"--{option} must be the name of a file, or -, and {quote(name)} cannot be written")
 
 
-# --- measuring ---------------------------------------------------------------------------------------------------
+# Measuring
 
 
 @attrs.frozen
@@ -394,7 +394,7 @@ class _Readers:
                     self._errors.append(error)
 
 
-# --- telling -----------------------------------------------------------------------------------------------------
+# Telling
 
 
 def run(muna: Engine, plan: Plan, output: Output) -> str:
@@ -534,7 +534,7 @@ def _bar(each: Measured, spread: Spread | None, unit: str, base: tuple[Measured,
     return Bar(each.place.name, spread, unit, "engine", text=text)
 
 
-# --- the document ------------------------------------------------------------------------------------------------
+# The document
 
 
 def facts_of(plan: Plan, measured: Sequence[Measured], *, is_interrupted: bool) -> dict[str, Any]:
@@ -627,7 +627,7 @@ def _spread(spread: Spread | None) -> dict[str, Any] | None:
     return {name: round(value, 9) for name, value in attrs.asdict(spread).items()}
 
 
-# --- the page ----------------------------------------------------------------------------------------------------
+# The page
 
 _ABOUT: Final = {
     "time to the first partial": "From the call until its consumer holds the first partial: what somebody waits "

@@ -207,7 +207,7 @@ def width_of(text: str) -> int:
     return sum(0 if combining(each) else 2 if east_asian_width(each) in "WF" else 1 for each in text)
 
 
-# --- values ------------------------------------------------------------------------------------------------------
+# Values
 
 
 class _Shown(str):
@@ -283,7 +283,7 @@ def _plain_object(value: Any, depth: int) -> Any:
     return _Shown(quote(value))
 
 
-# --- failures ----------------------------------------------------------------------------------------------------
+# Failures
 
 
 class Progress:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from engine._errors import InvalidInputError, quote
-from engine._predictors.annotations import MISSING, peel
+from engine._predictors.annotations import MISSING, unwrap
 from engine._predictors.parameter import Parameter
 from engine._predictors.signature import Signature
 
@@ -125,7 +125,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-# --- annotations -------------------------------------------------------------------------------------------------
+# Annotations
 
 
 def _annotation_of(parameter: Parameter) -> Any:
@@ -144,7 +144,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    annotation, _ = peel(annotation)
+    annotation, _ = unwrap(annotation)
     if any(annotation is each for each in _ANYTHING):
         return ()
     if hasattr(annotation, "__supertype__"):  # NewType
@@ -180,7 +180,7 @@ def _accepts(annotation: Any, value: Any) -> bool:
     return True
 
 
-# --- text --------------------------------------------------------------------------------------------------------
+# Text
 
 
 def _from_text(annotation: Any, text: str) -> Any:
@@ -307,7 +307,7 @@ def _enumerated(kind: Any, text: str) -> Any:
         raise UnreadableError from None
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# Files
 
 
 def _from_file(annotation: Any, name: str) -> Any:
@@ -330,7 +330,7 @@ def _anything_in(name: str) -> Any:
     return _from_text(MISSING, text)
 
 
-# --- JSON --------------------------------------------------------------------------------------------------------
+# JSON
 
 
 def _fit(annotation: Any, value: Any) -> Any:

@@ -26,15 +26,8 @@ from engine._records import Prediction, current
 from engine.runners.base import Execution, is_finalising, primed
 from engine.runners.ending import Ending
 from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
-from engine.runners.interruptions import (
-    Interruptions,
-)
-from engine.runners.loop_exit import (
-    LoopExit,
-    exhaust,
-    finalising,
-    guards,
-)
+from engine.runners.interruptions import Interruptions
+from engine.runners.loop_exit import LoopExit, exhaust, finalising, guards
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator

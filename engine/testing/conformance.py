@@ -32,21 +32,8 @@ from engine._errors import (
 )
 from engine._reducers import reducer_of
 from engine.runners.channel import is_fixed
-from engine.testing.kinds import (
-    KINDS,
-    Kind,
-)
-from engine.testing.script import (
-    FEW,
-    MARK,
-    Fail,
-    Give,
-    Journal,
-    Pause,
-    Return,
-    Script,
-    SetMark,
-)
+from engine.testing.kinds import KINDS, Kind
+from engine.testing.script import FEW, MARK, Fail, Give, Journal, Pause, Return, Script, SetMark
 
 _DEEP: Final = 5  # calls, one in another
 _MOMENT: Final = 0.1  # seconds without another body that is started, after which no more are expected

@@ -19,17 +19,7 @@ from typing import Any, Final
 import attrs
 
 from engine._predictors.predictor import Predictor
-from engine.testing.script import (
-    Give,
-    Journal,
-    Return,
-    Script,
-    aact,
-    aclean_up,
-    act,
-    clean_up,
-    numbered,
-)
+from engine.testing.script import Give, Journal, Return, Script, aact, aclean_up, act, clean_up, numbered
 
 
 def returns(script: Script, journal: Journal) -> Any:

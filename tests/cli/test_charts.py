@@ -11,16 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine.cli._charts import (
-    Bar,
-    Curve,
-    Section,
-    bars_as_svg,
-    bars_as_text,
-    curves_as_svg,
-    page,
-    spaced,
-)
+from engine.cli._charts import Bar, Curve, Section, bars_as_svg, bars_as_text, curves_as_svg, page, spaced
 from engine.cli._figures import Spread, in_words, spread_of
 from engine.cli._show import width_of
 

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine._errors import EngineError
 from engine._wire.segments import make_segment
-from engine.runners.process.worker import (
-    Worker,
-)
+from engine.runners.process.worker import Worker
 
 if TYPE_CHECKING:
     import subprocess
