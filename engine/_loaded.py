@@ -23,7 +23,7 @@ from engine._predictors.normaliser import is_async
 from engine._predictors.predictor import Predictor, name_of
 from engine._predictors.profile import Profile, function_of, options_of, profile_of
 from engine._records import Call, current, current_call
-from engine._wire.remote_profile import RemoteProfile, profile_from
+from engine._wire.remote_profile import RemoteProfile, profile_of_description
 from engine.runners.base import in_use_error
 from engine.runners.parking import park_task, park_thread, wake_all
 from engine.runners.pinned import PinnedThread
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
     from contextvars import Context
 
-    from engine._wire.target_snapshots import Home
+    from engine._wire.target_snapshots import NameBinding
     from engine.runners.channel import Wake
     from engine.runners.loop import LoopRunner
     from engine.runners.thread import ThreadRunner
@@ -130,7 +130,7 @@ class LoadedPredictor:
         self.is_described = isinstance(profile, RemoteProfile)
         self.described_by: str | None = None
         self._text = text
-        self._home: Home | None = None
+        self._home: NameBinding | None = None
         self._is_named = False  # workers have a class or an object by its text, until it is unloaded
         self._engine = engine
         self._grace = grace
@@ -173,14 +173,14 @@ class LoadedPredictor:
         """The text by which workers find what runs here; itself, where they would find another, or nothing."""
         home = self._home
         if home is None:
-            from engine._wire.target_snapshots import Home, is_function  # only what workers run needs it
+            from engine._wire.target_snapshots import NameBinding, is_function  # only what workers run needs it
 
-            home = self._home = Home(self._target, *text.split(":"))
+            home = self._home = NameBinding(self._target, *text.split(":"))
             if self.profile.by_value or not home.is_importable():
                 self._text = None
                 return self._target
             self._is_named = not is_function(self._target)
-        if home.is_there():
+        if home.is_bound():
             return text
         if not self._is_named:
             return self._target
@@ -188,7 +188,7 @@ class LoadedPredictor:
             f"{self.profile.tag}: {text} is another since it was sent to workers, where a class or an object stays as "
             "it was: unload it there, with unload(..., runner='process'), and the next call sends what runs here"
         )
-        self._home = home.forgotten()
+        self._home = home.always_bound()
         return text
 
     def unloaded(self) -> None:
@@ -590,7 +590,7 @@ class LoadedPredictors:
 
     def describe(self, predictor: Predictor, told: Mapping[str, Any], runner: str) -> LoadedPredictor:
         """Keep what a runner told of a predictor."""
-        profile = profile_from(predictor.tag, told, predictor.options(None))
+        profile = profile_of_description(predictor.tag, told, predictor.options(None))
         made = LoadedPredictor(profile, None, self._loop, self._engine, text=predictor.target, grace=self._grace)
         made.described_by = runner
         return self._described.setdefault(predictor, made)

@@ -32,12 +32,12 @@ FUNCTIONS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, CAC
 NAMED: Final = FUNCTIONS.union(SELF_NAMED.values())  # what is found by its name
 
 # Classes and functions found to be importable, by their address: they stay, with their modules.
-by_reference: Final[dict[int, Any]] = {}
+importable: Final[dict[int, Any]] = {}
 
 _STANDARD: Final = (BuiltinImporter, FrozenImporter, PathFinder)
 
 
-def is_found(obj: Any) -> bool:
+def is_importable(obj: Any) -> bool:
     """Whether a class, function or the like is what the other side finds under its name."""
     module = sys.modules.get(getattr(obj, "__module__", None) or "")
     if module is None:
@@ -45,10 +45,10 @@ def is_found(obj: Any) -> bool:
     found: Any = module
     for name in getattr(obj, "__qualname__", obj.__name__).split("."):
         found = getattr(found, name, None)
-    return found is obj and is_importable(module)
+    return found is obj and is_importable_module(module)
 
 
-def is_importable(module: types.ModuleType) -> bool:
+def is_importable_module(module: types.ModuleType) -> bool:
     """Whether a process with the same `sys.path` finds this module by its name, as it is here."""
     spec = getattr(module, "__spec__", None)
     if spec is None:
@@ -59,7 +59,7 @@ def is_importable(module: types.ModuleType) -> bool:
         return known[1]
     if known is not None and known[1] and _may_be_older(name, spec):
         return False
-    found = _is_importable(module, spec, name)
+    found = _finds_module(module, spec, name)
     _known[name] = spec, found
     return found
 
@@ -74,23 +74,23 @@ def _may_be_older(name: str, spec: Any) -> bool:
     return min(_workers.values(), default=monotonic()) <= noticed[1]
 
 
-def is_whole_meanwhile(name: str) -> bool:
+def is_reimported(name: str) -> bool:
     """Whether a module goes by value only as long as a worker runs that may have it as it was."""
     module = sys.modules.get(name)
-    return name in _changed and module is not None and not is_importable(module)
+    return name in _changed and module is not None and not is_importable_module(module)
 
 
-def note_worker(worker: object) -> None:
+def add_worker(worker: object) -> None:
     """A worker was started: it imports modules as they are from now on."""
     _workers[worker] = monotonic()
 
 
-def forget_worker(worker: object) -> None:
+def remove_worker(worker: object) -> None:
     """A worker is over."""
     _workers.pop(worker, None)
 
 
-def _is_importable(module: types.ModuleType, spec: Any, name: str) -> bool:
+def _finds_module(module: types.ModuleType, spec: Any, name: str) -> bool:
     if name in {"__main__", "__mp_main__"} or sys.modules.get(name) is not module:
         return name in sys.builtin_module_names
     if spec.loader is BuiltinImporter or spec.loader is FrozenImporter:
@@ -99,7 +99,7 @@ def _is_importable(module: types.ModuleType, spec: Any, name: str) -> bool:
     owner, _, _ = name.rpartition(".")
     if owner:
         package = sys.modules.get(owner)
-        if package is None or not is_importable(package):
+        if package is None or not is_importable_module(package):
             return False
         path = getattr(package, "__path__", None)
     return any(_is_there(finder, name, path, spec.origin) for finder in _finders_for(name))

@@ -18,8 +18,8 @@ from weakref import WeakValueDictionary
 
 import cloudpickle
 
-from engine._wire.by_reference import CACHED, by_reference, is_found, is_importable
-from engine._wire.main_module import MainScope, lend_name, put_names, variables_of_main
+from engine._wire.by_reference import CACHED, importable, is_importable, is_importable_module
+from engine._wire.main_module import MainScope, publish_class, publish_function, variables_of_main
 from engine._wire.sentinels import has_own_sentinels, has_sentinels, reduced_sentinel
 from engine._wire.target_snapshots import global_names
 from engine._wire.typing_objects import Aliases, is_self_named
@@ -221,7 +221,7 @@ def _note_whole(obj: Any) -> None:
     module = sys.modules.get(name or "")
     if not isinstance(module, types.ModuleType) or not module.__name__ == name != "__main__":
         return
-    if not is_importable(module):
+    if not is_importable_module(module):
         _taken_whole.add(module.__name__)
         cloudpickle.register_pickle_by_value(module)
     elif module.__name__ in _taken_whole:  # every worker that runs has it as it is, after it was imported again
@@ -234,15 +234,15 @@ def _is_ordinary(kind: type) -> bool:
     """Whether nothing but its class decides how an instance is reduced."""
     if issubclass(kind, (io.TextIOWrapper, types.ModuleType, CACHED)) or is_self_named(kind):
         return False
-    return not (has_sentinels(kind) if id(kind) in by_reference or is_found(kind) else has_own_sentinels(kind))
+    return not (has_sentinels(kind) if id(kind) in importable or is_importable(kind) else has_own_sentinels(kind))
 
 
 def _reduced_instance(obj: Any) -> Any:
     """How what is no class and no function is reduced, where cloudpickle has no better way."""
-    if isinstance(obj, CACHED) and not is_found(obj):
+    if isinstance(obj, CACHED) and not is_importable(obj):
         return _cached, (obj.__wrapped__, obj.cache_parameters())
     kind = type(obj)
-    is_by_value = id(kind) not in by_reference and not is_found(kind)
+    is_by_value = id(kind) not in importable and not is_importable(kind)
     if is_by_value or has_sentinels(kind):
         return reduced_sentinel(obj, is_by_value=is_by_value) or NotImplemented
     return NotImplemented
@@ -265,7 +265,7 @@ def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any, str, An
         set_state, state, cls.__qualname__, in_main = told  # its full name is shown by many a `repr`
         set_state(cls, state)
         if in_main is not None:
-            put_names(*in_main[1:])
+            publish_class(*in_main[1:])
 
 
 def _fill_function(
@@ -274,7 +274,7 @@ def _fill_function(
     """Give a function of a script what it uses, and have it found by its name."""
     set_state, state, name = told
     set_state(function, state)
-    lend_name(name, function)
+    publish_function(name, function)
 
 
 def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:

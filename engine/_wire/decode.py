@@ -8,7 +8,7 @@ import pickle
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._wire.incremental import Source, Turns, copied
+from engine._wire.incremental import PickleReader, TimeSlice, copy_of
 from engine._wire.sentinels import find_sentinel
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class BufferCache:
         self.kept = None
         self._unused = 0  # calls since it was
 
-    def copied(self, part: memoryview) -> bytearray:
+    def copy_of(self, part: memoryview) -> bytearray:
         """Give a copy that may be written, in the memory that is kept if it is free and of that size."""
         size = len(part)
         if not _LENT_FROM <= size <= _LENT_UP_TO:
@@ -101,13 +101,13 @@ def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0, cache: Bu
         for number, size in enumerate(sizes[1:]):
             with whole[start : start + size] as part:
                 is_fixed = read_only >> number & 1
-                buffers.append(bytes(part) if is_fixed else bytearray(part) if cache is None else cache.copied(part))
+                buffers.append(bytes(part) if is_fixed else bytearray(part) if cache is None else cache.copy_of(part))
             start += size
         with whole[: sizes[0]] as part:
             return pickle.loads(part, buffers=buffers)  # noqa: S301
 
 
-def decode_in_pieces(view: Chunk, sizes: Sequence[int], read_only: int = 0) -> Any:
+def decode_in_steps(view: Chunk, sizes: Sequence[int], read_only: int = 0) -> Any:
     """Do what `decode` does, in pieces between which other threads have their turn.
 
     Raises:
@@ -116,15 +116,15 @@ def decode_in_pieces(view: Chunk, sizes: Sequence[int], read_only: int = 0) -> A
     """
     if sum(sizes) != len(view):
         raise ValueError(f"{len(view)} bytes, where {sum(sizes)} were announced")
-    turns, start = Turns(), sizes[0]
+    turns, start = TimeSlice(), sizes[0]
     buffers: list[Chunk] = []
     with memoryview(view) as whole:
         for number, size in enumerate(sizes[1:]):
             with whole[start : start + size] as part:
-                buffers.append(copied(part, turns, is_fixed=bool(read_only >> number & 1)))
+                buffers.append(copy_of(part, turns, is_fixed=bool(read_only >> number & 1)))
             start += size
         with whole[: sizes[0]] as part:
-            return pickle.load(Source(part, turns), buffers=buffers)  # noqa: S301 - as in `decode`
+            return pickle.load(PickleReader(part, turns), buffers=buffers)  # noqa: S301 - as in `decode`
 
 
 def decode_known(data: bytes, otherwise: Any) -> Any:

@@ -16,8 +16,8 @@ import attrs
 
 from engine._errors import name_shown, quote, say
 from engine._wire.failures import DEEPEST
-from engine._wire.incremental import AT_ONCE, PIECE, Pieces, UnwantedError
-from engine._wire.picklers import OTHERWISE, PROTOCOL, Hurried, dump, pickled, refused
+from engine._wire.incremental import COPY_STEP, PICKLE_STEP, AbandonedError, PickleWriter
+from engine._wire.picklers import DEFAULT_ADVICE, PROTOCOL, BoundedChunks, dump, payload_error, pickled
 from engine._wire.sentinels import AS_ANY_OBJECT
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def encode(value: Any, whole: Collection[str] = ()) -> Payload:
         whole: names of modules of which everything is taken by value.
 
     Raises:
-        BaseException: whatever its pickling raises; see `refused`.
+        BaseException: whatever its pickling raises; see `payload_error`.
     """
     if _is_atom(value):
         return Payload(pickle.dumps(value, PROTOCOL))
@@ -112,9 +112,9 @@ def encode_at_once(args: tuple[Any, ...], kwargs: dict[str, Any], whole: Collect
 
 def _at_once(value: Any, buffers: list[Chunk] | None, whole: Collection[str] = ()) -> list[bytes] | None:
     seen = _sizes_in(value)
-    if seen > PIECE:
+    if seen > COPY_STEP:
         return None
-    file = Hurried(AT_ONCE + seen)
+    file = BoundedChunks(PICKLE_STEP + seen)
     try:
         dump(value, file, buffers, whole=whole, is_hurried=True)
     except KeyboardInterrupt:
@@ -158,7 +158,7 @@ def encode_inputs(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     whole: Collection[str] = (),
-    is_unwanted: Callable[[], bool] | None = None,
+    is_abandoned: Callable[[], bool] | None = None,
 ) -> Payload:
     """Encode the inputs of a call, in pieces between which other threads have their turn.
 
@@ -166,25 +166,27 @@ def encode_inputs(
         args: inputs by place.
         kwargs: inputs by name.
         whole: names of modules of which everything is taken by value.
-        is_unwanted: tells, between two pieces, whether the call no longer waits for it.
+        is_abandoned: tells, between two pieces, whether the call no longer waits for it.
 
     Raises:
         PayloadError: one of them cannot travel; it is named.
         UnwantedError: the call no longer waits for it.
     """
     try:
-        return _encode_in_pieces((args, kwargs), is_unwanted, whole)
-    except (KeyboardInterrupt, UnwantedError):
+        return _encode_in_steps((args, kwargs), is_abandoned, whole)
+    except (KeyboardInterrupt, AbandonedError):
         raise
     except BaseException as error:
         failure = error
-    advice = _LEAVE_ALONE if isinstance(failure, RuntimeError) and "during iteration" in say(failure) else OTHERWISE
+    advice = (
+        _LEAVE_ALONE if isinstance(failure, RuntimeError) and "during iteration" in say(failure) else DEFAULT_ADVICE
+    )
     for name, value in (*enumerate(args), *kwargs.items()):
-        own = _failure_of(value, is_unwanted)
+        own = _failure_of(value, is_abandoned)
         if own is not None:
-            place = _place_in(value, f"inputs[{quote(name)}]", is_unwanted)
-            raise refused(f"input {quote(name)}", value, own, place, advice) from own
-    raise refused("the inputs", kwargs, failure, "", advice) from failure
+            place = _place_in(value, f"inputs[{quote(name)}]", is_abandoned)
+            raise payload_error(f"input {quote(name)}", value, own, place, advice) from own
+    raise payload_error("the inputs", kwargs, failure, "", advice) from failure
 
 
 _LEAVE_ALONE: Final = (
@@ -193,26 +195,26 @@ _LEAVE_ALONE: Final = (
 )
 
 
-def _encode_in_pieces(value: Any, is_unwanted: Callable[[], bool] | None, whole: Collection[str] = ()) -> Payload:
+def _encode_in_steps(value: Any, is_abandoned: Callable[[], bool] | None, whole: Collection[str] = ()) -> Payload:
     buffers: list[Chunk] = []
-    pieces = Pieces(is_unwanted)
+    pieces = PickleWriter(is_abandoned)
     dump(value, pieces, buffers, whole=whole)
     first, *more = pieces.chunks
     return Payload(first, buffers, more)
 
 
-def _failure_of(value: object, is_unwanted: Callable[[], bool] | None) -> BaseException | None:
+def _failure_of(value: object, is_abandoned: Callable[[], bool] | None) -> BaseException | None:
     """What keeps a value from being encoded."""
     try:
-        _encode_in_pieces(value, is_unwanted)
-    except (KeyboardInterrupt, UnwantedError):
+        _encode_in_steps(value, is_abandoned)
+    except (KeyboardInterrupt, AbandonedError):
         raise
     except BaseException as error:
         return error
     return None
 
 
-def _place_in(value: object, path: str, is_unwanted: Callable[[], bool] | None) -> str:
+def _place_in(value: object, path: str, is_abandoned: Callable[[], bool] | None) -> str:
     """Where in a value that cannot be encoded the innermost part is that cannot; empty if that is not soon found."""
     found = ""
     left = iter(range(_MOST_TRIED))
@@ -220,7 +222,7 @@ def _place_in(value: object, path: str, is_unwanted: Callable[[], bool] | None) 
         for _ in range(DEEPEST):
             parts = ((step, part) for step, part in _parts_of(value) if not _is_atom(part))
             tried = ((step, part) for _, (step, part) in zip(left, parts, strict=False))
-            step, value = next((each for each in tried if _failure_of(each[1], is_unwanted) is not None), ("", None))
+            step, value = next((each for each in tried if _failure_of(each[1], is_abandoned) is not None), ("", None))
             if not step:  # nothing in it, so that it is the one itself
                 return found
             path += step
@@ -247,14 +249,14 @@ def _parts_of(value: object) -> Iterator[tuple[str, object]]:
 _MOST_LOOKED_AT: Final = 10_000  # of one container
 
 
-def encode_whole(value: Any, is_unwanted: Callable[[], bool] | None = None) -> bytes:
+def encode_whole(value: Any, is_abandoned: Callable[[], bool] | None = None) -> bytes:
     """Encode any value, with everything inside, in pieces between which other threads have their turn.
 
     Raises:
         UnwantedError: the call no longer waits for it.
-        BaseException: whatever its pickling raises; see `refused`.
+        BaseException: whatever its pickling raises; see `payload_error`.
     """
-    pieces = Pieces(is_unwanted)
+    pieces = PickleWriter(is_abandoned)
     dump(value, pieces, None)
     return pieces.joined()
 

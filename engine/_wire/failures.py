@@ -18,7 +18,7 @@ DEEPEST: Final = 8  # causes of causes, and contexts of contexts, that travel wi
 # Failures
 
 
-def tamed(error: BaseException) -> BaseException:
+def sanitized(error: BaseException) -> BaseException:
     """An exception that can be handled: itself, or a `PredictorError` for one whose attributes cannot be read."""
     try:
         for name in ("__class__", "__dict__", "__traceback__", "args"):
@@ -34,7 +34,7 @@ def tamed(error: BaseException) -> BaseException:
 
 def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
     """Turn an exception into built-in types: itself encoded where that can be undone, its texts, what is behind it."""
-    error = tamed(error)
+    error = sanitized(error)
     try:
         found = _rebuildable(error, set())
         whole = None if found is None else found[1]
@@ -53,7 +53,7 @@ def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
 def _behind(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
     """What an exception was raised from, and what was being handled then, where that is to be shown."""
     cause, context = _cause_in(error), None if _is_suppressed_in(error) else _context_in(error)
-    return None if cause is None else tamed(cause), None if context is None else tamed(context)
+    return None if cause is None else sanitized(cause), None if context is None else sanitized(context)
 
 
 # What an exception has, whatever its class has under these names.
@@ -122,7 +122,7 @@ def _rebuildable(error: BaseException, apart: set[int]) -> tuple[BaseException, 
 def _portable_group(group: BaseExceptionGroup[Any], apart: set[int]) -> BaseExceptionGroup[Any] | None:
     """A group whose leaves can travel; `None` if it is the group itself that cannot."""
     before = len(apart)
-    leaves = [_portable_leaf(tamed(each), apart) for each in group.exceptions]
+    leaves = [_portable_leaf(sanitized(each), apart) for each in group.exceptions]
     if len(apart) == before and all(leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)):
         return None
     derived = group.derive(leaves)
@@ -146,7 +146,7 @@ def _texts_of(error: BaseException) -> tuple[str, str]:
     left = [error]
     while left:
         each = left.pop()
-        inner = map(tamed, each.exceptions) if isinstance(each, BaseExceptionGroup) else ()
+        inner = map(sanitized, each.exceptions) if isinstance(each, BaseExceptionGroup) else ()
         news = [other for other in (*_behind(each), *inner) if other is not None and id(other) not in going_along]
         going_along.update((id(other), other) for other in news)
         left += news

@@ -59,12 +59,12 @@ class Command:
     """What a worker is told to do; it travels as a plain tuple.
 
     Attributes:
-        what: `"run"` a predictor, `"load"` or `"unload"` it, `"describe"` it; or `"leave"`.
+        what: `"run"` a predictor, `"load"` or `"unload"` it, `"describe"` it; or `"exit"`.
         key: the number the predictor is known by.
         tag: its tag, or `module:qualname`.
         text: `"module:name"`, where it is found by that.
         size: bytes of the encoded predictor that go before the payload; 0 where it is known already or found by text.
-        forget: keys of predictors that may be forgotten.
+        evict: keys of predictors that may be forgotten.
         identity: the call's id.
         created_ns: the moment of the call, in ns since the epoch.
         depth: how many calls this one is nested in.
@@ -79,12 +79,12 @@ class Command:
         path: the program's `sys.path`, where it is not what the worker was told last.
     """
 
-    what: Literal["run", "load", "unload", "describe", "leave"]
+    what: Literal["run", "load", "unload", "describe", "exit"]
     key: int = 0
     tag: str = ""
     text: str | None = None
     size: int = 0
-    forget: tuple[int, ...] = ()
+    evict: tuple[int, ...] = ()
     identity: str = ""
     created_ns: int = 0
     depth: int = 0

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
     from engine._wire.frames import Chunk
 
-AT_ONCE: Final = 1 << 16  # bytes of pickle that are made or read in one go: what pickle itself writes at a time
-PIECE: Final = 1 << 18  # bytes that are copied in one go
+PICKLE_STEP: Final = 1 << 16  # bytes of pickle that are made or read in one go: what pickle itself writes at a time
+COPY_STEP: Final = 1 << 18  # bytes that are copied in one go
 _TURN: Final = 0.001  # seconds one thread keeps the GIL
 _NAP: Final = 0.00005  # seconds it gives it up: long enough for a thread that waits for it to get it
 
 
-def are_small(sizes: Sequence[int]) -> bool:
+def fits_event_loop(sizes: Sequence[int]) -> bool:
     """Whether a payload, told by the sizes of its pickle and its buffers, may be handled on an event loop."""
-    return sizes[0] <= AT_ONCE and sum(sizes) <= PIECE
+    return sizes[0] <= PICKLE_STEP and sum(sizes) <= COPY_STEP
 
 
-class UnwantedError(BaseException):
+class AbandonedError(BaseException):
     """Raised where what is pickled is wanted no more; no `Exception`, so that nothing tries another way."""
 
 
-class Turns:
+class TimeSlice:
     """Gives up the GIL, once it was kept for a while."""
 
     __slots__ = ("_since",)
@@ -40,48 +40,48 @@ class Turns:
         """Begin a turn."""
         self._since = perf_counter()
 
-    def give_way(self) -> None:
+    def yield_gil(self) -> None:
         """Let another thread have its turn, if this one's is over."""
         if perf_counter() - self._since >= _TURN:
             sleep(_NAP)
             self._since = perf_counter()
 
 
-def copy(there: memoryview, chunk: Chunk, turns: Turns) -> None:
+def copy_into(there: memoryview, chunk: Chunk, turns: TimeSlice) -> None:
     """Copy `chunk` to `there`, of the same length."""
     with memoryview(chunk) as view:
-        for start in range(0, len(view), PIECE):
-            there[start : start + PIECE] = view[start : start + PIECE]
-            turns.give_way()
+        for start in range(0, len(view), COPY_STEP):
+            there[start : start + COPY_STEP] = view[start : start + COPY_STEP]
+            turns.yield_gil()
 
 
-def copied(view: memoryview, turns: Turns, *, is_fixed: bool) -> bytes | bytearray:
+def copy_of(view: memoryview, turns: TimeSlice, *, is_fixed: bool) -> bytes | bytearray:
     """A copy of bytes, as `bytes` if it `is_fixed`, else as a `bytearray`.
 
     Neither is allocated beforehand, since filling it with zeros would be one long step; growing it moves no memory.
     """
     file, made = io.BytesIO(), bytearray()
-    for start in range(0, len(view), PIECE):
+    for start in range(0, len(view), COPY_STEP):
         if is_fixed:
-            file.write(view[start : start + PIECE])
+            file.write(view[start : start + COPY_STEP])
         else:
-            made += view[start : start + PIECE]
-        turns.give_way()
+            made += view[start : start + COPY_STEP]
+        turns.yield_gil()
     return file.getvalue() if is_fixed else made
 
 
-class Pieces:
+class PickleWriter:
     """A file that is pickled into: keeps each piece as it comes, and what is large in the value without a copy.
 
     Args:
-        is_unwanted: tells, between two pieces, whether to give up.
+        is_abandoned: tells, between two pieces, whether to give up.
     """
 
-    def __init__(self, is_unwanted: Callable[[], bool] | None = None) -> None:
+    def __init__(self, is_abandoned: Callable[[], bool] | None = None) -> None:
         """Keep nothing yet."""
         self.chunks: list[bytes] = []
-        self._is_unwanted = is_unwanted
-        self._turns = Turns()
+        self._is_unwanted = is_abandoned
+        self._turns = TimeSlice()
 
     def write(self, data: Any) -> int:
         """Keep one more piece.
@@ -90,16 +90,16 @@ class Pieces:
             UnwantedError: the call no longer waits for the rest.
         """
         if self.chunks:
-            self._turns.give_way()
+            self._turns.yield_gil()
         if self._is_unwanted is not None and self._is_unwanted():
-            raise UnwantedError
+            raise AbandonedError
         if data.__class__ is bytes:
             self.chunks.append(data)
             return len(data)
         with memoryview(data) as view, view.cast("B") as flat:  # a buffer that may change
-            for start in range(0, len(flat), PIECE):
-                self.chunks.append(bytes(flat[start : start + PIECE]))
-                self._turns.give_way()
+            for start in range(0, len(flat), COPY_STEP):
+                self.chunks.append(bytes(flat[start : start + COPY_STEP]))
+                self._turns.yield_gil()
             return len(flat)
 
     def seek(self, _start: int) -> None:
@@ -115,14 +115,14 @@ class Pieces:
             return self.chunks[0]
         file = io.BytesIO()
         for chunk in self.chunks:
-            for start in range(0, len(chunk), PIECE):
+            for start in range(0, len(chunk), COPY_STEP):
                 with memoryview(chunk) as view:
-                    file.write(view[start : start + PIECE])
-                self._turns.give_way()
+                    file.write(view[start : start + COPY_STEP])
+                self._turns.yield_gil()
         return file.getvalue()
 
 
-class Source:
+class PickleReader:
     """A file that is unpickled from.
 
     Args:
@@ -130,7 +130,7 @@ class Source:
         turns: when to let others have theirs.
     """
 
-    def __init__(self, view: memoryview, turns: Turns) -> None:
+    def __init__(self, view: memoryview, turns: TimeSlice) -> None:
         """Begin at its beginning."""
         self._view = view
         self._at = 0
@@ -140,14 +140,14 @@ class Source:
         """Give the next bytes."""
         part = self._view[self._at : self._at + size]
         self._at += len(part)
-        self._turns.give_way()
-        return bytes(part) if size <= PIECE else bytes(copied(part, self._turns, is_fixed=True))
+        self._turns.yield_gil()
+        return bytes(part) if size <= COPY_STEP else bytes(copy_of(part, self._turns, is_fixed=True))
 
     def readinto(self, there: Any) -> int:
         """Copy the next bytes to where a value is made of them."""
         with memoryview(there) as room:
             part = self._view[self._at : self._at + len(room)]
-            copy(room[: len(part)], part, self._turns)
+            copy_into(room[: len(part)], part, self._turns)
         self._at += len(part)
         return len(part)
 

@@ -24,7 +24,7 @@ _arriving: Final[list[types.ModuleType]] = []  # that of the predictor which is 
 _taken: Final[list[types.ModuleType]] = []  # the same, once something of the script has come with it
 
 
-class Mains:
+class MainModules:
     """What is `__main__` in a worker while it serves one predictor or another."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ def _scope(facts: dict[str, Any], spec: tuple[str, str | None] | None) -> dict[s
     return vars(module)
 
 
-def put_names(own: Mapping[str, Any], used: Mapping[str, Any]) -> None:
+def publish_class(own: Mapping[str, Any], used: Mapping[str, Any]) -> None:
     """In a worker, have `__main__` have a class of the script by its name, and what its annotations name."""
     if is_worker():
         scope = vars(sys.modules["__main__"])
@@ -88,7 +88,7 @@ def put_names(own: Mapping[str, Any], used: Mapping[str, Any]) -> None:
         scope.update(own)
 
 
-def lend_name(name: str, function: types.FunctionType) -> None:
+def publish_function(name: str, function: types.FunctionType) -> None:
     """In a worker, have `__main__` have a function that came with an input, where it has none of its own."""
     if is_worker() and not _arriving:
         module = sys.modules["__main__"]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._errors import PayloadError, name_shown, say
 from engine._records import traceback_of
-from engine._wire.by_reference import NAMED, by_reference, is_found
-from engine._wire.sentinels import note_found, reduced_sentinel, with_sentinels
+from engine._wire.by_reference import NAMED, importable, is_importable
+from engine._wire.sentinels import note_importable, reduced_sentinel, sentinel_classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -22,10 +22,12 @@ PROTOCOL: Final = 5
 _ASIDE: Final = 4096  # bytes from which a buffer stands beside its pickle, where it is not copied
 
 
-OTHERWISE: Final = "Pass what it is made from instead, or run the predictor with runner='thread'"
+DEFAULT_ADVICE: Final = "Pass what it is made from instead, or run the predictor with runner='thread'"
 
 
-def refused(what: str, value: object, error: BaseException, place: str = "", advice: str = OTHERWISE) -> PayloadError:
+def payload_error(
+    what: str, value: object, error: BaseException, place: str = "", advice: str = DEFAULT_ADVICE
+) -> PayloadError:
     """What somebody is told whose value cannot travel, because of what is at some `place` in it."""
     kind = type(value)
     because = f" because of {place}" if place else ""
@@ -58,7 +60,7 @@ class _Bounded(io.BytesIO):
         return super().write(data)
 
 
-class Hurried:
+class BoundedChunks:
     """A file that keeps what comes, and refuses to grow beyond some size."""
 
     __slots__ = ("_left", "chunks")
@@ -104,11 +106,11 @@ class _Plain(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         cls = type(obj)
         named = obj if (type(cls) is type and cls in NAMED) or issubclass(cls, type) else cls
-        if id(named) not in by_reference:
-            if not is_found(named):
+        if id(named) not in importable:
+            if not is_importable(named):
                 raise _NotByReferenceError
-            note_found(named)
-        if id(cls) in with_sentinels:
+            note_importable(named)
+        if id(cls) in sentinel_classes:
             return reduced_sentinel(obj) or NotImplemented
         return _reduced(obj, self.apart) if issubclass(cls, BaseException) else NotImplemented
 

@@ -64,7 +64,7 @@ def _told(value: Any) -> bytes | None:
         return None
 
 
-def profile_from(tag: str, told: Mapping[str, Any], own: Mapping[str, Any]) -> Profile:
+def profile_of_description(tag: str, told: Mapping[str, Any], own: Mapping[str, Any]) -> Profile:
     """Make a profile of what `describe` told in a worker.
 
     Args:

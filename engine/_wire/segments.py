@@ -14,16 +14,16 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from engine._wire.incremental import copy
+from engine._wire.incremental import copy_into
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine._wire.frames import Chunk
-    from engine._wire.incremental import Turns
+    from engine._wire.incremental import TimeSlice
 
-WORTH: Final = 1 << 15  # bytes from which a payload goes by shared memory: below, a pipe is as fast
-LARGEST: Final = 1 << 28  # bytes up to which several partials lie side by side; a single one may be larger
+SHARED_FROM: Final = 1 << 15  # bytes from which a payload goes by shared memory: below, a pipe is as fast
+SEGMENT_LIMIT: Final = 1 << 28  # bytes up to which several partials lie side by side; a single one may be larger
 _STEP: Final = 1 << 20  # bytes a segment grows by
 
 
@@ -53,14 +53,14 @@ class Segment:
         descriptor: what `make_segment` gave; it stays open when the view is closed.
     """
 
-    __slots__ = ("_descriptor", "_map", "_wanted", "is_giant")
+    __slots__ = ("_descriptor", "_map", "_wanted", "is_oversized")
 
     def __init__(self, descriptor: int) -> None:
         """See nothing yet; memory is mapped when it is first used."""
         self._descriptor = descriptor
         self._map: mmap.mmap | None = None
         self._wanted = 0
-        self.is_giant = False  # more than `LARGEST` was wanted, so that there may be something to `trim`
+        self.is_oversized = False  # more than `SEGMENT_LIMIT` was wanted, so that there may be something to `trim`
 
     @property
     def size(self) -> int:
@@ -70,7 +70,7 @@ class Segment:
     def grow(self, size: int) -> bool:
         """Make room for `size` bytes; tell whether there is."""
         self._wanted = max(self._wanted, size)
-        self.is_giant = self.is_giant or size > LARGEST
+        self.is_oversized = self.is_oversized or size > SEGMENT_LIMIT
         if size <= self.size:
             return True
         rounded = _rounded(size)
@@ -90,7 +90,7 @@ class Segment:
         self._map = found
         return True
 
-    def write(self, start: int, chunks: Sequence[Chunk], turns: Turns | None = None) -> None:
+    def write(self, start: int, chunks: Sequence[Chunk], turns: TimeSlice | None = None) -> None:
         """Copy `chunks`, one after the other, to where there is room for them; with `turns`, in pieces."""
         if self._map is None:
             raise AssertionError("room is made before it is written")
@@ -101,7 +101,7 @@ class Segment:
                     view[start:end] = chunk
                 else:
                     with view[start:end] as there:
-                        copy(there, chunk, turns)
+                        copy_into(there, chunk, turns)
                 start = end
 
     def read(self, start: int, size: int) -> memoryview:
@@ -119,17 +119,17 @@ class Segment:
             return view[start : start + size]
 
     def trim(self, coming: int = 0) -> None:
-        """Give memory beyond `LARGEST` back to the system, unless it was wanted since this was last called.
+        """Give memory beyond `SEGMENT_LIMIT` back to the system, unless it was wanted since this was last called.
 
         It is kept for the `coming` bytes, too, if these need it.
 
         Only the side that writes may do so, and only while there is nothing to read.
         """
-        if max(self._wanted, coming) <= LARGEST:
-            if self._map is not None and self.size > LARGEST:
-                _give_back(self._descriptor, self._map, LARGEST)
+        if max(self._wanted, coming) <= SEGMENT_LIMIT:
+            if self._map is not None and self.size > SEGMENT_LIMIT:
+                _give_back(self._descriptor, self._map, SEGMENT_LIMIT)
                 self.close()
-            self.is_giant = False
+            self.is_oversized = False
         self._wanted = 0
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class Ring:
     def clear(self) -> None:
         """Nothing is held any more."""
         self.held.clear()
-        if self._segment.is_giant:
+        if self._segment.is_oversized:
             self._segment.trim()
 
     def find(self, index: int, size: int) -> int | None:
@@ -196,4 +196,4 @@ class Ring:
             return last
         if size <= first:
             return 0
-        return last if last + size <= LARGEST else None
+        return last if last + size <= SEGMENT_LIMIT else None

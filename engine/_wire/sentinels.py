@@ -18,7 +18,7 @@ import types
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._wire.by_reference import by_reference, is_importable
+from engine._wire.by_reference import importable, is_importable_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,14 +43,14 @@ _tracked_kinds: Final[set[int]] = set()  # addresses of their classes
 _arrived: Final[dict[str, Callable[[], Any]]] = {}
 
 
-with_sentinels: Final[set[int]] = set()  # addresses of classes found importable, of which there may be sentinels
+sentinel_classes: Final[set[int]] = set()  # addresses of classes found importable, of which there may be sentinels
 
 
-def note_found(named: Any) -> None:
+def note_importable(named: Any) -> None:
     """Note that a class or function is found by its name."""
     if isinstance(named, type) and has_sentinels(named):
-        with_sentinels.add(id(named))
-    by_reference[id(named)] = named
+        sentinel_classes.add(id(named))
+    importable[id(named)] = named
 
 
 def has_sentinels(kind: type) -> bool:
@@ -77,7 +77,7 @@ def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
     """
     kind = type(obj)
     home = _home_in(obj, sys.modules.get(kind.__module__)) if is_by_value else _home(obj, kind)
-    if home is None and _number_in(obj) is None:
+    if home is None and _identity_in(obj) is None:
         return None
     try:
         made, args, state, *items = obj.__reduce_ex__(_PROTOCOL)
@@ -85,9 +85,9 @@ def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
         return None
     if made is not _NEW or args != (kind,) or any(each is not None for each in items):
         return None
-    if home is not None and not is_by_value and is_importable(home[0]):
+    if home is not None and not is_by_value and is_importable_module(home[0]):
         return (find_sentinel, (home[0].__name__, home[1], kind, state)) if _is_small(kind, state) else None
-    return (_known_by_number, (number_of(obj), kind)) if state is None else None
+    return (_object_of_script, (identity_of(obj), kind)) if state is None else None
 
 
 def _is_pickled_by_attributes(kind: Any) -> bool:
@@ -130,7 +130,7 @@ def _home(obj: object, kind: type) -> tuple[types.ModuleType, str] | None:
         known = _instances(object, tuple(sys.modules.values()))
         _homes[id(object)] = object, known
     homes = [(module, name) for _, module, name in known.get(id(obj), ()) if vars(module).get(name) is obj]
-    importable = next((each for each in homes if is_importable(each[0])), None)
+    importable = next((each for each in homes if is_importable_module(each[0])), None)
     if importable is None and not homes:
         return _home_in(obj, sys.modules.get("__main__"))  # it may have got its name since
     return importable or homes[0]
@@ -170,27 +170,27 @@ def _made(kind: type, state: Any) -> object:
     return made
 
 
-def number_of(obj: object) -> str:
+def identity_of(obj: object) -> str:
     """The number that an object which travels keeps; it is given one."""
-    number = _number_in(obj)
+    number = _identity_in(obj)
     if number is None:
         number = os.urandom(12).hex()
-        note_number(number, obj)
+        assign_identity(number, obj)
     return number
 
 
-def _number_in(obj: object) -> str | None:
+def _identity_in(obj: object) -> str | None:
     known = _tracked.get(id(obj))
     return known[1] if known is not None and known[0]() is obj else None
 
 
-def known_by(number: str) -> Any:
+def object_of(number: str) -> Any:
     """The object of a number; `None` if there is none here."""
     reference = _arrived.get(number)
     return None if reference is None else reference()
 
 
-def note_number(number: str, obj: Any) -> Any:
+def assign_identity(number: str, obj: Any) -> Any:
     """Have an object keep a number, and give it."""
     address = id(obj)
 
@@ -210,9 +210,9 @@ def note_number(number: str, obj: Any) -> Any:
     return obj
 
 
-def _known_by_number(number: str, kind: type) -> object:
+def _object_of_script(number: str, kind: type) -> object:
     """Give the sentinel of a script that has this number; a new one where it is not here, or was given attributes."""
-    found = known_by(number)
+    found = object_of(number)
     if found is None or _state_of(found) is not None:
-        found = note_number(number, object.__new__(kind))
+        found = assign_identity(number, object.__new__(kind))
     return found

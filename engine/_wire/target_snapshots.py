@@ -21,7 +21,7 @@ from contextlib import suppress
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._wire.by_reference import CACHED, FUNCTIONS, is_found, is_importable, is_whole_meanwhile
+from engine._wire.by_reference import CACHED, FUNCTIONS, is_importable, is_importable_module, is_reimported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -67,7 +67,7 @@ class Snapshot:
         self._lost: list[object] = []  # references to what is gone
         self._functions: list[tuple[str, weakref.ref[types.FunctionType], types.CodeType, Any, Any]] = []
         named = _named(target)
-        self._home = None if self._is_by_value(named) else Home(named, named.__module__, named.__qualname__)
+        self._home = None if self._is_by_value(named) else NameBinding(named, named.__module__, named.__qualname__)
         self._variables: tuple[_Variables, ...] = tuple(self._found(target))
         defaults = [each for *_, given, named in self._functions for each in (given, named) if each is not None]
         self.holds = bool(defaults) or any(each.holds for each in self._variables)
@@ -75,7 +75,7 @@ class Snapshot:
     def change(self) -> str | None:
         """Tell what is another object than it was, by its name; `None` if nothing is."""
         home = self._home
-        if home is not None and not home.is_there():
+        if home is not None and not home.is_bound():
             return home.path
         for name, reference, code, defaults, named in self._functions:
             function = reference()
@@ -89,7 +89,7 @@ class Snapshot:
                 return changed
         if self._meanwhile:
             for name in self._meanwhile:
-                if not is_whole_meanwhile(name):
+                if not is_reimported(name):
                     return name
         return "a variable" if self._lost else None
 
@@ -97,9 +97,9 @@ class Snapshot:
         module = getattr(named, "__module__", None)
         if module in self._whole or not hasattr(named, "__qualname__"):
             return True
-        if is_found(named):
+        if is_importable(named):
             return False
-        if isinstance(module, str) and is_whole_meanwhile(module):
+        if isinstance(module, str) and is_reimported(module):
             self._meanwhile.add(module)
         return True
 
@@ -154,7 +154,7 @@ class Snapshot:
         return (kind,)
 
 
-class Home:
+class NameBinding:
     """Where a function or class was found: by its name.
 
     Attributes:
@@ -178,18 +178,18 @@ class Home:
             found = getattr(found, name, None)
         return found
 
-    def is_there(self) -> bool:
+    def is_bound(self) -> bool:
         """Whether it is still what its module has under that name."""
         return self._found() is self._named or self._is_made_anew
 
     def is_importable(self) -> bool:
         """Whether it is there, in a module that workers can import."""
         module = sys.modules.get(self._module)
-        return module is not None and is_importable(module) and self.is_there()
+        return module is not None and is_importable_module(module) and self.is_bound()
 
-    def forgotten(self) -> Home:
-        """Give a home at this place, whatever stands there."""
-        made = Home(self._named, self._module, self.path)
+    def always_bound(self) -> NameBinding:
+        """Make a binding of the same name that counts as unchanged, whatever the name is bound to."""
+        made = NameBinding(self._named, self._module, self.path)
         made._is_made_anew = True
         return made
 
@@ -325,7 +325,7 @@ def _named(target: Any) -> Any:
     return target if type(target) in FUNCTIONS or isinstance(target, type) else type(target)
 
 
-def modules_of(target: Any) -> frozenset[str]:
+def defining_modules(target: Any) -> frozenset[str]:
     """The names of the modules that a predictor is defined in: that of its function, and of what that wraps."""
     found: set[str] = set()
     named = _named(target)

@@ -7,8 +7,8 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from engine._errors import quote
-from engine._wire.incremental import Pieces
-from engine._wire.picklers import dump, refused
+from engine._wire.incremental import PickleWriter
+from engine._wire.picklers import dump, payload_error
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -33,11 +33,11 @@ def encode_target(tag: str, target: Any, whole: Collection[str] = ()) -> bytes:
         failure = error
     name, value = _culprit(target, whole)
     what = f"the predictor {tag}" if name is None else f"{quote(name)}, which the predictor {tag} uses,"
-    raise refused(what, target if name is None else value, failure) from failure
+    raise payload_error(what, target if name is None else value, failure) from failure
 
 
 def _pickled_target(target: Any, whole: Collection[str]) -> bytes:
-    pieces = Pieces()
+    pieces = PickleWriter()
     dump(target, pieces, None, holds_files=False, whole=whole)
     return pieces.joined()
 

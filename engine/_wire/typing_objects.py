@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from engine._wire.by_reference import SELF_NAMED, is_found
-from engine._wire.sentinels import known_by, note_number, number_of
+from engine._wire.by_reference import SELF_NAMED, is_importable
+from engine._wire.sentinels import assign_identity, identity_of, object_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,23 +38,23 @@ class Aliases:
     def reduced(self, obj: Any) -> Any:
         """How an object is reduced; `None` for one of another kind, or that is found by its name."""
         name = _NAME_OF.get(id(type(obj)))
-        if name is None or is_found(obj):
+        if name is None or is_importable(obj):
             return None
         if id(obj) in self._owners:
             return _variable_of, self._owners[id(obj)]
         if name == "TypeAliasType":
             return self._reduced_alias(obj)
-        return _made, (number_of(obj), name, obj.__module__, _FACTS[name](obj))
+        return _made, (identity_of(obj), name, obj.__module__, _FACTS[name](obj))
 
     def _reduced_alias(self, alias: Any) -> Any:
         variables = alias.__type_params__
         if any(_is_bound(each) for each in variables) or not _are_identifiers(alias, *variables):
-            return _made, (number_of(alias), "TypeAliasType", alias.__module__, _facts_of_alias(alias))
+            return _made, (identity_of(alias), "TypeAliasType", alias.__module__, _facts_of_alias(alias))
         self._owners.update((id(each), (alias, index)) for index, each in enumerate(variables))
         held: dict[str, Any] = {"value": _evaluated(alias, "__value__")}
         shape = [_shape(variable, index, held) for index, variable in enumerate(variables)]
         empty: dict[str, Any] = {}
-        made = (number_of(alias), alias.__name__, alias.__module__, shape, empty)
+        made = (identity_of(alias), alias.__name__, alias.__module__, shape, empty)
         return _made_alias, made, (empty, held), None, None, _fill_alias
 
 
@@ -100,7 +100,7 @@ def _shape(variable: Any, index: int, held: dict[str, Any]) -> str:
 
 def _made_alias(number: str, name: str, module: str, shape: list[str], held: dict[str, Any]) -> Any:
     """Make an alias whose meaning `held` will tell."""
-    known = known_by(number)
+    known = object_of(number)
     if known is not None:
         return known
 
@@ -113,7 +113,7 @@ def _made_alias(number: str, name: str, module: str, shape: list[str], held: dic
     scope: dict[str, Any] = {"__name__": module, _HELD: tell}
     variables = f"[{', '.join(shape)}]" if shape else ""
     exec(f"type {name}{variables} = {_HELD}('value')", scope)  # noqa: S102 - out of identifiers, which were looked at
-    return note_number(number, scope[name])
+    return assign_identity(number, scope[name])
 
 
 def _fill_alias(_alias: Any, told: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -127,14 +127,14 @@ def _variable_of(alias: Any, index: int) -> Any:
 
 def _made(number: str, kind: str, module: str, facts: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
     """Make a type variable, new type, alias or sentinel, unless it is here already."""
-    known = known_by(number)
+    known = object_of(number)
     if known is not None:
         return known
     name, args, options = facts
     made = SELF_NAMED[kind](name, *args, **options)
     if kind != "TypeAliasType":  # which tells of its maker, and cannot be told otherwise
         made.__module__ = module
-    return note_number(number, made)
+    return assign_identity(number, made)
 
 
 def _facts_of_variable(variable: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

@@ -13,7 +13,7 @@ from engine._worker.process_state import end_thread, start_thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine._worker.pipes import Pipe
+    from engine._worker.pipes import Pipes
 
 
 _TAIL: Final = 0.001  # seconds after which a partial that waits is sent, though no other came
@@ -50,10 +50,10 @@ class Flusher:
         outlet: gives the outlet of the call that runs, if one does.
     """
 
-    def __init__(self, pipe: Pipe, outlet: Callable[[], _Flushed | None]) -> None:
+    def __init__(self, pipes: Pipes, outlet: Callable[[], _Flushed | None]) -> None:
         """Make a tail that is not armed."""
         self.is_armed = False
-        self._pipe = pipe
+        self._pipes = pipes
         self._outlet = outlet
         self._thread: threading.Thread | None = None
         self._is_ending = False
@@ -104,9 +104,9 @@ class Flusher:
 
     def _rest(self) -> None:
         """Give what follows a moment to come; where the pipe was too full for what came before, push that."""
-        pipe = self._pipe
-        if pipe.unsent and not pipe.is_waited_for:
-            pipe.push_within(_GLANCE)
+        pipes = self._pipes
+        if pipes.unsent and not pipes.is_waited_for:
+            pipes.flush_within(_GLANCE)
         else:
             time.sleep(_TAIL)
 
@@ -114,4 +114,4 @@ class Flusher:
         """Send what waits; tell whether there was anything, or what is left over is not pushed by the main thread."""
         outlet = self._outlet()
         was_waiting = outlet is not None and outlet.flush_from_anywhere()
-        return was_waiting or (bool(self._pipe.unsent) and not self._pipe.is_waited_for)
+        return was_waiting or (bool(self._pipes.unsent) and not self._pipes.is_waited_for)

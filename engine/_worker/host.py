@@ -25,13 +25,13 @@ from engine._records import TravelledCall, traceback_of
 from engine._reducers import BY_NAME
 from engine._wire.decode import BufferCache, decode
 from engine._wire.frames import COMMAND, LOG, pack, read_command
-from engine._wire.main_module import Mains
+from engine._wire.main_module import MainModules
 from engine._wire.remote_profile import describe
 from engine._wire.segments import Ring, Segment
 from engine._worker.flusher import Flusher
 from engine._worker.loop import MainLoop
 from engine._worker.outlet import Outlet, Terminated
-from engine._worker.stop_reader import Listener, leave_to_the_engine
+from engine._worker.stop_reader import StopReader, ignore_interrupt
 from engine.runners.channel import Reduction
 from engine.runners.ending import Report
 from engine.runners.thread import go_on, step_through
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine._wire.frames import Command, Frame
-    from engine._worker.pipes import Pipe
+    from engine._worker.pipes import Pipes
     from engine._worker.process_state import ProcessState
     from engine.runners.ending import OwnerEnd
 
@@ -56,27 +56,27 @@ class _Uninterrupted:
         self._host = host
 
     def __enter__(self) -> None:
-        pipe = self._host.pipe
-        self._was_busy, pipe.is_busy = pipe.is_busy, True
+        pipes = self._host.pipes
+        self._was_busy, pipes.is_busy = pipes.is_busy, True
 
     def __exit__(self, *_exception: object) -> None:
         if not self._was_busy:
-            self._host.pipe.is_busy = False
-            self._host.catch_up()
+            self._host.pipes.is_busy = False
+            self._host.run_deferred_stop()
 
 
 @attrs.define(eq=False)
 class Host:
     """What one worker has and does."""
 
-    pipe: Pipe
+    pipes: Pipes
     inbound: Segment
     outbound: Segment
-    listener: Listener
+    stop_reader: StopReader
     ring: Ring = attrs.field(init=False)
     loop: MainLoop = attrs.field(init=False)
     loaded_predictors: dict[int, LoadedPredictor] = attrs.field(factory=dict)
-    mains: Mains = attrs.field(factory=Mains)
+    main_modules: MainModules = attrs.field(factory=MainModules)
     binders: dict[tuple[int, bool], Any] = attrs.field(factory=dict)
     buffers: BufferCache = attrs.field(factory=BufferCache)
     outlet: Outlet | None = None
@@ -85,21 +85,21 @@ class Host:
     _mask: set[Any] = attrs.field(factory=set)
     is_deferred: bool = False
     _handed: Callable[[], None] | None = None
-    tail: Flusher = attrs.field(init=False)
-    _had_tail: bool = False
+    flusher: Flusher = attrs.field(init=False)
+    _had_flusher: bool = False
     _hushed: Any = None  # a filter of warnings
 
     def __attrs_post_init__(self) -> None:
         self.ring = Ring(self.outbound)
         self.loop = MainLoop(self.take_over)
-        self.listener.hear = self.hear_stop
-        self.tail = Flusher(self.pipe, lambda: self.outlet)
+        self.stop_reader.on_stop = self.receive_stop
+        self.flusher = Flusher(self.pipes, lambda: self.outlet)
 
     # Signals
 
     def guard(self) -> None:
         """Take SIGINT and SIGTERM."""
-        signal.signal(signal.SIGINT, leave_to_the_engine)
+        signal.signal(signal.SIGINT, ignore_interrupt)
         signal.signal(signal.SIGTERM, self._terminate)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the program may block it
 
@@ -110,9 +110,9 @@ class Host:
         one thread, as inline, and the interpreter does not warn of others.
         """
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        if not self.pipe.is_child and threading.current_thread() is threading.main_thread():
-            self.listener.stop()
-            self._had_tail = self.tail.stop()
+        if not self.pipes.is_child and threading.current_thread() is threading.main_thread():
+            self.stop_reader.stop()
+            self._had_flusher = self.flusher.stop()
             if _COUNTS_LATE and threading.active_count() == 1:
                 self._hush()
 
@@ -132,18 +132,18 @@ class Host:
     def after_fork(self) -> None:
         """After a fork, in the process that forked: the worker, or a child of it, which has no thread of ours."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        if self.pipe.is_child:
+        if self.pipes.is_child:
             return
-        self.listener.start()
-        if self._had_tail:
-            self._had_tail = False
-            self.tail.arm()
+        self.stop_reader.start()
+        if self._had_flusher:
+            self._had_flusher = False
+            self.flusher.arm()
 
     def after_fork_in_child(self) -> None:
         """In a forked child, which is the predictor's: neither the pipes nor the signals are its to see to."""
-        self.pipe.forget()
+        self.pipes.forget()
         for number, ours, default in (
-            (signal.SIGINT, leave_to_the_engine, signal.default_int_handler),
+            (signal.SIGINT, ignore_interrupt, signal.default_int_handler),
             (signal.SIGTERM, self._terminate, signal.SIG_DFL),
         ):
             if signal.getsignal(number) == ours:
@@ -156,7 +156,7 @@ class Host:
         self.is_terminated = True
         if self.outlet is None:
             raise Terminated
-        if self.pipe.is_busy:
+        if self.pipes.is_busy:
             self.is_deferred = True
         elif self._is_ours(frame):
             self._terminate_softly()
@@ -190,7 +190,7 @@ class Host:
         """Let no signal cut what the main thread does here in two."""
         return _Uninterrupted(self)
 
-    def catch_up(self) -> None:
+    def run_deferred_stop(self) -> None:
         """Do what a signal wanted meanwhile."""
         if self.is_deferred:
             self.is_deferred = False
@@ -201,12 +201,12 @@ class Host:
     def serve(self, state: ProcessState) -> None:
         """Take orders until the engine has none, and have each find its process in the same `state`."""
         while (frame := self._next()) is not None:
-            self.listener.start()  # where there was no thread for it before
+            self.stop_reader.start()  # where there was no thread for it before
             command = read_command(frame)
             outlet = Outlet(self, command, frame.number)
             self.outlet = outlet
             if self.stopped == frame.number:
-                outlet.hear_stop()
+                outlet.receive_stop()
             try:
                 self._do(command, frame, outlet)
             finally:
@@ -214,8 +214,8 @@ class Host:
             del outlet, frame
             if self.buffers.kept is not None:
                 self.buffers.tidy()
-            if self.is_terminated or command.what == "leave":
-                self._push_all()
+            if self.is_terminated or command.what == "exit":
+                self._flush_pipes()
                 return
             try:
                 state.restore()
@@ -223,11 +223,11 @@ class Host:
                 state.restore()
             if self._hushed is not None:
                 self._speak()
-            if self.pipe.unsent:
-                self._push_all()
+            if self.pipes.unsent:
+                self._flush_pipes()
 
     def _next(self) -> Frame | None:
-        frames = self.pipe.decoder.frames
+        frames = self.pipes.decoder.frames
         while True:
             while frames:
                 frame = frames.popleft()
@@ -235,26 +235,26 @@ class Host:
                     return frame
             if self.loop.is_made:
                 loop = self.loop.loop()
-                loop.add_reader(self.pipe.calls, loop.stop)
+                loop.add_reader(self.pipes.calls, loop.stop)
                 try:
                     self.loop.turn()
                 finally:
-                    loop.remove_reader(self.pipe.calls)
-            if not self.pipe.read():
+                    loop.remove_reader(self.pipes.calls)
+            if not self.pipes.read():
                 return None
 
-    def _push_all(self) -> None:
-        while self.pipe.unsent and not self.pipe.is_over:
-            if self.pipe.wait():
-                self.pipe.read()  # a late credit, which `_next` passes over
+    def _flush_pipes(self) -> None:
+        while self.pipes.unsent and not self.pipes.is_over:
+            if self.pipes.wait():
+                self.pipes.read()  # a late credit, which `_next` passes over
 
     def _do(self, command: Command, frame: Frame, outlet: Outlet) -> None:
         try:
             if command.path is not None:
                 _take_path(command.path)
-            for key in command.forget:
+            for key in command.evict:
                 self._make_room(key)
-            self.mains.enter(command.key)
+            self.main_modules.enter(command.key)
             if command.what != "run":
                 outlet.finish(Report(returned=self._seen_to(command, frame)))
                 return
@@ -272,7 +272,7 @@ class Host:
         """Do what is no call; give what its answer says."""
         if command.what == "describe":
             return describe(_imported(command))
-        if command.what == "leave":
+        if command.what == "exit":
             self._tear_all_down()
         elif command.what == "unload":
             self._forget(command.key)
@@ -320,7 +320,7 @@ class Host:
         with rest:
             with rest[: command.size] as part:
                 if command.size and command.key not in self.loaded_predictors:
-                    with self.mains.arrival(command.key):
+                    with self.main_modules.arrival(command.key):
                         target = _rebuilt(command.tag, part)
             with rest[command.size :] as part:
                 inputs = _inputs(command.tag, part, sizes, bits, self.buffers) if sizes else command.inputs or ((), {})
@@ -348,7 +348,7 @@ class Host:
             loaded.prepare()
 
     def _forget(self, key: int) -> None:
-        self.mains.enter(key)
+        self.main_modules.enter(key)
         loaded = self.loaded_predictors.pop(key, None)
         for checked in (True, False):
             self.binders.pop((key, checked), None)
@@ -357,7 +357,7 @@ class Host:
                 for instance in loaded.close():
                     loaded.teardown(instance, None)
         finally:
-            self.mains.forget(key)
+            self.main_modules.forget(key)
 
     def _make_room(self, key: int) -> None:
         """Forget a predictor before a call of another, which its clean-up must not cost anything."""
@@ -406,32 +406,32 @@ class Host:
 
     # What other threads do
 
-    def hear_stop(self, number: int) -> None:
+    def receive_stop(self, number: int) -> None:
         """Take note of a request to stop a call, which may be over, or have come no further than the pipe."""
         self.stopped = number
         outlet = self.outlet
         if outlet is not None and outlet.number == number:
-            outlet.hear_stop()
+            outlet.receive_stop()
 
     def log(self, text: str) -> None:
         """Send a line to the engine's log."""
-        self.pipe.write(pack(LOG, 0, text.encode(errors="replace")))
-        if self.pipe.unsent and not self.tail.is_armed:
-            self.tail.arm()
+        self.pipes.write(pack(LOG, 0, text.encode(errors="replace")))
+        if self.pipes.unsent and not self.flusher.is_armed:
+            self.flusher.arm()
 
 
 def _take_path(path: Sequence[str]) -> None:
     """Look for modules where the program does now; what a predictor put before or behind that stays there."""
     import importlib
 
-    ahead = list(takewhile(lambda each: each not in told_path, sys.path))
+    ahead = list(takewhile(lambda each: each not in program_path, sys.path))
     rest = [each for each in sys.path[len(ahead) :] if each not in path]
     sys.path[:] = [*(each for each in ahead if each not in path), *path, *rest]
-    told_path.update(path)
+    program_path.update(path)
     importlib.invalidate_caches()
 
 
-told_path: Final[set[str]] = set()  # where the program looked or looks for modules
+program_path: Final[set[str]] = set()  # where the program looked or looks for modules
 
 
 def _imported(command: Command) -> Any:

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from engine import _errors
 from engine._records import become_worker
 from engine._wire.segments import Segment
-from engine._worker.host import Host, told_path
+from engine._worker.host import Host, program_path
 from engine._worker.outlet import Terminated
-from engine._worker.pipes import Pipe
+from engine._worker.pipes import Pipes
 from engine._worker.process_state import ProcessState
-from engine._worker.stop_reader import Listener
+from engine._worker.stop_reader import StopReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,14 +53,14 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     faulthandler.enable(report)
     become_worker()
     sys.argv[:] = hello["argv"]
-    told_path.update(hello["path"])
-    pipe = Pipe(calls, answers)
-    host = Host(pipe, Segment(inbound), Segment(outbound), Listener(stops, lifeline))
+    program_path.update(hello["path"])
+    pipes = Pipes(calls, answers)
+    host = Host(pipes, Segment(inbound), Segment(outbound), StopReader(stops, lifeline))
     _errors.diverted.append(host.log)
     os.register_at_fork(
         before=host.before_fork, after_in_parent=host.after_fork, after_in_child=host.after_fork_in_child
     )
-    host.listener.start()
+    host.stop_reader.start()
     try:
         host.guard()
         host.serve(ProcessState(report))

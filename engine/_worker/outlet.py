@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from engine._predictors.failures import trim
 from engine._wire.decode import read_only_bits
 from engine._wire.encode import SMALL, Payload, encode, is_plain
-from engine._wire.failures import pack_failure, tamed
+from engine._wire.failures import pack_failure, sanitized
 from engine._wire.frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Command, PayloadLocation, pack, read_credit
-from engine._wire.picklers import refused
-from engine._wire.segments import WORTH, Ring, Segment
+from engine._wire.picklers import payload_error
+from engine._wire.segments import SHARED_FROM, Ring, Segment
 from engine._worker.flusher import (
     Flusher,
     flush_streams,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from engine._predictors.body import Body
     from engine._wire.frames import Chunk
     from engine._worker.pipes import (
-        Pipe,
+        Pipes,
     )
     from engine.runners.channel import Wake
     from engine.runners.ending import Report
@@ -53,11 +53,11 @@ class Terminated(BaseException):
 class Host(Protocol):
     """What an outlet needs of the worker it is part of."""
 
-    pipe: Pipe
+    pipes: Pipes
     ring: Ring
     outbound: Segment
     loop: Any
-    tail: Flusher
+    flusher: Flusher
     is_terminated: bool
     is_deferred: bool
 
@@ -65,7 +65,7 @@ class Host(Protocol):
         """Let no signal cut what the main thread does here in two."""
         ...
 
-    def catch_up(self) -> None:
+    def run_deferred_stop(self) -> None:
         """Do what a signal wanted meanwhile."""
         ...
 
@@ -92,6 +92,7 @@ class Outlet:
     __slots__ = (
         "_batch",
         "_due",
+        "_flusher",
         "_heavy",
         "_held",
         "_host",
@@ -102,10 +103,9 @@ class Outlet:
         "_made",
         "_only",
         "_parked",
-        "_pipe",
+        "_pipes",
         "_refusal",
         "_ring",
-        "_tail",
         "body",
         "end",
         "number",
@@ -122,9 +122,9 @@ class Outlet:
         self._is_asked = False  # to stop, by the engine
         self._refusal: PayloadError | None = None  # of a partial that cannot travel, and is why the body is stopped
         self._host = host
-        self._pipe = host.pipe
+        self._pipes = host.pipes
         self._ring = ring = host.ring
-        if ring.held or host.outbound.is_giant:
+        if ring.held or host.outbound.is_oversized:
             ring.clear()
         self._limit = command.limit
         self._is_bounded = command.is_adaptive
@@ -133,7 +133,7 @@ class Outlet:
         self._batch: list[tuple[Any, float]] = []
         self._due = 0.0  # when the next partial is sent at once, however fast they come
         self._latency = 0.0  # of the partial before
-        self._tail = host.tail
+        self._flusher = host.flusher
         self._heavy = 0  # bytes the consumer has not taken yet
         self._held: deque[tuple[int, int]] = deque()  # index of a partial, and the bytes up to it
         self._parked: deque[Wake] = deque()  # the owner, where that is a task and waits
@@ -147,12 +147,12 @@ class Outlet:
         """
         made = self._made = self._made + 1
         kind = type(value)
-        if (kind is str and len(value) <= SMALL) or is_light(value):
+        if (kind is str and len(value) <= SMALL) or is_batchable(value):
             batch = self._batch
             batch.append((value, latency))
             step, self._latency = latency - self._latency, latency
             may_wait = step < _SWIFT and now < self._due and made < self._limit and len(batch) < MAX_WINDOW
-            if may_wait and (self._tail.is_armed or self._tail.arm()):
+            if may_wait and (self._flusher.is_armed or self._flusher.arm()):
                 return self.stop
             self._due = now + _AT_ONCE
             self.flush()
@@ -160,7 +160,10 @@ class Outlet:
             self.flush()
             self._offer_alone(value, latency)
         return (
-            self.stop or made >= self._limit or bool(self._pipe.unsent) or (self._is_bounded and self._heavy >= _WINDOW)
+            self.stop
+            or made >= self._limit
+            or bool(self._pipes.unsent)
+            or (self._is_bounded and self._heavy >= _WINDOW)
         )
 
     def offer_only(self, value: Any, latency: float, _now: float) -> None:
@@ -174,12 +177,12 @@ class Outlet:
         except Terminated:
             raise
         except BaseException as error:  # a KeyboardInterrupt, too: here it is the value's own, never Ctrl-C
-            self.refuse(refused(f"partial {index}", value, error))
+            self.refuse(payload_error(f"partial {index}", value, error))
             return
-        with self._host.uninterrupted(), self._pipe.lock:
+        with self._host.uninterrupted(), self._pipes.lock:
             location, rest = self._place(index, payload)
             self._hold(sum(location[0]))
-            self._pipe.put(pack(ITEM, self.number, pickle.dumps((latency, location), 5), rest))
+            self._pipes.put(pack(ITEM, self.number, pickle.dumps((latency, location), 5), rest))
 
     def refuse(self, error: PayloadError) -> None:
         """A partial cannot travel: the body is closed, and that is its end."""
@@ -190,7 +193,7 @@ class Outlet:
         chunks, sizes = payload.chunks, payload.sizes
         bits = read_only_bits(payload.buffers)
         size = sum(sizes)
-        start = self._ring.find(index, size) if size >= WORTH else None
+        start = self._ring.find(index, size) if size >= SHARED_FROM else None
         if start is None:
             return (sizes, bits, None), chunks
         self._host.outbound.write(start, chunks)
@@ -207,7 +210,7 @@ class Outlet:
 
     def flush_from_anywhere(self) -> bool:
         """Send the partials that wait, from any thread; tell whether there were any."""
-        with self._pipe.lock:
+        with self._pipes.lock:
             batch = self._batch
             count = len(batch)
             if not count:
@@ -216,16 +219,16 @@ class Outlet:
             del batch[:count]  # the main thread may have appended more
             meta = pickle.dumps((values, latencies), 5)
             self._hold(len(meta))
-            self._pipe.put(pack(ITEMS, self.number, meta))
+            self._pipes.put(pack(ITEMS, self.number, meta))
         return True
 
     def pause(self) -> bool:
         """Wait until the producer may go on; tell whether it must stop instead."""
         self.flush()
         while not self._may_go():
-            if self._pipe.wait() and self._pipe.read():
+            if self._pipes.wait() and self._pipes.read():
                 self._hear()
-            elif self._pipe.is_over:
+            elif self._pipes.is_over:
                 self.stop = True
         return self.stop
 
@@ -236,53 +239,53 @@ class Outlet:
             return self.stop
         from asyncio import get_running_loop
 
-        loop, pipe = get_running_loop(), self._pipe
-        loop.add_reader(pipe.calls, self._hear_later)
+        loop, pipes = get_running_loop(), self._pipes
+        loop.add_reader(pipes.calls, self._hear_later)
         try:
             while not self._may_go():
-                if pipe.unsent:
-                    loop.add_writer(pipe.answers, self._push_later, loop)
+                if pipes.unsent:
+                    loop.add_writer(pipes.answers, self._push_later, loop)
                 await park_task(self._parked, self._may_go)
         finally:
-            loop.remove_reader(pipe.calls)
-            loop.remove_writer(pipe.answers)
+            loop.remove_reader(pipes.calls)
+            loop.remove_writer(pipes.answers)
         return self.stop
 
     def _hear_later(self) -> None:
-        if self._pipe.read():
+        if self._pipes.read():
             self._hear()
         else:
             self.request_stop()
         wake_all(self._parked)
 
     def _push_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._pipe.push()
-        if not self._pipe.unsent:
-            loop.remove_writer(self._pipe.answers)
+        self._pipes.flush()
+        if not self._pipes.unsent:
+            loop.remove_writer(self._pipes.answers)
         wake_all(self._parked)
 
     def _may_go(self) -> bool:
         if self.stop:
             return True
-        is_light = not self._is_bounded or self._heavy < _WINDOW
-        return self._made < self._limit and is_light and not self._pipe.unsent
+        is_batchable = not self._is_bounded or self._heavy < _WINDOW
+        return self._made < self._limit and is_batchable and not self._pipes.unsent
 
     def _hear(self) -> None:
         """Take note of what the consumer took and allows."""
-        frames = self._pipe.decoder.frames
+        frames = self._pipes.decoder.frames
         while frames and frames[0].kind == CREDIT:
             frame = frames.popleft()
             if frame.number == self.number:
                 taken, limit = read_credit(frame)
                 self._limit = max(self._limit, limit)
                 self._ring.free(taken)
-                with self._pipe.lock:
+                with self._pipes.lock:
                     while self._held and self._held[0][0] <= taken:
                         self._heavy -= self._held.popleft()[1]
 
     # Stopping
 
-    def hear_stop(self) -> None:
+    def receive_stop(self) -> None:
         """The engine asks for the call to be stopped."""
         self._is_asked = True
         self.request_stop()
@@ -292,7 +295,7 @@ class Outlet:
         self.stop = True
         if self.body is not None:
             self.body.call.stopping = True
-        self._pipe.alarm()
+        self._pipes.wake()
         wake_all(self._parked)
         if self.on_stop is not None:
             self.on_stop()
@@ -310,8 +313,8 @@ class Outlet:
             return
         error = None if end.error is None and self._refusal is None else self._failure_of(end)
         flush_streams()
-        pipe = self._pipe
-        was_busy, pipe.is_busy = pipe.is_busy, True  # `host.uninterrupted()`, without its calls: this ends every call
+        pipes = self._pipes
+        was_busy, pipes.is_busy = pipes.is_busy, True  # `host.uninterrupted()`, without its calls: this ends every call
         try:
             if self._batch:
                 self.flush_from_anywhere()
@@ -323,14 +326,14 @@ class Outlet:
                 self._send_failed(error, is_cleanup=(end.is_cleanup or host.is_terminated) and self._refusal is None)
         finally:
             if not was_busy:
-                pipe.is_busy = False
+                pipes.is_busy = False
                 if host.is_deferred:
-                    host.catch_up()
+                    host.run_deferred_stop()
         if host.loop.is_turning:
             host.stop_turning()
 
     def _failure_of(self, end: Report) -> BaseException | None:
-        error = None if end.error is None else tamed(end.error)
+        error = None if end.error is None else sanitized(end.error)
         if isinstance(error, Terminated):  # we raised it ourselves
             error = None
         return error if self._refusal is None else _joined(self._refusal, error)
@@ -351,14 +354,14 @@ class Outlet:
             try:
                 payload = encode(value)
             except BaseException as error:
-                self.refuse(refused(self._what_is_sent(end, is_one=is_one), value, error))
+                self.refuse(payload_error(self._what_is_sent(end, is_one=is_one), value, error))
                 if reduction is not None and reduction.reducer.name == "last":
                     reduction.count -= 1  # it is not delivered
                 return
             location, rest = self._place(self._made, payload)
             value = None
         meta = pickle.dumps((latency, kept, is_one, location, value, not self._host.is_terminated), 5)
-        self._pipe.write(pack(DONE, self.number, meta, rest))
+        self._pipes.write(pack(DONE, self.number, meta, rest))
 
     def _what_is_sent(self, end: Report, *, is_one: bool) -> str:
         """What a value that goes with the end is to its consumer."""
@@ -382,11 +385,11 @@ class Outlet:
         trim(error)
         is_bodys = self.body is not None and self.body.is_started and self._refusal is None
         meta = (pack_failure(error), is_bodys, is_cleanup, kept, location, not self._host.is_terminated)
-        self._pipe.write(pack(FAILED, self.number, pickle.dumps(meta, 5), rest))
+        self._pipes.write(pack(FAILED, self.number, pickle.dumps(meta, 5), rest))
         BaseException.with_traceback(error, None)  # its frames refer to inputs, and to what refers to it
 
 
-def is_light(value: object) -> bool:
+def is_batchable(value: object) -> bool:
     """Whether a partial cannot change, and is small enough to wait for others."""
     if type(value) is tuple:
         return len(value) <= _FEW and all(map(is_plain, value))

@@ -21,7 +21,7 @@ _READ: Final = 1 << 16  # bytes one read takes at most
 _BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
 
 
-class Pipe:
+class Pipes:
     """The worker's ends of its pipes.
 
     Writing may be done by any thread, reading by the main one alone.
@@ -38,9 +38,9 @@ class Pipe:
         self.is_child = False  # this process was forked from the worker, and has no business here
         self.is_busy = False  # the main thread is writing: a signal must not cut a frame in two
         self.is_waited_for = False  # the main thread waits, and pushes what was left over itself
-        self._alarm, self._ring = os.pipe()
-        os.set_blocking(self._alarm, False)
-        os.set_blocking(self._ring, False)
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_reader, False)
+        os.set_blocking(self._wake_writer, False)
 
     def write(self, chunks: Sequence[Chunk]) -> None:
         """Write as much as the pipe takes now, and keep the rest."""
@@ -66,20 +66,20 @@ class Pipe:
             self.unsent.clear()
             self.is_over = True
 
-    def push(self) -> None:
+    def flush(self) -> None:
         """Write more of what was kept."""
         with self.lock:
             self.put(())
 
-    def push_within(self, seconds: float) -> None:
+    def flush_within(self, seconds: float) -> None:
         """Write more of what was kept once the pipe has room; for a thread that looks after it beside the main one."""
         poll = select.poll()
         poll.register(self.answers, select.POLLOUT)
         if not poll.poll(seconds * 1000):
             return
-        self.push()
+        self.flush()
         if not self.unsent:
-            self.alarm()  # the main thread may be about to wait for what is done now
+            self.wake()  # the main thread may be about to wait for what is done now
 
     def read(self) -> bool:
         """Read once, waiting if there is nothing; tell whether the engine still talks."""
@@ -97,7 +97,7 @@ class Pipe:
         """Wait until there is something to read, to write, or an alarm; tell whether there is something to read."""
         poll = select.poll()
         poll.register(self.calls, select.POLLIN)
-        poll.register(self._alarm, select.POLLIN)
+        poll.register(self._wake_reader, select.POLLIN)
         if self.unsent:
             poll.register(self.answers, select.POLLOUT)
         is_readable = False
@@ -110,16 +110,16 @@ class Pipe:
             if descriptor == self.calls:
                 is_readable = True
             elif descriptor == self.answers:
-                self.push()
+                self.flush()
             else:
                 with contextlib.suppress(OSError):
-                    os.read(self._alarm, 4096)
+                    os.read(self._wake_reader, 4096)
         return is_readable
 
-    def alarm(self) -> None:
+    def wake(self) -> None:
         """Have the main thread look again."""
         with contextlib.suppress(OSError):
-            os.write(self._ring, b"\0")
+            os.write(self._wake_writer, b"\0")
 
     def forget(self) -> None:
         """In a forked child: only the worker may speak, and its end must be seen by the engine."""

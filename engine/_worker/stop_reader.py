@@ -20,7 +20,7 @@ _READ: Final = 1 << 16  # bytes one read takes at most
 _BOUND: Final = 5.0  # seconds a thread that is to end has to do so
 
 
-class Listener:
+class StopReader:
     """A thread that hears requests to stop, until the engine is gone; then so is this process.
 
     Args:
@@ -30,7 +30,7 @@ class Listener:
 
     def __init__(self, stops: int, lifeline: int) -> None:
         """Hear nothing yet."""
-        self.hear: Callable[[int], None] = _ignore
+        self.on_stop: Callable[[int], None] = _ignore
         self._stops = stops
         self._decoder = Decoder()
         self._wake_reader, self._wake_writer = os.pipe()
@@ -62,7 +62,7 @@ class Listener:
                 if descriptor == self._stops:
                     self._decoder.feed(data)
             while self._decoder.frames:
-                self.hear(self._decoder.frames.popleft().number)
+                self.on_stop(self._decoder.frames.popleft().number)
             if self._wake_reader in ready:
                 return
 
@@ -71,5 +71,5 @@ def _ignore(_number: int) -> None:
     """What a listener tells that was not started."""
 
 
-def leave_to_the_engine(_number: int, _frame: Any) -> None:
+def ignore_interrupt(_number: int, _frame: Any) -> None:
     """Ctrl-C at a terminal reaches every process there; what it means is the engine's to decide."""

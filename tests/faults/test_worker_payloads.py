@@ -50,10 +50,10 @@ from engine._wire import decode as _decode
 from engine._wire import incremental as _incremental
 from engine._wire import segments as _segments
 from engine._wire import targets as _targets
-from engine._wire.by_reference import is_importable
+from engine._wire.by_reference import is_importable_module
 from engine._wire.frames import ITEM, pack, pack_command
-from engine._wire.segments import WORTH, Segment
-from engine._worker.pipes import Pipe
+from engine._wire.segments import SHARED_FROM, Segment
+from engine._worker.pipes import Pipes
 from engine.runners.process import runner as process
 from engine.runners.process import worker as workers
 from tests.conftest import child_processes
@@ -559,7 +559,7 @@ def test_an_engine_closes_while_the_traceback_of_a_ctrl_c_is_kept_that_interrupt
     muna = Engine(discover=False, workers=1)
     stream = muna.predictions.stream(yields, runner="process")
     with monkeypatch.context() as patched:
-        patched.setattr(_incremental.Turns, "give_way", raising(KeyboardInterrupt))
+        patched.setattr(_incremental.TimeSlice, "yield_gil", raising(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt) as kept:
             next(stream)
     assert any(entry.name == "read" for entry in kept.traceback)  # which looked at shared memory just then
@@ -1153,7 +1153,7 @@ def test_a_module_whose_file_is_gone_travels_whole_or_is_named(
     second: Any = importlib.import_module("made_up_late")
     (data,) = values_of(muna, "create", second.speaks, {"name": "Ada"})
     assert type(data[0]) is second.Voice
-    assert is_importable(second)
+    assert is_importable_module(second)
     late.unlink()
     with Engine(discover=False, workers=1) as other, pytest.raises(PayloadError, match="made_up_late"):
         other.predictions.create(second.speaks, {"name": "Ada"}, runner="process")
@@ -1823,7 +1823,7 @@ def test_what_is_read_only_stays_so_and_what_can_be_written_can_be_written_there
 # 29: sizes.
 
 
-SIZES: Final = (0, 1, 4096, 4097, WORTH - 1, WORTH, WORTH + 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 3)
+SIZES: Final = (0, 1, 4096, 4097, SHARED_FROM - 1, SHARED_FROM, SHARED_FROM + 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 3)
 
 
 @pytest.mark.fault(29)
@@ -1871,8 +1871,8 @@ def speak(data: bytes) -> Callable[[], Iterator[int]]:
 
     def speaks() -> Iterator[int]:
         yield os.getpid()
-        (link,) = [each for each in gc.get_objects() if type(each) is Pipe]
-        os.write(link.answers, data)
+        (pipes,) = [each for each in gc.get_objects() if type(each) is Pipes]
+        os.write(pipes.answers, data)
         time.sleep(AGES)
         yield 2
 
@@ -2034,7 +2034,7 @@ def test_large_payloads_do_go_through_shared_memory_where_there_is_room(muna: En
 def test_memory_for_a_giant_input_is_given_back_as_soon_as_a_call_does_without_it(
     muna: Engine, worker: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_segments, "LARGEST", 2 * MIB)
+    monkeypatch.setattr(_segments, "SEGMENT_LIMIT", 2 * MIB)
     (one,) = muna._workers()._pool.workers
 
     def room() -> int:
@@ -2054,7 +2054,7 @@ def test_memory_for_a_giant_input_is_given_back_as_soon_as_a_call_does_without_i
 def leave_room(size: int) -> None:
     """From now on, in this worker, partials find that much room in shared memory, and no more."""
     grow = Segment.grow
-    vars(engine_segments := sys.modules["engine._wire.segments"]).update(LARGEST=size)
+    vars(engine_segments := sys.modules["engine._wire.segments"]).update(SEGMENT_LIMIT=size)
     engine_segments.Segment.grow = lambda self, wanted: wanted <= size and grow(self, wanted)
 
 

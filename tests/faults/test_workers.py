@@ -183,7 +183,7 @@ def test_of_a_frame_that_was_cut_short_nothing_is_delivered(consumer: str, share
         def yields() -> Iterator[Any]:
             import engine._worker.outlet
 
-            vars(engine._worker.outlet).update(WORTH=1 << 40)
+            vars(engine._worker.outlet).update(SHARED_FROM=1 << 40)
             yield "first"
             Interception((ITEM, ITEMS), partial(workers.dies_within, share)).set()
             yield large

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from engine import PayloadError
 from engine._wire import decode as _decode
-from engine._wire.decode import BufferCache, decode, decode_in_pieces, read_only_bits
+from engine._wire.decode import BufferCache, decode, decode_in_steps, read_only_bits
 from engine._wire.encode import encode, encode_inputs
-from engine._wire.incremental import AT_ONCE, PIECE
+from engine._wire.incremental import COPY_STEP, PICKLE_STEP
 from tests.wire.travelling import travelled, unpacked
 
 if TYPE_CHECKING:
@@ -89,20 +89,22 @@ class Blob:
         return Blob, (pickle.PickleBuffer(self.content),)
 
 
-@pytest.mark.parametrize("count", [0, 1, AT_ONCE - 1, AT_ONCE, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+@pytest.mark.parametrize(
+    "count", [0, 1, PICKLE_STEP - 1, PICKLE_STEP, COPY_STEP - 1, COPY_STEP, COPY_STEP + 1, 3 * COPY_STEP]
+)
 @pytest.mark.parametrize("of", [bytes, bytearray, lambda data: data.decode(), lambda data: list(data[::50])])
 def test_what_is_encoded_and_decoded_in_pieces_is_what_it_was(of: Callable[[bytes], Any], count: int) -> None:
     value = of(b"x" * count)
     payload = encode_inputs((value, [value, "y"]), {"blob": Blob(value)} if type(value) in {bytes, bytearray} else {})
-    assert max(map(len, payload.chunks)) <= max(PIECE, count)
+    assert max(map(len, payload.chunks)) <= max(COPY_STEP, count)
     data = b"".join(payload.chunks)
-    for rebuild in (decode, decode_in_pieces):
+    for rebuild in (decode, decode_in_steps):
         args, kwargs = rebuild(data, payload.sizes, read_only_bits(payload.buffers))
         found = (*args, *(blob.content for blob in kwargs.values()))
         assert found == (value, [value, "y"], *[value for _ in kwargs])
         assert {type(each) for each in found if type(each) is not list} <= {type(value)}
     with pytest.raises(ValueError, match="announced"):
-        decode_in_pieces(data + b"z", payload.sizes)
+        decode_in_steps(data + b"z", payload.sizes)
 
 
 @pytest.mark.fault(28)

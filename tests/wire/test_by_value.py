@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from engine._wire import by_reference as _by_reference
-from engine._wire.by_reference import is_importable
+from engine._wire.by_reference import is_importable_module
 from engine._wire.decode import decode
 from engine._wire.encode import encode_whole
 from engine._wire.targets import encode_target
@@ -246,7 +246,7 @@ def anew(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_module_that_is_imported_again_goes_by_value_while_a_worker_may_have_it_as_it_was(anew: Any) -> None:
     before = anew.Voice(), anew.speak
     older, newer = object(), object()
-    _by_reference.note_worker(older)
+    _by_reference.add_worker(older)
     try:
         importlib.reload(anew)
         data = encode_whole((anew.Voice, anew.speak))
@@ -256,18 +256,18 @@ def test_a_module_that_is_imported_again_goes_by_value_while_a_worker_may_have_i
         assert (voice, speak()) == (anew.Voice, 1)
         for value in before:
             assert decode(encode_whole(value)) is not None  # by value, for by name another is found
-        _by_reference.note_worker(newer)
-        assert not is_importable(anew)
-        _by_reference.forget_worker(older)
-        assert is_importable(anew)
+        _by_reference.add_worker(newer)
+        assert not is_importable_module(anew)
+        _by_reference.remove_worker(older)
+        assert is_importable_module(anew)
     finally:
-        _by_reference.forget_worker(older)
-        _by_reference.forget_worker(newer)
+        _by_reference.remove_worker(older)
+        _by_reference.remove_worker(newer)
 
 
 @pytest.mark.fault(24)
 @pytest.mark.usefixtures("forgotten")
 def test_a_module_that_is_imported_again_goes_by_name_where_no_worker_runs(anew: Any) -> None:
     importlib.reload(anew)
-    assert is_importable(anew)
+    assert is_importable_module(anew)
     assert decode(encode_whole((anew.Voice, anew.speak))) == (anew.Voice, anew.speak)

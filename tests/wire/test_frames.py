@@ -258,12 +258,12 @@ def test_a_request_to_stop_names_its_call_and_is_written_whole_or_not_at_all(num
 values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 orders = st.builds(
     Command,
-    what=st.sampled_from(["run", "load", "unload", "describe", "leave"]),
+    what=st.sampled_from(["run", "load", "unload", "describe", "exit"]),
     key=st.integers(0),
     tag=st.text(),
     text=st.none() | st.text(),
     size=LENGTHS,
-    forget=st.lists(st.integers(0)).map(tuple),
+    evict=st.lists(st.integers(0)).map(tuple),
     identity=st.text(),
     created_ns=LENGTHS,
     depth=st.integers(0),

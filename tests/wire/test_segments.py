@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine._wire import segments as _segments
-from engine._wire.segments import LARGEST, Ring, Segment, make_segment
+from engine._wire.segments import SEGMENT_LIMIT, Ring, Segment, make_segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +141,7 @@ def test_a_view_that_is_still_held_keeps_no_segment_from_growing_or_being_closed
 def test_memory_for_one_giant_partial_is_given_back_once_a_call_did_without_it(
     is_sealed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_segments, "LARGEST", 2 * MiB)
+    monkeypatch.setattr(_segments, "SEGMENT_LIMIT", 2 * MiB)
     if not is_sealed:
         monkeypatch.delattr(os, "memfd_create", raising=False)
     held = memory_of if is_sealed and hasattr(os, "memfd_create") else size_of
@@ -166,7 +166,7 @@ def test_memory_within_the_usual_bound_is_kept_for_the_next_call(descriptor: int
     assert writer.grow(3 * MiB)
     for _ in range(3):
         Ring(writer).clear()
-    assert size_of(descriptor) == writer.size == 3 * MiB < LARGEST
+    assert size_of(descriptor) == writer.size == 3 * MiB < SEGMENT_LIMIT
 
 
 SCRIPT: Final = """
@@ -241,7 +241,7 @@ class Room:
     def __init__(self, most: int) -> None:
         self.most = most
         self.size = 0
-        self.is_giant = False
+        self.is_oversized = False
 
     def grow(self, size: int) -> bool:
         if size <= self.most:
@@ -272,7 +272,7 @@ def test_room_is_lent_once_until_it_is_freed_and_always_where_the_model_has_some
     ring = ring_in(room)
     held: dict[int, range] = {}
     index = 0
-    with mock.patch.object(_segments, "LARGEST", largest):
+    with mock.patch.object(_segments, "SEGMENT_LIMIT", largest):
         for what, number in steps:
             if what == "free":
                 taken = min(held, default=index) + number

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from engine._errors import PayloadError, WorkerLostError, name_shown, say, warn
 from engine._records import traceback_of
-from engine._wire.decode import decode, decode_in_pieces
+from engine._wire.decode import decode, decode_in_steps
 from engine._wire.failures import unpack_failure
 from engine._wire.frames import CREDIT_SIZE, DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
-from engine._wire.incremental import are_small
+from engine._wire.incremental import fits_event_loop
 from engine.runners.channel import MAX_WINDOW
 from engine.runners.ending import Ending, Report
 from engine.runners.parking import POLL_INTERVAL, park_thread, wait_until, wait_until_task, wake_all, wake_one
@@ -589,7 +589,7 @@ class Inlet(Ending):
         Raises:
             _LargeError: it does, and this is.
         """
-        if self._reader is not None and not are_small(location[0]):
+        if self._reader is not None and not fits_event_loop(location[0]):
             raise _LargeError(frame)
 
     def _refuse(self, error: BaseException, what: str, worker: Worker, *, is_over: bool = False) -> None:
@@ -771,7 +771,7 @@ class _LargeError(Exception):
 def _value_of(location: PayloadLocation, frame: Frame, worker: Worker) -> Any:
     """Rebuild what a frame brings: out of its rest, or out of shared memory."""
     sizes, read_only, start = location
-    rebuild = decode if are_small(sizes) else decode_in_pieces
+    rebuild = decode if fits_event_loop(sizes) else decode_in_steps
     if start is None:
         return rebuild(frame.rest, sizes, read_only)
     with worker.outbound.read(start, sum(sizes)) as view:

@@ -26,10 +26,10 @@ from engine._records import Call
 from engine._wire.decode import read_only_bits
 from engine._wire.encode import Payload, are_plain, encode_at_once, encode_inputs, encode_whole, encode_whole_at_once
 from engine._wire.frames import Command, pack_command
-from engine._wire.incremental import PIECE, Turns, are_small
-from engine._wire.picklers import refused
-from engine._wire.segments import WORTH
-from engine._wire.target_snapshots import Snapshot, is_function, modules_of
+from engine._wire.incremental import COPY_STEP, TimeSlice, fits_event_loop
+from engine._wire.picklers import payload_error
+from engine._wire.segments import SHARED_FROM
+from engine._wire.target_snapshots import Snapshot, defining_modules, is_function
 from engine._wire.targets import encode_target
 from engine.runners.base import Once, refuse_in_use
 from engine.runners.ending import Ending, Report
@@ -118,7 +118,7 @@ class ProcessRunner:
         try:
             self._join(inlet, await self._pool.atake(body, need))
             data = inlet.encoded.data  # type: ignore[union-attr]  # it was prepared
-            if inlet.payload is not None or (data is not None and len(data) > PIECE):
+            if inlet.payload is not None or (data is not None and len(data) > COPY_STEP):
                 inlet.is_large = _is_large(inlet)
         except BaseException:
             self._give_up(body.call)
@@ -146,12 +146,12 @@ class ProcessRunner:
             inlet.inputs = args, kwargs
         else:
             inlet.payload = encode_at_once(args, kwargs, encoded.whole) or await self._in_thread(
-                body, lambda is_unwanted: encode_inputs(args, kwargs, encoded.whole, is_unwanted)
+                body, lambda is_abandoned: encode_inputs(args, kwargs, encoded.whole, is_abandoned)
             )
         if _names:
             inlet.variables = _carried_at_once(body)
             if inlet.variables is None:
-                inlet.variables = await self._in_thread(body, lambda is_unwanted: _carried(body, is_unwanted))
+                inlet.variables = await self._in_thread(body, lambda is_abandoned: _carried(body, is_abandoned))
         return self._prepared(inlet, body, encoded)
 
     @staticmethod
@@ -205,7 +205,7 @@ class ProcessRunner:
         known = self._known(tag, target, limit, by_value=by_value)
         if known is not None:
             return known
-        return self._encoded(tag, target, limit, modules_of(target) if by_value else frozenset())
+        return self._encoded(tag, target, limit, defining_modules(target) if by_value else frozenset())
 
     async def _aencoded_predictor(self, body: Body) -> EncodedPredictor:
         """The twin of `encoded` for an asyncio task: an owner thread encodes it, once for all who wait for it.
@@ -215,7 +215,7 @@ class ProcessRunner:
             PredictionCancelledError: the call was stopped meanwhile.
         """
         call, target, limit = body.call, body.target, body.limit
-        name, *_ = _name_of(call.tag, target, limit, modules_of(target) if body.by_value else frozenset())
+        name, *_ = _name_of(call.tag, target, limit, defining_modules(target) if body.by_value else frozenset())
         made: EncodedPredictor | None = None
         while made is None:
             mine = Ending(call.tag)
@@ -254,7 +254,7 @@ class ProcessRunner:
             if found is None:
                 found = self._shipments.setdefault(name, (None, _encoded_predictor(tag, target, limit)))
             return found[1]
-        name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
+        name, owner, _ = _name_of(tag, target, limit, defining_modules(target) if by_value else frozenset())
         encoded = self._kept(name, owner)
         if encoded is None:
             return None
@@ -372,9 +372,9 @@ class ProcessRunner:
         encoded = inlet.encoded
         frame = _frame(worker, command, encoded, inlet.payload)
         inlet.number = worker.calls  # from here on the worker may have it, whatever interrupts us
-        if encoded is not None and (command.forget or encoded.key not in worker.known):
+        if encoded is not None and (command.evict or encoded.key not in worker.known):
             # Neither before all that may fail, nor after an answer may come that says otherwise.
-            worker.learn(encoded.key, encoded.tag, command.forget)
+            worker.learn(encoded.key, encoded.tag, command.evict)
         if command.path is not None:
             worker.path = list(command.path)
         is_gone = False
@@ -453,7 +453,7 @@ class ProcessRunner:
         if not keep:
             self._pool.drop(worker)
         elif worker.lease is not None and body is not None and worker.lease.call is body.call:
-            if worker.inbound.is_giant:
+            if worker.inbound.is_oversized:
                 worker.inbound.trim()
             self._pool.give(worker)
         if self._is_closing:
@@ -489,7 +489,7 @@ class ProcessRunner:
         """
         profile, target = loaded.profile, loaded.target
         tag, limit, by_value = profile.tag, profile.set_up_limit, profile.by_value
-        name, owner, _ = _name_of(tag, target, limit, modules_of(target) if by_value else frozenset())
+        name, owner, _ = _name_of(tag, target, limit, defining_modules(target) if by_value else frozenset())
         encoded = self._kept(name, owner) or self.encoded(tag, target, limit, by_value=by_value)
         refuse_in_use(tag, loaded.slots_elsewhere[self.name], self._grace)
         for worker in self._pool.workers:
@@ -561,7 +561,7 @@ class ProcessRunner:
         worker.calls += 1
         inlet.number = worker.calls
         inlet.is_sent = True
-        worker.send(pack_command(inlet.number, Command("leave")))
+        worker.send(pack_command(inlet.number, Command("exit")))
         return inlet
 
     @property
@@ -667,9 +667,9 @@ def _frame(worker: Worker, command: Command, encoded: EncodedPredictor | None, p
     command.path = None if worker.path == sys.path else tuple(map(str, sys.path))
     if encoded is not None and encoded.key in worker.known and not worker.forgotten:  # as almost always
         worker.known.move_to_end(encoded.key)
-        command.forget, command.size = (), 0
+        command.evict, command.size = (), 0
     elif encoded is not None:
-        is_new, command.forget = worker.lesson(encoded.key)
+        is_new, command.evict = worker.lesson(encoded.key)
         command.size = 0
         if is_new and encoded.data is not None:
             chunks.append(encoded.data)
@@ -677,12 +677,12 @@ def _frame(worker: Worker, command: Command, encoded: EncodedPredictor | None, p
     if payload is not None:
         chunks += payload.chunks
     size = sum(map(len, chunks)) if chunks else 0
-    if worker.inbound.is_giant:
+    if worker.inbound.is_oversized:
         worker.inbound.trim(size)  # a call may take long, and need not hold what a giant one before it needed
     if chunks:
         start: int | None = None
-        if size >= WORTH and worker.inbound.grow(size):
-            worker.inbound.write(0, chunks, Turns() if size > PIECE else None)
+        if size >= SHARED_FROM and worker.inbound.grow(size):
+            worker.inbound.write(0, chunks, TimeSlice() if size > COPY_STEP else None)
             chunks, start = [], 0
         sizes, bits = ((), 0) if payload is None else (payload.sizes, read_only_bits(payload.buffers))
         command.location = sizes, bits, start
@@ -698,7 +698,7 @@ def _packed(number: int, command: Command, chunks: Sequence[Chunk]) -> list[Chun
         if command.inputs is None:
             raise
         encode_inputs(*command.inputs)  # raises, and names the one that cannot travel
-        raise refused("the inputs", command.inputs[1], error) from error
+        raise payload_error("the inputs", command.inputs[1], error) from error
 
 
 # Context variables that travel
@@ -732,14 +732,14 @@ def _no_variable(name: str, found: Any) -> str:
     return f"{name} is no ContextVar but {quote(found)} of type {type(found).__qualname__}: {advice}"
 
 
-def _carried(body: Body, is_unwanted: Callable[[], bool] | None = None) -> tuple[tuple[str, bytes], ...]:
+def _carried(body: Body, is_abandoned: Callable[[], bool] | None = None) -> tuple[tuple[str, bytes], ...]:
     """The named variables that are set where the call was made."""
     found = []
     for name, value in _carried_values(body):
         try:
-            found.append((name, encode_whole(value, is_unwanted)))
+            found.append((name, encode_whole(value, is_abandoned)))
         except Exception as error:
-            raise refused(f"the context variable {name}", value, error) from error
+            raise payload_error(f"the context variable {name}", value, error) from error
     return tuple(found)
 
 
@@ -786,10 +786,10 @@ def _raise_of(end: Report) -> None:
 def _is_large(inlet: Inlet) -> bool:
     """Whether what is to be sent to a wire's worker would keep an event loop for long."""
     payload, encoded, worker = inlet.payload, inlet.encoded, inlet.worker
-    if payload is not None and not are_small(payload.sizes):
+    if payload is not None and not fits_event_loop(payload.sizes):
         return True
     data = None if encoded is None else encoded.data
-    if data is None or len(data) <= PIECE:
+    if data is None or len(data) <= COPY_STEP:
         return False
     return worker is None or encoded.key not in worker.known  # type: ignore[union-attr]  # it has data
 

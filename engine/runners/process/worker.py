@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from engine._wire import nonblocking
-from engine._wire.by_reference import forget_worker, note_worker
+from engine._wire.by_reference import add_worker, remove_worker
 from engine._wire.frames import Decoder, pack_stop
 from engine._wire.segments import Segment
 
@@ -128,7 +128,7 @@ class Worker:
         self._process = process
         self._is_reaped_elsewhere = False
         self.pid = process.pid
-        note_worker(self)
+        add_worker(self)
         self.lease: Lease | None = None
         self.inlet: Any = None  # a `Inlet`, which is made of what stands here
         self.idle_since = monotonic()
@@ -229,7 +229,7 @@ class Worker:
 
     def _close(self, descriptors: Sequence[int]) -> None:
         self.is_closed = True
-        forget_worker(self)
+        remove_worker(self)
         self.inbound.close()
         self.outbound.close()
         # Somebody may still be about to use one, such as a collector: the number must not lead to a stranger's file.

@@ -212,7 +212,7 @@ class Far:
     def _obey(self, frame: Any) -> None:
         assert self.call is None or self.call.is_over, "a worker serves one call at a time"
         order = read_command(frame)
-        if order.what == "leave":
+        if order.what == "exit":
             self._leave = frame.number
             self._take_leave()
             return

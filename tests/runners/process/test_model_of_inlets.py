@@ -107,7 +107,7 @@ class Fake:
         for frame in iter(lambda: self.decoder.frames.popleft() if self.decoder.frames else None, None):
             if frame.kind == COMMAND:
                 order = read_command(frame)
-                if order.what == "leave":
+                if order.what == "exit":
                     self.say(pack(DONE, frame.number, done()))
                     self.process.die(0)
                     return
