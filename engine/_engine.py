@@ -339,16 +339,16 @@ class Engine:
         """Close what nobody closed before the interpreter ended."""
         self._close(self._grace)
 
-    def renew(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: the parent's loop, threads and locks are not here; open streams raise."""
         self._closing = threading.Lock()
-        self._loop.abandon()
+        self._loop.after_fork()
         self._threads.is_closed = True  # a stream that was opened there, to be begun here, would wait for its threads
         self._threads, self._loop = _owners(self._grace)
-        self._runners.renew(self._own_runners())
-        self._registry.forget_locks()
-        self._executor.forget_parents(self._threads, self._loop)
-        self._loaded_predictors.forget_parents(self._loop, self._threads)
+        self._runners.after_fork(self._own_runners())
+        self._registry.renew_locks()
+        self._executor.after_fork(self._threads, self._loop)
+        self._loaded_predictors.after_fork(self._loop, self._threads)
 
 
 Engine.__module__ = "engine"  # where people import it from
@@ -444,11 +444,11 @@ class _Workers:
             return []
         return self._runner.close(grace)
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: the workers are the parent's."""
         runner, self._runner, self._lock = self._runner, None, threading.Lock()
         if runner is not None:
-            runner.abandon()
+            runner.after_fork()
 
 
 def _count(workers: object) -> int | None:
@@ -506,9 +506,9 @@ async def close_off_loop(close: Callable[[float], None], grace: float) -> None:
     await finalised(grace)
 
 
-def _renew_all() -> None:
+def _after_fork() -> None:
     for engine in tuple(_engines):
-        engine.renew()
+        engine.after_fork()
 
 
 def _close_all() -> None:
@@ -521,5 +521,5 @@ def _close_all() -> None:
             warn("error while an engine was closed at exit", error)
 
 
-os.register_at_fork(after_in_child=_renew_all)
+os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_close_all)

@@ -441,7 +441,7 @@ class LoadedPredictor:
         self.places.clear()
         self.is_plain = None
 
-    def renew(self, loop: LoopRunner, threads: ThreadRunner) -> None:
+    def after_fork(self, loop: LoopRunner, threads: ThreadRunner) -> None:
         """In a forked child: the parent's threads hold no slot and no lock here, and its loop does not exist."""
         self._loop = loop
         self.forget_ways()
@@ -458,7 +458,7 @@ class LoadedPredictor:
     def _forget_thread(self, threads: ThreadRunner) -> None:
         """In a forked child: what lives in the parent's thread is the parent's, and the next call sets up a new one."""
         if self.thread is not None:
-            self.thread.forget()
+            self.thread.after_fork()
         if id(self._instance) in self._pinned:
             self.detach()
         _parents_own.extend(self._pinned.values())
@@ -642,7 +642,7 @@ class LoadedPredictors:
         for loaded in {*self, *known}:
             loaded.forget_ways()
 
-    def forget_parents(self, loop: LoopRunner, threads: ThreadRunner) -> None:
+    def after_fork(self, loop: LoopRunner, threads: ThreadRunner) -> None:
         """In a forked child: the parent's loop and threads, what lives there, and what they hold, are not ours."""
         self._loop, self._threads = loop, threads
         self._lock = threading.Lock()
@@ -653,7 +653,7 @@ class LoadedPredictors:
             for _, loaded in _items(loaded_predictors)
         )
         for loaded in {*self, *known}:
-            loaded.renew(loop, threads)
+            loaded.after_fork(loop, threads)
 
 
 def _items(

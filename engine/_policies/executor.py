@@ -891,12 +891,12 @@ class Executor:
         with self._routing:
             self._routes.clear()
         for each in self.open_calls:
-            each.shut()
+            each.stop("closed", each.closed_error())
 
-    def forget_parents(self, threads: ThreadRunner, loop: LoopRunner) -> None:
+    def after_fork(self, threads: ThreadRunner, loop: LoopRunner) -> None:
         """In a forked child: streams belong to the parent, owners are started anew."""
         for each in self.open_calls:
-            each.forget()
+            each.after_fork()
         self._open_calls.clear()
         self._open_calls.told.clear()
         self._routing = threading.RLock()

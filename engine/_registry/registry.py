@@ -147,11 +147,11 @@ class Registry(Mapping[str, Predictor]):
         self._offered: dict[str, tuple[Offer, ...]] = {}
         self._removed: set[str] = set()
         self._view: _View | None = None
-        self.forget_locks()
+        self.renew_locks()
         for given in predictors:
             self.register(given)
 
-    def forget_locks(self) -> None:
+    def renew_locks(self) -> None:
         """Make new locks: for a forked child, where a thread that is gone may hold the old ones."""
         # Reentrant, for a plugin may use the registry while it is being imported; it sees what there is so far.
         self._discovery = threading.RLock()

@@ -109,10 +109,10 @@ class Runners:
             for error in each.close(0.0):
                 warn(f"the runner {quote(each.name)}: error in close()", error)
 
-    def renew(self, own: Mapping[str | None, FullRunner]) -> None:
+    def after_fork(self, own: Mapping[str | None, FullRunner]) -> None:
         """In a forked child: what runs elsewhere belongs to the parent."""
         for each in self:
-            each.abandon()
+            each.after_fork()
         self.own, self._adapted = own, {}
 
 

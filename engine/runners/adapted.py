@@ -156,7 +156,7 @@ class AdaptedRunner:
             return [error]
         return []
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: it is the parent that closes it."""
         self._close = None
 

@@ -254,7 +254,7 @@ class FullRunner(Protocol):
         """Let go of what there is, within a few times `grace` seconds; give what went wrong."""
         ...
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: what there is belongs to the parent."""
 
 
@@ -445,10 +445,6 @@ class Execution(ABC):
         """Ask for the end `cancelled`: from any thread, at any time, any number of times; waits for nothing."""
         self.stop("cancelled", PredictionCancelledError(self.call.tag, self.call.id))
 
-    def shut(self) -> None:
-        """End because the engine closes."""
-        self.stop("closed", self.closed_error())
-
     def closed_error(self) -> EngineClosedError:
         """What the consumer gets where the engine was closed before the end."""
         return EngineClosedError(f"{self.call.tag}: the engine was closed while this stream ran")
@@ -501,7 +497,7 @@ class Execution(ABC):
         call = current_call()
         return call is not None and call.is_within(self.call)
 
-    def forget(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: this call belongs to the parent, its body is never touched here."""
         _parents_own.append(self)
         ending = self.ending

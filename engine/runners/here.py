@@ -94,7 +94,7 @@ class DefaultRunner:
         """Nothing: its owners are closed by their engine."""
         return []
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
         """Nothing: a forked child makes owners of its own, and another runner with them."""
 
 

@@ -170,7 +170,7 @@ class LoopRunner:
             coroutine.close()
             raise
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: this loop runs in the parent; nothing of it may be touched, not even by a finaliser."""
         loop, self._loop, self._is_closed = self._loop, None, True
         if loop is not None:

@@ -117,7 +117,7 @@ class PinnedThread(OwnerThread):
         if self._is_parked:
             self._ring()
 
-    def forget(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: the thread is the parent's; if it is the one that forked, it ends with what it does."""
         self._lock = allocate_lock()
         self._waiting.clear()

@@ -202,7 +202,7 @@ def test_a_registry_can_forget_locks_that_nobody_will_release() -> None:
     holder.start()
     holder.join(PATIENCE)
 
-    registry.forget_locks()
+    registry.renew_locks()
     registry.register(shout)
 
     assert list(registry) == ["@me/shout"]

@@ -595,10 +595,10 @@ class ProcessRunner:
     def _close_pool(self, _nothing: None) -> None:
         self._pool.close()
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: the workers are the parent's, and no stream that was opened there gets one."""
         self._is_closing = True
-        self._supervisor.abandon()
+        self._supervisor.after_fork()
 
 
 @contextlib.contextmanager

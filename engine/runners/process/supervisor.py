@@ -148,10 +148,10 @@ class Supervisor:
         """Whether there was ever a worker to see to."""
         return self._thread is not None
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: the thread and the workers are the parent's."""
         for worker in (*self._workers, *self._ended):
-            worker.abandon()
+            worker.after_fork()
         self._hang_up()
 
     # In the thread

@@ -247,7 +247,7 @@ class Worker:
         self.wait(_KILLED)
         self._close(self._descriptors)
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
         """In a forked child: the process is the parent's; only this copy of what leads to it is closed."""
         self._process.returncode = 0  # or its finaliser would wait for a child that is not ours
         self._close(self._descriptors)
