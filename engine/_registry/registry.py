@@ -43,7 +43,7 @@ class _Registration(Offer):
     replaces: bool = False
 
 
-class _Neighbours:
+class _SimilarTags:
     """Many tags by how they begin and by how they end, to find those that a misspelt one may have been meant for."""
 
     def __init__(self, tags: Iterable[str]) -> None:
@@ -51,10 +51,10 @@ class _Neighbours:
         self._backward = sorted(tag[::-1] for tag in self._forward)
 
     def of(self, tag: str) -> list[str]:
-        return [*_around(tag, self._forward), *(each[::-1] for each in _around(tag[::-1], self._backward))]
+        return [*_nearest(tag, self._forward), *(each[::-1] for each in _nearest(tag[::-1], self._backward))]
 
 
-def _around(text: str, ordered: list[str]) -> list[str]:
+def _nearest(text: str, ordered: list[str]) -> list[str]:
     place, reach = bisect_left(ordered, text), _COMPARED // 4
     return ordered[max(0, place - reach) : place + reach]
 
@@ -76,11 +76,11 @@ class _View:
     clashes: dict[str, tuple[Offer, ...]] = attrs.field(factory=dict)
     runners: Mapping[str, object] = attrs.field(factory=dict)
     runner_claims: Mapping[str, Sequence[Origin]] = attrs.field(factory=dict)
-    _neighbours: _Neighbours | None = None  # made once a tag is missed
+    _similar: _SimilarTags | None = None  # made once a tag is missed
 
     def put(self, tag: str, claims: Sequence[Offer]) -> None:
-        """Take in who claims a tag now; under the lock of who writes."""
-        self._neighbours = None
+        """Take in who claims a tag now; under the lock of writers."""
+        self._similar = None
         if len(claims) == 1:
             self.ready[tag] = claims[0]
             self.clashes.pop(tag, None)
@@ -93,13 +93,13 @@ class _View:
 
     def near(self, tag: str) -> list[str]:
         """What a misspelt tag is compared with: of many tags, those that begin or end most like it."""
-        neighbours = self._neighbours
-        if neighbours is None:
+        similar = self._similar
+        if similar is None:
             tags = [*self.ready.copy(), *self.clashes.copy()]
             if len(tags) <= _COMPARED:
                 return tags
-            self._neighbours = neighbours = _Neighbours(tags)
-        return [each for each in dict.fromkeys(neighbours.of(tag)) if each in self.ready or each in self.clashes]
+            self._similar = similar = _SimilarTags(tags)
+        return [each for each in dict.fromkeys(similar.of(tag)) if each in self.ready or each in self.clashes]
 
 
 class Registry(Mapping[str, Predictor]):
@@ -156,7 +156,7 @@ class Registry(Mapping[str, Predictor]):
         # Reentrant, for a plugin may use the registry while it is being imported; it sees what there is so far.
         self._discovery = threading.RLock()
         self._is_discovering = False
-        self._looker = 0  # the thread that looks for plugins
+        self._discoverer = 0  # the thread that looks for plugins
         # Never held while foreign code runs.
         self._writing = threading.Lock()
 
@@ -164,9 +164,9 @@ class Registry(Mapping[str, Predictor]):
 
     def __getitem__(self, tag: str) -> Predictor:
         """The predictor registered under `tag`; see `retrieve`."""
-        return (self._at_once(tag) or self._search(tag_of(tag))).predictor
+        return (self._ready_offer(tag) or self._search(tag_of(tag))).predictor
 
-    def _at_once(self, tag: object) -> Offer | None:
+    def _ready_offer(self, tag: object) -> Offer | None:
         """The fast path: one look into a dict. Anything but the exact tag, and all before the first use, is slow."""
         view = self._view
         return view.ready.get(tag) if view is not None and isinstance(tag, str) else None
@@ -191,15 +191,15 @@ class Registry(Mapping[str, Predictor]):
     def __contains__(self, tag: object) -> bool:
         """Whether `retrieve` would give a predictor; never raises."""
         try:
-            return tag_of(tag) in self._seen().ready
+            return tag_of(tag) in self._current_view().ready
         except InvalidTagError:
             return False
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._seen().ready.copy()))
+        return iter(sorted(self._current_view().ready.copy()))
 
     def __len__(self) -> int:
-        return len(self._seen().ready)
+        return len(self._current_view().ready)
 
     def items(self) -> ItemsView[str, Predictor]:
         """The tags and their predictors as they are now: one that is unregistered meanwhile stays among them."""
@@ -227,21 +227,21 @@ class Registry(Mapping[str, Predictor]):
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What could not be used: plugins, entry points, and tags that two sources claim."""
-        return self._troubles(self._seen())
+        return self._problems_in(self._current_view())
 
     @property
     def hook(self) -> HookRelay:
         """Pluggy's relay, to call the plugins' other hooks by."""
-        self._seen()
+        self._current_view()
         return self._plugins.hook
 
     def runners(self) -> Mapping[str, object]:
         """The runners that plugins offer, by name; a name that two of them claim is left out, and a problem."""
-        return self._seen().runners
+        return self._current_view().runners
 
     def source_of_runner(self, name: str) -> str:
         """Where a runner comes from, such as `engine-ray 0.1 (plugin ray)`; empty where no plugin offers it."""
-        return " and by ".join(sorted(map(str, self._seen().runner_claims.get(name, ()))))
+        return " and by ".join(sorted(map(str, self._current_view().runner_claims.get(name, ()))))
 
     def source(self, tag: str) -> str:
         """Where a predictor comes from, such as `predictor-engine-muna 0.1 (entry point)`.
@@ -263,12 +263,12 @@ class Registry(Mapping[str, Predictor]):
 
     def source_of(self, record: Predictor) -> str:
         """Where a record comes from; where it is registered no longer, what its target is called."""
-        offer = self._seen().ready.get(record.tag)
+        offer = self._current_view().ready.get(record.tag)
         if offer is not None and offer.predictor is record:
             return str(offer.origin)
         return str(Origin(name_of(record.target), "registered"))
 
-    # Looking for plugins elsewhere than where a tag is asked for
+    # Discovery, for callers that must not wait for it
 
     @property
     def is_read(self) -> bool:
@@ -281,11 +281,11 @@ class Registry(Mapping[str, Predictor]):
         Raises:
             InvalidTagError: the text is no tag.
         """
-        if self._at_once(tag) is not None:
+        if self._ready_offer(tag) is not None:
             return False
         tag, view = tag_of(tag), self._view
         if view is None:
-            return not self.is_read and self._looker != get_ident()  # a plugin's import gets what there is so far
+            return not self.is_read and self._discoverer != get_ident()  # a plugin's import gets what there is so far
         return tag not in view.ready and tag not in view.clashes and self._plugins.is_due
 
     def must_look_for_runner(self, name: str) -> bool:
@@ -298,7 +298,7 @@ class Registry(Mapping[str, Predictor]):
 
     def known(self, tag: str) -> Predictor:
         """The predictor registered under a tag as far as is known; raises as `retrieve` does, and never looks again."""
-        return (self._at_once(tag) or self._search(tag_of(tag), may_look=False)).predictor
+        return (self._ready_offer(tag) or self._search(tag_of(tag), may_look=False)).predictor
 
     # Writing
 
@@ -327,8 +327,8 @@ class Registry(Mapping[str, Predictor]):
         offer = _Registration(predictor, Origin(name_of(predictor.target), "registered"), replaces=replace)
         with self._writing:
             self._own[predictor.tag] = self._checked(offer)
-            self._renew(predictor.tag)
-        self._tell([predictor.tag])
+            self._update(predictor.tag)
+        self._announce([predictor.tag])
         return predictor
 
     def unregister(self, tag: str) -> Predictor:
@@ -347,14 +347,14 @@ class Registry(Mapping[str, Predictor]):
         with self._writing:
             self._own.pop(predictor.tag, None)
             self._removed.add(predictor.tag)
-            self._renew(predictor.tag)
-        self._tell([predictor.tag])
+            self._update(predictor.tag)
+        self._announce([predictor.tag])
         return predictor
 
     # Inside
 
     def _search(self, tag: str, *, may_look: bool = True) -> Offer:
-        view = self._seen()
+        view = self._current_view()
         if may_look and self.must_look(tag):
             view = self._discover(again=True)
         offer = view.ready.get(tag)
@@ -380,38 +380,38 @@ class Registry(Mapping[str, Predictor]):
             error.add_note(f"It may belong to a plugin that failed: {problem}")
         return error, _plugin_error(suspects[0]) if suspects else None
 
-    def _seen(self) -> _View:
+    def _current_view(self) -> _View:
         return self._view or self._discover()
 
     def _discover(self, *, again: bool = False) -> _View:
         with self._discovery:
             if self._is_discovering:
-                return self._settled(_by_tag(self._plugins.offers))
+                return self._view_of(_by_tag(self._plugins.offers))
             # Threads that waited here while another looked take what it found.
             if self._view is not None and not (again and self._plugins.is_due):
                 return self._view
-            self._is_discovering, self._looker = True, get_ident()
+            self._is_discovering, self._discoverer = True, get_ident()
             try:
                 self._plugins.load()
             finally:
-                self._is_discovering, self._looker = False, 0
+                self._is_discovering, self._discoverer = False, 0
             with self._writing:
                 self._offered = _by_tag(self._plugins.offers)
-                before, self._view = self._view, self._settled(self._offered)
+                before, self._view = self._view, self._view_of(self._offered)
             view = self._view
-        for problem in self._troubles(view):
+        for problem in self._problems_in(view):
             self._plugins.report(problem)
-        self._tell(_changed(before, view))
+        self._announce(_changed(before, view))
         return view
 
-    def _troubles(self, view: _View) -> tuple[Problem, ...]:
+    def _problems_in(self, view: _View) -> tuple[Problem, ...]:
         clashes = [_clash(tag, offers) for tag, offers in sorted(view.clashes.copy().items())]
         rivalries = [
-            self._rivalry(name, claims) for name, claims in view.runner_claims.items() if name not in view.runners
+            self._runner_clash(name, claims) for name, claims in view.runner_claims.items() if name not in view.runners
         ]
         return (*self._plugins.problems, *clashes, *rivalries)
 
-    def _rivalry(self, name: str, claims: Sequence[Origin]) -> Problem:
+    def _runner_clash(self, name: str, claims: Sequence[Origin]) -> Problem:
         sources = " and by ".join(sorted(map(str, claims)))
         reason = f"it is offered by {sources}"
         if name in self._reserved:
@@ -430,12 +430,12 @@ class Registry(Mapping[str, Predictor]):
             raise DuplicatePredictorError(tag, _sources([*rivals, offer]))
         return offer
 
-    def _renew(self, tag: str) -> None:
+    def _update(self, tag: str) -> None:
         """Take a change of a tag into the view, where there is one already."""
         if self._view is not None:
             self._view.put(tag, self._claims(tag, self._offered))
 
-    def _settled(self, offers: Mapping[str, tuple[Offer, ...]]) -> _View:
+    def _view_of(self, offers: Mapping[str, tuple[Offer, ...]]) -> _View:
         view = _View()
         for tag in {*self._own.copy(), *offers}:
             view.put(tag, self._claims(tag, offers))
@@ -459,9 +459,9 @@ class Registry(Mapping[str, Predictor]):
         return claims
 
     def _snapshot(self) -> dict[str, Predictor]:
-        return {tag: offer.predictor for tag, offer in sorted(self._seen().ready.copy().items())}
+        return {tag: offer.predictor for tag, offer in sorted(self._current_view().ready.copy().items())}
 
-    def _tell(self, tags: Iterable[str]) -> None:
+    def _announce(self, tags: Iterable[str]) -> None:
         for tag in tags:
             if self.on_change is not None:
                 self.on_change(tag)
@@ -512,7 +512,7 @@ def _by_tag(offers: Iterable[Offer]) -> dict[str, tuple[Offer, ...]]:
 def _is_same(one: Offer, other: Offer) -> bool:
     """Whether two offers under one tag do not compete."""
     is_same_target = name_of(one.predictor.target) == name_of(other.predictor.target)
-    return is_same_target and (isinstance(other, _Registration) or one.origin.holder == other.origin.holder)
+    return is_same_target and (isinstance(other, _Registration) or one.origin.claimant == other.origin.claimant)
 
 
 def _sources(offers: Collection[Offer]) -> list[str]:

@@ -134,7 +134,7 @@ class Origin:
         return cls(entry.name, kind, entry.distribution, entry.value or "", entry.group)
 
     @property
-    def holder(self) -> object:
+    def claimant(self) -> object:
         """What two origins share that do not compete with each other."""
         return self.name if self.distribution is None else key_of(self.distribution)
 
