@@ -197,7 +197,7 @@ class Engine:
         chosen = self._executor.runner_for(loaded, runner)
         chosen.unload(loaded)
         if chosen.is_elsewhere:
-            loaded.unloaded()
+            loaded.reset_reference()
 
     async def aunload(self, tag: Any, runner: str | None = None) -> None:
         """Tear a class predictor down from asyncio, as `unload` does, without blocking the event loop.

@@ -68,11 +68,12 @@ class LoadedPredictor:
         profile: what is known of it.
         function: what is called; `None` for a class that is not set up.
         slots: bounds its calls; `None` where nothing is to be bounded or counted.
-        slots_elsewhere: the same for its calls in other processes, by the name of the runner they belong to.
+        slots_elsewhere: the slots of its calls in other processes, by the name of the runner they belong to.
         is_described: it is known from what a runner told of it alone, and runs in other processes only.
         described_by: the name of that runner.
         places: where sync callers' `runner=` leads, once that is known; kept by the executor.
-        is_plain: whether an asyncio caller that names no runner steps it with nothing to begin or to end; the same.
+        is_plain: whether an asyncio caller that names no runner steps it with nothing to begin or to end; kept by the
+            executor, `None` until it is known.
         thread: of a class without async methods, where this process has owner threads: the one kept for it.
         owner: what runs its calls in owner threads, where that is not any of them: its `thread`, if it serves one call
             at a time.
@@ -80,7 +81,6 @@ class LoadedPredictor:
 
     __slots__ = (
         "_engine",
-        "_flight",
         "_grace",
         "_home",
         "_instance",
@@ -90,6 +90,7 @@ class LoadedPredictor:
         "_loop",
         "_pinned",
         "_replaced",
+        "_set_up_now",
         "_target",
         "_text",
         "described_by",
@@ -131,7 +132,7 @@ class LoadedPredictor:
         self.described_by: str | None = None
         self._text = text
         self._home: NameBinding | None = None
-        self._is_named = False  # workers have a class or an object by its text, until it is unloaded
+        self._is_named = False  # workers have a class or an object by its text, until it is reset_reference
         self._engine = engine
         self._grace = grace
         self._is_closed = False
@@ -141,8 +142,8 @@ class LoadedPredictor:
         self._target = target
         self._loop = loop
         self._instance: Any = None
-        self._replaced: list[Any] = []  # instances that could not be unloaded before the next one was set up
-        self._flight: _Flight | None = None
+        self._replaced: list[Any] = []  # instances that could not be reset_reference before the next one was set up
+        self._set_up_now: _SetUp | None = None
         self._lock = threading.Lock()
         self.function: Any = None if profile.is_class or self.is_described else function_of(target)
         self.slots, self.slots_elsewhere = slots or _all_slots_of(profile, grace)
@@ -157,7 +158,7 @@ class LoadedPredictor:
         self.owner = self.thread if self.profile.limit == 1 else None
 
     def _is_thread_kept(self, is_closed: bool) -> bool:  # noqa: FBT001
-        """Whether an instance lives in its thread or is called there; in a closed engine, one being unloaded."""
+        """Whether an instance lives in its thread or is called there; in a closed engine, one being reset_reference."""
         if is_closed:
             return self._instance is None and bool(self._pinned)
         return self._instance is not None or bool(self._pinned)
@@ -167,9 +168,9 @@ class LoadedPredictor:
         """What workers get to run: the function, class or object, or `"module:name"` where they find it by that."""
         if self._text is None or self.is_described:
             return self._text or self._target
-        return self._named(self._text)
+        return self._reference(self._text)
 
-    def _named(self, text: str) -> Any:
+    def _reference(self, text: str) -> Any:
         """The text by which workers find what runs here; itself, where they would find another, or nothing."""
         home = self._home
         if home is None:
@@ -191,7 +192,7 @@ class LoadedPredictor:
         self._home = home.always_bound()
         return text
 
-    def unloaded(self) -> None:
+    def reset_reference(self) -> None:
         """Workers have it no more: what they get next is what runs here."""
         self._home = None
 
@@ -218,24 +219,27 @@ class LoadedPredictor:
         return self._prepare(is_posted=self.thread is not None and not self.thread.is_current_thread())
 
     def _prepare(self, *, is_posted: bool) -> Any:
+        # A loop, for an instance may be unloaded between the end of a set-up and this thread's next look.
         while (function := self.function) is None:
-            context = self._aside()
-            flight, is_mine = self._join(context, is_posted=is_posted)
+            context = self._own_context()
+            set_up, is_mine = self._join_set_up(context, is_posted=is_posted)
             if is_mine and is_posted:
-                self._have_set_up(flight, context)
-            elif is_mine or (flight.is_posted and self.thread is not None and self.thread.is_current_thread()):
-                self._set_up(flight, context)  # here, where it would wait behind what waits for it
+                self._post_set_up(set_up, context)
+            elif is_mine or (set_up.is_posted and self.thread is not None and self.thread.is_current_thread()):
+                # Another call has posted it to this very thread, which is busy with ours: waiting for it would be
+                # waiting for ourselves, so it is done here, and what was posted finds it settled.
+                self._run_set_up(set_up, context)
             else:
-                flight.wait(self.profile.tag)
+                set_up.wait(self.profile.tag)
         return function
 
-    def _have_set_up(self, flight: _Flight, context: Context) -> None:
+    def _post_set_up(self, set_up: _SetUp, context: Context) -> None:
         """Have it set up in its thread, and wait for that; the set-up goes on though the wait is interrupted."""
         thread: Any = self.thread
         try:
-            work = thread.post(partial(self._set_up, flight, context), context[current])
-        except BaseException as error:
-            self._crash(flight, error)
+            work = thread.post(partial(self._run_set_up, set_up, context), context[current])
+        except BaseException as error:  # no thread is to be had, or Ctrl-C: those that have joined must hear of it
+            self._settle(set_up, error)
             raise
         waited = LongWait(self.profile.tag, None)
         while not work.wait(waited.left()):
@@ -243,29 +247,32 @@ class LoadedPredictor:
                 waited.report()
         work.result()
 
-    def _set_up(self, flight: _Flight, context: Context) -> None:
+    def _run_set_up(self, set_up: _SetUp, context: Context) -> None:
         """Set it up in this thread, unless that attempt was made already."""
-        if flight.has_landed():
-            flight.report()
+        if set_up.is_settled():
+            set_up.raise_failure()
             return
-        flight.thread = threading.get_ident()
+        set_up.thread = threading.get_ident()  # a call that sets it up again from in here is refused by this
         try:
             if self.function is None:  # else by another just before, or by one that outlived its caller's wait
-                instance = self._make(context)
+                instance = self._make_instance(context)
                 if self.thread is not None and self.thread.is_current_thread():
-                    self._pinned[id(instance)] = instance
-                self._keep(instance)
+                    self._pinned[id(instance)] = instance  # first: what is seen by others is known to live here
+                self._keep_instance(instance)
         except BaseException as error:
-            self._crash(flight, error)
+            self._settle(set_up, error)
             raise
-        self._land(flight)
+        self._settle(set_up)
 
-    def _keep(self, instance: Any) -> None:
+    def _keep_instance(self, instance: Any) -> None:
+        # `_instance` first: a call that sees `function` may be over, and unloaded, before the next line.
         self._instance = instance
         self.function = instance.predict
-        if self._is_closed and self.detach() is not None:  # closed while it was being set up
+        # Stored first, looked second, as `close` stores `_is_closed` first and takes the instance out second: whichever
+        # comes later sees the other's, and of two that both do, `detach` gives the instance to one.
+        if self._is_closed and self.detach() is not None:
             try:
-                self._run_member(instance, "teardown", self._aside())
+                self._run_member(instance, "teardown", self._own_context())
             finally:
                 self._pinned.pop(id(instance), None)
             raise EngineClosedError
@@ -273,52 +280,51 @@ class LoadedPredictor:
     async def aprepare(self) -> Any:
         """Give the function of a class that lives on the engine's loop, set up there first if it is not."""
         while (function := self.function) is None:
-            context = self._aside()
-            flight, is_mine = self._join(context)
+            context = self._own_context()
+            set_up, is_mine = self._join_set_up(context)
             if not is_mine:
-                await flight.wait_task()
+                await set_up.wait_task()
                 continue
             try:
                 if self.function is None:  # else by another, just before
-                    await self._akeep(await self._amake(context))
+                    await self._akeep_instance(await self._amake_instance(context))
             except BaseException as error:
-                self._crash(flight, error)
+                self._settle(set_up, error)
                 raise
-            self._land(flight)
+            self._settle(set_up)
         return function
 
-    def _join(self, context: Context, *, is_posted: bool = False) -> tuple[_Flight, bool]:
-        with self._lock:
-            flight = self._flight
-            if flight is None:
-                self._flight = flight = _Flight(context.get(current), is_posted)
-                return flight, True
-        flight.refuse_nesting(self.profile.tag)
-        return flight, False
+    def _join_set_up(self, context: Context, *, is_posted: bool = False) -> tuple[_SetUp, bool]:
+        """Begin an attempt, or join the one that is under way; tell whether it is this caller's to make."""
+        with self._lock:  # nothing of the user's runs under it
+            set_up = self._set_up_now
+            if set_up is None:
+                self._set_up_now = set_up = _SetUp(context.get(current), is_posted)
+                return set_up, True
+        set_up.refuse_nesting(self.profile.tag)
+        return set_up, False
 
-    async def _akeep(self, instance: Any) -> None:
+    async def _akeep_instance(self, instance: Any) -> None:
         self._instance = instance
         self.function = instance.predict
-        if self._is_closed and self.detach() is not None:  # as in `_keep`
-            await _arun_member(instance, "teardown", self._aside())
+        if self._is_closed and self.detach() is not None:  # as in `_keep_instance`
+            await _arun_member(instance, "teardown", self._own_context())
             raise EngineClosedError
 
-    def _land(self, flight: _Flight) -> None:
-        if self._flight is flight:
-            self._flight = None
-        flight.land(None)
+    def _settle(self, set_up: _SetUp, error: BaseException | None = None) -> None:
+        """End an attempt. Those that wait for it look at `function` next, and try anew where there is none."""
+        # Before they wake: a waiter that finds neither function nor attempt begins one of its own. Without a lock, for
+        # only the thread or task that began this attempt puts `None` here; after a fork it is another process's.
+        if self._set_up_now is set_up:
+            self._set_up_now = None
+        set_up.settle(error)
 
-    def _crash(self, flight: _Flight, error: BaseException) -> None:
-        if self._flight is flight:
-            self._flight = None
-        flight.land(error)
-
-    def _make(self, context: Context) -> Any:
+    def _make_instance(self, context: Context) -> Any:
         instance = context.run(invoke, self._target, (), {})
         self._run_member(instance, "setup", context)
         return instance
 
-    def _aside(self) -> Context:
+    def _own_context(self) -> Context:
         """A context of its own for what is no prediction: constructor, `setup`, `teardown`; it knows its engine."""
         context = copy_context()
         parent = current.get()
@@ -338,7 +344,7 @@ class LoadedPredictor:
         if hasattr(made, "__await__"):
             self._loop.run(_wait_for(made), context, f"{name}() of {self.profile.tag}", seconds)
 
-    async def _amake(self, context: Context) -> Any:
+    async def _amake_instance(self, context: Context) -> Any:
         instance = context.run(invoke, self._target, (), {})
         await _arun_member(instance, "setup", context)
         return instance
@@ -355,14 +361,14 @@ class LoadedPredictor:
 
     def close(self) -> list[Any]:
         """Take out for good what is to be torn down; one that is being set up is torn down as soon as it stands."""
-        self._is_closed = True
+        self._is_closed = True  # before the instance is taken out: see `_keep_instance`
         replaced, self._replaced = self._replaced, []
         instance = self.detach()
         return replaced if instance is None else [*replaced, instance]
 
     def detach(self) -> Any:
         """Take the instance out, so that the next call sets up a new one; `None` if there is none."""
-        instance, self._instance = self._instance, None
+        instance, self._instance = self._instance, None  # call-free store: of two that take it out, one gets it
         if self.profile.is_class:
             self.function = None
         return instance
@@ -377,40 +383,41 @@ class LoadedPredictor:
         instance = self.detach()
         if instance is None:
             return
+        # New calls set up another instance from here on; these leases are of those that have this one.
         left = () if self.slots is None else self.slots.wait_for(self.slots.leases, grace)
         if left:
             if self.function is None:
                 self._instance, self.function = instance, instance.predict
-            else:
+            else:  # a call has set up the next one meanwhile: both are torn down with the engine
                 self._replaced.append(instance)
             raise in_use_error(self.profile.tag, left)
         self.teardown(instance, None, grace)
 
-    def teardown(self, instance: Any, seconds: float | None, patience: float | None = None) -> None:
+    def teardown(self, instance: Any, seconds: float | None, busy_for: float | None = None) -> None:
         """Tear an instance down where it lives, from a thread.
 
         Args:
             instance: what was taken out; `None` does nothing.
             seconds: how long what is async of it may take.
-            patience: seconds that the thread it lives in may still be busy, or it is not torn down at all; `None` to
+            busy_for: seconds that the thread it lives in may still be busy, or it is not torn down at all; `None` to
                 leave that thread to tear it down, without waiting for it, if it is busy.
         """
         if instance is None:
             return
         if self.profile.lives_on_loop and not self._loop.is_current_thread():
-            context = self._aside()
+            context = self._own_context()
             closing = _arun_member(instance, "teardown", context)
             self._loop.run(closing, context.copy(), f"teardown() of {self.profile.tag}", seconds)
-        elif id(instance) in self._pinned:
-            self._teardown_in_thread(instance, seconds, patience)
+        elif id(instance) in self._pinned:  # `_pinned` keeps it, so its id is no other object's
+            self._teardown_in_thread(instance, seconds, busy_for)
         else:
-            self._run_member(instance, "teardown", self._aside(), seconds)
+            self._run_member(instance, "teardown", self._own_context(), seconds)
             if self.thread is not None:  # its calls had it all the same
                 self.thread.look_again()
 
-    def _teardown_in_thread(self, instance: Any, seconds: float | None, patience: float | None) -> None:
+    def _teardown_in_thread(self, instance: Any, seconds: float | None, busy_for: float | None) -> None:
         thread: Any = self.thread
-        context, is_left = self._aside(), patience is None and thread.is_busy
+        context, is_left = self._own_context(), busy_for is None and thread.is_busy
 
         def tear_down() -> None:
             try:
@@ -425,10 +432,11 @@ class LoadedPredictor:
         if thread.is_current_thread():
             tear_down()
             return
-        work = thread.post(tear_down, context[current])
-        if is_left:
+        work = thread.post(tear_down, context[current])  # behind what the thread has to do: it serves in order
+        if is_left:  # nothing waits for it, so what goes wrong there is logged
             return
-        if patience is not None and not work.wait(patience) and thread.withdraw(work):
+        # `withdraw` tells whether the thread has begun with it: if it has, its end is waited for after all.
+        if busy_for is not None and not work.wait(busy_for) and thread.withdraw(work):
             self._pinned.pop(id(instance), None)
             warn(
                 f"{self.profile.tag} is not torn down: the thread that set it up, where teardown belongs, is still busy"
@@ -436,17 +444,17 @@ class LoadedPredictor:
             return
         work.result()
 
-    def forget_ways(self) -> None:
-        """Have the executor find out anew which way calls go."""
+    def clear_routes(self) -> None:
+        """Have the executor decide anew which way calls go."""
         self.places.clear()
         self.is_plain = None
 
     def after_fork(self, loop: LoopRunner, threads: ThreadRunner) -> None:
         """In a forked child: the parent's threads hold no slot and no lock here, and its loop does not exist."""
         self._loop = loop
-        self.forget_ways()
+        self.clear_routes()
         self._lock = threading.Lock()
-        self._flight = None
+        self._set_up_now = None
         self.slots, self.slots_elsewhere = _all_slots_of(self.profile, self._grace)
         _parents_own.extend(self._replaced)
         self._replaced = []
@@ -492,16 +500,16 @@ async def _arun_member(instance: Any, name: str, context: Context) -> None:
         await made
 
 
-class _Flight:
-    """One attempt to set a class up, which everybody who comes meanwhile waits for."""
+class _SetUp:
+    """One attempt to set a class up, by one thread or task; others that need it meanwhile wait for it (single-flight)."""
 
-    __slots__ = ("_call", "_error", "_is_landed", "_parked", "_traceback", "is_posted", "thread")
+    __slots__ = ("_call", "_error", "_is_settled", "_parked", "_traceback", "is_posted", "thread")
 
     def __init__(self, call: Call | None, is_posted: bool) -> None:  # noqa: FBT001
         self._call = call
         self.is_posted = is_posted  # whether the setup waits its turn in the thread kept for the class
         self.thread = threading.get_ident()  # where the setup runs
-        self._is_landed = False
+        self._is_settled = False
         self._error: BaseException | None = None
         self._traceback: types.TracebackType | None = None
         self._parked: deque[Wake] = deque()
@@ -512,30 +520,30 @@ class _Flight:
         if is_chain or (self.thread == threading.get_ident() and current_task() is None):
             raise NestingError(f"{tag} is being set up, and its setup calls {tag} again: it would wait for itself", tag)
 
-    def land(self, error: BaseException | None) -> None:
+    def settle(self, error: BaseException | None) -> None:
         self._error = error
         self._traceback = None if error is None else error.__traceback__
-        self._is_landed = True
+        self._is_settled = True  # after the error, before the wake-ups: those that park look again once they are parked
         wake_all(self._parked)
 
-    def has_landed(self) -> bool:
-        return self._is_landed
+    def is_settled(self) -> bool:
+        return self._is_settled
 
     def wait(self, tag: str) -> None:
         waited = LongWait(tag, None)
-        while not self._is_landed:
-            park_thread(self._parked, self.has_landed, waited.left())
+        while not self._is_settled:
+            park_thread(self._parked, self.is_settled, waited.left())
             waited.report()
-        self.report()
+        self.raise_failure()
 
     async def wait_task(self) -> None:
-        while not self._is_landed:
-            await park_task(self._parked, self.has_landed)
-        self.report()
+        while not self._is_settled:
+            await park_task(self._parked, self.is_settled)
+        self.raise_failure()
 
-    def report(self) -> None:
+    def raise_failure(self) -> None:
         if self._error is not None:
-            raise self._error.with_traceback(self._traceback)  # it does not grow with everyone who waited
+            raise self._error.with_traceback(self._traceback)  # else it would grow with each waiter
 
 
 class LoadedPredictors:
@@ -575,6 +583,7 @@ class LoadedPredictors:
             made = LoadedPredictor(
                 profile, target, self._loop, self._engine, text=text, threads=self._threads, grace=self._grace
             )
+            # Two threads may import it at once, which Python makes one import; the first to get here is kept.
             loaded = self._by_record.setdefault(predictor, made)
             if loaded is made and profile.is_class:
                 self._kept.append(made)
@@ -595,7 +604,7 @@ class LoadedPredictors:
         made.described_by = runner
         return self._described.setdefault(predictor, made)
 
-    def given(self, given: Any) -> LoadedPredictor:
+    def of_object(self, given: Any) -> LoadedPredictor:
         """The loaded predictor of what a caller passed directly; that of a function is not kept, its profile is."""
         # An alias such as `Model[int]` may be another object at each call.
         name = given if type(given) is types.GenericAlias else id(given)
@@ -604,6 +613,8 @@ class LoadedPredictors:
             return kept[1]
         key = given.__func__ if isinstance(given, types.MethodType) else given
         found = self._profiles.get(id(key))
+        # Still the same object: the entry of one that is gone is dropped by its weak reference, perhaps a moment later
+        # than its number is another object's.
         if found is not None and found[0]() is key and found[1].tag == name_of(given):
             return LoadedPredictor(found[1], given, self._loop, self._engine, found[2])
         profile = profile_of(name_of(given), given, options_of(given))
@@ -611,10 +622,10 @@ class LoadedPredictors:
         if profile.is_class:
             with self._lock:
                 return self._classes.setdefault(name, (given, loaded))[1]
-        self._remember(key, profile, (loaded.slots, loaded.slots_elsewhere))
+        self._keep_profile(key, profile, (loaded.slots, loaded.slots_elsewhere))
         return loaded
 
-    def _remember(self, key: Any, profile: Profile, slots: tuple[Slots | None, _SlotsElsewhere]) -> None:
+    def _keep_profile(self, key: Any, profile: Profile, slots: tuple[Slots | None, _SlotsElsewhere]) -> None:
         number, profiles = id(key), self._profiles
         try:
             reference = weakref.ref(key, lambda _gone: profiles.pop(number, None))
@@ -632,15 +643,15 @@ class LoadedPredictors:
         ready = [record for record, loaded in _items(self._by_record) if loaded.is_ready]
         return tuple(sorted(record.tag for record in ready if stands_for(record)))
 
-    def forget_ways(self) -> None:
-        """Have the executor find out anew which way the calls of every predictor go."""
+    def clear_routes(self) -> None:
+        """Have the executor decide anew which way the calls of every predictor go."""
         known = (
             loaded
             for loaded_predictors in (self._by_record, self._described)
             for _, loaded in _items(loaded_predictors)
         )
         for loaded in {*self, *known}:
-            loaded.forget_ways()
+            loaded.clear_routes()
 
     def after_fork(self, loop: LoopRunner, threads: ThreadRunner) -> None:
         """In a forked child: the parent's loop and threads, what lives there, and what they hold, are not ours."""

@@ -374,7 +374,7 @@ class Executor:
     def _given(self, tag: Any) -> LoadedPredictor:
         if not callable(tag) and not callable(getattr(tag, "predict", None)):
             raise InvalidTagError(tag)
-        return self._loaded_predictors.given(tag)
+        return self._loaded_predictors.of_object(tag)
 
     def _ready(self, tag: Any, record: Predictor, runner: str | None) -> LoadedPredictor:
         """What the `record` that was found at the call is here or in workers: imported, or described by one of them.
@@ -673,7 +673,7 @@ class Executor:
     def observe(self, observer: Observer) -> None:
         """Have an observer told of every call that begins from now on; no call takes a shorter way from here on."""
         self._open_calls.observers += (observer,)  # first: what looks for a way from here on sees it
-        self._loaded_predictors.forget_ways()
+        self._loaded_predictors.clear_routes()
 
     # Opening.
 
