@@ -501,7 +501,7 @@ async def _arun_member(instance: Any, name: str, context: Context) -> None:
 
 
 class _SetUp:
-    """One attempt to set a class up, by one thread or task; others that need it meanwhile wait for it (single-flight)."""
+    """One attempt to set a class up (single-flight): others that need the class meanwhile wait for it."""
 
     __slots__ = ("_call", "_error", "_is_settled", "_parked", "_traceback", "is_posted", "thread")
 
