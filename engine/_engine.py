@@ -7,7 +7,6 @@ functions in their callers' threads needs no closing.
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import threading
 import warnings
@@ -17,6 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from engine._errors import EngineClosedError, NestingError, quote, warn
+from engine._fork import renew_after_fork
 from engine._loaded import LoadedPredictors
 from engine._policies.executor import Executor
 from engine._predictors.predictor import is_name
@@ -94,10 +94,12 @@ class Engine:
             raise ValueError(f"runner must be a runner's name such as 'thread', or None, not {quote(runner)}")
         self._is_closed = False
         self._grace = _seconds(grace)
-        self._closing = threading.Lock()  # held only to see who closes
+        self.after_fork()
         self._closed = Ending()
         self._open_calls = OpenCalls(self)
-        self._threads, self._loop = _owners(self._grace)
+        self._threads = ThreadRunner(self._grace)
+        self._loop = LoopRunner(self._threads.take_over)
+        self._threads.adopt = self._loop.take_over
         self._workers = _Workers(_count(workers), self._grace, Start.here())
         own = self._own_runners()
         names = tuple(filter(None, own))
@@ -120,6 +122,11 @@ class Engine:
         )
         self._registry.on_change = self._executor.forget
         _engines.add(self)
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Make the lock, for a thread that holds the old one may be gone; the parts of the engine renew themselves."""
+        self._closing = threading.Lock()  # held only to see who closes
 
     def _own_runners(self) -> Mapping[str | None, FullRunner]:
         owners = self._threads, self._loop, self._grace
@@ -339,17 +346,6 @@ class Engine:
         """Close what nobody closed before the interpreter ended."""
         self._close(self._grace)
 
-    def after_fork(self) -> None:
-        """In a forked child: the parent's loop, threads and locks are not here; open streams raise."""
-        self._closing = threading.Lock()
-        self._loop.after_fork()
-        self._threads.is_closed = True  # a stream that was opened there, to be begun here, would wait for its threads
-        self._threads, self._loop = _owners(self._grace)
-        self._runners.after_fork(self._own_runners())
-        self._registry.renew_locks()
-        self._executor.after_fork(self._threads, self._loop)
-        self._loaded_predictors.after_fork(self._loop, self._threads)
-
 
 Engine.__module__ = "engine"  # where people import it from
 
@@ -379,9 +375,13 @@ class _Workers:
 
     def __init__(self, most: int | None, grace: float, start: Start) -> None:
         self._facts = most, grace, start
+        self._is_closed = False
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
         self._lock = threading.Lock()
         self._runner: ProcessRunner | None = None
-        self._is_closed = False
 
     def __call__(self) -> ProcessRunner:
         """What runs the workers.
@@ -444,12 +444,6 @@ class _Workers:
             return []
         return self._runner.close(grace)
 
-    def after_fork(self) -> None:
-        """In a forked child: the workers are the parent's."""
-        runner, self._runner, self._lock = self._runner, None, threading.Lock()
-        if runner is not None:
-            runner.after_fork()
-
 
 def _count(workers: object) -> int | None:
     if workers is None:
@@ -457,13 +451,6 @@ def _count(workers: object) -> int | None:
     if isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1:
         return workers
     raise ValueError(f"workers must be a whole number from 1, or None, not {quote(workers)}")
-
-
-def _owners(grace: float) -> tuple[ThreadRunner, LoopRunner]:
-    threads = ThreadRunner(grace)
-    loop = LoopRunner(threads.take_over)
-    threads.adopt = loop.take_over
-    return threads, loop
 
 
 async def close_off_loop(close: Callable[[float], None], grace: float) -> None:
@@ -506,11 +493,6 @@ async def close_off_loop(close: Callable[[float], None], grace: float) -> None:
     await finalised(grace)
 
 
-def _after_fork() -> None:
-    for engine in tuple(_engines):
-        engine.after_fork()
-
-
 def _close_all() -> None:
     for engine in tuple(_engines):
         try:
@@ -521,5 +503,4 @@ def _close_all() -> None:
             warn("error while an engine was closed at exit", error)
 
 
-os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_close_all)

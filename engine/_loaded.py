@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine._errors import EngineClosedError, NestingError, warn
+from engine._fork import keep_for_parent, renew_after_fork
 from engine._predictors.body import invoke
 from engine._predictors.normaliser import is_async
 from engine._predictors.predictor import Predictor, name_of
@@ -151,11 +152,8 @@ class LoadedPredictor:
         self.thread: PinnedThread | None = None
         self.owner: PinnedThread | None = None
         if threads is not None and profile.is_class and not profile.lives_on_loop and not self.is_described:
-            self._pin(threads)
-
-    def _pin(self, threads: ThreadRunner) -> None:
-        self.thread = PinnedThread(threads, self._is_thread_kept)
-        self.owner = self.thread if self.profile.limit == 1 else None
+            self.thread = PinnedThread(threads, self._is_thread_kept)
+            self.owner = self.thread if profile.limit == 1 else None
 
     def _is_thread_kept(self, is_closed: bool) -> bool:  # noqa: FBT001
         """Whether an instance lives in its thread or is called there; in a closed engine, one being reset_reference."""
@@ -449,33 +447,17 @@ class LoadedPredictor:
         self.places.clear()
         self.is_plain = None
 
-    def after_fork(self, loop: LoopRunner, threads: ThreadRunner) -> None:
-        """In a forked child: the parent's threads hold no slot and no lock here, and its loop does not exist."""
-        self._loop = loop
+    def after_fork(self) -> None:
+        """Have every slot free, and nothing set up that lives on the parent's loop or in a thread of the parent's."""
         self.clear_routes()
         self._lock = threading.Lock()
         self._set_up_now = None
         self.slots, self.slots_elsewhere = _all_slots_of(self.profile, self._grace)
-        _parents_own.extend(self._replaced)
+        keep_for_parent(*self._replaced, *self._pinned.values())
         self._replaced = []
-        if self.profile.lives_on_loop:
-            _parents_own.append(self.detach())
-        if self.thread is not None:
-            self._forget_thread(threads)
-
-    def _forget_thread(self, threads: ThreadRunner) -> None:
-        """In a forked child: what lives in the parent's thread is the parent's, and the next call sets up a new one."""
-        if self.thread is not None:
-            self.thread.after_fork()
-        if id(self._instance) in self._pinned:
-            self.detach()
-        _parents_own.extend(self._pinned.values())
+        if self.profile.lives_on_loop or id(self._instance) in self._pinned:
+            keep_for_parent(self.detach())
         self._pinned = {}
-        self._pin(threads)
-
-
-# Instances that belong to a parent's loop or thread; kept, so that no finaliser runs for them here.
-_parents_own: list[Any] = []
 
 
 async def _call(member: Callable[[], Any]) -> None:
@@ -572,6 +554,7 @@ class LoadedPredictors:
         self._classes: dict[Hashable, tuple[object, LoadedPredictor]] = {}
         self._profiles: dict[int, tuple[weakref.ref[Any], Profile, tuple[Slots | None, _SlotsElsewhere]]] = {}
         self._kept: list[LoadedPredictor] = []
+        renew_after_fork(self)
 
     def of(self, predictor: Predictor) -> LoadedPredictor:
         """The loaded predictor of a record, importing its target at the first use."""
@@ -645,26 +628,19 @@ class LoadedPredictors:
 
     def clear_routes(self) -> None:
         """Have the executor decide anew which way the calls of every predictor go."""
-        known = (
-            loaded
-            for loaded_predictors in (self._by_record, self._described)
-            for _, loaded in _items(loaded_predictors)
-        )
-        for loaded in {*self, *known}:
+        for loaded in self._known():
             loaded.clear_routes()
 
-    def after_fork(self, loop: LoopRunner, threads: ThreadRunner) -> None:
-        """In a forked child: the parent's loop and threads, what lives there, and what they hold, are not ours."""
-        self._loop, self._threads = loop, threads
+    def _known(self) -> set[LoadedPredictor]:
+        by_record = (loaded for records in (self._by_record, self._described) for _, loaded in _items(records))
+        return {*self, *by_record}
+
+    def after_fork(self) -> None:
+        """Have each start afresh, and no lock or slot held by threads of the parent's."""
         self._lock = threading.Lock()
         self._profiles.clear()
-        known = (
-            loaded
-            for loaded_predictors in (self._by_record, self._described)
-            for _, loaded in _items(loaded_predictors)
-        )
-        for loaded in {*self, *known}:
-            loaded.after_fork(loop, threads)
+        for loaded in self._known():
+            loaded.after_fork()
 
 
 def _items(

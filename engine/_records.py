@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import attrs
 
-from engine._errors import PredictorError, counted, name_shown, quote, say
+from engine._errors import EngineClosedError, PredictorError, counted, name_shown, quote, say
+from engine._fork import renew_after_fork
 
 if TYPE_CHECKING:
     import weakref
@@ -27,15 +28,29 @@ Rung = Literal["asked", "terminated", "killed"]
 LOCK_STEP: Final = "inline"  # what `Call.runner` says where the caller itself steps the body
 _LONGEST: Final = 65_536  # characters of a failure's text
 numbers: Final = count(1)  # one number a call; `next` on it is atomic
-_origin: list[str] = []  # this process's part of every id
 
 
-def _renew_origin() -> None:
-    _origin[:] = [os.urandom(8).hex()]
+class _Origin:
+    """What tells the calls of this process from those of its parent and of any other.
+
+    Attributes:
+        text: the part of every id that is this process's; a forked child counts on from the same number.
+        first: less than the number of any call made here.
+    """
+
+    __slots__ = ("__weakref__", "first", "text")
+
+    def __init__(self) -> None:
+        self.text = os.urandom(8).hex()
+        self.first = 0
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        self.text = os.urandom(8).hex()
+        self.first = next(numbers)
 
 
-_renew_origin()
-os.register_at_fork(after_in_child=_renew_origin)  # a forked child counts on from the same number
+_origin: Final = _Origin()
 
 
 class Start(NamedTuple):
@@ -106,7 +121,7 @@ class Call:
     @property
     def id(self) -> str:
         """This call's id, unique across processes."""
-        return f"{_origin[0]}-{self._number}"
+        return f"{_origin.text}-{self._number}"
 
     @property
     def created(self) -> datetime:
@@ -133,6 +148,16 @@ class Call:
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild as a call that keeps its id in any process."""
         return (TravelledCall, self.__getstate__())
+
+
+def refuse_parents_call(call: Call) -> None:
+    """Refuse to have a call begun by owners of this process that was made before this process was forked.
+
+    Raises:
+        EngineClosedError: it is a call of the parent's.
+    """
+    if call._number < _origin.first:  # noqa: SLF001 - how calls are numbered is known here alone
+        raise EngineClosedError
 
 
 class TravelledCall(Call):

@@ -26,6 +26,7 @@ from engine._errors import (
     quote,
     say,
 )
+from engine._fork import renew_after_fork
 from engine._policies.stream import AsyncPredictionStream, PredictionStream
 from engine._predictors.body import Body
 from engine._predictors.failures import explain, trim
@@ -95,6 +96,7 @@ class Executor:
         # Held to change them, never to read; reentrant, for a collector may call from within.
         self._routing = threading.RLock()
         self._attempts: dict[Any, _Attempt] = {}
+        renew_after_fork(self)
 
     # The four consumers.
 
@@ -882,8 +884,7 @@ class Executor:
     @property
     def open_calls(self) -> tuple[Execution, ...]:
         """The calls that have begun and not ended."""
-        found = (reference() for reference in tuple(self._open_calls.values()))
-        return tuple(execution for execution in found if execution is not None)
+        return self._open_calls.executions()
 
     def close(self) -> None:
         """Refuse new calls and end every open one."""
@@ -893,15 +894,11 @@ class Executor:
         for each in self.open_calls:
             each.stop("closed", each.closed_error())
 
-    def after_fork(self, threads: ThreadRunner, loop: LoopRunner) -> None:
-        """In a forked child: streams belong to the parent, owners are started anew."""
-        for each in self.open_calls:
-            each.after_fork()
-        self._open_calls.clear()
-        self._open_calls.told.clear()
+    def after_fork(self) -> None:
+        """End the parent's streams, and wait for no thread of the parent's."""
+        self._open_calls.after_fork()
         self._routing = threading.RLock()
         self._attempts = {}
-        self._threads, self._loop = threads, loop
 
 
 class _Attempt:

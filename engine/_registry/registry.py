@@ -23,6 +23,7 @@ from engine._errors import (
     PredictorNotFoundError,
     quote,
 )
+from engine._fork import renew_after_fork
 from engine._predictors.predictor import OPTIONS, Predictor, mark_of, name_of, tag_of
 from engine._registry.plugins import Plugins
 from engine._registry.sources import PREDICTORS, Offer, Origin, Problem, one_line, title_of
@@ -147,12 +148,13 @@ class Registry(Mapping[str, Predictor]):
         self._offered: dict[str, tuple[Offer, ...]] = {}
         self._removed: set[str] = set()
         self._view: _View | None = None
-        self.renew_locks()
+        self.after_fork()
+        renew_after_fork(self)
         for given in predictors:
             self.register(given)
 
-    def renew_locks(self) -> None:
-        """Make new locks: for a forked child, where a thread that is gone may hold the old ones."""
+    def after_fork(self) -> None:
+        """Make locks, for a thread that holds the old ones may be gone."""
         # Reentrant, for a plugin may use the registry while it is being imported; it sees what there is so far.
         self._discovery = threading.RLock()
         self._is_discovering = False

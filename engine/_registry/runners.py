@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine._errors import PluginError, quote, say, warn
+from engine._fork import renew_after_fork
 from engine._records import traceback_of
 from engine.runners.adapted import AdaptedRunner
 from engine.runners.base import Runner
@@ -39,6 +40,7 @@ class Runners:
         self._grace = grace
         # Those of plugins that were asked for, by `id`: each is looked at once, and closed by this engine.
         self._adapted: dict[int, tuple[object, AdaptedRunner]] = {}
+        renew_after_fork(self)
 
     def __getitem__(self, name: str | None) -> FullRunner:
         """The runner of that name, or what serves calls that choose none.
@@ -109,11 +111,9 @@ class Runners:
             for error in each.close(0.0):
                 warn(f"the runner {quote(each.name)}: error in close()", error)
 
-    def after_fork(self, own: Mapping[str | None, FullRunner]) -> None:
-        """In a forked child: what runs elsewhere belongs to the parent."""
-        for each in self:
-            each.after_fork()
-        self.own, self._adapted = own, {}
+    def after_fork(self) -> None:
+        """Close nothing of what the parent has used, which the parent closes."""
+        self._adapted = {}
 
 
 def no_runner(name: object, offered: Sequence[str]) -> ValueError:

@@ -26,6 +26,9 @@ class MainLoop(LoopRunner):
         self.is_turning = False
         self.is_made = False
 
+    def after_fork(self) -> None:
+        """Go on: the child that a predictor forks is this loop's own thread, and may let the predictor go on, too."""
+
     def is_current_thread(self) -> bool:
         """Whether the calling thread turns this loop just now."""
         return self.is_turning and threading.current_thread() is threading.main_thread()

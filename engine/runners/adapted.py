@@ -156,10 +156,6 @@ class AdaptedRunner:
             return [error]
         return []
 
-    def after_fork(self) -> None:
-        """In a forked child: it is the parent that closes it."""
-        self._close = None
-
 
 def _offered(runner: Runner, name: str) -> Any:
     """What a runner has under a name that it may leave out; `None` where it does."""

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, warn
+from engine._fork import keep_for_parent
 from engine._records import Outcome, current_call
 from engine.runners.channel import Channel
 from engine.runners.ending import Report
@@ -254,9 +255,6 @@ class FullRunner(Protocol):
         """Let go of what there is, within a few times `grace` seconds; give what went wrong."""
         ...
 
-    def after_fork(self) -> None:
-        """In a forked child: what there is belongs to the parent."""
-
 
 def refuse_in_use(tag: str, slots: Slots | None, grace: float) -> None:
     """Wait at most `grace` seconds for the calls of a predictor that is to be unloaded.
@@ -297,6 +295,18 @@ class OpenCalls(dict[int, "weakref.ref[Execution]"]):
         self.is_closed = False
         self.observers: tuple[Observer, ...] = ()
         self.told: dict[int, tuple[Observer, ...]] = {}
+
+    def after_fork(self) -> None:
+        """End what runs in the parent, of whose end no observer is told here."""
+        for execution in self.executions():
+            execution.after_fork()
+        self.clear()
+        self.told.clear()
+
+    def executions(self) -> tuple[Execution, ...]:
+        """What its consumers pull, of each call."""
+        found = (reference() for reference in tuple(self.values()))
+        return tuple(execution for execution in found if execution is not None)
 
 
 class Observer(Protocol):
@@ -498,8 +508,8 @@ class Execution(ABC):
         return call is not None and call.is_within(self.call)
 
     def after_fork(self) -> None:
-        """In a forked child: this call belongs to the parent, its body is never touched here."""
-        _parents_own.append(self)
+        """End in a forked child, without its body, which belongs to the parent, being touched there."""
+        keep_for_parent(self)
         ending = self.ending
         self.call.stopping = ending.stop = True  # a consumer that came along, and waits, looks again by itself
         ending.failure = EngineClosedError(f"{self.call.tag}: this call belongs to the parent process; make your own")
@@ -550,9 +560,6 @@ class DaemonThread(threading.Thread):
     def withdraw(self) -> bool:
         """Have it never call its target; tell whether that can be said, or it has begun already."""
         return self._once.is_first()
-
-
-_parents_own: list[Execution] = []  # keeps a parent's bodies from being finalised by a forked child's collector
 
 
 class SyncExecution(Execution):

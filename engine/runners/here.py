@@ -94,9 +94,6 @@ class DefaultRunner:
         """Nothing: its owners are closed by their engine."""
         return []
 
-    def after_fork(self) -> None:
-        """Nothing: a forked child makes owners of its own, and another runner with them."""
-
 
 class InlineRunner(DefaultRunner):
     """The caller itself, whatever the body's colour; sync code, which cannot step an async body, is refused."""

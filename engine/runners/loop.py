@@ -15,10 +15,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from engine._errors import EngineClosedError, NestingError
+from engine._fork import keep_for_parent, renew_after_fork
 from engine._predictors.body import stopped
 from engine._predictors.failures import is_foreign_cancel
 from engine._predictors.normaliser import ASYNC, AWAITABLE, ONE, aclose_iterator, dispose, first_step, look, settle
-from engine._records import current, current_call
+from engine._records import current, current_call, refuse_parents_call
 from engine.runners.base import DaemonThread, open_here
 from engine.runners.ending import Report
 
@@ -47,12 +48,23 @@ class LoopRunner:
     def __init__(self, adopt: TakeOver) -> None:
         """Make a runner whose loop is not started yet."""
         self._adopt = adopt
+        self._is_closed = False
+        self._start_over()
+        renew_after_fork(self)
+
+    def _start_over(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._wound_up: list[bool] = []  # filled once the loop may end
-        self._is_closed = False
         self._owners: set[_Owner] = set()  # asyncio itself would let a task be collected while it waits
+
+    def after_fork(self) -> None:
+        """Have no loop yet, as when it was made; nothing of the parent's may be touched, not even by a finaliser."""
+        if self._loop is not None:
+            self._loop._closed = True  # type: ignore[attr-defined]  # noqa: SLF001 - its finaliser would change the parent's selector
+            keep_for_parent(self._loop, self._owners)
+        self._start_over()
 
     def is_current_thread(self) -> bool:
         """Whether the calling thread is this loop's own."""
@@ -108,7 +120,12 @@ class LoopRunner:
             )
 
     def start(self, body: Body, channel: OwnerEnd) -> None:
-        """Run `body` as a task of the loop."""
+        """Run `body` as a task of the loop.
+
+        Raises:
+            EngineClosedError: the engine is closed, or the call is of a process that this one was forked from.
+        """
+        refuse_parents_call(body.call)
         self._post_owner(body, channel, None, 0.0)
 
     def take_over(self, body: Body, channel: OwnerEnd, produced: Any, elapsed: float) -> None:
@@ -170,13 +187,6 @@ class LoopRunner:
             coroutine.close()
             raise
 
-    def after_fork(self) -> None:
-        """In a forked child: this loop runs in the parent; nothing of it may be touched, not even by a finaliser."""
-        loop, self._loop, self._is_closed = self._loop, None, True
-        if loop is not None:
-            loop._closed = True  # type: ignore[attr-defined]  # noqa: SLF001 - its finaliser would change the parent's selector
-            _parents_own.append((loop, self._owners))
-
     @property
     def is_started(self) -> bool:
         """Whether there is a loop to close."""
@@ -196,9 +206,6 @@ class LoopRunner:
                 loop.call_soon_threadsafe(_start_winding_up, loop, grace, self._wound_up, self._owners)
         if wait and thread is not None and thread is not threading.current_thread():
             thread.join(grace * 3 + 1.0)
-
-
-_parents_own: list[object] = []  # what a forked child was given a copy of
 
 
 def adopt_here(take: TakeOver, body: Body, channel: Ending, produced: Any, elapsed: float) -> None:

@@ -13,6 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine._errors import NestingError
+from engine._fork import renew_after_fork
+from engine._records import refuse_parents_call
 from engine.runners.base import DaemonThread, open_here
 from engine.runners.ending import Ending, Report
 from engine.runners.parking import POLL_INTERVAL
@@ -37,7 +39,7 @@ class PinnedThread(OwnerThread):
     is_elsewhere = False
     open = staticmethod(open_here)
 
-    __slots__ = ("_bell", "_current", "_ident", "_is_kept", "_is_parked", "_lock", "_runner", "_waiting")
+    __slots__ = ("__weakref__", "_bell", "_current", "_ident", "_is_kept", "_is_parked", "_lock", "_runner", "_waiting")
 
     def __init__(self, runner: ThreadRunner, is_kept: Callable[[bool], bool]) -> None:
         """Make it without a thread.
@@ -50,6 +52,12 @@ class PinnedThread(OwnerThread):
         super().__init__()
         self._runner = runner
         self._is_kept = is_kept
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Have no thread yet, as when it was made, and nothing to do."""
+        self.thread = self.channel = None
         self._ident: int | None = None
         self._lock = allocate_lock()  # held to give work, and while the thread starts or ends
         self._bell = allocate_lock()  # released to have a parked thread look again
@@ -64,10 +72,11 @@ class PinnedThread(OwnerThread):
         """Run `body` once everything that was asked for before is done.
 
         Raises:
-            EngineClosedError: the engine is closed.
+            EngineClosedError: the engine is closed, or the call is of a process that this one was forked from.
             EngineBusyError: too many threads are abandoned or running already.
             NestingError: this is part of a set-up or teardown that runs in the thread just now.
         """
+        refuse_parents_call(body.call)
         self._runner.refuse(channel)
         current = self._current
         is_aside = current is not None and current.is_aside and body.call.is_within(current.call)
@@ -117,12 +126,6 @@ class PinnedThread(OwnerThread):
         if self._is_parked:
             self._ring()
 
-    def after_fork(self) -> None:
-        """In a forked child: the thread is the parent's; if it is the one that forked, it ends with what it does."""
-        self._lock = allocate_lock()
-        self._waiting.clear()
-        self._is_kept = _is_not_kept
-
     # The thread.
 
     def _give(self, work: Work) -> None:
@@ -161,7 +164,7 @@ class PinnedThread(OwnerThread):
 
     def _does(self) -> bool:
         """Do what there is to do next, and refer to nothing of it any more; tell whether there was anything."""
-        work = self._next()
+        waiting, work = self._waiting, self._next()
         if work is None:
             return False
         channel = work.channel
@@ -171,6 +174,8 @@ class PinnedThread(OwnerThread):
         except BaseException as error:  # as in any owner: its consumer must hear of it
             if channel.end is None:
                 channel.finish(Report(error))
+        if self._waiting is not waiting:  # in a child that the work forked, where this thread is no longer the one kept
+            return False
         self._current = self.channel = None
         return True
 
@@ -239,10 +244,6 @@ class Work:
             finally:
                 del error, end
         return None if end is None else end.returned
-
-
-def _is_not_kept(_is_closed: bool) -> bool:  # noqa: FBT001
-    return False
 
 
 def _answer(function: Callable[[], object], channel: Ending) -> None:

@@ -17,8 +17,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._errors import EngineBusyError, EngineClosedError, PredictionCancelledError
+from engine._fork import renew_after_fork
 from engine._predictors.normaliser import ITERATOR, ONE, close_iterator, dispose, look
-from engine._records import current
+from engine._records import current, refuse_parents_call
 from engine.runners.base import open_here
 from engine.runners.ending import Report
 
@@ -65,6 +66,12 @@ class ThreadRunner:
         self._grace = grace
         self._looks_again = 0.0  # until then, by `perf_counter`, too few can be abandoned for anything to be refused
         self._collected = -_COLLECTION
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Have no thread yet, as when it was made."""
+        self.idle = deque()
+        self.owners = set()
 
     @property
     def abandoned(self) -> int:
@@ -80,9 +87,10 @@ class ThreadRunner:
         """Run `body` on an owner thread.
 
         Raises:
-            EngineClosedError: the engine is closed.
+            EngineClosedError: the engine is closed, or the call is of a process that this one was forked from.
             EngineBusyError: too many threads are abandoned or running already.
         """
+        refuse_parents_call(body.call)
         self.run(channel, partial(body.context.run, step_through, body, channel, self.adopt))
 
     def take_over(self, body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) -> None:
@@ -241,9 +249,11 @@ class _Owner(OwnerThread):
     def _main(self) -> None:
         runner = self._runner
         runner.owners.add(self)  # whatever came between its start and this
+        idle = runner.idle
         try:
-            while self._does():
-                runner.idle.append(self)
+            # It is another in a child that the body forked, where this thread only goes on to the body's end.
+            while self._does() and idle is runner.idle:
+                idle.append(self)
                 if runner.is_closed and runner.retire(self):
                     break
                 while not self.lock.acquire(timeout=runner.patience):

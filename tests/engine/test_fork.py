@@ -491,6 +491,30 @@ def test_a_predictor_that_forks_in_an_owner_thread_leaves_the_parent_its_stream(
     ) == (0, "ok\n", "")
 
 
+@pytest.mark.parametrize("predictor", ["forks", "Forks"])
+def test_a_child_that_a_predictor_forks_in_an_owner_thread_ends_with_the_body(predictor: str) -> None:
+    assert run_script(
+        f"""
+        def forks():
+            pid = os.fork()
+            if not pid:
+                signal.alarm(5)  # which is less than the thread would wait for its next body
+                return "child"
+            _, status = os.waitpid(pid, 0)
+            return os.waitstatus_to_exitcode(status)
+
+        class Forks:
+            def predict(self):
+                return forks()
+
+        muna = Engine(discover=False)
+        print(muna.predictions.create({predictor}, runner="thread").value)
+        print(muna.predictions.create(plain, runner="thread").value)
+        muna.close()
+        """
+    ) == (0, "0\nplain\n", "")
+
+
 def test_a_child_that_exits_in_the_ordinary_way_ends_in_silence() -> None:
     code, out, errors = run_script(
         """

@@ -194,7 +194,7 @@ def test_whoever_is_told_may_use_the_registry_from_another_thread() -> None:
     assert seen == [["@me/shout"]]
 
 
-def test_a_registry_can_forget_locks_that_nobody_will_release() -> None:
+def test_a_registry_makes_anew_after_a_fork_the_locks_that_no_thread_will_release() -> None:
     registry = registry_of()
     registry._writing.acquire()
     registry._is_discovering = True
@@ -202,7 +202,7 @@ def test_a_registry_can_forget_locks_that_nobody_will_release() -> None:
     holder.start()
     holder.join(PATIENCE)
 
-    registry.renew_locks()
+    registry.after_fork()
     registry.register(shout)
 
     assert list(registry) == ["@me/shout"]

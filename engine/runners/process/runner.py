@@ -21,6 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from engine._errors import EngineClosedError, PredictionCancelledError, WorkerLostError, quote, warn
+from engine._fork import renew_after_fork
 from engine._predictors.body import Body
 from engine._records import Call
 from engine._wire.decode import read_only_bits
@@ -91,6 +92,7 @@ class ProcessRunner:
         self._encodings: dict[Any, Ending] = {}  # predictors that are being encoded
         self._is_closing = False
         self._leaving: list[Inlet] = []
+        renew_after_fork(self)
 
     # Opening
 
@@ -596,7 +598,7 @@ class ProcessRunner:
         self._pool.close()
 
     def after_fork(self) -> None:
-        """In a forked child: the workers are the parent's, and no stream that was opened there gets one."""
+        """Refuse everything: the workers are the parent's, and no stream that was opened there gets one in a child."""
         self._is_closing = True
         self._supervisor.after_fork()
 

@@ -149,7 +149,7 @@ class Supervisor:
         return self._thread is not None
 
     def after_fork(self) -> None:
-        """In a forked child: the thread and the workers are the parent's."""
+        """Have, in a forked child, no worker and no thread: they are the parent's."""
         for worker in (*self._workers, *self._ended):
             worker.after_fork()
         self._hang_up()

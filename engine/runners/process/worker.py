@@ -248,7 +248,7 @@ class Worker:
         self._close(self._descriptors)
 
     def after_fork(self) -> None:
-        """In a forked child: the process is the parent's; only this copy of what leads to it is closed."""
+        """Close only this copy of what leads to the process, which is the parent's."""
         self._process.returncode = 0  # or its finaliser would wait for a child that is not ours
         self._close(self._descriptors)
 
