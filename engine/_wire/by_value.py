@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 _WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
-_taken_whole: Final[set[str]] = set()  # names of modules of which everything goes by value
+_registered: Final[set[str]] = set()  # names of modules of which everything goes by value
 _own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes made here that travelled by value
 _received: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes that came by value
 _plain_code: Final = cloudpickle.Pickler.dispatch_table[types.CodeType]
@@ -44,15 +44,15 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
 
     Attributes:
         apart: the `id` of exceptions that will be rebuilt without their constructor.
-        holds_files: whether a text file that is open for reading arrives as what is left to read in it.
+        allows_files: whether a text file that is open for reading arrives as what is left to read in it.
         whole: names of modules that are taken whole though the other side could import them.
         reduce_failure: how an exception is reduced.
     """
 
     dispatch_table: ClassVar[Any] = ChainMap({types.CodeType: _reduced_code}, cloudpickle.Pickler.dispatch_table)
-    apart: Collection[int] = ()
-    holds_files = True
-    whole: Collection[str] = ()
+    without_constructor: Collection[int] = ()
+    allows_files = True
+    by_value_modules: Collection[str] = ()
     reduce_failure: Callable[[BaseException, Collection[int]], Any]
 
     def __init__(self, file: io.BytesIO, protocol: int, callback: Callable[[pickle.PickleBuffer], Any] | None) -> None:
@@ -101,7 +101,7 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         if id(value) not in tried:
             trial = Cloud(io.BytesIO(), self.proto, None)
             trial._tried, trial.reduce_failure = None, self.reduce_failure
-            trial.holds_files, trial.whole = False, self.whole
+            trial.allows_files, trial.by_value_modules = False, self.by_value_modules
             try:
                 trial.dump(value)
                 tried[id(value)] = True
@@ -115,17 +115,17 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         if id(kind) in self._ordinary:  # the fast path: most are like the one before
             return NotImplemented
         if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
-            _note_whole(obj)
+            _note_module(obj)
         if isinstance(obj, BaseException):
-            return self.reduce_failure(obj, self.apart)
+            return self.reduce_failure(obj, self.without_constructor)
         if not isinstance(obj, (type, types.FunctionType)):
-            _refuse_copy(obj, holds_files=self.holds_files)
+            _refuse_copy(obj, allows_files=self.allows_files)
             reduced = self._aliases.reduced(obj) or _reduced_instance(obj)
             if reduced is NotImplemented and _is_ordinary(kind):
                 self._ordinary.add(id(kind))
             return reduced
-        is_whole = self.whole and obj.__module__ in self.whole and _is_made_at_run_time(obj)
-        reduced = self._reduced_whole(obj) if is_whole else super().reducer_override(obj)
+        is_whole = self.by_value_modules and obj.__module__ in self.by_value_modules and _is_made_at_run_time(obj)
+        reduced = self._reduced_by_value(obj) if is_whole else super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
             if id(obj) not in _received:
                 _own[id(obj)] = obj
@@ -142,7 +142,7 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         own = {cls.__name__: cls} if scope.get(cls.__name__) is cls else {}
         return self._scope_of(scope), own, self._nice_to_have(_named_in(annotations), scope)
 
-    def _reduced_whole(self, obj: Any) -> Any:
+    def _reduced_by_value(self, obj: Any) -> Any:
         """Reduce a class or function by value, wherever it is found."""
         if isinstance(obj, type):
             return cloudpickle.cloudpickle._dynamic_class_reduce(obj)  # noqa: SLF001 - it has no public way but for good
@@ -215,17 +215,17 @@ def _used_in_classes(code: types.CodeType) -> Iterator[str]:
             yield from _used_in_classes(each) if each.co_flags & CO_OPTIMIZED else global_names(each)
 
 
-def _note_whole(obj: Any) -> None:
+def _note_module(obj: Any) -> None:
     """Have everything of a module taken whole as long as it cannot arrive by reference."""
     name = getattr(obj, "__name__" if isinstance(obj, types.ModuleType) else "__module__", None)
     module = sys.modules.get(name or "")
     if not isinstance(module, types.ModuleType) or not module.__name__ == name != "__main__":
         return
     if not is_importable_module(module):
-        _taken_whole.add(module.__name__)
+        _registered.add(module.__name__)
         cloudpickle.register_pickle_by_value(module)
-    elif module.__name__ in _taken_whole:  # every worker that runs has it as it is, after it was imported again
-        _taken_whole.discard(module.__name__)
+    elif module.__name__ in _registered:  # every worker that runs has it as it is, after it was imported again
+        _registered.discard(module.__name__)
         with suppress(ValueError):
             cloudpickle.unregister_pickle_by_value(module)
 
@@ -248,11 +248,11 @@ def _reduced_instance(obj: Any) -> Any:
     return NotImplemented
 
 
-def _refuse_copy(obj: object, *, holds_files: bool) -> None:
+def _refuse_copy(obj: object, *, allows_files: bool) -> None:
     """Take no open file for what can be read in it, but where that is all it can be meant for."""
     if not isinstance(obj, io.TextIOWrapper) or obj is sys.stdout or obj is sys.stderr:
         return
-    if not holds_files or "+" in getattr(obj, "mode", ""):
+    if not allows_files or "+" in getattr(obj, "mode", ""):
         raise TypeError(
             "an open file would be a copy of it there: open it inside the predictor, or pass its path as an input"
         )

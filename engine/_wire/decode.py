@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from engine._wire.frames import Chunk
 
-_LENT_FROM: Final = 1 << 25  # bytes from which glibc's allocator, which most have, gives memory back at once
-_LENT_UP_TO: Final = 1 << 28  # bytes up to which memory is kept for the next call
-_LENT_FOR: Final = 8  # calls after which it is not, if none of them needed it
+_CACHED_FROM: Final = 1 << 25  # bytes from which glibc's allocator, which most have, gives memory back at once
+_CACHED_UP_TO: Final = 1 << 28  # bytes up to which memory is kept for the next call
+_CACHED_FOR: Final = 8  # calls for which it is kept, if none of them needs it
 
 
 class BufferCache:
-    """Keeps the memory of one large buffer for the next of its size, once nothing else refers to it.
+    """Keeps the memory of one large buffer, and gives it to the next of its size once nothing else refers to it.
 
-    An allocator gives memory of that size back to the system at once, and fresh pages cost five times what a copy
-    costs. Smaller buffers it keeps itself.
+    The allocator gives memory of that size back to the system at once, and fresh pages cost five times what a copy
+    costs. Smaller buffers the allocator keeps itself.
     """
 
     __slots__ = ("_references_alone", "_unused", "kept")
@@ -35,30 +35,31 @@ class BufferCache:
         self.kept: bytearray | None = bytearray(1)
         self._references_alone = self._references()
         self.kept = None
-        self._unused = 0  # calls since it was
+        self._unused = 0  # calls since the kept buffer was used
 
     def copy_of(self, part: memoryview) -> bytearray:
-        """Give a copy that may be written, in the memory that is kept if it is free and of that size."""
+        """Give a writable copy, in the kept memory if that is free and of the same size."""
         size = len(part)
-        if not _LENT_FROM <= size <= _LENT_UP_TO:
+        if not _CACHED_FROM <= size <= _CACHED_UP_TO:
             return bytearray(part)
         self._unused = 0
         if self.kept is None or not self._is_free(size):
             self.kept = bytearray(part)
             return self.kept
-        with memoryview(self.kept) as there:  # assigning to the bytearray itself would make one more copy
-            there[:] = part
+        with memoryview(self.kept) as target:  # assigning to the bytearray itself would make one more copy
+            target[:] = part
         return self.kept
 
     def _is_free(self, size: int) -> bool:
         """Whether what is kept has that size, and no array, view or variable of a predictor's refers to it.
 
-        Two signs have to agree, for a wrong answer would overwrite what a predictor keeps.
+        Two tests have to agree, for a wrong answer would overwrite what a predictor keeps: nothing else refers to the
+        bytearray, and no array or view exports its memory.
         """
         if self.kept is None or len(self.kept) != size or self._references() != self._references_alone:
             return False
         try:
-            last = self.kept.pop()  # refused while an array or a view looks at its memory; allocates nothing
+            last = self.kept.pop()  # raises while its memory is exported; allocates nothing
         except BufferError:
             return False
         self.kept.append(last)
@@ -70,9 +71,9 @@ class BufferCache:
         return sys.getrefcount(self.kept)
 
     def tidy(self) -> None:
-        """After a call: what the last few did not need is not kept for another."""
+        """Count a call that is over; drop the kept buffer if the last few calls did not need it."""
         self._unused += 1
-        if self._unused > _LENT_FOR:
+        if self._unused > _CACHED_FOR:
             self.kept = None
 
 
@@ -83,7 +84,7 @@ def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0, cache: Bu
         view: its pickle, and its buffers behind it.
         sizes: the length of the pickle and of each buffer; without any, all of it is the pickle.
         read_only: a bit for each buffer that was read-only where it came from.
-        cache: has memory for large buffers.
+        cache: keeps the memory of large buffers.
 
     Raises:
         ValueError: there are more or fewer bytes than that.
@@ -108,7 +109,7 @@ def decode(view: Chunk, sizes: Sequence[int] = (), read_only: int = 0, cache: Bu
 
 
 def decode_in_steps(view: Chunk, sizes: Sequence[int], read_only: int = 0) -> Any:
-    """Do what `decode` does, in pieces between which other threads have their turn.
+    """Rebuild an encoded value in short steps, between which other threads get the GIL.
 
     Raises:
         ValueError: there are more or fewer bytes than that.
@@ -116,36 +117,36 @@ def decode_in_steps(view: Chunk, sizes: Sequence[int], read_only: int = 0) -> An
     """
     if sum(sizes) != len(view):
         raise ValueError(f"{len(view)} bytes, where {sum(sizes)} were announced")
-    turns, start = TimeSlice(), sizes[0]
+    time_slice, start = TimeSlice(), sizes[0]
     buffers: list[Chunk] = []
     with memoryview(view) as whole:
         for number, size in enumerate(sizes[1:]):
             with whole[start : start + size] as part:
-                buffers.append(copy_of(part, turns, is_fixed=bool(read_only >> number & 1)))
+                buffers.append(copy_of(part, time_slice, is_fixed=bool(read_only >> number & 1)))
             start += size
         with whole[: sizes[0]] as part:
-            return pickle.load(PickleReader(part, turns), buffers=buffers)  # noqa: S301 - as in `decode`
+            return pickle.load(PickleReader(part, time_slice), buffers=buffers)  # noqa: S301 - as in `decode`
 
 
-def decode_known(data: bytes, otherwise: Any) -> Any:
-    """Rebuild a value out of modules that are imported here already; `otherwise` where it needs others."""
+def decode_known(data: bytes, default: Any) -> Any:
+    """Rebuild a value that needs only modules which are imported here already; `default` for any other."""
     try:
-        return _Known(io.BytesIO(data)).load()
+        return _NonImportingUnpickler(io.BytesIO(data)).load()
     except Exception:
-        return otherwise
+        return default
 
 
-class _Known(pickle.Unpickler):
-    """Imports nothing."""
+class _NonImportingUnpickler(pickle.Unpickler):
+    """Refuses what would have to be imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module not in sys.modules:
             raise ModuleNotFoundError(module)
         found = super().find_class(module, name)
-        return _find_here if found is find_sentinel else found
+        return _find_imported_sentinel if found is find_sentinel else found
 
 
-_find_here: Final = functools.partial(find_sentinel, imports=False)
+_find_imported_sentinel: Final = functools.partial(find_sentinel, imports=False)
 
 
 def read_only_bits(buffers: Iterable[Chunk]) -> int:

@@ -1,8 +1,7 @@
-"""How values, predictors and failures travel between processes: as bytes, with large buffers beside them.
+"""Values and inputs to bytes, with large buffers beside them.
 
-Plain pickle serves built-in types and classes of modules that the other side can import; anything else, and whatever
-`__main__` holds, goes by value through cloudpickle. What cannot travel is told apart from what failed: encoding raises
-`PayloadError`, and a failure that cannot be rebuilt arrives as a `PredictorError` with its text. No I/O happens here.
+Plain pickle serves built-in types and classes of modules that the other side can import; anything else, and all of
+`__main__`, goes by value through cloudpickle. No I/O happens here.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import attrs
 from engine._errors import name_shown, quote, say
 from engine._wire.failures import DEEPEST
 from engine._wire.incremental import COPY_STEP, PICKLE_STEP, AbandonedError, PickleWriter
-from engine._wire.picklers import DEFAULT_ADVICE, PROTOCOL, BoundedChunks, dump, payload_error, pickled
+from engine._wire.picklers import DEFAULT_ADVICE, PROTOCOL, BoundedFile, dump, payload_error, pickled
 from engine._wire.sentinels import AS_ANY_OBJECT
 
 if TYPE_CHECKING:
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
     from engine._wire.frames import Chunk
 
-SMALL: Final = 4096  # characters or bytes of what may stand in a frame's own words, or wait for others
-_FEW: Final = 64  # inputs that may
+SMALL: Final = 4096  # characters or bytes of a value that may stand in a frame's `meta`, or be batched with others
+_PLAIN_INPUTS: Final = 64  # inputs of a call that may
 
-# Immutable, and no code of anybody's runs when they are encoded.
+# Immutable, and encoding them runs no Python code.
 _ATOMS: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
 
 
@@ -39,7 +38,7 @@ class Payload:
     Attributes:
         data: the pickle, or its beginning.
         buffers: contiguous bytes outside it, in its order.
-        more: the rest of the pickle, where it was made in pieces.
+        more: the rest of the pickle, where it was made in steps.
     """
 
     data: bytes
@@ -48,7 +47,7 @@ class Payload:
 
     @property
     def chunks(self) -> list[Chunk]:
-        """Everything, one after the other."""
+        """The pickle and the buffers, in order."""
         return [self.data, *self.more, *self.buffers]
 
     @property
@@ -57,12 +56,12 @@ class Payload:
         return (len(self.data) + sum(map(len, self.more)), *map(len, self.buffers))
 
 
-def encode(value: Any, whole: Collection[str] = ()) -> Payload:
+def encode(value: Any, by_value_modules: Collection[str] = ()) -> Payload:
     """Encode any value, its large buffers outside.
 
     Args:
         value: what is to travel.
-        whole: names of modules of which everything is taken by value.
+        by_value_modules: names of modules of which everything is taken by value.
 
     Raises:
         BaseException: whatever its pickling raises; see `payload_error`.
@@ -70,12 +69,12 @@ def encode(value: Any, whole: Collection[str] = ()) -> Payload:
     if _is_atom(value):
         return Payload(pickle.dumps(value, PROTOCOL))
     buffers: list[Chunk] = []
-    data = pickled(value, buffers, whole=whole)
+    data = pickled(value, buffers, by_value_modules=by_value_modules)
     return Payload(data, buffers)
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is immutable, small, and told by its value alone, so that it may stand in a frame's own words."""
+    """Whether a value is immutable, small, and told by its value alone, so that it may stand in a frame's `meta`."""
     kind = type(value)
     if kind is str or kind is bytes:
         return len(value) <= SMALL  # type: ignore[arg-type]
@@ -91,41 +90,42 @@ def _is_atom(value: object) -> bool:
 
 def are_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether inputs are few and plain."""
-    if args or len(kwargs) > _FEW:
+    if args or len(kwargs) > _PLAIN_INPUTS:
         return False
-    for value in kwargs.values():  # noqa: SIM110 - with every call
+    for value in kwargs.values():  # noqa: SIM110 - with every call, and `all` is slower
         if not is_plain(value):
             return False
     return True
 
 
-def encode_at_once(args: tuple[Any, ...], kwargs: dict[str, Any], whole: Collection[str] = ()) -> Payload | None:
+def encode_at_once(
+    args: tuple[Any, ...], kwargs: dict[str, Any], by_value_modules: Collection[str] = ()
+) -> Payload | None:
     """Encode the inputs of a call on an event loop; `None` where they are too large for that, or cannot travel.
 
-    Buffers, bytes and text are sized by looking. Everything else is begun, and left once it is more than pickle writes
-    at a time.
+    Buffers, bytes and text are measured first. Everything else is pickled until it exceeds one step.
     """
     buffers: list[Chunk] = []
-    chunks = _at_once((args, kwargs), buffers, whole)
+    chunks = _at_once((args, kwargs), buffers, by_value_modules)
     return None if chunks is None else Payload(chunks[0], buffers, chunks[1:])
 
 
-def _at_once(value: Any, buffers: list[Chunk] | None, whole: Collection[str] = ()) -> list[bytes] | None:
+def _at_once(value: Any, buffers: list[Chunk] | None, by_value_modules: Collection[str] = ()) -> list[bytes] | None:
     seen = _sizes_in(value)
     if seen > COPY_STEP:
         return None
-    file = BoundedChunks(PICKLE_STEP + seen)
+    file = BoundedFile(PICKLE_STEP + seen)
     try:
-        dump(value, file, buffers, whole=whole, is_hurried=True)
+        dump(value, file, buffers, by_value_modules=by_value_modules, is_on_loop=True)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # too large, or told where all of it is tried
+    except BaseException:  # too large, or it cannot travel: `encode_inputs` will say why
         return None
     return file.chunks
 
 
 def _sizes_in(value: object) -> int:
-    """Bytes, as far as a short look goes, that a value has in texts, bytes and buffers, each taken in one step."""
+    """Count the bytes of texts, bytes and buffers in a value's first few objects: pickle copies each in one step."""
     size, seen = 0, [value]
     for each in islice(seen, _MOST_SIZED):  # which grows meanwhile
         kind: Any = type(each)
@@ -142,11 +142,11 @@ def _sizes_in(value: object) -> int:
     return size
 
 
-_MOST_SIZED: Final = 32  # objects that are looked at
+_MOST_SIZED: Final = 32  # objects that are measured
 
 
 def _size_of_buffer(value: object) -> int:
-    """Bytes in a buffer, or in something that says how many it has; 0 for anything else."""
+    """Give the bytes of a buffer, or of an object with `nbytes`; 0 for anything else."""
     known: Any = value
     try:
         return int(known.nbytes) if hasattr(type(known), "nbytes") else memoryview(known).nbytes
@@ -157,29 +157,29 @@ def _size_of_buffer(value: object) -> int:
 def encode_inputs(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    whole: Collection[str] = (),
+    by_value_modules: Collection[str] = (),
     is_abandoned: Callable[[], bool] | None = None,
 ) -> Payload:
-    """Encode the inputs of a call, in pieces between which other threads have their turn.
+    """Encode the inputs of a call in short steps, between which other threads get the GIL.
 
     Args:
         args: inputs by place.
         kwargs: inputs by name.
-        whole: names of modules of which everything is taken by value.
-        is_abandoned: tells, between two pieces, whether the call no longer waits for it.
+        by_value_modules: names of modules of which everything is taken by value.
+        is_abandoned: tells, between two steps, whether the call was abandoned.
 
     Raises:
         PayloadError: one of them cannot travel; it is named.
-        UnwantedError: the call no longer waits for it.
+        AbandonedError: the call was abandoned.
     """
     try:
-        return _encode_in_steps((args, kwargs), is_abandoned, whole)
+        return _encode_in_steps((args, kwargs), is_abandoned, by_value_modules)
     except (KeyboardInterrupt, AbandonedError):
         raise
     except BaseException as error:
         failure = error
     advice = (
-        _LEAVE_ALONE if isinstance(failure, RuntimeError) and "during iteration" in say(failure) else DEFAULT_ADVICE
+        _CHANGED_ADVICE if isinstance(failure, RuntimeError) and "during iteration" in say(failure) else DEFAULT_ADVICE
     )
     for name, value in (*enumerate(args), *kwargs.items()):
         own = _failure_of(value, is_abandoned)
@@ -189,22 +189,24 @@ def encode_inputs(
     raise payload_error("the inputs", kwargs, failure, "", advice) from failure
 
 
-_LEAVE_ALONE: Final = (
+_CHANGED_ADVICE: Final = (
     "It was changed while it was encoded: leave inputs as they are from the first await of a call until its body has "
     "started, or pass a copy"
 )
 
 
-def _encode_in_steps(value: Any, is_abandoned: Callable[[], bool] | None, whole: Collection[str] = ()) -> Payload:
+def _encode_in_steps(
+    value: Any, is_abandoned: Callable[[], bool] | None, by_value_modules: Collection[str] = ()
+) -> Payload:
     buffers: list[Chunk] = []
-    pieces = PickleWriter(is_abandoned)
-    dump(value, pieces, buffers, whole=whole)
-    first, *more = pieces.chunks
+    file = PickleWriter(is_abandoned)
+    dump(value, file, buffers, by_value_modules=by_value_modules)
+    first, *more = file.chunks
     return Payload(first, buffers, more)
 
 
 def _failure_of(value: object, is_abandoned: Callable[[], bool] | None) -> BaseException | None:
-    """What keeps a value from being encoded."""
+    """Give what is raised when a value is encoded; `None` if it can be."""
     try:
         _encode_in_steps(value, is_abandoned)
     except (KeyboardInterrupt, AbandonedError):
@@ -215,22 +217,22 @@ def _failure_of(value: object, is_abandoned: Callable[[], bool] | None) -> BaseE
 
 
 def _place_in(value: object, path: str, is_abandoned: Callable[[], bool] | None) -> str:
-    """Where in a value that cannot be encoded the innermost part is that cannot; empty if that is not soon found."""
+    """Find the innermost part of a value that cannot be encoded; empty if a bounded search does not find it."""
     found = ""
     left = iter(range(_MOST_TRIED))
-    with contextlib.suppress(Exception):  # an object may refuse to be looked into
+    with contextlib.suppress(Exception):  # an object may raise when its parts are read
         for _ in range(DEEPEST):
             parts = ((step, part) for step, part in _parts_of(value) if not _is_atom(part))
             tried = ((step, part) for _, (step, part) in zip(left, parts, strict=False))
             step, value = next((each for each in tried if _failure_of(each[1], is_abandoned) is not None), ("", None))
-            if not step:  # nothing in it, so that it is the one itself
+            if not step:  # all parts of it can be encoded: it is the culprit itself
                 return found
             path += step
             found = f"{name_shown(path)} of type {name_shown(type(value).__qualname__)}"
     return ""
 
 
-_MOST_TRIED: Final = 256  # parts of an input that are tried
+_MOST_TRIED: Final = 256  # parts of an input that are encoded in the search
 
 
 def _parts_of(value: object) -> Iterator[tuple[str, object]]:
@@ -246,19 +248,19 @@ def _parts_of(value: object) -> Iterator[tuple[str, object]]:
         yield from ((f".{name}", getattr(value, name, None)) for name in tuple(names))
 
 
-_MOST_LOOKED_AT: Final = 10_000  # of one container
+_MOST_LOOKED_AT: Final = 10_000  # parts of one container
 
 
 def encode_whole(value: Any, is_abandoned: Callable[[], bool] | None = None) -> bytes:
-    """Encode any value, with everything inside, in pieces between which other threads have their turn.
+    """Encode any value with its buffers inside, in short steps, between which other threads get the GIL.
 
     Raises:
-        UnwantedError: the call no longer waits for it.
+        AbandonedError: the call was abandoned.
         BaseException: whatever its pickling raises; see `payload_error`.
     """
-    pieces = PickleWriter(is_abandoned)
-    dump(value, pieces, None)
-    return pieces.joined()
+    file = PickleWriter(is_abandoned)
+    dump(value, file, None)
+    return file.joined()
 
 
 def encode_whole_at_once(value: Any) -> bytes | None:

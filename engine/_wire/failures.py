@@ -1,4 +1,4 @@
-"""How failures travel: as they were raised, or as what stands for them where the other side cannot rebuild them."""
+"""Exceptions to what the other side can raise: the exception itself, or a `PredictorError` with its texts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from engine._records import cut, traceback_of
 from engine._wire.picklers import TooLargeError, has_own_constructor, measured, pickled
 
 LARGEST_FAILURE: Final = 1 << 20  # bytes of an encoded exception; a larger one travels as text, cut
-_WIDEST: Final = 15  # exceptions of a group whose tracebacks are shown
-DEEPEST: Final = 8  # causes of causes, and contexts of contexts, that travel with a failure
-
-
-# Failures
+_MOST_SHOWN: Final = 15  # exceptions of a group whose tracebacks are shown
+DEEPEST: Final = 8  # levels of causes and contexts that travel with a failure, or are searched in a value
 
 
 def sanitized(error: BaseException) -> BaseException:
-    """An exception that can be handled: itself, or a `PredictorError` for one whose attributes cannot be read."""
+    """Give an exception that is safe to handle: itself, or a `PredictorError` where its attributes cannot be read."""
     try:
         for name in ("__class__", "__dict__", "__traceback__", "args"):
             getattr(error, name)
@@ -33,30 +30,30 @@ def sanitized(error: BaseException) -> BaseException:
 
 
 def pack_failure(error: BaseException, depth: int = 0) -> tuple[Any, ...]:
-    """Turn an exception into built-in types: itself encoded where that can be undone, its texts, what is behind it."""
+    """Turn an exception into built-in types: its pickle where it can be rebuilt, its texts, its cause and context."""
     error = sanitized(error)
     try:
         found = _rebuildable(error, set())
         whole = None if found is None else found[1]
         text, traceback = _texts_of(error)
-        behind = [
-            None if each is None or depth == DEEPEST else pack_failure(each, depth + 1) for each in _behind(error)
+        chained = [
+            None if each is None or depth == DEEPEST else pack_failure(each, depth + 1) for each in _chained(error)
         ]
-    except BaseException as own:  # something in it raises that nothing should
+    except BaseException as own:  # a method of the exception's class raises
         traceback = ""
-        with contextlib.suppress(BaseException):  # and its own story may include that
+        with contextlib.suppress(BaseException):  # and showing that may raise again
             traceback = traceback_of(own)
         return None, type(error).__qualname__, "unrepresentable", traceback, None, None
-    return whole, type(error).__qualname__, text, traceback, *behind
+    return whole, type(error).__qualname__, text, traceback, *chained
 
 
-def _behind(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """What an exception was raised from, and what was being handled then, where that is to be shown."""
+def _chained(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Give an exception's cause, and its context where that is not suppressed."""
     cause, context = _cause_in(error), None if _is_suppressed_in(error) else _context_in(error)
     return None if cause is None else sanitized(cause), None if context is None else sanitized(context)
 
 
-# What an exception has, whatever its class has under these names.
+# Read past the exception's class, which may define attributes of these names that raise.
 _cause_in, _context_in, _is_suppressed_in, _traceback_in = (
     vars(BaseException)[name].__get__ for name in ("__cause__", "__context__", "__suppress_context__", "__traceback__")
 )
@@ -79,9 +76,9 @@ def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
     if not isinstance(error, BaseException):
         error = PredictorError(f"{name_shown(name)}: {text}", name, traceback)
     if place:
-        with contextlib.suppress(Exception):  # it may refuse attributes: then it arrives without its traceback
+        with contextlib.suppress(Exception):  # its class may refuse attributes: then it arrives without its traceback
             error.add_note(f"{place}:\n{traceback.rstrip()}")
-    with contextlib.suppress(Exception):  # the same
+    with contextlib.suppress(Exception):  # nor these attributes
         if context is not None:
             error.__context__ = unpack_failure(context, "")  # its traceback stands above, in the note
         if cause is not None:
@@ -89,20 +86,20 @@ def unpack_failure(packed: tuple[Any, ...], place: str) -> BaseException:
     return error
 
 
-def _rebuildable(error: BaseException, apart: set[int]) -> tuple[BaseException, bytes] | None:
-    """An exception and its pickle, if unpickling gives the like; a group keeps the leaves that can travel.
+def _rebuildable(error: BaseException, without_constructor: set[int]) -> tuple[BaseException, bytes] | None:
+    """Give an exception and its pickle, if unpickling gives its like; a group keeps the leaves that can travel.
 
     Unpickling calls its class with its `args`. Where that fails or gives another text, since the constructor takes
-    something else, the exception's `id` is put into `apart`, and it is rebuilt without its constructor.
+    something else, the exception's `id` is put into `without_constructor`, and it is rebuilt without its constructor.
     """
     second: bytes | None = None
     for is_apart in (False, True):
         if is_apart:
             if not has_own_constructor(type(error)):
                 break
-            apart.add(id(error))
+            without_constructor.add(id(error))
         try:
-            data = pickled(error, None, LARGEST_FAILURE, apart)
+            data = pickled(error, None, LARGEST_FAILURE, without_constructor)
             made = pickle.loads(data)  # noqa: S301 - our own bytes
             if type(made) is type(error):
                 if is_apart or say(made) == say(error):
@@ -110,20 +107,22 @@ def _rebuildable(error: BaseException, apart: set[int]) -> tuple[BaseException, 
                 second = data
         except TooLargeError:
             break
-        except BaseException:  # noqa: S112 - the other way may do
+        except BaseException:  # noqa: S112 - it may succeed without the constructor
             continue
-    apart.discard(id(error))
+    without_constructor.discard(id(error))
     if second is not None:
         return error, second
-    group = _portable_group(error, apart) if isinstance(error, BaseExceptionGroup) else None
-    return None if group is None else _rebuildable(group, apart)
+    group = _portable_group(error, without_constructor) if isinstance(error, BaseExceptionGroup) else None
+    return None if group is None else _rebuildable(group, without_constructor)
 
 
-def _portable_group(group: BaseExceptionGroup[Any], apart: set[int]) -> BaseExceptionGroup[Any] | None:
-    """A group whose leaves can travel; `None` if it is the group itself that cannot."""
-    before = len(apart)
-    leaves = [_portable_leaf(sanitized(each), apart) for each in group.exceptions]
-    if len(apart) == before and all(leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)):
+def _portable_group(group: BaseExceptionGroup[Any], without_constructor: set[int]) -> BaseExceptionGroup[Any] | None:
+    """Make a group whose leaves can travel; `None` if they all can, so that it is the group itself that cannot."""
+    before = len(without_constructor)
+    leaves = [_portable_leaf(sanitized(each), without_constructor) for each in group.exceptions]
+    if len(without_constructor) == before and all(
+        leaf is each for leaf, each in zip(leaves, group.exceptions, strict=True)
+    ):
         return None
     derived = group.derive(leaves)
     for note in getattr(group, "__notes__", ()):
@@ -131,8 +130,8 @@ def _portable_group(group: BaseExceptionGroup[Any], apart: set[int]) -> BaseExce
     return derived
 
 
-def _portable_leaf(error: BaseException, apart: set[int]) -> BaseException:
-    found = _rebuildable(error, apart)
+def _portable_leaf(error: BaseException, without_constructor: set[int]) -> BaseException:
+    found = _rebuildable(error, without_constructor)
     if found is not None:
         return found[0]
     name = type(error).__qualname__
@@ -141,33 +140,33 @@ def _portable_leaf(error: BaseException, apart: set[int]) -> BaseException:
 
 
 def _texts_of(error: BaseException) -> tuple[str, str]:
-    """An exception's text and its traceback's; what is huge in it, or in what goes with it, is not shown whole."""
-    going_along = {id(error): error}
+    """Give an exception's text and its traceback's; huge values in it, or in what it is chained to, are shown cut."""
+    connected = {id(error): error}
     left = [error]
     while left:
         each = left.pop()
         inner = map(sanitized, each.exceptions) if isinstance(each, BaseExceptionGroup) else ()
-        news = [other for other in (*_behind(each), *inner) if other is not None and id(other) not in going_along]
-        going_along.update((id(other), other) for other in news)
+        news = [other for other in (*_chained(each), *inner) if other is not None and id(other) not in connected]
+        connected.update((id(other), other) for other in news)
         left += news
-    if not any(map(_is_huge, going_along.values())):
+    if not any(map(_is_huge, connected.values())):
         return say(error), traceback_of(error)
-    return _short_text_of(error), cut(_story_of(error))
+    return _short_text_of(error), cut(_traceback_without_huge(error))
 
 
-def _story_of(error: BaseException, depth: int = 0) -> str:
-    """The text of a traceback in which nothing is pictured that is huge."""
+def _traceback_without_huge(error: BaseException, depth: int = 0) -> str:
+    """Format a traceback without a `repr` of anything huge."""
     from textwrap import indent
 
-    story = f"{_frames_of(error)}{type(error).__qualname__}: {_short_text_of(error)}"
+    text = f"{_frames_of(error)}{type(error).__qualname__}: {_short_text_of(error)}"
     if depth == DEEPEST:
-        return story
-    inner = error.exceptions[:_WIDEST] if isinstance(error, BaseExceptionGroup) else ()
+        return text
+    inner = error.exceptions[:_MOST_SHOWN] if isinstance(error, BaseExceptionGroup) else ()
     for each in inner:
-        story += "\n" + indent(_story_of(each, depth + 1), "  | ")
-    cause, context = _behind(error)
+        text += "\n" + indent(_traceback_without_huge(each, depth + 1), "  | ")
+    cause, context = _chained(error)
     before = context if cause is None else cause
-    return story if before is None else f"{_story_of(before, depth + 1)}\n\nThis led to:\n\n{story}"
+    return text if before is None else f"{_traceback_without_huge(before, depth + 1)}\n\nThis led to:\n\n{text}"
 
 
 _shown_whole: Final = BaseException.__str__
@@ -175,7 +174,7 @@ _BRIEF: Final = {each.__str__ for each in (BaseExceptionGroup, UnicodeDecodeErro
 
 
 def _short_text_of(error: BaseException) -> str:
-    """An exception's text, made without a picture of what is huge in it."""
+    """Give an exception's text without a `repr` of anything huge."""
     shown = type(error).__str__
     is_text = shown is _shown_whole and len(error.args) == 1 and type(error.args[0]) is str
     return say(error) if is_text or shown in _BRIEF or not _is_huge(error) else quote(error.args)
@@ -189,7 +188,7 @@ def _is_huge(error: BaseException) -> bool:
             return False
         except TooLargeError:
             return True
-        except Exception:  # noqa: S112 - it cannot be pickled; measured it can
+        except Exception:  # noqa: S112 - it cannot be pickled, but it can be measured
             continue
     return False
 

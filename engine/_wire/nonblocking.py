@@ -1,4 +1,4 @@
-"""Writing to pipes that may be full: as much as they take, the rest kept in order; both ends of a worker do so."""
+"""Writes to a pipe that may be full: as much as it takes, the rest kept in order; used by both sides."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ if TYPE_CHECKING:
 
     from engine._wire.frames import Chunk
 
-_MOST: Final = 64  # chunks written at once
+_CHUNKS_AT_ONCE: Final = 64  # chunks in one system call, far below the limit of any system
 
 
-def send(descriptor: int, chunks: Sequence[Chunk], unsent: deque[memoryview]) -> bool:
-    """Write chunks behind what is `unsent`, and keep there what the pipe does not take; tell whether nothing is left.
+def write(descriptor: int, chunks: Sequence[Chunk], unsent: deque[memoryview]) -> bool:
+    """Write chunks after what is `unsent`, and keep there what the pipe does not take; tell whether nothing is left.
 
     Raises:
         OSError: the pipe is broken.
     """
     unsent.extend(memoryview(chunk) for chunk in chunks if len(chunk))
-    return send_rest(descriptor, unsent)
+    return flush(descriptor, unsent)
 
 
-def send_rest(descriptor: int, unsent: deque[memoryview]) -> bool:
-    """Write more of what is `unsent`; tell whether nothing is left.
+def flush(descriptor: int, unsent: deque[memoryview]) -> bool:
+    """Write what is `unsent`, as far as the pipe takes it; tell whether nothing is left.
 
     Raises:
         OSError: the pipe is broken.
     """
     try:
         while unsent:
-            written = os.writev(descriptor, list(unsent)[:_MOST])
+            written = os.writev(descriptor, list(unsent)[:_CHUNKS_AT_ONCE])
             while written:
                 first = unsent[0]
                 if written < first.nbytes:

@@ -1,4 +1,4 @@
-"""The picklers that values pass through, and what they refuse."""
+"""Plain pickle for what the other side can import, cloudpickle for anything else; and what is said of a refusal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine._wire.frames import Chunk
 
 PROTOCOL: Final = 5
-_ASIDE: Final = 4096  # bytes from which a buffer stands beside its pickle, where it is not copied
+_OUT_OF_BAND: Final = 4096  # bytes from which a buffer goes beside its pickle, where it is not copied
 
 
 DEFAULT_ADVICE: Final = "Pass what it is made from instead, or run the predictor with runner='thread'"
@@ -28,7 +28,7 @@ DEFAULT_ADVICE: Final = "Pass what it is made from instead, or run the predictor
 def payload_error(
     what: str, value: object, error: BaseException, place: str = "", advice: str = DEFAULT_ADVICE
 ) -> PayloadError:
-    """What somebody is told whose value cannot travel, because of what is at some `place` in it."""
+    """Make the error of a value that cannot travel, because of what is at some `place` in it."""
     kind = type(value)
     because = f" because of {place}" if place else ""
     return PayloadError(
@@ -41,27 +41,14 @@ def payload_error(
 
 
 class TooLargeError(Exception):
-    """What is encoded has more bytes than it may."""
+    """Raised where what is encoded has more bytes than it may."""
 
 
 # Pickling
 
 
-class _Bounded(io.BytesIO):
-    """A file that refuses to grow beyond some size."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def write(self, data: Any) -> int:
-        if self.tell() + len(data) > self._most:
-            raise TooLargeError
-        return super().write(data)
-
-
-class BoundedChunks:
-    """A file that keeps what comes, and refuses to grow beyond some size."""
+class BoundedFile:
+    """A file that is pickled into: keeps each chunk as it comes, and refuses to grow beyond `most` bytes."""
 
     __slots__ = ("_left", "chunks")
 
@@ -73,35 +60,43 @@ class BoundedChunks:
         self._left -= len(data)
         if self._left < 0:
             raise TooLargeError
-        self.chunks.append(data if data.__class__ is bytes else bytes(data))  # or it may change
+        self.chunks.append(
+            data if data.__class__ is bytes else bytes(data)
+        )  # pickle's own buffer, which it fills again
 
     def seek(self, _start: int) -> None:
-        """Go back to the beginning."""
+        """Go back to the beginning; only `dump` does, and never to another position."""
 
     def truncate(self) -> None:
+        """Drop what came so far."""
         self._left += sum(map(len, self.chunks))
         self.chunks.clear()
 
+    def getvalue(self) -> bytes:
+        """Join all chunks."""
+        return b"".join(self.chunks)
+
 
 class _Measure(pickle.Pickler):
-    """Runs no code of anybody's: of other than built-in types it counts nothing."""
+    """Pickles without running code of the value's classes: an object of any but built-in types counts as empty text."""
 
     def reducer_override(self, obj: object) -> Any:
         return NotImplemented if obj is str else (str, ())
 
 
 def measured(value: Any, _buffers: None, most: int) -> None:
-    _Measure(_Bounded(most), PROTOCOL).dump(value)
+    """Raise `TooLargeError` for a value of more than `most` bytes, as far as built-in types tell; see `_Measure`."""
+    _Measure(BoundedFile(most), PROTOCOL).dump(value)
 
 
 class _NotByReferenceError(Exception):
-    """A class or function was met that the other side cannot import."""
+    """Raised where a class or function is met that the other side cannot import."""
 
 
 class _Plain(pickle.Pickler):
-    """Plain pickle that stops at whatever would be found by reference, and could not be."""
+    """Plain pickle that stops at any class or function that the other side cannot import."""
 
-    apart: Collection[int] = ()
+    without_constructor: Collection[int] = ()
 
     def reducer_override(self, obj: Any) -> Any:
         cls = type(obj)
@@ -112,23 +107,24 @@ class _Plain(pickle.Pickler):
             note_importable(named)
         if id(cls) in sentinel_classes:
             return reduced_sentinel(obj) or NotImplemented
-        return _reduced(obj, self.apart) if issubclass(cls, BaseException) else NotImplemented
+        return _reduced(obj, self.without_constructor) if issubclass(cls, BaseException) else NotImplemented
 
 
 class _BuiltIn(_Plain):
-    """Plain pickle that stops at whatever is of no built-in type."""
+    """Plain pickle that stops at anything that is of no built-in type."""
 
     def reducer_override(self, _obj: Any) -> Any:
         raise _NotByReferenceError
 
 
-def _reduced(error: BaseException, apart: Collection[int]) -> Any:
-    """How an exception travels that is rebuilt without its constructor, for it is one of those `apart`.
+def _reduced(error: BaseException, without_constructor: Collection[int]) -> Any:
+    """Reduce an exception whose `id` is in `without_constructor`, so that it is rebuilt without its constructor.
 
-    One that refuses to have attributes set, as a frozen dataclass does, has its own way, too; all others have theirs.
+    An exception that refuses to have attributes set, as a frozen dataclass does, is reduced specially, too; any other
+    as its class says.
     """
     kind = type(error)
-    if id(error) in apart:
+    if id(error) in without_constructor:
         args, *state = _builtin_base(kind).__reduce__(error)[1:]
         return _made_without_constructor, (kind, args, {**(state[0] if state else {}), **_slots_of(error)})
     if kind.__setattr__ is BaseException.__setattr__ or kind.__setstate__ is not BaseException.__setstate__:
@@ -141,12 +137,12 @@ _WITH_STATE: Final = 3  # parts of an exception's reduction where it has attribu
 
 
 def has_own_constructor(kind: type[BaseException]) -> bool:
-    """Whether a constructor is Python code, so that there are arguments which `args` may not tell."""
+    """Whether a constructor is Python code, so that it may take other arguments than `args` has."""
     return isinstance(kind.__init__, types.FunctionType) or isinstance(kind.__new__, types.FunctionType)
 
 
 def _builtin_base(kind: type[BaseException]) -> Any:
-    """The exception of the interpreter's own that a class is made from."""
+    """Find the built-in exception that a class is derived from."""
     while kind.__flags__ & _MADE_AT_RUN_TIME:
         kind = kind.__base__  # type: ignore[assignment]  # there is always one
     return kind
@@ -156,7 +152,7 @@ _MADE_AT_RUN_TIME: Final = 1 << 9  # of a type's flags
 
 
 def _slots_of(error: BaseException) -> dict[str, Any]:
-    """What an exception has in slots of its classes, which its reduction leaves out."""
+    """Give what an exception has in slots of its classes, which its reduction leaves out."""
     import copyreg
 
     names = copyreg._slotnames(type(error))  # type: ignore[attr-defined]  # noqa: SLF001 - what `object.__reduce_ex__` uses
@@ -170,7 +166,7 @@ def _made_without_constructor(kind: type[BaseException], args: tuple[Any, ...], 
     for name, value in state.items():
         try:
             base.__setattr__(error, name, value)
-        except AttributeError:  # something of the class's is in the way
+        except AttributeError:  # the class has a read-only property of this name
             error.__dict__[name] = value
     return error
 
@@ -185,19 +181,19 @@ def pickled(
     value: Any,
     buffers: list[Chunk] | None,
     most: int | None = None,
-    apart: Collection[int] = (),
+    without_constructor: Collection[int] = (),
     *,
-    holds_files: bool = True,
-    whole: Collection[str] = (),
+    allows_files: bool = True,
+    by_value_modules: Collection[str] = (),
 ) -> bytes:
-    """Pickle a value into one piece; see `dump`.
+    """Pickle a value to bytes; see `dump`.
 
     Raises:
         TooLargeError: it has more than `most` bytes.
         BaseException: whatever its pickling raises.
     """
-    file = io.BytesIO() if most is None else _Bounded(most)
-    dump(value, file, buffers, apart, holds_files=holds_files, whole=whole)
+    file = io.BytesIO() if most is None else BoundedFile(most)
+    dump(value, file, buffers, without_constructor, allows_files=allows_files, by_value_modules=by_value_modules)
     return file.getvalue()
 
 
@@ -205,52 +201,57 @@ def dump(
     value: Any,
     file: Any,
     buffers: list[Chunk] | None,
-    apart: Collection[int] = (),
+    without_constructor: Collection[int] = (),
     *,
-    holds_files: bool = True,
-    whole: Collection[str] = (),
-    is_hurried: bool = False,
+    allows_files: bool = True,
+    by_value_modules: Collection[str] = (),
+    is_on_loop: bool = False,
 ) -> None:
     """Pickle a value into an empty file, its large buffers into `buffers` if there is such a list.
 
-    Exceptions whose `id` is in `apart` will be rebuilt without their constructor. A text file that is open for reading
-    arrives as what is left to read in it, if the value `holds_files`. What a module of those `whole` defines goes by
-    value.
+    Exceptions whose `id` is in `without_constructor` will be rebuilt without it. A text file that is open for reading
+    arrives as what is left to read in it, if `allows_files`. What is defined in the `by_value_modules` goes by value.
 
     Raises:
-        TooLargeError: the file takes no more; or cloudpickle would have to be imported, and it `is_hurried`.
+        TooLargeError: the file takes no more; or it `is_on_loop`, and importing cloudpickle would block that.
         BaseException: whatever its pickling raises.
     """
 
-    def aside(buffer: pickle.PickleBuffer) -> bool:
+    def out_of_band(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
-        is_small = len(view) < _ASIDE
+        is_small = len(view) < _OUT_OF_BAND
         if not is_small:
-            buffers.append(view)  # type: ignore[union-attr]  # there is one
+            buffers.append(view)  # type: ignore[union-attr]  # not None, or this is not the callback
         return is_small
 
-    callback = None if buffers is None else aside
+    callback = None if buffers is None else out_of_band
     try:
-        plain = (_BuiltIn if whole else _Plain)(file, PROTOCOL, buffer_callback=callback)
-        plain.apart = apart
+        plain = (_BuiltIn if by_value_modules else _Plain)(file, PROTOCOL, buffer_callback=callback)
+        plain.without_constructor = without_constructor
         plain.dump(value)
         return
     except TooLargeError:
         raise
-    except Exception:  # what is no Exception wants to be out of here
-        if is_hurried and "engine._wire.by_value" not in sys.modules:
+    except Exception:  # not BaseException: Ctrl-C, and an abandoned call, end the encoding
+        if is_on_loop and "engine._wire.by_value" not in sys.modules:
             raise TooLargeError from None
         file.seek(0)
         file.truncate()
         if buffers is not None:
             buffers.clear()
-    cloud = _by_value(file, callback)  # out here, so that what it raises is told alone
-    cloud.apart, cloud.holds_files, cloud.whole = apart, holds_files, whole
+    cloud = _by_value(
+        file, callback
+    )  # after the `except`, so that what it raises does not have the first failure as its context
+    cloud.without_constructor, cloud.allows_files, cloud.by_value_modules = (
+        without_constructor,
+        allows_files,
+        by_value_modules,
+    )
     cloud.dump(value)
 
 
 def _by_value(file: Any, callback: Callable[[pickle.PickleBuffer], Any] | None) -> Any:
-    """A pickler of what is taken by value; imported only where something needs it, for it is not cheap to import."""
+    """Make a pickler that takes what cannot be imported by value; cloudpickle is imported here, for that is slow."""
     from engine._wire.by_value import Cloud
 
     made = Cloud(file, PROTOCOL, callback)

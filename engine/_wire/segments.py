@@ -1,8 +1,8 @@
-"""Shared memory between an engine and one worker: where large payloads lie, so that a pipe carries only their place.
+"""Shared memory between an engine and one worker: where large payloads lie, so that a pipe carries only their location.
 
-A segment is memory without a name, made before its worker starts and inherited by it, so nothing can be left behind
-whoever dies. It grows as needed and is used again and again: fresh pages cost thirty times what a copy costs. Room is
-allocated before it is written, and where there is none the caller sends the bytes another way.
+A segment is memory without a name, made before its worker starts and inherited by it, so the kernel frees it
+when both processes are gone, however they ended. It grows as needed and is reused: fresh pages cost thirty times what a
+copy costs. Room is allocated before it is written, and where there is none the caller sends the bytes by the pipe.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from engine._wire.incremental import TimeSlice
 
 SHARED_FROM: Final = 1 << 15  # bytes from which a payload goes by shared memory: below, a pipe is as fast
-SEGMENT_LIMIT: Final = 1 << 28  # bytes up to which several partials lie side by side; a single one may be larger
+SEGMENT_LIMIT: Final = (
+    1 << 28
+)  # bytes a segment keeps between calls, and may hold several partials in; one may be larger
 _STEP: Final = 1 << 20  # bytes a segment grows by
 
 
@@ -35,8 +37,8 @@ def make_segment() -> int:
     """
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("engine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        with suppress(OSError):  # an older system
-            os.fchmod(descriptor, 0o600)  # other users find it in /proc, too
+        with suppress(OSError):  # a kernel without seals
+            os.fchmod(descriptor, 0o600)  # other users could open it through /proc
             # What is mapped by one side must not be cut off by the other: reading it would end the process by SIGBUS.
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         return descriptor
@@ -56,11 +58,11 @@ class Segment:
     __slots__ = ("_descriptor", "_map", "_wanted", "is_oversized")
 
     def __init__(self, descriptor: int) -> None:
-        """See nothing yet; memory is mapped when it is first used."""
+        """Map nothing yet; memory is mapped when it is first used."""
         self._descriptor = descriptor
         self._map: mmap.mmap | None = None
         self._wanted = 0
-        self.is_oversized = False  # more than `SEGMENT_LIMIT` was wanted, so that there may be something to `trim`
+        self.is_oversized = False  # more than `SEGMENT_LIMIT` was wanted, so that there may be memory to `trim`
 
     @property
     def size(self) -> int:
@@ -76,13 +78,17 @@ class Segment:
         rounded = _rounded(size)
         try:
             if rounded > os.fstat(self._descriptor).st_size:
-                os.ftruncate(self._descriptor, rounded)  # which takes no memory yet, and cannot be undone where sealed
+                os.ftruncate(
+                    self._descriptor, rounded
+                )  # takes no memory yet; where the segment is sealed, it can never be shortened again
             found = mmap.mmap(self._descriptor, rounded)
         except (OSError, ValueError, OverflowError):  # address space or file size at its limit
             return False
         try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._descriptor, 0, rounded)  # checked: written pages never end in SIGBUS
+                os.posix_fallocate(
+                    self._descriptor, 0, rounded
+                )  # without it, a write could end in SIGBUS where memory is short
         except OSError:  # memory at its limit
             found.close()
             return False
@@ -90,31 +96,31 @@ class Segment:
         self._map = found
         return True
 
-    def write(self, start: int, chunks: Sequence[Chunk], turns: TimeSlice | None = None) -> None:
-        """Copy `chunks`, one after the other, to where there is room for them; with `turns`, in pieces."""
+    def write(self, start: int, chunks: Sequence[Chunk], time_slice: TimeSlice | None = None) -> None:
+        """Copy `chunks`, one after the other, to where there is room for them; with a `time_slice`, in steps."""
         if self._map is None:
             raise AssertionError("room is made before it is written")
         with memoryview(self._map) as view:
             for chunk in chunks:
                 end = start + len(chunk)
-                if turns is None:
+                if time_slice is None:
                     view[start:end] = chunk
                 else:
-                    with view[start:end] as there:
-                        copy_into(there, chunk, turns)
+                    with view[start:end] as part:
+                        copy_into(part, chunk, time_slice)
                 start = end
 
     def read(self, start: int, size: int) -> memoryview:
-        """See what the other side wrote; release the view before anything else is done here.
+        """Give a view of what the other side wrote; to be released before the segment is used again.
 
         Raises:
             ValueError: the other side never wrote so far.
         """
         if start + size > self.size:
-            there = os.fstat(self._descriptor).st_size
-            if start + size > there:
-                raise ValueError(f"{start + size} bytes of {there} in shared memory")
-            self._remap(min(there, _rounded(start + size)))
+            written = os.fstat(self._descriptor).st_size
+            if start + size > written:
+                raise ValueError(f"{start + size} bytes of {written} in shared memory")
+            self._remap(min(written, _rounded(start + size)))
         with memoryview(self._map) as view:  # type: ignore[arg-type]  # mapped by now
             return view[start : start + size]
 
@@ -134,31 +140,31 @@ class Segment:
 
     def close(self) -> None:
         """Unmap; where Ctrl-C left a view in a traceback, that keeps its memory as long as there is the traceback."""
-        there, self._map = self._map, None
-        if there is not None:
+        mapped, self._map = self._map, None
+        if mapped is not None:
             with suppress(BufferError):
-                there.close()
+                mapped.close()
 
     def _remap(self, size: int) -> None:
-        found = mmap.mmap(self._descriptor, size)
+        mapped = mmap.mmap(self._descriptor, size)  # before the other is closed: it may fail
         self.close()
-        self._map = found
+        self._map = mapped
 
 
 def _rounded(size: int) -> int:
     return -(-size // _STEP) * _STEP
 
 
-def _give_back(descriptor: int, there: mmap.mmap, start: int) -> None:
+def _give_back(descriptor: int, mapped: mmap.mmap, start: int) -> None:
     """Give the memory of a segment from `start` on back to the system; one that is sealed keeps its length."""
     try:
         os.ftruncate(descriptor, start)
     except PermissionError:
-        there.madvise(mmap.MADV_REMOVE, start, len(there) - start)
+        mapped.madvise(mmap.MADV_REMOVE, start, len(mapped) - start)
 
 
 class Ring:
-    """Where in a segment the partials lie that its reader has not taken yet; room is used again in their order."""
+    """Where in a segment the partials lie that the engine has not taken yet; room is freed in their order."""
 
     __slots__ = ("_segment", "held")
 
@@ -168,12 +174,12 @@ class Ring:
         self.held: deque[tuple[int, int, int]] = deque()  # index of the partial, where it begins and ends
 
     def free(self, taken: int) -> None:
-        """The partials before the index `taken` need their room no more."""
+        """Free the room of the partials before the index `taken`."""
         while self.held and self.held[0][0] < taken:
             self.held.popleft()
 
     def clear(self) -> None:
-        """Nothing is held any more."""
+        """Free all room, before the first partial of a call."""
         self.held.clear()
         if self._segment.is_oversized:
             self._segment.trim()
@@ -190,10 +196,10 @@ class Ring:
         if not self.held:
             return 0
         first, last = self.held[0][1], self.held[-1][2]
-        if last <= first:  # it has wrapped: free is what lies between
+        if last <= first:  # it has wrapped around: what is free lies between the two
             return last if last + size <= first else None
         if last + size <= self._segment.size:
             return last
         if size <= first:
             return 0
-        return last if last + size <= SEGMENT_LIMIT else None
+        return last if last + size <= SEGMENT_LIMIT else None  # behind all others, where the segment grows

@@ -58,11 +58,11 @@ class Snapshot:
         holds: whether it keeps anything alive but numbers, texts and code.
     """
 
-    __slots__ = ("_functions", "_home", "_lost", "_meanwhile", "_variables", "_whole", "holds")
+    __slots__ = ("_by_value_modules", "_functions", "_home", "_lost", "_meanwhile", "_variables", "holds")
 
-    def __init__(self, target: Any, whole: Collection[str] = ()) -> None:
+    def __init__(self, target: Any, by_value_modules: Collection[str] = ()) -> None:
         """Note what there is."""
-        self._whole = whole
+        self._by_value_modules = by_value_modules
         self._meanwhile: set[str] = set()  # modules that it takes by value, which may go by name once more
         self._lost: list[object] = []  # references to what is gone
         self._functions: list[tuple[str, weakref.ref[types.FunctionType], types.CodeType, Any, Any]] = []
@@ -95,7 +95,7 @@ class Snapshot:
 
     def _is_by_value(self, named: Any) -> bool:
         module = getattr(named, "__module__", None)
-        if module in self._whole or not hasattr(named, "__qualname__"):
+        if module in self._by_value_modules or not hasattr(named, "__qualname__"):
             return True
         if is_importable(named):
             return False

@@ -1,4 +1,4 @@
-"""How predictors travel: by name where a worker can import them, by value otherwise."""
+"""Predictors to bytes: by reference where a worker can import them, by value otherwise."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
 
-def encode_target(tag: str, target: Any, whole: Collection[str] = ()) -> bytes:
+def encode_target(tag: str, target: Any, by_value_modules: Collection[str] = ()) -> bytes:
     """Encode a function, class or object to run: by reference where the other side can import it.
 
     Args:
         tag: its tag.
-        target: itself.
-        whole: names of modules of which everything is taken by value all the same.
+        target: the function, class or object.
+        by_value_modules: names of modules of which everything goes by value, importable or not.
 
     Raises:
-        PayloadError: it cannot travel; what it holds that cannot is named.
+        PayloadError: it cannot travel; the variable that cannot is named.
     """
     try:
-        return _pickled_target(target, whole)
+        return _pickled_target(target, by_value_modules)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         failure = error
-    name, value = _culprit(target, whole)
+    name, value = _culprit(target, by_value_modules)
     what = f"the predictor {tag}" if name is None else f"{quote(name)}, which the predictor {tag} uses,"
     raise payload_error(what, target if name is None else value, failure) from failure
 
 
-def _pickled_target(target: Any, whole: Collection[str]) -> bytes:
-    pieces = PickleWriter()
-    dump(target, pieces, None, holds_files=False, whole=whole)
-    return pieces.joined()
+def _pickled_target(target: Any, by_value_modules: Collection[str]) -> bytes:
+    file = PickleWriter()
+    dump(target, file, None, allows_files=False, by_value_modules=by_value_modules)
+    return file.joined()
 
 
-def _culprit(target: Any, whole: Collection[str]) -> tuple[str | None, object]:
-    """The variable of a function, or of a class's methods, that keeps it from travelling."""
+def _culprit(target: Any, by_value_modules: Collection[str]) -> tuple[str | None, object]:
+    """Find the variable of a function, or of a class's methods, that cannot travel."""
     own = (
         [each for name, each in vars(target).items() if name != "__annotate_func__"] if isinstance(target, type) else ()
     )
@@ -53,7 +53,7 @@ def _culprit(target: Any, whole: Collection[str]) -> tuple[str | None, object]:
             continue
         for name, value in _used_by(function).items():
             try:
-                _pickled_target(value, whole)
+                _pickled_target(value, by_value_modules)
             except KeyboardInterrupt:
                 raise
             except BaseException:
@@ -62,7 +62,7 @@ def _culprit(target: Any, whole: Collection[str]) -> tuple[str | None, object]:
 
 
 def _used_by(function: types.FunctionType) -> dict[str, object]:
-    """The variables of a function that are its own from elsewhere: global, free, or defaults of its parameters."""
+    """Give what a function refers to by name and value: globals, free variables, defaults of its parameters."""
     code, scope = function.__code__, function.__globals__
     used = {name: scope[name] for name in _names_in(code) if name in scope}
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):

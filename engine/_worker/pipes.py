@@ -61,7 +61,7 @@ class Pipes:
         if self.is_child:
             os._exit(1)
         try:
-            nonblocking.send(self.answers, chunks, self.unsent)
+            nonblocking.write(self.answers, chunks, self.unsent)
         except OSError:  # the engine is gone
             self.unsent.clear()
             self.is_over = True

@@ -1788,7 +1788,7 @@ def test_a_large_input_that_a_predictor_keeps_is_not_changed_by_the_next_call() 
     found: list[bytes] = []
     with Engine(discover=False, workers=1) as muna:
         for letter, part in zip("abcd", parts, strict=True):
-            given = np.full(_decode._LENT_FROM, ord(letter), np.uint8)
+            given = np.full(_decode._CACHED_FROM, ord(letter), np.uint8)
             found = muna.predictions.create(keeps, {"given": given, "part": part}, runner="process").value
     assert found == [b"aaaa", b"bbbb", b"cccc", b"dddd"]
 

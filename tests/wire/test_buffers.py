@@ -122,7 +122,7 @@ def test_a_buffer_that_is_not_in_one_piece_is_refused() -> None:
 
 def lent(monkeypatch: pytest.MonkeyPatch) -> tuple[BufferCache, Any]:
     """A spare that lends small buffers, and what takes a round trip with it."""
-    monkeypatch.setattr(_decode, "_LENT_FROM", 64)
+    monkeypatch.setattr(_decode, "_CACHED_FROM", 64)
     spare = BufferCache()
 
     def trip(value: Any) -> Any:
@@ -175,7 +175,7 @@ def test_no_array_changes_that_somebody_still_has_whatever_comes_after_it(data: 
 def test_memory_that_the_last_calls_did_not_need_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     spare, trip = lent(monkeypatch)
     trip(np.arange(10_000))
-    for _ in range(_decode._LENT_FOR):
+    for _ in range(_decode._CACHED_FOR):
         spare.tidy()
     assert spare.kept is not None
     spare.tidy()
@@ -187,6 +187,6 @@ def test_buffers_that_are_read_only_or_small_are_not_lent(monkeypatch: pytest.Mo
     fixed = np.arange(10_000)
     fixed.flags.writeable = False
     assert not trip(fixed).flags.writeable
-    monkeypatch.setattr(_decode, "_LENT_FROM", 1 << 25)
+    monkeypatch.setattr(_decode, "_CACHED_FROM", 1 << 25)
     trip(np.arange(10_000))
     assert spare.kept is None

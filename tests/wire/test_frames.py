@@ -256,7 +256,7 @@ def test_a_request_to_stop_names_its_call_and_is_written_whole_or_not_at_all(num
 
 
 values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
-orders = st.builds(
+commands = st.builds(
     Command,
     what=st.sampled_from(["run", "load", "unload", "describe", "exit"]),
     key=st.integers(0),
@@ -278,11 +278,11 @@ orders = st.builds(
 )
 
 
-@given(number=NUMBERS, order=orders, rest=st.lists(st.binary(max_size=20), max_size=3))
-def test_an_order_says_everything_it_was_told(number: int, order: Command, rest: list[bytes]) -> None:
-    (frame,) = read(joined(pack_command(number, order, rest)))
+@given(number=NUMBERS, command=commands, rest=st.lists(st.binary(max_size=20), max_size=3))
+def test_a_command_says_everything_it_was_told(number: int, command: Command, rest: list[bytes]) -> None:
+    (frame,) = read(joined(pack_command(number, command, rest)))
     assert (frame.kind, frame.number, bytes(frame.rest)) == (COMMAND, number, joined(rest))
-    told, meant = read_command(frame), order
+    told, meant = read_command(frame), command
     assert attrs.astuple(told, recurse=False) == attrs.astuple(meant, recurse=False)
 
 
@@ -290,8 +290,8 @@ def test_an_order_says_everything_it_was_told(number: int, order: Command, rest:
 @pytest.mark.parametrize(
     "meta", [b"", b"garbage", pickle.dumps(7), pickle.dumps(()), pickle.dumps(("run",) * 99), b"\x80\x05", b"." * 99]
 )
-def test_an_order_that_cannot_be_read_is_refused(meta: bytes) -> None:
-    with pytest.raises(ProtocolError, match="an order that cannot be read"):
+def test_a_command_that_cannot_be_read_is_refused(meta: bytes) -> None:
+    with pytest.raises(ProtocolError, match="a command that cannot be read"):
         read_command(Frame(COMMAND, 1, meta))
 
 

@@ -271,7 +271,7 @@ class Worker:
                     return True
                 chunks = [memoryview(frame)[written:]]
             try:
-                return nonblocking.send(self.calls_pipe, chunks, self.unsent)
+                return nonblocking.write(self.calls_pipe, chunks, self.unsent)
             except BrokenPipeError:
                 self.unsent.clear()
                 raise
