@@ -45,7 +45,7 @@ from engine.runners.ending import Ending
 from engine.runners.process.pool import Need, Pool
 from engine.runners.slots import Slots
 from tests.faults.conftest import END, LIMIT, Cell, Consumer, Elsewhere, aeventually, eventually
-from tests.faults.workers import FileGate, Journal, Trouble, is_killed, number_of_worker, predictor_with
+from tests.faults.worker_bodies import FileGate, Journal, Trouble, is_killed, number_of_worker, predictor_with
 
 GRACE: Final = 1.5 * LIMIT  # seconds: what comes to its end within a wait of these tests has done so before the grace
 FINALISED: Final = ["start", "finally"]

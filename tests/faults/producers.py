@@ -1,6 +1,6 @@
 """Predictors for the tests of flow, nesting and life in workers, which tell through files what they have done.
 
-Workers import this room, so it imports little, and nothing of pytest's.
+Workers import this module, so it imports little, and nothing of pytest's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
-    from tests.faults.workers import FileGate, Journal
+    from tests.faults.worker_bodies import FileGate, Journal
 
 
 @attrs.frozen
@@ -83,7 +83,7 @@ def overflows(kind: str, count: int, full: FileGate, gate: FileGate) -> Callable
     They are sent by the thread that looks after partials that wait, which opens `full` where the pipe takes no more.
     """
     from engine._worker import outlet as _outlet
-    from tests.faults.workers import tell_when_pipe_is_full
+    from tests.faults.worker_bodies import tell_when_pipe_is_full
 
     def begin() -> float:
         before, vars(_outlet)["_AT_ONCE"] = _outlet._AT_ONCE, 60.0

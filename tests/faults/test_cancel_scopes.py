@@ -23,7 +23,7 @@ from starlette.responses import StreamingResponse
 
 from engine import AsyncPredictionStream, Engine, PredictionCancelledError, PredictorError
 from tests.faults.test_asyncio import until, within
-from tests.faults.workers import AGES, FileGate, Journal
+from tests.faults.worker_bodies import AGES, FileGate, Journal
 
 # From 3.12 on a task may run its first step where it is made.
 EAGER: Any = getattr(asyncio, "eager_task_factory", None)

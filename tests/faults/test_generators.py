@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from engine import EngineClosedError, NoPartialsError, Predictor, fold
+from tests.faults.awkward_values import DISGUISED, AsyncWrapped, Wrapped
 from tests.faults.conftest import (
     END,
     PARTIALS,
@@ -26,7 +27,6 @@ from tests.faults.conftest import (
     each_cell,
     predictor_with,
 )
-from tests.faults.luggage import DISGUISED, AsyncWrapped, Wrapped
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -21,7 +21,7 @@ import pydantic
 import pytest
 
 from engine import Engine, EngineError, InvalidInputError
-from tests.faults.luggage import lock, raising
+from tests.faults.awkward_values import lock, raising
 
 Call = Callable[[Engine, Any, Mapping[str, Any] | None], Any]
 

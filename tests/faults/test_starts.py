@@ -16,7 +16,7 @@ import pytest
 
 from engine import Engine, EngineClosedError
 from tests.faults.conftest import LIMIT, Elsewhere
-from tests.faults.workers import number_of_worker
+from tests.faults.worker_bodies import number_of_worker
 
 REFUSAL: Final = "can't start new thread"
 

@@ -18,7 +18,7 @@ import pytest
 
 from engine import Engine, PayloadError, Prediction, PredictorError, WorkerLostError
 from tests.faults.conftest import Cell, Consumer, eventually
-from tests.faults.workers import KINDS, PARTIALS, Journal, Trouble, number_of_worker, predictor_with
+from tests.faults.worker_bodies import KINDS, PARTIALS, Journal, Trouble, number_of_worker, predictor_with
 
 
 class NeedsMore(Exception):

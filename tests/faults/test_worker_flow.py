@@ -48,7 +48,7 @@ from tests.faults.producers import (
     stands,
     three,
 )
-from tests.faults.workers import KINDS, FileGate, Journal, number_of_worker, numbers_after_worker
+from tests.faults.worker_bodies import KINDS, FileGate, Journal, number_of_worker, numbers_after_worker
 
 STILL = 0.05  # seconds in which nothing more may happen
 GRACE = 0.5  # seconds; no test here needs more than the first rung

@@ -27,7 +27,7 @@ from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
 from tests.conftest import child_processes
 from tests.faults.conftest import aeventually, eventually
-from tests.faults.workers import AsyncModel, FileGate, Journal, Model, number_of_worker, numbers_after_worker
+from tests.faults.worker_bodies import AsyncModel, FileGate, Journal, Model, number_of_worker, numbers_after_worker
 
 LIMIT: Final = 30.0  # seconds a script may take
 GRACE: Final = 0.5

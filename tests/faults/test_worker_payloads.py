@@ -57,9 +57,8 @@ from engine._worker.pipes import Pipes
 from engine.runners.process import runner as process
 from engine.runners.process import worker as workers
 from tests.conftest import child_processes
-from tests.faults import luggage
-from tests.faults.conftest import END, Cell, Consumer, Elsewhere, aeventually, eventually
-from tests.faults.luggage import (
+from tests.faults import awkward_values
+from tests.faults.awkward_values import (
     HERE,
     THERE,
     UNPACKABLE,
@@ -71,7 +70,8 @@ from tests.faults.luggage import (
     raising,
     yields_back,
 )
-from tests.faults.workers import AGES, KINDS, FileGate, Journal, number_of_worker, numbers_after_worker
+from tests.faults.conftest import END, Cell, Consumer, Elsewhere, aeventually, eventually
+from tests.faults.worker_bodies import AGES, KINDS, FileGate, Journal, number_of_worker, numbers_after_worker
 
 MIB: Final = 1 << 20
 LIMIT: Final = 30.0  # seconds a script may take
@@ -179,7 +179,7 @@ def unpackable_inputs() -> Iterator[Any]:
     yield HardToPack(HERE, raising(ValueError))
     yield HardToPack(HERE, raising(SystemExit))
     yield HardToPack(HERE, raising(Earthquake))
-    yield [1, {"inside": luggage.lock()}]
+    yield [1, {"inside": awkward_values.lock()}]
 
 
 @pytest.mark.fault(17, 19, 26)
@@ -211,7 +211,7 @@ def test_an_input_that_cannot_be_pickled_is_refused_at_once_while_every_worker_i
 ) -> None:
     with muna.predictions.stream(numbers_after_worker, runner="process") as stream:
         assert next(stream).value == worker
-        refused = muna.predictions.stream(gives_back, {"value": luggage.lock()}, runner="process")
+        refused = muna.predictions.stream(gives_back, {"value": awkward_values.lock()}, runner="process")
         with pytest.raises(PayloadError):
             next(refused)
         assert (refused.outcome.state, refused.outcome.count, list(refused)) == ("failed", 0, [])
@@ -382,8 +382,8 @@ def test_only_what_is_asked_for_has_to_travel(
     def yields() -> Generator[Any, None, Any]:
         for each in values:
             if each in "rR":
-                return 4 if each == "r" else luggage.lock()
-            yield luggage.lock() if each == "L" else int(each)
+                return 4 if each == "r" else awkward_values.lock()
+            yield awkward_values.lock() if each == "L" else int(each)
 
     def call() -> Any:
         if reduce == "stream":
@@ -401,11 +401,11 @@ def test_only_what_is_asked_for_has_to_travel(
 def test_what_cannot_travel_is_called_by_what_it_is(muna: Engine, worker: int) -> None:
     def returns_a_lock() -> Generator[Any, None, Any]:
         yield 1
-        return luggage.lock()
+        return awkward_values.lock()
 
     def yields_a_lock() -> Iterator[Any]:
         yield 1
-        yield luggage.lock()
+        yield awkward_values.lock()
         yield 3
 
     def message(target: Any, reduce: str) -> str:
@@ -414,10 +414,10 @@ def test_what_cannot_travel_is_called_by_what_it_is(muna: Engine, worker: int) -
         return str(caught.value)
 
     def is_a_lock() -> Any:
-        return luggage.lock()
+        return awkward_values.lock()
 
     async def is_a_lock_later() -> Any:
-        return luggage.lock()
+        return awkward_values.lock()
 
     for target in (is_a_lock, is_a_lock_later):
         for way in ("create", "stream", "acreate", "astream"):
@@ -434,7 +434,7 @@ def test_what_cannot_travel_is_called_by_what_it_is(muna: Engine, worker: int) -
 def test_what_the_clean_up_after_an_unpicklable_partial_raises_is_told_with_it(muna: Engine, worker: int) -> None:
     def yields() -> Iterator[Any]:
         try:
-            yield luggage.lock()
+            yield awkward_values.lock()
         finally:
             raise OSError("the clean-up failed, too")
 
@@ -1379,7 +1379,7 @@ def test_by_value_on_a_mark_counts_though_only_a_worker_has_imported_it(
 
 
 @pytest.mark.fault(25)
-@pytest.mark.parametrize("make", [luggage.lock, luggage.generator, luggage.frame])
+@pytest.mark.parametrize("make", [awkward_values.lock, awkward_values.generator, awkward_values.frame])
 @each_way
 def test_a_closure_over_something_that_cannot_travel_names_the_variable(
     muna: Engine, worker: int, way: str, make: Callable[[], Any]
@@ -1444,8 +1444,8 @@ def test_what_a_predictor_keeps_of_its_output_is_the_workers_own_there(
 @pytest.mark.fault(25)
 def test_an_object_that_cannot_travel_is_named_by_its_tag(muna: Engine, worker: int) -> None:
     keeper = Keeper()
-    keeper.kept.append(luggage.lock())
-    for target in (keeper, keeper.predict, functools.partial(gives_back, luggage.lock())):
+    keeper.kept.append(awkward_values.lock())
+    for target in (keeper, keeper.predict, functools.partial(gives_back, awkward_values.lock())):
         with pytest.raises(PayloadError, match=r"the predictor .* of type (Keeper|method|partial) cannot be carried"):
             muna.predictions.create(target, runner="process")
 
@@ -1534,14 +1534,14 @@ def test_neither_side_sees_the_other_change_a_partial(muna: Engine, worker: int)
 @pytest.mark.fault(28)
 @each_way
 def test_what_says_something_else_of_itself_arrives_or_is_named(muna: Engine, worker: int, way: str) -> None:
-    for make in (luggage.Masked, luggage.Veiled):
+    for make in (awkward_values.Masked, awkward_values.Veiled):
         (value,) = values_of(muna, way, yields_back, {"value": make()})
         assert type(value) is make
-    for hard in (luggage.OfUnhashed, luggage.OfHardToHash):  # which `pickle` itself cannot take
+    for hard in (awkward_values.OfUnhashed, awkward_values.OfHardToHash):  # which `pickle` itself cannot take
         with pytest.raises(PayloadError, match=f"input 'value' of type {hard.__qualname__} cannot be carried"):
             values_of(muna, way, yields_back, {"value": hard()})
         with pytest.raises(PayloadError, match=f"of type {hard.__qualname__} cannot be carried"):
-            values_of(muna, way, lambda kind: getattr(luggage, kind)(), {"kind": hard.__name__})
+            values_of(muna, way, lambda kind: getattr(awkward_values, kind)(), {"kind": hard.__name__})
 
 
 @pytest.mark.fault(28)
@@ -1641,21 +1641,21 @@ TRIPS = {
     "true": Trip(True, is_same=True),
     "ellipsis": Trip(..., is_same=True),
     "not-implemented": Trip(NotImplemented, is_same=True),
-    "enum": Trip(luggage.Shade.DARK, is_same=True),
-    "flag": Trip(luggage.Flags.RED | luggage.Flags.BLUE, is_same=True),
-    "singleton": Trip(luggage.ONLY, is_same=True),
-    "class": Trip(luggage.Point, is_same=True),
+    "enum": Trip(awkward_values.Shade.DARK, is_same=True),
+    "flag": Trip(awkward_values.Flags.RED | awkward_values.Flags.BLUE, is_same=True),
+    "singleton": Trip(awkward_values.ONLY, is_same=True),
+    "class": Trip(awkward_values.Point, is_same=True),
     "built-in": Trip(len, is_same=True),
     "function": Trip(gives_back, is_same=True),
     "module": Trip(math, is_same=True),
     "one-object-twice": Trip([shared := [1], shared], shown=lambda value: value[0] is value[1]),
     # 126: types.
-    "str-subclass": Trip(luggage.Word("text")),
-    "named-tuple": Trip(luggage.Named(1)),
-    "dataclass": Trip(luggage.Point(1)),
-    "frozen-dataclass": Trip(luggage.Fixed(1)),
-    "attrs": Trip(luggage.WaitQueue([1, luggage.WaitQueue(2)])),
-    "dict-subclass": Trip(luggage.Many(a=1)),
+    "str-subclass": Trip(awkward_values.Word("text")),
+    "named-tuple": Trip(awkward_values.Named(1)),
+    "dataclass": Trip(awkward_values.Point(1)),
+    "frozen-dataclass": Trip(awkward_values.Fixed(1)),
+    "attrs": Trip(awkward_values.WaitQueue([1, awkward_values.WaitQueue(2)])),
+    "dict-subclass": Trip(awkward_values.Many(a=1)),
     "pydantic": Trip(Shape(x=1)),
     "exception": Trip(ValueError("a value"), shown=repr),
     "decimal": Trip(decimal.Decimal("0.10"), shown=str),

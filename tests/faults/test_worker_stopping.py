@@ -34,11 +34,11 @@ from engine.runners.process import runner as process
 from engine.runners.process.inlet import Inlet
 from engine.runners.process.worker import Worker
 from tests.conftest import child_processes
-from tests.faults import workers
+from tests.faults import worker_bodies
+from tests.faults.awkward_values import gives_back
 from tests.faults.conftest import END, LIMIT, Cell, Consumer, Elsewhere, Reader, aeventually, eventually
 from tests.faults.conftest import _step_through as step_through
-from tests.faults.luggage import gives_back
-from tests.faults.workers import (
+from tests.faults.worker_bodies import (
     KINDS,
     FileGate,
     Interception,
@@ -159,13 +159,13 @@ class Stuck:
 
 RUNGS = ("asked", "terminated", "killed")
 STUCK = [
-    Stuck(workers.sleeps, "terminated", (("def", "cancel"), ("agen", "aclose"))),
-    Stuck(workers.waits_for_a_lock, "terminated", (("gen", "drop"), ("async", "task"))),
-    Stuck(workers.spins, "terminated", (("agen", "close"), ("gen", "task"))),
-    Stuck(workers.turns_in_c, "killed", (("async", "cancel"), ("gen", "aclose"))),
-    Stuck(workers.swallows, "killed", (("agen", "drop"), ("def", "task"))),
-    Stuck(workers.ignores_sigterm, "killed", (("gen", "close"), ("async", "aclose"))),
-    Stuck(workers.is_stopped, "killed", (("gen", "drop"), ("agen", "task"))),
+    Stuck(worker_bodies.sleeps, "terminated", (("def", "cancel"), ("agen", "aclose"))),
+    Stuck(worker_bodies.waits_for_a_lock, "terminated", (("gen", "drop"), ("async", "task"))),
+    Stuck(worker_bodies.spins, "terminated", (("agen", "close"), ("gen", "task"))),
+    Stuck(worker_bodies.turns_in_c, "killed", (("async", "cancel"), ("gen", "aclose"))),
+    Stuck(worker_bodies.swallows, "killed", (("agen", "drop"), ("def", "task"))),
+    Stuck(worker_bodies.ignores_sigterm, "killed", (("gen", "close"), ("async", "aclose"))),
+    Stuck(worker_bodies.is_stopped, "killed", (("gen", "drop"), ("agen", "task"))),
 ]
 
 
@@ -278,8 +278,8 @@ class SleepsThere:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.is_made_there:
-            workers.opens_and_sleeps(self.gate)
-        return workers.opens_and_sleeps, (self.gate,)
+            worker_bodies.opens_and_sleeps(self.gate)
+        return worker_bodies.opens_and_sleeps, (self.gate,)
 
 
 @pytest.mark.fault(46, 47)
@@ -290,7 +290,7 @@ def test_a_call_that_is_stuck_around_its_body_is_stopped_like_any(place: str, tm
     class Model:
         def setup(self) -> None:
             if not gate.is_open:
-                workers.opens_and_sleeps(gate)
+                worker_bodies.opens_and_sleeps(gate)
 
         def predict(self, given: Any) -> str:
             return "set up"
@@ -344,7 +344,7 @@ def test_a_worker_that_is_stopped_while_idle_is_killed_when_a_call_or_its_engine
 
 @pytest.mark.fault(46, 47, 48)
 def test_closing_an_engine_ends_every_stuck_worker_within_twice_the_grace(tmp_path: Path) -> None:
-    strikes = (workers.turns_in_c, workers.swallows, workers.is_stopped)
+    strikes = (worker_bodies.turns_in_c, worker_bodies.swallows, worker_bodies.is_stopped)
     gates = [FileGate(tmp_path / strike.__name__) for strike in strikes]
     muna = Engine(discover=False, workers=3, grace=GRACE)
     streams = [
@@ -379,8 +379,8 @@ def test_an_async_body_is_cancelled_by_the_request_and_by_sigterm_and_killed_if_
             gate.open()
             for _ in range(times):
                 with contextlib.suppress(BaseException):
-                    await workers.rests()
-            await workers.rests()
+                    await worker_bodies.rests()
+            await worker_bodies.rests()
 
         return waits
 
@@ -469,7 +469,7 @@ def test_a_body_that_is_waited_for_and_heeds_the_request_is_finalised_once_and_i
     ways = [closed_while_it_waits, cancelled_while_it_waits]
     if cell.is_asyncio:
         ways += [left_by_a_cancelled_task, left_by_a_deadline]
-    heeds = workers.rests if cell.is_async else workers.looks
+    heeds = worker_bodies.rests if cell.is_async else worker_bodies.looks
 
     async def scenario(consumer: Consumer) -> None:
         pid = await serving(consumer)
@@ -496,7 +496,7 @@ def test_a_task_cancelled_in_acreate_stops_its_body_and_the_worker_serves_on(
     cell: Cell, tmp_path: Path, lasting: Engine
 ) -> None:
     reached, journal = FileGate(tmp_path / "gate"), Journal(tmp_path / "journal")
-    heeds = workers.rests if cell.is_async else workers.looks
+    heeds = worker_bodies.rests if cell.is_async else worker_bodies.looks
 
     async def scenario(consumer: Consumer) -> None:
         creating = asyncio.ensure_future(
@@ -670,7 +670,7 @@ def test_a_partial_that_leaves_a_worker_after_the_cancellation_is_never_delivere
     cell: Cell, tmp_path: Path, lasting: Engine
 ) -> None:
     parked, go, journal = FileGate(tmp_path / "parked"), FileGate(tmp_path / "go"), Journal(tmp_path / "journal")
-    interception = Interception((ITEM, ITEMS, DONE), partial(workers.parks_before, parked, go))
+    interception = Interception((ITEM, ITEMS, DONE), partial(worker_bodies.parks_before, parked, go))
     predictor = predictor_with(
         cell.kind, Trouble(journal, interception.set, "middle" if cell.is_yielding else "before")
     )
@@ -697,7 +697,7 @@ def test_a_partial_that_waits_to_be_read_is_never_delivered_after_the_cancellati
     cell: Cell, tmp_path: Path, lasting: Engine
 ) -> None:
     parked, go, journal = FileGate(tmp_path / "parked"), FileGate(tmp_path / "go"), Journal(tmp_path / "journal")
-    interception = Interception((ITEM, ITEMS), partial(workers.parks_after, parked, go))
+    interception = Interception((ITEM, ITEMS), partial(worker_bodies.parks_after, parked, go))
     predictor = predictor_with(cell.kind, Trouble(journal, interception.set, "middle"))
 
     async def scenario(consumer: Consumer) -> None:
@@ -824,10 +824,10 @@ def test_close_waits_for_a_slow_finally(cell: Cell, tmp_path: Path, lasting: Eng
 @pytest.mark.parametrize(
     ("cell", "lingers", "rung"),
     [
-        (Cell("gen", "sync", "process"), workers.sleeps, "terminated"),
-        (Cell("agen", "asyncio", "process"), workers.rests, "terminated"),
-        (Cell("agen", "sync", "process"), workers.sleeps, "terminated"),
-        (Cell("gen", "asyncio", "process"), workers.swallows, "killed"),
+        (Cell("gen", "sync", "process"), worker_bodies.sleeps, "terminated"),
+        (Cell("agen", "asyncio", "process"), worker_bodies.rests, "terminated"),
+        (Cell("agen", "sync", "process"), worker_bodies.sleeps, "terminated"),
+        (Cell("gen", "asyncio", "process"), worker_bodies.swallows, "killed"),
     ],
     ids=lambda each: getattr(each, "__name__", str(each)),
 )
@@ -857,7 +857,7 @@ def test_a_body_that_waits_for_room_in_a_full_pipe_is_stopped_and_its_worker_ser
     full, journal = FileGate(tmp_path / "full"), Journal(tmp_path / "journal")
 
     def floods() -> Iterator[bytearray]:
-        workers.tell_when_pipe_is_full(full)
+        worker_bodies.tell_when_pipe_is_full(full)
         try:
             while True:
                 yield bytearray(30_000)  # too little for shared memory, and soon too much for the pipe

@@ -33,9 +33,9 @@ from engine.runners.process.spawn import start_worker
 from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
 from tests.conftest import child_processes, open_descriptors
-from tests.faults import workers
+from tests.faults import worker_bodies
 from tests.faults.conftest import Cell, Elsewhere, aeventually, eventually
-from tests.faults.workers import (
+from tests.faults.worker_bodies import (
     KINDS,
     FileGate,
     Interception,
@@ -90,7 +90,7 @@ def waits_at(gate: FileGate) -> Callable[[], None]:
 
     def strikes() -> None:
         gate.open()
-        workers.sleeps()
+        worker_bodies.sleeps()
 
     return strikes
 
@@ -185,7 +185,7 @@ def test_of_a_frame_that_was_cut_short_nothing_is_delivered(consumer: str, share
 
             vars(engine._worker.outlet).update(SHARED_FROM=1 << 40)
             yield "first"
-            Interception((ITEM, ITEMS), partial(workers.dies_within, share)).set()
+            Interception((ITEM, ITEMS), partial(worker_bodies.dies_within, share)).set()
             yield large
 
         return yields
@@ -210,7 +210,7 @@ def test_a_worker_killed_before_it_said_that_the_call_is_over_is_lost_whatever_i
     """The body has ended, and not even `create`, which wants nothing but its result, may guess so."""
 
     def trouble(name: str, share: float) -> Trouble:
-        dying = Interception((DONE,), partial(workers.dies_within, share))
+        dying = Interception((DONE,), partial(worker_bodies.dies_within, share))
         return Trouble(Journal(tmp_path / name), dying.set)
 
     async def scenario(consumer: Consumer) -> None:
@@ -228,7 +228,7 @@ class DiesOnArrival:
     """An input that kills the worker which unpickles it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return workers.is_killed, ()
+        return worker_bodies.is_killed, ()
 
 
 @pytest.mark.fault(3, 4, 9, 15)
@@ -238,7 +238,7 @@ def test_a_worker_killed_at_any_point_of_a_call_costs_its_neighbour_nothing_and_
 ) -> None:
     def dies(kind_of_frame: int, share: float) -> Callable[[Any], Iterator[Any]]:
         def yields(given: Any = None) -> Iterator[Any]:
-            Interception((kind_of_frame,), partial(workers.dies_within, share)).set()
+            Interception((kind_of_frame,), partial(worker_bodies.dies_within, share)).set()
             yield ["first"]
             yield from ["second"]
 
@@ -638,7 +638,7 @@ def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it
 
             monkeypatch.setattr(Inlet, "_watch", lose_it)
             with pytest.raises(WorkerLostError):
-                await muna.predictions.acreate(workers.sleeps, runner="process")
+                await muna.predictions.acreate(worker_bodies.sleeps, runner="process")
             assert (await muna.predictions.acreate(number_of_worker, runner="process")).value in child_processes()
 
     asyncio.run(scenario())
@@ -670,7 +670,7 @@ def test_a_worker_that_ends_in_a_del_after_the_result_was_sent_dies_idle(
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         for kind in KINDS:
             gate = FileGate(tmp_path / kind)
-            fuse = workers.Fuse(os.getpid(), gate)
+            fuse = worker_bodies.Fuse(os.getpid(), gate)
             assert muna.predictions.create(burning(kind), {"fuse": fuse}, runner="process").value == "unharmed"
             gate.wait()
             eventually(lambda pid=gate.opener: not is_there(pid), "the worker is gone")  # type: ignore[misc]
@@ -690,7 +690,7 @@ def test_a_worker_that_ends_in_the_del_of_an_input_before_the_result_was_sent_is
     gate = FileGate(tmp_path / "gate")
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         with pytest.raises(WorkerLostError, match="exit code 3"):
-            muna.predictions.create(returns, {"fuse": workers.Fuse(os.getpid(), gate)}, runner="process")
+            muna.predictions.create(returns, {"fuse": worker_bodies.Fuse(os.getpid(), gate)}, runner="process")
         assert process_of(muna) != gate.opener
 
 
@@ -701,10 +701,10 @@ def test_a_worker_that_ends_in_the_del_of_an_input_before_the_result_was_sent_is
 def test_a_body_that_ends_its_process_is_a_loss_whatever_its_exit_code() -> None:
     def yields(code: int) -> Iterator[str]:
         yield "first"
-        workers.exits(code)
+        worker_bodies.exits(code)
 
     async def returns(code: int) -> None:
-        workers.exits(code)
+        worker_bodies.exits(code)
 
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         stream = muna.predictions.stream(yields, {"code": 0}, runner="process")
@@ -724,14 +724,14 @@ def test_a_crash_in_c_is_a_loss_that_names_its_signal_and_shows_where_it_was() -
         faulthandler._stack_overflow()  # type: ignore[attr-defined]  # what the interpreter tests itself with
 
     def crashes_beside_others() -> None:
-        others = [threading.Thread(target=time.sleep, args=(workers.AGES,), daemon=True) for _ in range(60)]
+        others = [threading.Thread(target=time.sleep, args=(worker_bodies.AGES,), daemon=True) for _ in range(60)]
         for each in others:
             each.start()
-        workers.crashes()
+        worker_bodies.crashes()
 
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         for body, name, reason in (
-            (workers.crashes, "crashes", "SIGSEGV"),
+            (worker_bodies.crashes, "crashes", "SIGSEGV"),
             (os.abort, "", "SIGABRT"),
             (overflows, "overflows", "SIGSEGV"),
             (crashes_beside_others, "crashes_beside_others", "SIGSEGV"),
@@ -904,7 +904,7 @@ def is_moved_unread(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Call
 
 def is_described(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]) -> None:
     trouble()
-    muna.predictors.register("@tests/described", "tests.faults.workers:number_of_worker", runner="process")
+    muna.predictors.register("@tests/described", "tests.faults.worker_bodies:number_of_worker", runner="process")
     muna.predictions.create("@tests/described")
 
 
@@ -1046,13 +1046,13 @@ def children_of(way: str) -> Callable[[], Iterator[int]]:
         if way == "fork":
             child = os.fork()
             if not child:
-                time.sleep(workers.AGES)
+                time.sleep(worker_bodies.AGES)
                 os._exit(0)
         else:
-            command = [sys.executable, "-c", f"import time; time.sleep({workers.AGES})"]
+            command = [sys.executable, "-c", f"import time; time.sleep({worker_bodies.AGES})"]
             child = subprocess.Popen(command, close_fds=way == "closing").pid
         yield child
-        time.sleep(workers.AGES)
+        time.sleep(worker_bodies.AGES)
 
     return starts_one
 

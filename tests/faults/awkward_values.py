@@ -1,6 +1,6 @@
 """Values that travel badly: what cannot be packed or unpacked, in one place or another, and what must arrive unharmed.
 
-Workers import this room, so it imports little, and nothing of pytest's.
+Workers import this module, so it imports little, and nothing of pytest's.
 """
 
 from __future__ import annotations

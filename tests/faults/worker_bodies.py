@@ -1,7 +1,7 @@
 """What the tests of workers send there: bodies of every kind that get into trouble, and files that say where they are.
 
 Nothing in memory is shared with a worker, so a file stands for an event, and another for the list of what happened.
-Workers import this room when a body refers to it, so it imports little, and nothing of pytest's.
+Workers import this module when a body refers to it, so it imports little, and nothing of pytest's.
 """
 
 from __future__ import annotations
