@@ -16,17 +16,9 @@ import pytest
 
 from engine import Engine, EngineBusyError, EngineError, PredictionCancelledError, Predictor
 from engine.runners import thread as thread_runner
+from tests.faults.waits import PATIENCE, until
 
-PATIENCE = 10.0  # seconds; only a test that fails waits as long
 STILL = 0.05  # seconds in which nothing more may happen
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something another thread brings about."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE} s"
-        time.sleep(0.001)
 
 
 def settles_at(number: int, count: Callable[[], int]) -> None:
