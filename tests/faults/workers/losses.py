@@ -1,0 +1,59 @@
+"""Ways to lose a worker, and to see what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import Engine
+from engine.runners.process.worker import Worker
+from tests.faults.worker_bodies import number_of_worker
+
+GRACE = 10.0  # seconds; no test here is about the ladder
+
+
+each_consumer = pytest.mark.parametrize("consumer", ["sync", "asyncio"])
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def state_of(pid: int) -> str | None:
+    """The letter the system has for what a process does; `None` for one that is over, reaped or not."""
+    told = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        letter = ""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may go while it is read
+            letter = told.read_text().rpartition(")")[2].strip()[:1]
+    else:
+        ps = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        letter = ps.stdout.strip()[:1]
+    return None if letter in {"", "Z", "X"} else letter
+
+
+def process_of(muna: Engine) -> int:
+    """The worker that serves the next call."""
+    pid: int = muna.predictions.create(number_of_worker, runner="process").value
+    return pid
+
+
+def once_sending(monkeypatch: pytest.MonkeyPatch, action: Callable[[Worker], object]) -> None:
+    """Kill the worker that the next call is about to be sent to, and do something before it is."""
+    send = Worker.send
+
+    def send_too_late(worker: Worker, chunks: Any) -> bool:
+        monkeypatch.setattr(Worker, "send", send)
+        worker.signal(signal.SIGKILL)
+        assert worker.wait(GRACE)
+        action(worker)
+        return send(worker, chunks)
+
+    monkeypatch.setattr(Worker, "send", send_too_late)
