@@ -5,8 +5,8 @@ the end that takes that callable out of the deque, an atomic operation, is the o
 nothing of the user's runs under one, and a wake-up is paid only when an end sleeps: a busy pair exchanges thousands of
 partials without any.
 
-Rules, all under one GIL: an end appends its wake-up first and looks again second; the other end changes the buffer
-first and looks for wake-ups second. Whichever comes later sees the other.
+Append first, look second. An end appends its wake-up first and looks at the buffer again second; the other end changes
+the buffer first and looks for wake-ups second. All of it happens under one GIL: whichever comes later sees the other.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
 
-    Wake = Callable[[], None]
+    Wake = Callable[[], None]  # wakes one parked thread or task; any thread, signal handler or finaliser may call it
 
-POLL_INTERVAL: Final = 5.0  # seconds any wait sleeps before it looks again
+POLL_INTERVAL: Final = 5.0  # seconds a parked thread sleeps at most before it looks again, woken or not
+_GIL_RELEASE: Final = 0.00005  # seconds; long enough for a thread that waits for the GIL to get it
 
 
 def wait_until(is_news: Callable[[], bool], parked: deque[Wake], seconds: float) -> bool:
-    """Wait, in a thread, at most `seconds` until `is_news`, which whoever makes it true tells by waking `parked`."""
+    """Wait, in a thread, at most `seconds` until `is_news`, whose writer wakes `parked`; tell whether it is."""
     deadline = perf_counter() + seconds
     while not is_news() and (left := deadline - perf_counter()) > 0:
         park_thread(parked, is_news, min(left, POLL_INTERVAL))
@@ -39,42 +40,39 @@ def wait_until(is_news: Callable[[], bool], parked: deque[Wake], seconds: float)
 async def wait_until_task(
     is_news: Callable[[], bool], parked: deque[Wake], seconds: float, lost: Callable[[], None] | None = None
 ) -> bool:
-    """Do what `wait_until` does in an asyncio task; `lost` is called where its loop is closed when it is woken."""
-    from asyncio import get_running_loop
+    """Wait, in an asyncio task, at most `seconds` until `is_news`, whose writer wakes `parked`; tell whether it is.
 
-    late: list[bool] = []
-
-    def expire() -> None:
-        late.append(True)
-        wake_all(parked)
-
-    timer = get_running_loop().call_later(seconds, expire)
-    try:
-        while not is_news() and not late:
-            await park_task(parked, is_news, None, lost)
-    finally:
-        timer.cancel()
+    Args:
+        is_news: what is waited for.
+        parked: where the task parks.
+        seconds: the bound; the loop turns once even where it is 0.
+        lost: called where the loop is closed by the time the task is woken.
+    """
+    deadline, left = perf_counter() + seconds, seconds
+    while not is_news() and left >= 0:
+        await park_task(parked, is_news, None, lost, left)
+        left = deadline - perf_counter()
     return is_news()
 
 
 def wake_one(parked: deque[Wake]) -> None:
-    """Wake whoever parked first; whoever takes the wake-up out is the only one to call it."""
+    """Wake what parked first."""
     try:
-        wake = parked.popleft()
+        wake = parked.popleft()  # one atomic operation: of several callers each gets another wake-up, or none
     except IndexError:
         return
     wake()
 
 
 def wake_all(parked: deque[Wake]) -> None:
-    """Wake everyone parked here."""
+    """Wake all that is parked."""
     while parked:
         wake_one(parked)
 
 
 def withdraw(parked: deque[Wake], wake: Wake) -> None:
-    """Take a wake-up back that its owner needs no more."""
-    if not parked:  # as almost always: the end that woke this one took it out
+    """Take back the wake-up of a thread or task that sleeps no more."""
+    if not parked:  # the fast path: the end that woke this one took it out
         return
     with suppress(ValueError, RuntimeError):  # taken already, or changed meanwhile: a stale wake-up is harmless
         parked.remove(wake)
@@ -83,10 +81,10 @@ def withdraw(parked: deque[Wake], wake: Wake) -> None:
 def park_thread(
     parked: deque[Wake], is_news: Callable[[], bool], seconds: float, ready: Callable[[], None] | None = None
 ) -> None:
-    """Sleep in a thread, at most `seconds`, among `parked`; `ready` is called once the wake-up lies there."""
+    """Sleep in a thread, at most `seconds`, among `parked`; `ready` is called once the wake-up is there."""
     lock = allocate_lock()
     lock.acquire()
-    parked.append(lock.release)
+    parked.append(lock.release)  # before `is_news` is looked at: see the rule above
     try:
         if ready is not None:
             ready()
@@ -101,8 +99,17 @@ async def park_task(
     is_news: Callable[[], bool],
     ready: Callable[[], None] | None = None,
     lost: Callable[[], None] | None = None,
+    seconds: float | None = None,
 ) -> None:
-    """Sleep in an asyncio task among `parked`; `lost` is called where its loop is closed when the wake-up comes."""
+    """Sleep in an asyncio task among `parked`.
+
+    Args:
+        parked: where its wake-up lies meanwhile.
+        is_news: whether there is no reason to sleep.
+        ready: called once the wake-up is there.
+        lost: called where the loop is closed by the time the wake-up is called.
+        seconds: how long it sleeps at most; `None` for as long as it takes.
+    """
     from asyncio import get_running_loop
 
     loop = get_running_loop()
@@ -111,10 +118,11 @@ async def park_task(
     def wake() -> None:
         try:
             loop.call_soon_threadsafe(_resolve, future)
-        except RuntimeError:  # that loop is closed: nobody will ever take what comes
+        except RuntimeError:  # that loop is closed: this task will never take what comes
             if lost is not None:
                 lost()
 
+    timer = None if seconds is None else loop.call_later(seconds, _resolve, future)
     parked.append(wake)
     try:
         if ready is not None:
@@ -123,19 +131,21 @@ async def park_task(
             await future
     finally:
         withdraw(parked, wake)
+        if timer is not None:
+            timer.cancel()
 
 
 def _resolve(future: Future[None]) -> None:
-    if not future.done():
+    if not future.done():  # else its task was cancelled, or a timer came first
         future.set_result(None)
 
 
-class _Sharing:
-    """Gives up the GIL once per switch interval while tasks of one loop wait for owner threads.
+class GilSharing:
+    """Releases the GIL once per switch interval while tasks of one loop wait for owner threads.
 
-    A loop that runs callback after callback releases the GIL only for moments too short for a waiting thread to take
-    it, and would starve the very owner it waits for. It refers to neither its loop nor the loop's timer: a loop that is
-    closed before the timer rings would be kept for ever.
+    A loop that runs callback after callback releases the GIL only for times too short for a waiting thread to take it,
+    and would starve the very owner it waits for. This refers to neither its loop nor the loop's timer: a loop that is
+    closed before the timer fires would be kept for ever.
     """
 
     __slots__ = ("_is_timed", "_waiting")
@@ -145,28 +155,30 @@ class _Sharing:
         self._is_timed = False
 
     def enter(self, loop: AbstractEventLoop) -> None:
+        """Count one more task that waits, and start the timer if none runs."""
         self._waiting += 1
         if not self._is_timed:
             self._is_timed = True
             loop.call_later(sys.getswitchinterval(), self._tick, loop)
 
     def leave(self) -> None:
+        """Count one task less; the timer ends by itself."""
         self._waiting -= 1
 
     def _tick(self, loop: AbstractEventLoop) -> None:
         self._is_timed = False
         if self._waiting:
-            sleep(0.00005)  # long enough for a thread that waits for the GIL to get it
+            sleep(_GIL_RELEASE)
             self._is_timed = True
             loop.call_later(sys.getswitchinterval(), self._tick, loop)
 
 
-_sharings: WeakKeyDictionary[AbstractEventLoop, _Sharing] = WeakKeyDictionary()
+_sharings: WeakKeyDictionary[AbstractEventLoop, GilSharing] = WeakKeyDictionary()
 
 
-def sharing_of(loop: AbstractEventLoop) -> _Sharing:
-    """Give what the readers of one loop share."""
+def sharing_of(loop: AbstractEventLoop) -> GilSharing:
+    """The one that all tasks of a loop share."""
     try:
         return _sharings[loop]
     except KeyError:
-        return _sharings.setdefault(loop, _Sharing())
+        return _sharings.setdefault(loop, GilSharing())

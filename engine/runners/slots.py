@@ -75,15 +75,12 @@ class WaitQueue(ABC):
             NestingError: the wait would never end.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        waited = LongWait(self.tag, self)
+        long_wait = LongWait(self.tag, self)
         try:
-            body.recheck = waiter.wake
-            self._note_first()
-            self._enqueue(waiter)
-            self._refuse(waiter)
+            self._begin_wait(waiter, body)
             while not waiter.is_granted:
-                park_thread(waiter.parked, waiter.has_news, min(waited.left(), waiter.left()))
-                self._look_again(waiter, waited)
+                park_thread(waiter.parked, waiter.has_news, min(long_wait.left(), waiter.left()))
+                self._look_again(waiter, long_wait)
         except BaseException:
             self._abandon(waiter)
             raise
@@ -97,32 +94,30 @@ class WaitQueue(ABC):
             NestingError: the wait would never end.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        import asyncio  # a loop runs, so it is imported
-
-        loop = asyncio.get_running_loop()
-        waited, lost = LongWait(self.tag, self), partial(self._withdraw, waiter)
+        long_wait, lost = LongWait(self.tag, self), partial(self._withdraw, waiter)
         try:
-            body.recheck = waiter.wake
-            self._note_first()
-            self._enqueue(waiter)
-            self._refuse(waiter)
+            self._begin_wait(waiter, body)
             while not waiter.is_granted:
-                timer = loop.call_later(min(waited.left(), waiter.left()), waiter.wake)
-                try:
-                    await park_task(waiter.parked, waiter.has_news, None, lost)
-                finally:
-                    timer.cancel()
-                self._look_again(waiter, waited)
+                left = min(long_wait.left(), waiter.left())
+                await park_task(waiter.parked, waiter.has_news, None, lost, left)
+                self._look_again(waiter, long_wait)
         except BaseException:
             self._abandon(waiter)
             raise
         finally:
             body.recheck = None
 
-    def _note_first(self) -> None:
-        """What was logged of those who waited before says nothing of a call that came when they were gone."""
-        if not self.waiting:
+    def _begin_wait(self, waiter: Waiter, body: Body) -> None:
+        """Join the queue.
+
+        Raises:
+            NestingError: the wait would never end.
+        """
+        body.recheck = waiter.wake  # before `has_news` looks at what a stop stores: see `parking`
+        if not self.waiting:  # what was logged of earlier waits says nothing of one that begins after them
             self._next_log_at = 0.0
+        self._enqueue(waiter)
+        self._refuse(waiter)
 
     def may_log(self) -> bool:
         """Whether a long wait is logged now: one for all who wait, and no other for a while."""
@@ -132,11 +127,11 @@ class WaitQueue(ABC):
         self._next_log_at = now + _LOG_INTERVAL  # no call stands between the test and this line: one thread gets here
         return True
 
-    def _look_again(self, waiter: Waiter, waited: LongWait) -> None:
+    def _look_again(self, waiter: Waiter, long_wait: LongWait) -> None:
         refuse_stopped(waiter.call)
         if not waiter.is_granted:
             self._refuse(waiter)
-            waited.report()
+            long_wait.report()
 
     def _refuse(self, waiter: Waiter) -> None:
         """Refuse a wait that could never end, but none for a stream that is garbage.

@@ -80,7 +80,16 @@ def codes_of(*names: str) -> set[Any]:
 
 
 GRANTING: Final = ("_serve", "_grant_free", "_misses_start", "_expecting", "_eligible", "_begin_start")
-TAKING: Final = ("take", "_is_granted_at_once", "_enqueue", "_blocker", "_acceptable", "_refuse_late", "_claim")
+TAKING: Final = (
+    "take",
+    "_is_granted_at_once",
+    "_begin_wait",
+    "_enqueue",
+    "_blocker",
+    "_acceptable",
+    "_refuse_late",
+    "_claim",
+)
 
 
 @pytest.mark.parametrize("need", [Need(), Need(key=7, limit=1)], ids=["function", "class"])
