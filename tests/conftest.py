@@ -52,13 +52,25 @@ def keep_collections_short() -> None:
     gc.freeze()
 
 
-# What workers run is measured in the processes that these files start; in those of all files it would take minutes. One
-# that is killed tells nothing. Of some the scripts are measured, too, with the workers that these start.
+# What workers run is measured in the processes that these files and folders start; in those of all it would take
+# minutes. One that is killed tells nothing. Of some the scripts are measured, too, with the workers that these start.
 MEASURED: Final = frozenset(
-    {"test_worker_exceptions.py", "test_worker_flow.py", "test_worker_lifetime.py", "test_worker_payloads.py"}
+    {
+        "payloads",
+        "test_exceptions_that_travel.py",
+        "test_failures_at_every_point.py",
+        "test_forking_predictors.py",
+        "test_hostile_exceptions.py",
+        "test_printing_predictors.py",
+        "test_scarce_resources.py",
+        "test_worker_lifetime.py",
+        "test_worker_windows.py",
+        "test_workers_that_come_and_go.py",
+    }
 )
 SCRIPTS_MEASURED: Final = frozenset(
     {
+        "payloads",
         "test_arguments.py",
         "test_context_in_workers.py",
         "test_fork.py",
@@ -70,7 +82,6 @@ SCRIPTS_MEASURED: Final = frozenset(
         "test_spawn.py",
         "test_terminal.py",
         "test_what_is_told_of_workers.py",
-        "test_worker_payloads.py",
     }
 )
 
@@ -79,15 +90,16 @@ SCRIPTS_MEASURED: Final = frozenset(
 def measure_workers(request: pytest.FixtureRequest) -> Iterator[None]:
     """Where coverage is measured, have it measured in worker processes, too."""
     coverage: Any = sys.modules.get("coverage")
+    names = {request.path.name, request.path.parent.name}
     measurement = None if coverage is None else coverage.Coverage.current()
-    if measurement is None or request.path.name not in MEASURED | SCRIPTS_MEASURED:
+    if measurement is None or not names & (MEASURED | SCRIPTS_MEASURED):
         yield
         return
     from engine._records import Start
 
     begin, told = Start.here, {"COVERAGE_PROCESS_CONFIG": measurement.config.serialize()}
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.name in SCRIPTS_MEASURED:
+        if names & SCRIPTS_MEASURED:
             patch.setenv(*told.popitem())
         else:  # of engines made here alone
             patch.setattr(Start, "here", lambda: Start(begin().folder, begin().environment | told))
