@@ -98,8 +98,8 @@ class Engine:
         self._closed = Ending()
         self._open_calls = OpenCalls(self)
         self._threads = ThreadRunner(self._grace)
-        self._loop = LoopRunner(self._threads.take_over)
-        self._threads.adopt = self._loop.take_over
+        self._loop = LoopRunner(self._threads.hand_over)
+        self._threads.hand_over_async = self._loop.hand_over
         self._workers = _Workers(_count(workers), self._grace, Start.here())
         own = self._own_runners()
         names = tuple(filter(None, own))

@@ -764,20 +764,20 @@ class Executor:
         It is a part of the call that is open already, and so is listed nowhere.
         """
         channel = Channel(None, body.call.tag)
-        bridged = OwnedExecution(body, channel, None, self._grace, OpenCalls())
-        bridged.begin()
+        handed_over = OwnedExecution(body, channel, None, self._grace, OpenCalls())
+        handed_over.begin()
         try:
             if kind is ITERATOR:
-                self._threads.take_over(body, channel, produced, 0.0)
+                self._threads.hand_over(body, channel, produced, 0.0)
             else:
                 self._loop.refuse_to_wait(body.call.tag)
-                self._loop.take_over(body, channel, produced, 0.0)
+                self._loop.hand_over(body, channel, produced, 0.0)
         except BaseException:
             if channel.claim("failed"):
-                bridged.end()
+                handed_over.end()
             dispose(produced)
             raise
-        return bridged
+        return handed_over
 
     # Creating.
 

@@ -34,7 +34,7 @@ from engine._worker.outlet import Outlet, Terminated
 from engine._worker.stop_reader import StopReader, ignore_interrupt
 from engine.runners.channel import Reduction
 from engine.runners.ending import Report
-from engine.runners.thread import go_on, step_through
+from engine.runners.thread import step_iterator, step_through
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,7 +91,7 @@ class Host:
 
     def __attrs_post_init__(self) -> None:
         self.ring = Ring(self.outbound)
-        self.loop = MainLoop(self.take_over)
+        self.loop = MainLoop(self.hand_over_sync)
         self.stop_reader.on_stop = self.receive_stop
         self.flusher = Flusher(self.pipes, lambda: self.outlet)
 
@@ -262,7 +262,7 @@ class Host:
             if is_async:
                 self._turn(partial(self.loop.start, body, outlet), outlet)
             else:
-                body.context.run(step_through, body, outlet, self._adopt)
+                body.context.run(step_through, body, outlet, self._hand_over_async)
         except BaseException as error:
             if outlet.end is not None:  # a defect while it was sent: its consumer hears of it once this worker is lost
                 raise
@@ -381,9 +381,9 @@ class Host:
 
     # Running
 
-    def _adopt(self, body: Body, outlet: Outlet, produced: Any, elapsed: float) -> None:
-        """Go on, on the loop, with something async that a sync body produced after `elapsed` seconds."""
-        self._turn(partial(self.loop.take_over, body, outlet, produced, elapsed), outlet)
+    def _hand_over_async(self, body: Body, outlet: Outlet, produced: Any, elapsed: float) -> None:
+        """Have a body go on, on the loop, with something async that it, being sync, produced after so many seconds."""
+        self._turn(partial(self.loop.hand_over, body, outlet, produced, elapsed), outlet)
 
     def _turn(self, start: Callable[[], None], outlet: Outlet) -> None:
         """Turn the loop until the call is over; a sync iterator that it gave is stepped here, outside the loop."""
@@ -394,9 +394,10 @@ class Host:
         if handed is not None:
             handed()
 
-    def take_over(self, body: Body, channel: OwnerEnd, iterator: Any, elapsed: float) -> None:
-        """Go on, once the loop has stopped, with a sync iterator that an async body gave."""
-        self._handed = partial(body.context.run, go_on, body, channel, iterator, elapsed)
+    def hand_over_sync(self, body: Body, channel: OwnerEnd, iterator: Any, elapsed: float) -> None:
+        """Have a body go on, once the loop has stopped, with a sync iterator that it, being async, produced."""
+        body.context = copy_context()  # its own one is entered, and stays so, where this is called
+        self._handed = partial(body.context.run, step_iterator, body, channel, iterator, elapsed)
         self.loop.stop_turning()
 
     def stop_turning(self) -> None:

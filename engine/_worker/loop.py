@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from contextvars import Context
 
-    from engine.runners.loop import TakeOver
+    from engine.runners.base import HandOver
 
 
 class MainLoop(LoopRunner):
     """An event loop that the main thread turns while there is something for it to do."""
 
-    def __init__(self, take_over: TakeOver) -> None:
+    def __init__(self, hand_over_sync: HandOver) -> None:
         """Turn nothing yet."""
-        super().__init__(take_over)
+        super().__init__(hand_over_sync)
         self.is_turning = False
         self.is_made = False
 

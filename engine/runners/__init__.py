@@ -14,9 +14,9 @@ from engine._predictors.body import Body
 from engine.runners.base import Runner, ServedPredictor
 from engine.runners.channel import Channel
 from engine.runners.ending import Report
-from engine.runners.loop import adopt_here
-from engine.runners.thread import go_on
+from engine.runners.loop import hand_over_and_wait
 from engine.runners.thread import own as _own
+from engine.runners.thread import step_iterator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,7 @@ def own(body: Body, channel: Channel) -> None:
         body: what to run; it runs in its own context.
         channel: where its partials go, and where requests to stop come from.
     """
-    _own(body, channel, partial(adopt_here, go_on))
+    _own(body, channel, partial(hand_over_and_wait, step_iterator))
 
 
 def carry(*names: str) -> None:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from engine.runners.slots import Slots
 
     InOwner = Callable[..., Awaitable[Any]]  # calls a function in an owner thread on behalf of an asyncio task
+    # Has a body, with the channel it was started with, go on under an owner of the colour of what it produced, after so
+    # many seconds.
+    HandOver = Callable[[Body, Any, Any, float], None]
 
 
 CLEAN: Final = Report()  # the end of a body that raised nothing, or never ran

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from engine.runners.base import OpenCalls
     from engine.runners.owned import OwnedExecution
 
-    HandOver = Callable[[Body, Any, str], OwnedExecution]
+    HandOverFromCaller = Callable[[Body, Any, str], OwnedExecution]
 
 BUSY: Final = "the body is stepped, or finalised"
 ENDED: Final = "the body is over"
@@ -47,14 +47,14 @@ class InlineExecution(SyncExecution):
 
     Args:
         body: what to run.
-        bridge: makes the execution that goes on where the body produced something async.
+        hand_over: makes the execution that goes on, under an owner, where the body produced something async.
         grace: seconds a close from elsewhere waits for a running pull.
         open_calls: where the execution is listed while it runs.
     """
 
     __slots__ = ("_body", "_context", "_hand_over", "_handed_over", "_iterator", "_step", "_time", "_turn")
 
-    def __init__(self, body: Body, hand_over: HandOver, grace: float, open_calls: OpenCalls) -> None:
+    def __init__(self, body: Body, hand_over: HandOverFromCaller, grace: float, open_calls: OpenCalls) -> None:
         """Make a pending execution."""
         super().__init__(body.call, Ending(body.call.tag), grace, open_calls)
         self._body = body

@@ -9,12 +9,7 @@ from engine._predictors.failures import is_foreign_cancel
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Generator
-
-    from engine._predictors.body import Body
-    from engine.runners.owned import OwnedExecution
-
-    HandOver = Callable[[Body, Any, str], OwnedExecution]
+    from collections.abc import Generator
 
 
 class Interruptions:

@@ -25,29 +25,33 @@ from engine.runners.ending import Report
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator
     from contextvars import Context
 
     from engine._predictors.body import Body
+    from engine.runners.base import HandOver
     from engine.runners.ending import Ending, OwnerEnd
 
-    TakeOver = Callable[[Body, Any, Iterator[Any], float], None]  # given the channel that the body was started with
 
 _BOUND = 5.0  # seconds any wait sleeps before it looks again
 _BREATH = 64  # partials after which a body that never suspends lets the loop's other tasks run
 
 
 class LoopRunner:
-    """Runs async bodies as tasks of one background loop; what turns out to be sync is handed to `adopt`, a thread."""
+    """Runs async bodies as tasks of one background loop.
+
+    Args:
+        hand_over_sync: where a body goes on, in a thread, that turns out to have produced a sync iterator.
+    """
 
     name = "loop"
     is_here = True
     is_elsewhere = False
     open = staticmethod(open_here)
 
-    def __init__(self, adopt: TakeOver) -> None:
+    def __init__(self, hand_over_sync: HandOver) -> None:
         """Make a runner whose loop is not started yet."""
-        self._adopt = adopt
+        self.hand_over_sync = hand_over_sync
         self._is_closed = False
         self._start_over()
         renew_after_fork(self)
@@ -128,8 +132,15 @@ class LoopRunner:
         refuse_parents_call(body.call)
         self._post_owner(body, channel, None, 0.0)
 
-    def take_over(self, body: Body, channel: OwnerEnd, produced: Any, elapsed: float) -> None:
-        """Go on, as a task of the loop, with something async that a sync body produced after `elapsed` seconds."""
+    def hand_over(self, body: Body, channel: OwnerEnd, produced: Any, elapsed: float) -> None:
+        """Have a body go on, as a task of the loop, with something async that it, being sync, produced.
+
+        Args:
+            body: what produced it.
+            channel: what it was started with; it ends also where there is no loop to be had.
+            produced: the awaitable or async iterator.
+            elapsed: the seconds that took.
+        """
         body.context = copy_context()  # the body's own one is entered, and stays so, where this is called
         try:
             self._post_owner(body, channel, produced, elapsed)
@@ -155,11 +166,6 @@ class LoopRunner:
             if self._loop is None or self._is_closed:
                 raise EngineClosedError
             self._loop.call_soon_threadsafe(function, *args)
-
-    def hand_over(self, body: Body, channel: OwnerEnd, iterator: Iterator[Any], elapsed: float) -> None:
-        """Give a sync iterator that an async body produced to an owner thread."""
-        body.context = copy_context()
-        self._adopt(body, channel, iterator, elapsed)
 
     def run(
         self, coroutine: Coroutine[Any, Any, Any], context: Context, what: str, seconds: float | None = None
@@ -208,18 +214,18 @@ class LoopRunner:
             thread.join(grace * 3 + 1.0)
 
 
-def adopt_here(take: TakeOver, body: Body, channel: Ending, produced: Any, elapsed: float) -> None:
-    """Run something async on a loop of its own, and wait in this thread until it is over.
+def hand_over_and_wait(hand_over_sync: HandOver, body: Body, channel: Ending, produced: Any, elapsed: float) -> None:
+    """Have a body go on, on a loop made for it, and wait in this thread until it is over.
 
     Args:
-        take: goes on with a sync iterator it may give, in the thread of that loop.
-        body: what produced it.
-        channel: where its partials go.
+        hand_over_sync: where it goes on, in the thread of that loop, if it then produces a sync iterator.
+        body: what produced something async.
+        channel: what it was started with.
         produced: the awaitable or async iterator.
-        elapsed: the seconds spent so far.
+        elapsed: the seconds that took.
     """
-    loop = LoopRunner(take)
-    loop.take_over(body, channel, produced, elapsed)
+    loop = LoopRunner(hand_over_sync)
+    loop.hand_over(body, channel, produced, elapsed)
     while not channel.wait_end(_BOUND):  # for as long as the body runs
         pass
     loop.close(0.0)
@@ -376,7 +382,7 @@ class _Owner:
             self._is_left = True
             self._channel.on_stop = None
             try:
-                self._runner.hand_over(body, self._channel, produced, elapsed)
+                self._runner.hand_over_sync(body, self._channel, produced, elapsed)
             except BaseException:  # no thread takes it: it ends here after all
                 self._is_left = False
                 dispose(produced)
@@ -405,7 +411,7 @@ class _Owner:
     async def _pump(self, iterator: AsyncIterator[Any], elapsed: float) -> bool:
         """Put each partial into the channel (or the reduction); tell whether the iterator ended by itself.
 
-        The hot loop of every bridge from an async body: one step, one look at the clock, one hand-over, as in
+        The hot loop of every async body whose partials go elsewhere: one step, one look at the clock, one offer, as in
         `thread.pump`.
         """
         reduction = self._body.reduction

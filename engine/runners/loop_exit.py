@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-
-    from engine._predictors.body import Body
-    from engine.runners.owned import OwnedExecution
-
-    HandOver = Callable[[Body, Any, str], OwnedExecution]
+    from collections.abc import AsyncGenerator, Awaitable
 
 
 class _Open(Protocol):

@@ -82,7 +82,7 @@ class PinnedThread(OwnerThread):
         is_aside = current is not None and current.is_aside and body.call.is_within(current.call)
         if is_aside or self._ident == get_ident():
             raise _would_wait_for_itself(body.call.tag)
-        function = partial(body.context.run, step_through, body, channel, self._runner.adopt)
+        function = partial(body.context.run, step_through, body, channel, self._runner.hand_over_async)
         self._give(Work(channel, function, body.call, False))  # noqa: FBT003
 
     def post(self, function: Callable[[], object], call: Call) -> Work:

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from engine._records import Call, Outcome, State
     from engine.runners.base import OpenCalls
     from engine.runners.channel import Reduction
+    from engine.runners.inline import HandOverFromCaller
     from engine.runners.owned import OwnedExecution
 
-    HandOver = Callable[[Body, Any, str], OwnedExecution]
 
 _ITEM: Final = object()  # what a machine yields when its execution has a partial; anything else is asyncio's
 # Whose turn it is, besides those of `inline`: of a stop that came while the body rested, to be carried out by the loop,
@@ -56,14 +56,14 @@ class TaskExecution(Execution):
 
     Args:
         body: what to run.
-        bridge: makes the execution that goes on where an async body produced a sync iterator; `None` to step that
-            here as well.
+        hand_over: makes the execution that goes on, under an owner, where an async body produced a sync iterator;
+            `None` to step that here as well.
         grace: seconds a close waits for a running pull, and a cancelled body may go on.
         open_calls: where the execution is listed while it runs.
         is_guarded: whether the loop closes it where it ends; not for one that nobody can abandon.
 
     Attributes:
-        bridge: see above.
+        hand_over: as given.
         partial: what the machine yielded last.
     """
 
@@ -86,7 +86,7 @@ class TaskExecution(Execution):
     def __init__(
         self,
         body: Body,
-        hand_over: HandOver | None,
+        hand_over: HandOverFromCaller | None,
         grace: float,
         open_calls: OpenCalls,
         *,
@@ -223,7 +223,7 @@ class TaskExecution(Execution):
             raise AssertionError("a body is started once")
         return settle(body.start(), body.follows)
 
-    def adopt(self, kind: str, produced: Any) -> Any:
+    def iterator_of(self, kind: str, produced: Any) -> Any:
         """Give what to iterate for what the body produced; from here on a body without a slot is of no use."""
         body = self._body
         if kind is ITERATOR and self.hand_over is not None and body is not None:
@@ -554,7 +554,7 @@ def _machine(execution: TaskExecution) -> Generator[Any, Any, Any]:
         return iterator
     if kind is ITERATOR and execution.hand_over is None:
         return (yield from _each(execution, iterator))
-    iterator = execution.adopt(kind, iterator)
+    iterator = execution.iterator_of(kind, iterator)
     try:
         execution.partial = yield from first_step(iterator)  # type: ignore[misc]
         while True:
@@ -601,8 +601,8 @@ class _Pulled:
 
     __slots__ = ("_handed_over",)
 
-    def __init__(self, bridged: OwnedExecution) -> None:
-        self._handed_over = bridged
+    def __init__(self, handed_over: OwnedExecution) -> None:
+        self._handed_over = handed_over
 
     def __aiter__(self) -> _Pulled:
         return self

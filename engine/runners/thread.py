@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from engine._predictors.body import Body
+    from engine.runners.base import HandOver
     from engine.runners.channel import Reduction
     from engine.runners.ending import Ending, OwnerEnd, ProducerEnd
 
-    Adopt = Callable[[Body, Any, Any, float], None]  # it is given the very channel that the body was started with
 
 MOST_ABANDONED: Final = 64  # threads of an engine that outlast their consumers by the grace; beyond, it is busy
 MOST_ABANDONED_OF_ONE: Final = 32  # the same of one predictor; beyond, that predictor is
@@ -44,7 +44,11 @@ _STUCK: Final = (
 
 
 class ThreadRunner:
-    """Runs sync bodies in owner threads; what turns out to be async is handed to `adopt`, the loop."""
+    """Runs sync bodies in owner threads.
+
+    Attributes:
+        hand_over_async: where a body goes on, on the loop, that turns out to have produced something async.
+    """
 
     name = "thread"
     is_here = True
@@ -58,7 +62,7 @@ class ThreadRunner:
             grace: seconds that a body may take to end after its consumer has left, before it counts as abandoned.
             patience: seconds a thread waits for its next body.
         """
-        self.adopt: Adopt = _unjoined
+        self.hand_over_async: HandOver = _unjoined
         self.idle: deque[_Owner] = deque()
         self.owners: set[OwnerThread] = set()
         self.is_closed = False
@@ -91,12 +95,23 @@ class ThreadRunner:
             EngineBusyError: too many threads are abandoned or running already.
         """
         refuse_parents_call(body.call)
-        self.run(channel, partial(body.context.run, step_through, body, channel, self.adopt))
+        self.run(channel, partial(body.context.run, step_through, body, channel, self.hand_over_async))
 
-    def take_over(self, body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) -> None:
-        """Go on, on an owner thread, with a sync iterator that an async body produced after `elapsed` seconds."""
+    def hand_over(self, body: Body, channel: Ending, iterator: Iterator[Any], elapsed: float) -> None:
+        """Have a body go on, on an owner thread, with a sync iterator that it, being async, produced.
+
+        Args:
+            body: what produced it, on the loop or in the caller's task.
+            channel: what it was started with.
+            iterator: what it produced.
+            elapsed: the seconds that took.
+
+        Raises:
+            EngineClosedError: the engine is closed; the channel is not ended.
+            EngineBusyError: too many threads are abandoned or running already; the channel is not ended.
+        """
         body.context = copy_context()  # the body's own one is entered, and stays so, where this is called
-        self.run(channel, lambda: body.context.run(go_on, body, channel, iterator, elapsed))
+        self.run(channel, lambda: body.context.run(step_iterator, body, channel, iterator, elapsed))
 
     def run(self, channel: Ending, work: Callable[[], None]) -> None:
         """Run `work`, which ends by finishing `channel`, on an idle thread or a new one."""
@@ -277,18 +292,18 @@ class _Owner(OwnerThread):
         return True
 
 
-def own(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
+def own(body: Body, channel: OwnerEnd, hand_over_async: HandOver) -> None:
     """Be the owner of a sync body, in the calling thread, from its call to its finalisation.
 
     Args:
         body: what to run; it runs in its own context.
         channel: where its partials go, and where requests to stop come from.
-        adopt: takes over what turns out to be async, with the seconds spent so far.
+        hand_over_async: has it go on elsewhere, where it produces something async.
     """
-    body.context.run(step_through, body, channel, adopt)
+    body.context.run(step_through, body, channel, hand_over_async)
 
 
-def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
+def step_through(body: Body, channel: OwnerEnd, hand_over_async: HandOver) -> None:
     """Be the owner of a sync body, as `own`, in the body's own context.
 
     Every owner of one runs this: a thread of the engine's, pinned or not, a plugin's thread, a worker's main thread.
@@ -308,16 +323,16 @@ def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
         return
     now = clock()
     if kind is ITERATOR:
-        go_on(body, channel, produced, now - started)
+        step_iterator(body, channel, produced, now - started)
         return
     if kind is not ONE:
-        adopt(body, channel, produced, now - started)
+        hand_over_async(body, channel, produced, now - started)
         return
     end = Report(None, produced)  # nothing is left to run: the value goes with the end, which alone wakes its consumer
     reduction = body.reduction
     try:
         if reduction is None:
-            producer: Any = channel  # as in `go_on`
+            producer: Any = channel  # as in `step_iterator`
             producer.offer_only(produced, (now - started) * 1000.0, now)
         else:
             reduction.elapsed = now - started
@@ -329,8 +344,15 @@ def step_through(body: Body, channel: OwnerEnd, adopt: Adopt) -> None:
     channel.finish(end)
 
 
-def go_on(body: Body, channel: OwnerEnd, iterator: Iterator[Any], elapsed: float) -> None:
-    """Go on, in the calling thread, with a sync iterator a body produced after `elapsed` seconds."""
+def step_iterator(body: Body, channel: OwnerEnd, iterator: Iterator[Any], elapsed: float) -> None:
+    """Be the owner, in the calling thread, of what is left of a body: the sync iterator that it produced.
+
+    Args:
+        body: what produced it.
+        channel: where its partials go.
+        iterator: what it produced.
+        elapsed: the seconds that took.
+    """
     end = Report()
     try:
         try:
@@ -359,8 +381,8 @@ def _finish(body: Body, channel: OwnerEnd, end: Report) -> None:
 def pump(iterator: Iterator[Any], channel: ProducerEnd, elapsed: float, end: Report) -> bool:
     """Put each partial into the channel; tell whether the iterator ended by itself.
 
-    The hot loop of every bridge from a sync body: one step, one look at the clock, one hand-over. Where there is no
-    pause, the hand-over itself counts as the producer's time: a clock is a third of its price.
+    The hot loop of every sync body whose partials go elsewhere: one step, one look at the clock, one offer. Where there
+    is no pause, the offer itself counts as the producer's time: a clock is a third of its price.
     """
     clock, step, offer = perf_counter, iterator.__next__, channel.offer
     started = clock()
