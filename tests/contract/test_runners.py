@@ -255,7 +255,7 @@ def test_the_suite_says_that_a_runner_hangs_though_nothing_can_end_that(monkeypa
         def engine(self) -> Engine:
             return Engine(discover=False, plugins=[Stuck()], grace=0.05)
 
-    monkeypatch.setattr("engine.testing._CLOSING", 0.05)
+    monkeypatch.setattr("engine.testing.conformance._CLOSING", 0.05)
     try:
         with pytest.raises(AssertionError, match="the runner 'elsewhere' hangs"):
             getattr(Suite(), NESTING[0])()
