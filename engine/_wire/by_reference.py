@@ -1,7 +1,7 @@
-"""What a worker finds by its name as it is here: modules, and the classes and functions in them.
+"""Whether a worker finds the same under a name: a module, or a class or function in it, which then go by reference.
 
 A worker is a fresh interpreter with the program's `sys.path`. It has no finder that the program itself put into
-`sys.meta_path`, and of a module that was imported again here it may have what was before; what stands in such modules
+`sys.meta_path`, and of a module that was imported again here it may have the version before; what such modules define
 goes by value.
 """
 
@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_known: Final[dict[str, tuple[Any, bool]]] = {}  # the spec that a module had when it was first looked at; the answer
-_changed: Final[dict[str, tuple[Any, float]]] = {}  # the spec of one that was imported again, and when that was noticed
-_workers: Final[dict[object, float]] = {}  # those of this process that run, and when each was started
+_known: Final[dict[str, tuple[Any, bool]]] = {}  # by a module's name: its spec when that was tested, and the answer
+_changed: Final[
+    dict[str, tuple[Any, float]]
+] = {}  # by name: the spec of a module that was imported again, and when that was noticed
+_workers: Final[dict[object, float]] = {}  # running workers of this process, and when each was started
 CACHED: Final = type(functools.lru_cache(len))
-# What pickle knows by a name of its own, where Python has it.
+# Classes of objects that pickle saves by their own name, as far as this Python has them.
 _FORMS: Final = ("NewType", "ParamSpec", "TypeAliasType", "TypeVar", "TypeVarTuple")
 SELF_NAMED: Final[dict[str, Any]] = {name: vars(typing)[name] for name in _FORMS if name in vars(typing)}
 if "sentinel" in vars(builtins):  # from Python 3.15 on
     SELF_NAMED["sentinel"] = vars(builtins)["sentinel"]
 FUNCTIONS: Final = frozenset({types.FunctionType, types.BuiltinFunctionType, CACHED})
-NAMED: Final = FUNCTIONS.union(SELF_NAMED.values())  # what is found by its name
+NAMED: Final = FUNCTIONS.union(SELF_NAMED.values())  # what pickle saves by name
 
 # Classes and functions found to be importable, by their address: they stay, with their modules.
 importable: Final[dict[int, Any]] = {}
@@ -38,7 +40,7 @@ _STANDARD: Final = (BuiltinImporter, FrozenImporter, PathFinder)
 
 
 def is_importable(obj: Any) -> bool:
-    """Whether a class, function or the like is what the other side finds under its name."""
+    """Whether the other side finds this very class, function or the like under its name."""
     module = sys.modules.get(getattr(obj, "__module__", None) or "")
     if module is None:
         return False
@@ -65,7 +67,7 @@ def is_importable_module(module: types.ModuleType) -> bool:
 
 
 def _may_be_older(name: str, spec: Any) -> bool:
-    """Whether a worker that runs may have a module as it was before it was imported again here."""
+    """Whether a running worker may have a module as it was before it was imported again here."""
     if not _workers:
         return False
     noticed = _changed.get(name)
@@ -75,18 +77,18 @@ def _may_be_older(name: str, spec: Any) -> bool:
 
 
 def is_reimported(name: str) -> bool:
-    """Whether a module goes by value only as long as a worker runs that may have it as it was."""
+    """Whether a module was imported again, and goes by value until every worker with its version before is gone."""
     module = sys.modules.get(name)
     return name in _changed and module is not None and not is_importable_module(module)
 
 
 def add_worker(worker: object) -> None:
-    """A worker was started: it imports modules as they are from now on."""
+    """Note a worker that was started: it imports modules as they are from now on."""
     _workers[worker] = monotonic()
 
 
 def remove_worker(worker: object) -> None:
-    """A worker is over."""
+    """Note that a worker ended."""
     _workers.pop(worker, None)
 
 
@@ -102,10 +104,10 @@ def _finds_module(module: types.ModuleType, spec: Any, name: str) -> bool:
         if package is None or not is_importable_module(package):
             return False
         path = getattr(package, "__path__", None)
-    return any(_is_there(finder, name, path, spec.origin) for finder in _finders_for(name))
+    return any(_finds_spec(finder, name, path, spec.origin) for finder in _finders_for(name))
 
 
-def _is_there(finder: Any, name: str, path: Any, origin: str | None) -> bool:
+def _finds_spec(finder: Any, name: str, path: Any, origin: str | None) -> bool:
     try:
         found = finder.find_spec(name, path)
     except Exception:
@@ -145,7 +147,7 @@ def _is_at_start(made: Any, name: str) -> bool:
 
 def _imported_at_start() -> set[str]:
     """The modules that `site` imports in every interpreter, as editable installations have it do."""
-    global _at_start  # noqa: PLW0603 - read once
+    global _at_start  # noqa: PLW0603 - read once, for files are read
     if _at_start is None:
         import re
         import site
@@ -157,7 +159,7 @@ def _imported_at_start() -> set[str]:
             for file in Path(folder).glob("*.pth"):
                 try:
                     lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
-                except OSError:  # its owner's alone
+                except OSError:  # not readable: `site` cannot read it either
                     continue
         code = " ".join(line for line in lines if line.startswith(("import ", "import\t")))
         _at_start = {"sitecustomize", "usercustomize", *re.findall(r"\w+", code)}

@@ -1,6 +1,6 @@
-"""How what the other side cannot import travels: whole, by value, through cloudpickle.
+"""Pickling by value, through cloudpickle, of what the other side cannot import.
 
-Imported only where something needs it. Both sides rebuild by the functions below, which pickles name.
+Imported only when first needed, since cloudpickle is slow to import. Pickles refer to the functions below by name.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from engine._wire.by_reference import CACHED, importable, is_importable, is_impo
 from engine._wire.main_module import MainScope, publish_class, publish_function, variables_of_main
 from engine._wire.sentinels import has_own_sentinels, has_sentinels, reduced_sentinel
 from engine._wire.target_snapshots import global_names
-from engine._wire.typing_objects import Aliases, is_self_named
+from engine._wire.typing_objects import TypingReducer, is_self_named
 
 if TYPE_CHECKING:
     import pickle
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-_WITH_SETTER: Final = 6  # parts of a reduction that says how its state is set, as that of a class by value does
-_registered: Final[set[str]] = set()  # names of modules of which everything goes by value
-_own: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes made here that travelled by value
-_received: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes that came by value
+_WITH_SETTER: Final = 6  # parts of a reduction that has a function to set the state, as that of a class by value has
+_registered: Final[set[str]] = set()  # modules registered with cloudpickle, so that everything in them goes by value
+_sent: Final[WeakValueDictionary[int, type]] = (
+    WeakValueDictionary()
+)  # classes made here that travelled by value, by address
+_received: Final[WeakValueDictionary[int, type]] = WeakValueDictionary()  # classes that arrived by value, by address
 _plain_code: Final = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
 
@@ -40,7 +42,7 @@ def _reduced_code(code: types.CodeType) -> Any:
 
 
 class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
-    """Takes whole what is defined in a module that the other side cannot import.
+    """Pickles by value what is defined in a module that the other side cannot import.
 
     Attributes:
         apart: the `id` of exceptions that will be rebuilt without their constructor.
@@ -58,17 +60,18 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
     def __init__(self, file: io.BytesIO, protocol: int, callback: Callable[[pickle.PickleBuffer], Any] | None) -> None:
         """Pickle into `file`, and give buffers to `callback`."""
         super().__init__(file, protocol, callback)
-        self._aliases = Aliases()
+        self._typing = TypingReducer()
         self._main: MainScope | None = None
-        self._ordinary: set[int] = set()  # addresses of classes, kept by what is pickled, to which nothing here applies
-        self._tried: dict[int, bool] | None = {}  # whether what is nice to have travels, by its address; else a trial
+        # Addresses of classes whose instances need nothing of this class; what is being pickled keeps them alive.
+        self._ordinary: set[int] = set()
+        self._tried: dict[int, bool] | None = {}  # by address: whether an optional value can travel; None in a trial
 
     def _function_getnewargs(self, func: types.FunctionType) -> Any:
         code, scope, *rest = super()._function_getnewargs(func)
         return code, self._scope_of(func.__globals__) or scope, *rest
 
     def _scope_of(self, scope: dict[str, Any]) -> MainScope | None:
-        """What stands for the variables of `__main__`; `None` for those of any other module."""
+        """Give what stands for the variables of `__main__`; `None` for those of any other module."""
         if scope is not variables_of_main():
             return None
         if self._main is None:
@@ -81,7 +84,7 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         facts, scope = reduced[2][1], func.__globals__
         sent = facts["__globals__"]
         sent.update((name, scope[name]) for name in _used_in_classes(func.__code__) if name in scope)
-        for name, value in self._nice_to_have(_named_in(readable.__annotations__, func.__code__), scope).items():
+        for name, value in self._optional(_named_in(readable.__annotations__, func.__code__), scope).items():
             sent.setdefault(name, value)
         variables = getattr(func, "__type_params__", ())
         if variables:
@@ -91,8 +94,8 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         sent[func.__name__] = func
         return *reduced[:2], (reduced[5], reduced[2], func.__name__), None, None, _fill_function
 
-    def _nice_to_have(self, names: Iterable[str], scope: Mapping[str, Any]) -> dict[str, Any]:
-        """Those variables of a module that can travel: none of them is needed to run what is sent."""
+    def _optional(self, names: Iterable[str], scope: Mapping[str, Any]) -> dict[str, Any]:
+        """Give those variables of a module that can travel: only annotations refer to them, and no code needs them."""
         if self._tried is None:
             return {}
         return {name: scope[name] for name in names if name in scope and self._can_travel(scope[name], self._tried)}
@@ -110,9 +113,9 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         return tried[id(value)]
 
     def reducer_override(self, obj: Any) -> Any:
-        """Say how an object is reduced, where that is not as plain pickle does it."""
+        """Reduce an object that plain pickle would not, or not so."""
         kind = type(obj)
-        if id(kind) in self._ordinary:  # the fast path: most are like the one before
+        if id(kind) in self._ordinary:  # the fast path: most objects are of a class that was seen before
             return NotImplemented
         if isinstance(obj, (type, types.FunctionType, types.ModuleType)):
             _note_module(obj)
@@ -120,7 +123,7 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
             return self.reduce_failure(obj, self.without_constructor)
         if not isinstance(obj, (type, types.FunctionType)):
             _refuse_copy(obj, allows_files=self.allows_files)
-            reduced = self._aliases.reduced(obj) or _reduced_instance(obj)
+            reduced = self._typing.reduced(obj) or _reduced_instance(obj)
             if reduced is NotImplemented and _is_ordinary(kind):
                 self._ordinary.add(id(kind))
             return reduced
@@ -128,31 +131,31 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
         reduced = self._reduced_by_value(obj) if is_whole else super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) == _WITH_SETTER:
             if id(obj) not in _received:
-                _own[id(obj)] = obj
+                _sent[id(obj)] = obj
             annotations = _put_annotations(obj, reduced[2][0])
-            told = reduced[5], reduced[2], obj.__qualname__, self._known_in_main(obj, annotations)
-            return (*reduced[:2], told, None, None, _fill_class)
+            state = reduced[5], reduced[2], obj.__qualname__, self._bound_in_main(obj, annotations)
+            return (*reduced[:2], state, None, None, _fill_class)
         return reduced
 
-    def _known_in_main(self, cls: type, annotations: dict[str, Any]) -> Any:
-        """What a class of a script is known by there, and what its annotations name; `None` for any other class."""
+    def _bound_in_main(self, cls: type, annotations: dict[str, Any]) -> Any:
+        """Give the names that a script binds to its class, and those in its annotations; `None` for any other class."""
         scope = variables_of_main()
         if cls.__module__ != "__main__":
             return None
         own = {cls.__name__: cls} if scope.get(cls.__name__) is cls else {}
-        return self._scope_of(scope), own, self._nice_to_have(_named_in(annotations), scope)
+        return self._scope_of(scope), own, self._optional(_named_in(annotations), scope)
 
     def _reduced_by_value(self, obj: Any) -> Any:
-        """Reduce a class or function by value, wherever it is found."""
+        """Reduce a class or function by value, even one that is importable."""
         if isinstance(obj, type):
-            return cloudpickle.cloudpickle._dynamic_class_reduce(obj)  # noqa: SLF001 - it has no public way but for good
+            return cloudpickle.cloudpickle._dynamic_class_reduce(obj)  # noqa: SLF001 - the public way is per module, not per pickle
         return self._dynamic_function_reduce(obj)
 
 
 def _readable(function: types.FunctionType) -> types.FunctionType:
-    """A function whose annotations can be read: itself, or one like it that has their texts.
+    """Give a function whose annotations can be read: itself, or a copy that has them as texts.
 
-    From Python 3.14 on they are evaluated when they are first read, and may name what only a type checker imports.
+    From Python 3.14 on, annotations are evaluated when first read, and may name what only a type checker imports.
     """
     try:
         function.__annotations__  # noqa: B018 - evaluated here
@@ -170,13 +173,15 @@ def _readable(function: types.FunctionType) -> types.FunctionType:
 
 
 def _texts_of_annotations(annotated: Any) -> dict[str, Any]:
-    annotationlib: Any = importlib.import_module("annotationlib")  # where annotations can fail, there is one
+    annotationlib: Any = importlib.import_module(
+        "annotationlib"
+    )  # from Python 3.14 on, and only there can annotations fail
     texts: dict[str, Any] = annotationlib.get_annotations(annotated, format=annotationlib.Format.STRING)
     return texts
 
 
 def _named_in(annotations: dict[str, Any], code: types.CodeType | None = None) -> Iterator[str]:
-    """The names in annotations that are texts, and those that code may ask the module `__main__` for."""
+    """Give the names in annotations that are texts, and those that code may read as attributes of `__main__`."""
     for text in annotations.values():
         if type(text) is str:
             with suppress(SyntaxError, ValueError):
@@ -186,9 +191,9 @@ def _named_in(annotations: dict[str, Any], code: types.CodeType | None = None) -
 
 
 def _put_annotations(cls: type, state: dict[str, Any]) -> dict[str, Any]:
-    """Give the annotations of a class, and have them travel.
+    """Put the annotations of a class into its `state`, and return them.
 
-    Those that are evaluated when they are first read, as from Python 3.14 on, cloudpickle leaves out.
+    cloudpickle leaves out those that are evaluated when first read, as from Python 3.14 on.
     """
     if "__annotate_func__" in vars(cls) and "__annotations__" not in state:
         try:
@@ -209,14 +214,14 @@ _HEAP_TYPE: Final = 1 << 9  # of a type's flags
 
 
 def _used_in_classes(code: types.CodeType) -> Iterator[str]:
-    """The variables of a module that the body of a class uses which a function makes; cloudpickle leaves them out."""
+    """Give the globals that class bodies inside a function use; cloudpickle leaves them out."""
     for each in code.co_consts:
         if isinstance(each, types.CodeType):
             yield from _used_in_classes(each) if each.co_flags & CO_OPTIMIZED else global_names(each)
 
 
 def _note_module(obj: Any) -> None:
-    """Have everything of a module taken whole as long as it cannot arrive by reference."""
+    """Register a module with cloudpickle for as long as what it defines cannot travel by reference."""
     name = getattr(obj, "__name__" if isinstance(obj, types.ModuleType) else "__module__", None)
     module = sys.modules.get(name or "")
     if not isinstance(module, types.ModuleType) or not module.__name__ == name != "__main__":
@@ -224,21 +229,21 @@ def _note_module(obj: Any) -> None:
     if not is_importable_module(module):
         _registered.add(module.__name__)
         cloudpickle.register_pickle_by_value(module)
-    elif module.__name__ in _registered:  # every worker that runs has it as it is, after it was imported again
+    elif module.__name__ in _registered:  # imported again, and by now every running worker has it as it is
         _registered.discard(module.__name__)
         with suppress(ValueError):
             cloudpickle.unregister_pickle_by_value(module)
 
 
 def _is_ordinary(kind: type) -> bool:
-    """Whether nothing but its class decides how an instance is reduced."""
+    """Whether cloudpickle reduces every instance of a class as it should, so that none needs to be looked at here."""
     if issubclass(kind, (io.TextIOWrapper, types.ModuleType, CACHED)) or is_self_named(kind):
         return False
     return not (has_sentinels(kind) if id(kind) in importable or is_importable(kind) else has_own_sentinels(kind))
 
 
 def _reduced_instance(obj: Any) -> Any:
-    """How what is no class and no function is reduced, where cloudpickle has no better way."""
+    """Reduce what is no class and no function, where cloudpickle would lose something."""
     if isinstance(obj, CACHED) and not is_importable(obj):
         return _cached, (obj.__wrapped__, obj.cache_parameters())
     kind = type(obj)
@@ -249,7 +254,7 @@ def _reduced_instance(obj: Any) -> Any:
 
 
 def _refuse_copy(obj: object, *, allows_files: bool) -> None:
-    """Take no open file for what can be read in it, but where that is all it can be meant for."""
+    """Refuse an open file, unless it is an input and only readable, so that a copy of its rest may stand for it."""
     if not isinstance(obj, io.TextIOWrapper) or obj is sys.stdout or obj is sys.stderr:
         return
     if not allows_files or "+" in getattr(obj, "mode", ""):
@@ -258,27 +263,27 @@ def _refuse_copy(obj: object, *, allows_files: bool) -> None:
         )
 
 
-def _fill_class(cls: type, told: tuple[Callable[[type, Any], None], Any, str, Any]) -> None:
-    """Give a class that came by value what is in it; one that was made here is not changed by its copy's return."""
-    if id(cls) not in _own:
+def _fill_class(cls: type, filling: tuple[Callable[[type, Any], None], Any, str, Any]) -> None:
+    """Set the state of a class that arrived by value; one that was made here is not changed when it comes back."""
+    if id(cls) not in _sent:
         _received[id(cls)] = cls
-        set_state, state, cls.__qualname__, in_main = told  # its full name is shown by many a `repr`
+        set_state, state, cls.__qualname__, in_main = filling  # cloudpickle does not restore the qualified name
         set_state(cls, state)
         if in_main is not None:
             publish_class(*in_main[1:])
 
 
 def _fill_function(
-    function: types.FunctionType, told: tuple[Callable[[types.FunctionType, Any], None], Any, str]
+    function: types.FunctionType, filling: tuple[Callable[[types.FunctionType, Any], None], Any, str]
 ) -> None:
-    """Give a function of a script what it uses, and have it found by its name."""
-    set_state, state, name = told
+    """Set the state of a function of a script, and bind its name."""
+    set_state, state, name = filling
     set_state(function, state)
     publish_function(name, function)
 
 
 def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
-    """Give a function that came by value an empty cache of its own."""
+    """Give a function that arrived by value an empty cache of its own."""
     return functools.lru_cache(**parameters)(function)
 
 

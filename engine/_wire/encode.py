@@ -74,7 +74,7 @@ def encode(value: Any, by_value_modules: Collection[str] = ()) -> Payload:
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is immutable, small, and told by its value alone, so that it may stand in a frame's `meta`."""
+    """Whether a value is immutable, small, and defined by its value alone, so that it may stand in a frame's `meta`."""
     kind = type(value)
     if kind is str or kind is bytes:
         return len(value) <= SMALL  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ PayloadLocation = tuple[tuple[int, ...], int, int | None]
 
 @attrs.define(eq=False)
 class Command:
-    """What a worker is told to do; it travels as a plain tuple.
+    """A command to a worker; it travels as a plain tuple.
 
     Attributes:
         what: `"run"`, `"load"`, `"unload"` or `"describe"` a predictor; or tear all of them down and `"exit"`.

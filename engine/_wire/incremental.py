@@ -23,7 +23,7 @@ _PAUSE: Final = 0.00005  # seconds it sleeps then: long enough for a thread that
 
 
 def fits_event_loop(sizes: Sequence[int]) -> bool:
-    """Whether a payload, told by the sizes of its pickle and its buffers, may be handled on an event loop."""
+    """Whether a payload, given the sizes of its pickle and buffers, is so small that an event loop may handle it."""
     return sizes[0] <= PICKLE_STEP and sum(sizes) <= COPY_STEP
 
 

@@ -1,4 +1,4 @@
-"""What a worker tells of a predictor that this process has not imported, and the profile made of that."""
+"""The profile of a predictor that only a worker has imported: described there, made here of the description."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ if TYPE_CHECKING:
 
     Bind = Callable[[Mapping[str, Any] | None], tuple[tuple[Any, ...], dict[str, Any]]]
 
-# Predictors that this process has not imported
-
 
 class RemoteProfile(Profile):
-    """A profile that a worker told: its binder checks what can be checked here, and leaves the mapping as it is."""
+    """A profile by a worker's description: its binder checks what can be checked here, and keeps the mapping."""
 
     def make_binder(self, *, check: bool) -> Bind:
         """Make the binder."""
@@ -38,14 +36,14 @@ class RemoteProfile(Profile):
 
 
 def describe(target: Any) -> dict[str, Any]:
-    """Tell what a predictor is, in built-in types that any process can read without importing what it needs."""
+    """Describe a predictor in built-in types, which any process can read without importing what the predictor needs."""
     from engine._wire.encode import encode_whole  # here and below: only what workers run needs it
 
     profile = profile_of("", target, {})
     signature = profile.signature
     return {
         "parameters": [
-            (each.name, each.kind, each.description, *map(_told, (each.annotation, each.default, each.constraints)))
+            (each.name, each.kind, each.description, *map(_encoded, (each.annotation, each.default, each.constraints)))
             for each in signature.parameters
         ],
         "signature": (signature.yields, signature.readable, tuple(signature.given)),
@@ -55,7 +53,7 @@ def describe(target: Any) -> dict[str, Any]:
     }
 
 
-def _told(value: Any) -> bytes | None:
+def _encoded(value: Any) -> bytes | None:
     from engine._wire.encode import encode_whole
 
     try:
@@ -64,49 +62,49 @@ def _told(value: Any) -> bytes | None:
         return None
 
 
-def profile_of_description(tag: str, told: Mapping[str, Any], own: Mapping[str, Any]) -> Profile:
-    """Make a profile of what `describe` told in a worker.
+def profile_of_description(tag: str, description: Mapping[str, Any], own: Mapping[str, Any]) -> Profile:
+    """Make a profile of what `describe` returned in a worker.
 
     Args:
         tag: the predictor's tag.
-        told: what was told.
-        own: the options of its record, which go before those of its mark.
+        description: what `describe` returned.
+        own: the options of the predictor's record, which precede those of its decorator.
     """
     from engine._wire.decode import decode
 
     parameters, opaque = [], False
-    for name, kind, description, *rest in told["parameters"]:
-        annotation, default, constraints = (_heard(each) for each in rest)
-        opaque = opaque or annotation is _UNHEARD or constraints is _UNHEARD
+    for name, kind, text, *rest in description["parameters"]:
+        annotation, default, constraints = (_decoded(each) for each in rest)
+        opaque = opaque or annotation is _OPAQUE or constraints is _OPAQUE
         parameters.append(
             Parameter(
                 name,
                 kind,
-                MISSING if annotation is _UNHEARD else annotation,
+                MISSING if annotation is _OPAQUE else annotation,
                 default,
-                description,
-                () if constraints is _UNHEARD else constraints,
+                text,
+                () if constraints is _OPAQUE else constraints,
             )
         )
-    yields, readable, given = told["signature"]
-    is_async_, lives_on_loop, is_class, is_plain = told["is"]
+    yields, readable, given = description["signature"]
+    is_async, lives_on_loop, is_class, is_plain = description["is"]
     signature = Signature(tuple(parameters), yields, readable, frozenset(given))
-    facts = Facts(signature, told["first_line"], is_async_, lives_on_loop, is_class, is_plain, opaque)
-    options = {name: decode(data) for name, data in told["options"].items()}
+    facts = Facts(signature, description["first_line"], is_async, lives_on_loop, is_class, is_plain, opaque)
+    options = {name: decode(data) for name, data in description["options"].items()}
     return profile_with(RemoteProfile, tag, facts, {**options, **own})
 
 
-class _Unheard:
-    """Stands for a value that means nothing in this process."""
+class _Opaque:
+    """Stands for a value that cannot be rebuilt in this process."""
 
     def __repr__(self) -> str:
         return "..."
 
 
-_UNHEARD: Final = _Unheard()
+_OPAQUE: Final = _Opaque()
 
 
-def _heard(data: bytes | None) -> Any:
+def _decoded(data: bytes | None) -> Any:
     from engine._wire.decode import decode_known
 
-    return _UNHEARD if data is None else decode_known(data, _UNHEARD)
+    return _OPAQUE if data is None else decode_known(data, _OPAQUE)

@@ -1,11 +1,11 @@
-"""Objects that are compared by identity: how such a one stays itself when it travels.
+"""Sentinels, which are compared by identity: how one stays the same object when it travels.
 
-A sentinel such as `dataclasses.MISSING` says nothing of how it is pickled, so that a copy of it would arrive, which
-nothing is. One that a module has under a name arrives as what that module has there on the other side; one of a script,
-whose module no other process can import, as the same object each time.
+A sentinel such as `dataclasses.MISSING` does not define how it is pickled, so that a copy of it would arrive, which is
+identical to nothing. One that a module has under a name arrives as what that module has there on the other side; one of
+a script, whose module no other process can import, as the same object each time.
 
 What counts as one: an instance that is pickled by its attributes, bound to a name of a module, and without attributes,
-or with a few texts for them. Where the other side's differs in those, a copy arrives after all.
+or with few and plain ones. Where the other side's object differs in those, a copy arrives after all.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 _PROTOCOL: Final = 5
 _NEW: Final = vars(copyreg)["__newobj__"]  # what makes an instance again that is pickled by its attributes
-_MOST: Final = 8  # attributes of one
+_MOST_ATTRIBUTES: Final = 8  # of a sentinel
 _ATOMS: Final = frozenset({str, bool, type(None)})
 AS_ANY_OBJECT: Final = (object.__reduce_ex__, object.__reduce__, object.__getstate__)  # pickled by its attributes
 
-# The modules and names of each, by its address; it is kept, as its module keeps it, so that no other can be there.
+# The modules and names of each, by its address, which is no other's as long as the object is kept here.
 _homes: Final[dict[int, tuple[type, dict[int, list[_Home]]]]] = {}  # by the address of their class, which is kept too
 # How many modules there were when they were searched for instances of `object`, and the last of them.
 _scanned: Final[list[object]] = []
 
-# Those of scripts, and their copies, with a number that they keep; by their address, and by that. They are referred to
-# weakly where they can be: once nothing else has such a one, its like cannot be told from it.
+# Those of scripts, and their copies, with their identities, which they keep wherever they travel; by address, and by
+# identity. References are weak where they can be: once nothing else refers to one, none can tell it from a new one.
 _tracked: Final[dict[int, tuple[Callable[[], Any], str]]] = {}
 _tracked_kinds: Final[set[int]] = set()  # addresses of their classes
 _arrived: Final[dict[str, Callable[[], Any]]] = {}
@@ -47,14 +47,14 @@ sentinel_classes: Final[set[int]] = set()  # addresses of classes found importab
 
 
 def note_importable(named: Any) -> None:
-    """Note that a class or function is found by its name."""
+    """Note that the other side can import a class or function."""
     if isinstance(named, type) and has_sentinels(named):
         sentinel_classes.add(id(named))
     importable[id(named)] = named
 
 
 def has_sentinels(kind: type) -> bool:
-    """Whether a module that stays has instances of an importable class that may be sentinels."""
+    """Whether a module of its package holds instances of an importable class that may be sentinels."""
     if kind is object:
         return True
     if id(kind) not in _homes:
@@ -64,12 +64,12 @@ def has_sentinels(kind: type) -> bool:
 
 
 def has_own_sentinels(kind: type) -> bool:
-    """Whether there are instances that may be sentinels of a class which is not importable."""
+    """Whether a class that is not importable has instances that may be sentinels."""
     return id(kind) in _tracked_kinds or bool(_instances(kind, [sys.modules.get(kind.__module__)]))
 
 
 def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
-    """How a sentinel is reduced; `None` for what is none.
+    """Reduce a sentinel; `None` for any other object.
 
     Args:
         obj: any object.
@@ -81,7 +81,7 @@ def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
         return None
     try:
         made, args, state, *items = obj.__reduce_ex__(_PROTOCOL)
-    except Exception:  # it cannot be pickled, as the pickler finds out
+    except Exception:  # it cannot be pickled, as the pickler will report
         return None
     if made is not _NEW or args != (kind,) or any(each is not None for each in items):
         return None
@@ -96,12 +96,16 @@ def _is_pickled_by_attributes(kind: Any) -> bool:
 
 
 def _is_small(kind: Any, state: Any) -> bool:
-    """Whether nothing is lost if a sentinel with such attributes is taken for its like."""
+    """Whether attributes are so few and plain that another sentinel with equal ones can stand for this."""
     if state is None:
         return True
     parts = [each for each in (state if isinstance(state, tuple) else (state,)) if each is not None]
     values = [value for part in parts for value in part.values()]
-    return kind.__eq__ is object.__eq__ and len(values) <= _MOST and all(type(value) in _ATOMS for value in values)
+    return (
+        kind.__eq__ is object.__eq__
+        and len(values) <= _MOST_ATTRIBUTES
+        and all(type(value) in _ATOMS for value in values)
+    )
 
 
 def _package_of(kind: type) -> Iterable[types.ModuleType]:
@@ -122,7 +126,7 @@ def _instances(kind: type, modules: Iterable[object]) -> dict[int, list[_Home]]:
 
 
 def _home(obj: object, kind: type) -> tuple[types.ModuleType, str] | None:
-    """Where the other side finds an instance of an importable class; else where this one's script has it."""
+    """Find the module and name of an instance of an importable class: where the other side can import it, else here."""
     known = _homes.get(id(kind), (kind, {}))[1]
     modules = [len(sys.modules), next(reversed(sys.modules))]
     if kind is object and id(obj) not in known and _scanned != modules:
@@ -144,7 +148,7 @@ def _home_in(obj: object, module: object) -> tuple[types.ModuleType, str] | None
 
 
 def find_sentinel(module_name: str, name: str, kind: type, state: Any, *, imports: bool = True) -> object:
-    """Give what a module has under a name, if it is the like; else a copy."""
+    """Give what a module has under a name, if class and attributes are equal; else a copy."""
     module = sys.modules.get(module_name)
     if module is None and imports:
         try:
@@ -152,17 +156,17 @@ def find_sentinel(module_name: str, name: str, kind: type, state: Any, *, import
         except Exception:
             module = None
     found = None if module is None else vars(module).get(name)
-    return found if type(found) is kind and _state_of(found) == state else _made(kind, state)
+    return found if type(found) is kind and _state_of(found) == state else _copy(kind, state)
 
 
 def _state_of(obj: Any) -> Any:
     try:
         return obj.__reduce_ex__(_PROTOCOL)[2]
     except Exception:
-        return _state_of  # like nothing that travels
+        return _state_of  # equal to no state that travels
 
 
-def _made(kind: type, state: Any) -> object:
+def _copy(kind: type, state: Any) -> object:
     made: object = object.__new__(kind)
     for part in state if isinstance(state, tuple) else (state,):
         for name, value in (part or {}).items():
@@ -171,12 +175,12 @@ def _made(kind: type, state: Any) -> object:
 
 
 def identity_of(obj: object) -> str:
-    """The number that an object which travels keeps; it is given one."""
-    number = _identity_in(obj)
-    if number is None:
-        number = os.urandom(12).hex()
-        assign_identity(number, obj)
-    return number
+    """Give the identity that an object keeps wherever it travels; a new one if it has none."""
+    identity = _identity_in(obj)
+    if identity is None:
+        identity = os.urandom(12).hex()
+        assign_identity(identity, obj)
+    return identity
 
 
 def _identity_in(obj: object) -> str | None:
@@ -184,35 +188,35 @@ def _identity_in(obj: object) -> str | None:
     return known[1] if known is not None and known[0]() is obj else None
 
 
-def object_of(number: str) -> Any:
-    """The object of a number; `None` if there is none here."""
-    reference = _arrived.get(number)
+def object_of(identity: str) -> Any:
+    """Give the object of an identity; `None` if it is not in this process."""
+    reference = _arrived.get(identity)
     return None if reference is None else reference()
 
 
-def assign_identity(number: str, obj: Any) -> Any:
-    """Have an object keep a number, and give it."""
+def assign_identity(identity: str, obj: Any) -> Any:
+    """Have an object keep an identity; return the object."""
     address = id(obj)
 
-    def forget(gone: object) -> None:
+    def remove(gone: object) -> None:
         _tracked.pop(address, None)
-        if _arrived.get(number) is gone:
-            del _arrived[number]
+        if _arrived.get(identity) is gone:
+            del _arrived[identity]
 
     reference: Callable[[], Any]
     try:
-        reference = weakref.ref(obj, forget)
+        reference = weakref.ref(obj, remove)
     except TypeError:
         reference = lambda: obj  # noqa: E731 - a reference that is not weak
-    _tracked[address] = reference, number
+    _tracked[address] = reference, identity
     _tracked_kinds.add(id(type(obj)))
-    _arrived[number] = reference
+    _arrived[identity] = reference
     return obj
 
 
-def _object_of_script(number: str, kind: type) -> object:
-    """Give the sentinel of a script that has this number; a new one where it is not here, or was given attributes."""
-    found = object_of(number)
+def _object_of_script(identity: str, kind: type) -> object:
+    """Give the sentinel of a script that has this identity; a new one where there is none, or it has attributes now."""
+    found = object_of(identity)
     if found is None or _state_of(found) is not None:
-        found = assign_identity(number, object.__new__(kind))
+        found = assign_identity(identity, object.__new__(kind))
     return found

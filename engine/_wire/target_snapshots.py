@@ -1,12 +1,12 @@
-"""What a predictor was made of when it was sent to workers, and what of that is another object now.
+"""Snapshots of what a predictor was made of when it was sent to workers, to notice what is another object now.
 
 A function that travels by value uses variables of its module, of the functions around it and of the functions that it
-names; what is assigned to one of them anew is meant for its next call. So what was there is noted when it is sent, and
+names; what is assigned to one of them anew is meant for its next call. So their values are noted when it is sent, and
 compared by identity with every call: a tuple of addresses, made in C. Only where addresses differ are numbers and texts
 compared by their value. An object that was changed in place is the same object, and is not noticed.
 
-What is noted is kept alive only where nothing tells of its end, as with lists and dicts. Everything else is referred to
-weakly, and once one is gone, what has its address now is another.
+A value is kept alive only where it takes no weak references, as lists and dicts. Any other is referred to weakly, and
+once it is gone, that counts as a change: another object may have its address by now.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from engine._wire.by_reference import CACHED, FUNCTIONS, is_importable, is_impor
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-MOST_NAMES: Final = 64  # that are looked at with every call
-_MOST_VISITED: Final = 1_000  # objects that are looked into when a predictor is sent
-_FEW: Final = 64  # parts of a container that are
+MOST_NAMES: Final = 64  # variables that are compared with every call
+_MOST_VISITED: Final = 1_000  # objects that are searched when a predictor is sent
+_MOST_PARTS: Final = 64  # parts of one object that are searched, and functions wrapped in each other
 _PLAIN: Final = frozenset({int, float, complex, bool, str, bytes, type(None)})
 _READS_GLOBALS: Final = frozenset(
     {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 )
-_EMPTY: Final = object()  # stands for a variable that has no value yet
+_UNBOUND: Final = object()  # stands for a variable that has no value yet
 _PARTS: Final[dict[type, Callable[[Any], Iterable[Any]]]] = {
     types.MethodType: attrgetter("__func__", "__self__"),
     functools.partial: lambda made: (made.func, *made.args, *made.keywords.values()),
@@ -42,13 +42,13 @@ _PARTS: Final[dict[type, Callable[[Any], Iterable[Any]]]] = {
     classmethod: lambda made: (made.__func__,),
     property: attrgetter("fget", "fset", "fdel"),
     functools.cached_property: lambda made: (made.func,),
-    dict: lambda made: tuple(made.values())[:_FEW],
-    **dict.fromkeys((list, tuple, set, frozenset), lambda made: tuple(made)[:_FEW]),
+    dict: lambda made: tuple(made.values())[:_MOST_PARTS],
+    **dict.fromkeys((list, tuple, set, frozenset), lambda made: tuple(made)[:_MOST_PARTS]),
 }
 
 
 class Snapshot:
-    """What a predictor was made of.
+    """What a predictor was made of when it was sent.
 
     Args:
         target: the function, class or object.
@@ -58,25 +58,25 @@ class Snapshot:
         holds: whether it keeps anything alive but numbers, texts and code.
     """
 
-    __slots__ = ("_by_value_modules", "_functions", "_home", "_lost", "_meanwhile", "_variables", "holds")
+    __slots__ = ("_binding", "_by_value_modules", "_functions", "_lost", "_reimported", "_variables", "holds")
 
     def __init__(self, target: Any, by_value_modules: Collection[str] = ()) -> None:
-        """Note what there is."""
+        """Note what the target is made of now."""
         self._by_value_modules = by_value_modules
-        self._meanwhile: set[str] = set()  # modules that it takes by value, which may go by name once more
-        self._lost: list[object] = []  # references to what is gone
+        self._reimported: set[str] = set()  # modules that go by value for now; see `is_reimported`
+        self._lost: list[object] = []  # weak references whose objects are gone
         self._functions: list[tuple[str, weakref.ref[types.FunctionType], types.CodeType, Any, Any]] = []
         named = _named(target)
-        self._home = None if self._is_by_value(named) else NameBinding(named, named.__module__, named.__qualname__)
+        self._binding = None if self._is_by_value(named) else NameBinding(named, named.__module__, named.__qualname__)
         self._variables: tuple[_Variables, ...] = tuple(self._found(target))
         defaults = [each for *_, given, named in self._functions for each in (given, named) if each is not None]
         self.holds = bool(defaults) or any(each.holds for each in self._variables)
 
     def change(self) -> str | None:
-        """Tell what is another object than it was, by its name; `None` if nothing is."""
-        home = self._home
-        if home is not None and not home.is_bound():
-            return home.path
+        """Give the name of something that is another object than it was; `None` if nothing is."""
+        binding = self._binding
+        if binding is not None and not binding.is_bound():
+            return binding.path
         for name, reference, code, defaults, named in self._functions:
             function = reference()
             if function is None or function.__code__ is not code:
@@ -87,8 +87,8 @@ class Snapshot:
             changed = variables.change()
             if changed is not None:
                 return changed
-        if self._meanwhile:
-            for name in self._meanwhile:
+        if self._reimported:
+            for name in self._reimported:
                 if not is_reimported(name):
                     return name
         return "a variable" if self._lost else None
@@ -100,11 +100,11 @@ class Snapshot:
         if is_importable(named):
             return False
         if isinstance(module, str) and is_reimported(module):
-            self._meanwhile.add(module)
+            self._reimported.add(module)
         return True
 
     def _found(self, target: Any) -> Iterator[_Variables]:
-        """Go through the functions that are reached from a target, those named by it first, and give what they use."""
+        """Search the functions that are reached from a target, breadth first, and give the variables that they use."""
         names: dict[int, tuple[types.FunctionType, dict[str, None]]] = {}  # those of each module, in order
         left = MOST_NAMES
         queue, seen = deque([target]), {id(target): target}
@@ -139,10 +139,10 @@ class Snapshot:
         return function.__qualname__, reference, function.__code__, function.__defaults__, function.__kwdefaults__
 
     def _parts(self, value: Any) -> Iterable[Any]:
-        """What functions may be reached through."""
+        """Give the parts of an object through which functions may be reached."""
         kind = type(value)
         if kind in _PARTS:
-            with suppress(RuntimeError):  # a set that another thread changes just now
+            with suppress(RuntimeError):  # a set that another thread changes meanwhile
                 return _PARTS[kind](value)
             return ()
         if issubclass(kind, type):
@@ -150,12 +150,12 @@ class Snapshot:
         if kind is types.ModuleType or not self._is_by_value(kind):
             return ()
         with suppress(AttributeError, TypeError):
-            return (kind, *tuple(object.__getattribute__(value, "__dict__").values())[:_FEW])
+            return (kind, *tuple(object.__getattribute__(value, "__dict__").values())[:_MOST_PARTS])
         return (kind,)
 
 
 class NameBinding:
-    """Where a function or class was found: by its name.
+    """The name that a module binds to a function or class.
 
     Attributes:
         path: its name in its module.
@@ -164,12 +164,12 @@ class NameBinding:
     __slots__ = ("_is_made_anew", "_module", "_named", "_names", "path")
 
     def __init__(self, named: Any, module: str, path: str) -> None:
-        """Note what stands under the name."""
+        """Note the object, and its module and name there."""
         self._named = named
         self._module = module
         self._names = path.split(".")
         self.path = path
-        # A method of a class, and what a module makes when it is asked for, is another object each time.
+        # A bound method, and what a module's `__getattr__` makes, is another object each time it is read.
         self._is_made_anew = self._found() is not self._found()
 
     def _found(self) -> Any:
@@ -179,11 +179,11 @@ class NameBinding:
         return found
 
     def is_bound(self) -> bool:
-        """Whether it is still what its module has under that name."""
+        """Whether the module still binds the name to it."""
         return self._found() is self._named or self._is_made_anew
 
     def is_importable(self) -> bool:
-        """Whether it is there, in a module that workers can import."""
+        """Whether it is bound, in a module that workers can import."""
         module = sys.modules.get(self._module)
         return module is not None and is_importable_module(module) and self.is_bound()
 
@@ -198,7 +198,7 @@ class _Variables(ABC):
     """Variables that a function uses, and what they held.
 
     Attributes:
-        holds: whether what they held is kept alive, and is more than numbers and texts.
+        holds: whether it keeps anything alive but numbers and texts.
     """
 
     __slots__ = ("_function", "_ids", "_kept", "_lost", "_names", "holds")
@@ -211,7 +211,7 @@ class _Variables(ABC):
 
     @abstractmethod
     def _values(self, function: types.FunctionType) -> tuple[Any, ...]:
-        """What they hold now."""
+        """Read their values now."""
 
     def change(self) -> str | None:
         """Name one that holds another object than it did; `None` if all hold what they held."""
@@ -219,9 +219,9 @@ class _Variables(ABC):
         if function is None:
             return "a function"
         values = self._values(function)
-        return None if tuple(map(id, values)) == self._ids else self._difference(values)
+        return None if tuple(map(id, values)) == self._ids else self._changed(values)
 
-    def _difference(self, values: tuple[Any, ...]) -> str | None:
+    def _changed(self, values: tuple[Any, ...]) -> str | None:
         for name, keep, value in zip(self._names, self._kept, values, strict=False):
             then = keep()
             if (then is None and type(keep) is weakref.ref) or not _is_same(then, value):
@@ -246,10 +246,10 @@ class _Global(_Variables):
     def __init__(self, function: types.FunctionType, names: Collection[str], lost: list[object]) -> None:
         scope = function.__globals__
         present = [name for name in names if name in scope]
-        # Built-in ones, which a module may get of its own.
+        # Those are built-ins now; the module may define its own later, which hides them.
         self._absent = tuple(name for name in names if name not in scope)
         if len(present) == 1:
-            present *= 2  # one alone would not be given as a tuple
+            present *= 2  # for one name, `itemgetter` would give no tuple
         self._read: Any = itemgetter(*present) if present else _nothing
         super().__init__(function, present, lost)
 
@@ -270,7 +270,7 @@ class _Global(_Variables):
             values = self._read(scope)
         except KeyError as error:
             return str(error.args[0])
-        return None if tuple(map(id, values)) == self._ids else self._difference(values)
+        return None if tuple(map(id, values)) == self._ids else self._changed(values)
 
 
 class _Free(_Variables):
@@ -293,7 +293,7 @@ def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
-        return _EMPTY
+        return _UNBOUND
 
 
 def _nothing(_scope: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -301,23 +301,23 @@ def _nothing(_scope: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _keep(value: Any, lost: list[object]) -> Callable[[], Any]:
-    """Keep what a variable holds: weakly, with a note of its end, or if that cannot be, alive."""
+    """Refer to a value: weakly, so that its end is noted in `lost`, or strongly where it has no weak references."""
     with suppress(TypeError):
         return weakref.ref(value, lost.append)
     return lambda: value
 
 
 def _is_same(then: Any, now: Any) -> bool:
-    """Whether what a variable holds means what it did: the same object, or an equal number or text."""
+    """Whether a variable holds the same object as then, or an equal number or text."""
     if then is now:
         return True
     if type(then) is not type(now) or type(now) not in _PLAIN or then != now:
         return False
-    return bool(now) or repr(then) == repr(now)  # or zero, which has a sign
+    return bool(now) or repr(then) == repr(now)  # 0.0 equals -0.0, which is another value
 
 
 def _named(target: Any) -> Any:
-    """The function or class by whose name a target is found."""
+    """Give the function or class by whose name a target is imported."""
     while type(target) is functools.partial:
         target = target.func
     if type(target) is types.MethodType:
@@ -326,10 +326,10 @@ def _named(target: Any) -> Any:
 
 
 def defining_modules(target: Any) -> frozenset[str]:
-    """The names of the modules that a predictor is defined in: that of its function, and of what that wraps."""
+    """Give the names of the modules that a predictor is defined in: that of its function, and of those it wraps."""
     found: set[str] = set()
     named = _named(target)
-    while named is not None and len(found) < _FEW:
+    while named is not None and len(found) < _MOST_PARTS:
         module = getattr(named, "__module__", None)
         if isinstance(module, str) and getattr(sys.modules.get(module), "__spec__", None) is not None:
             found.add(module)
@@ -338,14 +338,14 @@ def defining_modules(target: Any) -> frozenset[str]:
 
 
 def is_function(target: Any) -> bool:
-    """Whether a target is a function or a method, so that nothing was set up for it."""
+    """Whether a target is a function or a method, so that it has no set-up."""
     while type(target) is functools.partial:
         target = target.func
     return type(target) in FUNCTIONS or type(target) is types.MethodType
 
 
 def _parts_of_function(function: types.FunctionType, names: Iterable[str]) -> Iterator[Any]:
-    """What a function uses, and what functions may so be reached through."""
+    """Give what a function refers to, through which other functions may be reached."""
     scope = function.__globals__
     yield from (scope[name] for name in names if name in scope)
     yield from map(_content, function.__closure__ or ())
@@ -355,7 +355,7 @@ def _parts_of_function(function: types.FunctionType, names: Iterable[str]) -> It
 
 
 def global_names(code: types.CodeType) -> Iterator[str]:
-    """The names of a module's variables that code uses, that of classes and functions made in it included."""
+    """Give the names of globals that code uses, including code of the classes and functions inside it."""
     import dis
 
     for instruction in dis.get_instructions(code):

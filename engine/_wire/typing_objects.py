@@ -1,8 +1,8 @@
-"""Type aliases, type variables, new types and sentinels of scripts: what pickle knows by its name alone.
+"""Type aliases, type variables, new types and sentinels of scripts, which pickle saves by their names alone.
 
-Where the other side cannot import that name, each is made again there: the same object each time it comes. An alias may
-refer to itself and to type variables of its own, so it is made by the statement that makes one, empty at first, and its
-meaning is filled in behind.
+Where the other side cannot import that name, each is made again there, and is the same object each time it arrives. An
+alias may refer to itself and to type variables of its own, so it is made by a `type` statement, empty at first, and its
+value is filled in afterwards.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 _NAME_OF: Final = {id(kind): name for name, kind in SELF_NAMED.items()}
 _STARS: Final = {"TypeVar": "", "TypeVarTuple": "*", "ParamSpec": "**"}
-_HELD: Final = "__held_by_the_engine__"
+_LAZY: Final = "__evaluated_by_the_engine__"  # the name of the function that gives what an alias evaluates lazily
 
 
 def is_self_named(kind: type) -> bool:
-    """Whether pickle knows instances of a class by their names."""
+    """Whether pickle saves instances of a class by their names."""
     return id(kind) in _NAME_OF
 
 
-class Aliases:
-    """How such objects are reduced in one pickle."""
+class TypingReducer:
+    """Reduces such objects for one pickle."""
 
     __slots__ = ("_owners",)
 
     def __init__(self) -> None:
-        """Know no alias's variables yet."""
-        self._owners: dict[int, tuple[Any, int]] = {}  # aliases, and which of its variables, by the variable's address
+        """Start with no alias's variables known."""
+        self._owners: dict[int, tuple[Any, int]] = {}  # by a type variable's address: its alias, and its index there
 
     def reduced(self, obj: Any) -> Any:
-        """How an object is reduced; `None` for one of another kind, or that is found by its name."""
+        """Reduce an object; `None` for one of another kind, or that the other side can import."""
         name = _NAME_OF.get(id(type(obj)))
         if name is None or is_importable(obj):
             return None
@@ -44,18 +44,18 @@ class Aliases:
             return _variable_of, self._owners[id(obj)]
         if name == "TypeAliasType":
             return self._reduced_alias(obj)
-        return _made, (identity_of(obj), name, obj.__module__, _FACTS[name](obj))
+        return _make, (identity_of(obj), name, obj.__module__, _FACTS[name](obj))
 
     def _reduced_alias(self, alias: Any) -> Any:
         variables = alias.__type_params__
         if any(_is_bound(each) for each in variables) or not _are_identifiers(alias, *variables):
-            return _made, (identity_of(alias), "TypeAliasType", alias.__module__, _facts_of_alias(alias))
+            return _make, (identity_of(alias), "TypeAliasType", alias.__module__, _facts_of_alias(alias))
         self._owners.update((id(each), (alias, index)) for index, each in enumerate(variables))
         held: dict[str, Any] = {"value": _evaluated(alias, "__value__")}
         shape = [_shape(variable, index, held) for index, variable in enumerate(variables)]
         empty: dict[str, Any] = {}
         made = (identity_of(alias), alias.__name__, alias.__module__, shape, empty)
-        return _made_alias, made, (empty, held), None, None, _fill_alias
+        return _make_alias, made, (empty, held), None, None, _fill_alias
 
 
 def _is_bound(variable: Any) -> bool:
@@ -68,7 +68,7 @@ def _are_identifiers(*named: Any) -> bool:
 
 
 def _evaluated(owner: Any, name: str) -> tuple[bool, Any]:
-    """What is evaluated when it is first read, and whether it could be; else what was raised."""
+    """Read a lazily evaluated attribute: whether that succeeded, and its value or else what was raised."""
     try:
         return True, getattr(owner, name)
     except Exception as error:
@@ -76,11 +76,11 @@ def _evaluated(owner: Any, name: str) -> tuple[bool, Any]:
 
 
 def _shape(variable: Any, index: int, held: dict[str, Any]) -> str:
-    """How a type variable is written in a statement that makes an alias; what it evaluates goes into `held`."""
+    """Write a type variable as in a `type` statement; what is evaluated lazily goes into `held`."""
 
     def hold(name: str, value: tuple[bool, Any]) -> str:
         held[f"{name}{index}"] = value
-        return f"{_HELD}('{name}{index}')"
+        return f"{_LAZY}('{name}{index}')"
 
     stars = _STARS[_NAME_OF[id(type(variable))]]
     text = f"{stars}{variable.__name__}"
@@ -98,26 +98,26 @@ def _shape(variable: Any, index: int, held: dict[str, Any]) -> str:
     return text
 
 
-def _made_alias(number: str, name: str, module: str, shape: list[str], held: dict[str, Any]) -> Any:
-    """Make an alias whose meaning `held` will tell."""
-    known = object_of(number)
+def _make_alias(identity: str, name: str, module: str, shape: list[str], held: dict[str, Any]) -> Any:
+    """Make an alias whose value will be in `held`."""
+    known = object_of(identity)
     if known is not None:
         return known
 
-    def tell(key: str) -> Any:
-        is_there, value = held[key]
-        if not is_there:
+    def evaluate(key: str) -> Any:
+        is_value, value = held[key]
+        if not is_value:
             raise value
         return value
 
-    scope: dict[str, Any] = {"__name__": module, _HELD: tell}
+    scope: dict[str, Any] = {"__name__": module, _LAZY: evaluate}
     variables = f"[{', '.join(shape)}]" if shape else ""
-    exec(f"type {name}{variables} = {_HELD}('value')", scope)  # noqa: S102 - out of identifiers, which were looked at
-    return assign_identity(number, scope[name])
+    exec(f"type {name}{variables} = {_LAZY}('value')", scope)  # noqa: S102 - made of tested identifiers only
+    return assign_identity(identity, scope[name])
 
 
-def _fill_alias(_alias: Any, told: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    empty, held = told
+def _fill_alias(_alias: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    empty, held = state
     empty.update(held)
 
 
@@ -125,16 +125,16 @@ def _variable_of(alias: Any, index: int) -> Any:
     return alias.__type_params__[index]
 
 
-def _made(number: str, kind: str, module: str, facts: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
+def _make(identity: str, kind: str, module: str, facts: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
     """Make a type variable, new type, alias or sentinel, unless it is here already."""
-    known = object_of(number)
+    known = object_of(identity)
     if known is not None:
         return known
     name, args, options = facts
     made = SELF_NAMED[kind](name, *args, **options)
-    if kind != "TypeAliasType":  # which tells of its maker, and cannot be told otherwise
+    if kind != "TypeAliasType":  # whose `__module__` is read-only, and names the frame that made it
         made.__module__ = module
-    return assign_identity(number, made)
+    return assign_identity(identity, made)
 
 
 def _facts_of_variable(variable: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

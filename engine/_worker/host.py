@@ -320,7 +320,7 @@ class Host:
         with rest:
             with rest[: command.size] as part:
                 if command.size and command.key not in self.loaded_predictors:
-                    with self.main_modules.arrival(command.key):
+                    with self.main_modules.receiving(command.key):
                         target = _rebuilt(command.tag, part)
             with rest[command.size :] as part:
                 inputs = _inputs(command.tag, part, sizes, bits, self.buffers) if sizes else command.inputs or ((), {})
@@ -357,7 +357,7 @@ class Host:
                 for instance in loaded.close():
                     loaded.teardown(instance, None)
         finally:
-            self.main_modules.forget(key)
+            self.main_modules.release(key)
 
     def _make_room(self, key: int) -> None:
         """Forget a predictor before a call of another, which its clean-up must not cost anything."""
