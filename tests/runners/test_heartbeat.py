@@ -196,7 +196,7 @@ async def test_an_engine_that_closes_while_a_worker_starts_waits_for_it_and_leav
     with pytest.raises(EngineClosedError):
         await waiting
     assert held_start.passed == 1
-    assert not [each for each in threading.enumerate() if each.name in {"engine-starter", "engine-warden"}]
+    assert not [each for each in threading.enumerate() if each.name in {"engine-starter", "engine-supervisor"}]
 
 
 # Large inputs
@@ -313,7 +313,7 @@ async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_tha
     worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, released, is_over = threading.Event(), threading.Event(), threading.Event()
-    tell = engine.runners.process.runner._tell
+    tell = engine.runners.process.runner._run_offloaded
 
     def told(*facts: Any) -> None:
         tell(*facts)
@@ -323,7 +323,7 @@ async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_tha
         begun.set()
         assert released.wait(PATIENCE)
 
-    monkeypatch.setattr(engine.runners.process.runner, "_tell", told)
+    monkeypatch.setattr(engine.runners.process.runner, "_run_offloaded", told)
     value = [ROWS, Noting(hold), list(range(100_000))]
     stream = worker.predictions.astream(echo, {"value": value}, runner="process")
     pull = asyncio.ensure_future(anext(stream.values()))

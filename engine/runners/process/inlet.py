@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from engine.runners.channel import Wake
     from engine.runners.process.worker import EncodedPredictor, Worker
 
-    Aside = Callable[[Ending, Callable[[], None]], None]  # has an owner thread do something
+    Offload = Callable[[Ending, Callable[[], None]], None]  # has an owner thread do something
 
 _READ: Final = 1 << 16  # bytes one read takes at most: memory for more would come from the system each time
-_HEAVY: Final = 1 << 17  # bytes received after which a consumer that waits tells the producer what it has taken
-_MOMENT: Final = 0.01  # seconds a reader that was woken has to leave
-_LAST: Final = 6.0  # seconds after the last rung that a killed process has to be gone
+_CREDIT_BYTES: Final = 1 << 17  # bytes received after which a consumer that waits tells the producer what it has taken
+_READER_PAUSE: Final = 0.01  # seconds a reader that was woken has to leave
+_REAP_TIMEOUT: Final = 6.0  # seconds after the last rung that a killed process has to be gone
 
 
 class Dispatcher(Protocol):
@@ -58,19 +58,19 @@ class Dispatcher(Protocol):
         """Encode a call, and take a slot and a worker for it; waits in an asyncio task."""
         ...
 
-    def see_to(self, inlet: Inlet) -> None:
+    def escalate(self, inlet: Inlet) -> None:
         """A call was stopped, or its worker lost; called from anywhere, takes no lock."""
         ...
 
-    def finished(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001
+    def release(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001
         """The worker has nothing more to say of this call; it serves others if `keep`."""
         ...
 
-    def restart(self, inlet: Inlet, worker: Worker) -> None:
+    def replace(self, inlet: Inlet, worker: Worker) -> None:
         """The worker is gone and has not read the call: another is to have it."""
         ...
 
-    def aside(self, ending: Ending, work: Callable[[], None]) -> None:
+    def offload(self, ending: Ending, work: Callable[[], None]) -> None:
         """Have an owner thread do what would keep an event loop for long."""
         ...
 
@@ -103,17 +103,17 @@ class Inlet(Ending):
 
     __slots__ = (
         "_broken",
-        "_calm",
+        "_credits_sent",
         "_dispatcher",
         "_futures",
-        "_heavy",
-        "_is_aside",
-        "_is_cut",
+        "_is_disconnected",
+        "_is_offloaded",
         "_is_reading",
         "_limit",
         "_reader",
         "_received",
-        "_told",
+        "_unreported",
+        "_until_credit",
         "_window",
         "body",
         "command",
@@ -142,15 +142,15 @@ class Inlet(Ending):
         self._dispatcher = dispatcher
         self._futures: deque[Future[None]] = deque()
         self._is_reading = False  # somebody reads the pipe; see `wait`
-        self._is_aside = False  # that is an owner thread, on behalf of an event loop
+        self._is_offloaded = False  # that is an owner thread, on behalf of an event loop
         self._broken: Exception | None = None  # what kept the last bytes from being frames
         self._reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
-        self._is_cut = False
+        self._is_disconnected = False
         self._received = 0
         self._limit = 0
-        self._heavy = 0
-        self._told = 0  # times the producer was told what it may make
-        self._calm = 0  # partials to take before the producer may have to be told
+        self._unreported = 0
+        self._credits_sent = 0  # times the producer was told what it may make
+        self._until_credit = 0  # partials to take before the producer may have to be told
         self.body: Body | None = None
         self.encoded: EncodedPredictor | None = None
         self.command: Command | None = None
@@ -181,7 +181,7 @@ class Inlet(Ending):
         self._limit = self._window + 1
         return self._limit
 
-    def _tell(self, *, asked: int) -> None:
+    def _send_credit(self, *, asked: int) -> None:
         """Tell the producer what was taken and what it may make, where it could soon need to know."""
         worker = self.worker
         if worker is None or not self.is_sent or self.end is not None:
@@ -190,12 +190,12 @@ class Inlet(Ending):
         wanted = taken + self._window + asked
         low = max(1, self._window // 2)
         is_low = wanted - self._limit >= low or (asked and wanted > self._limit and self._limit - self._received <= low)
-        if not is_low and not (asked and self._heavy >= _HEAVY):
+        if not is_low and not (asked and self._unreported >= _CREDIT_BYTES):
             return
         self._limit = max(self._limit, wanted)
         if not self.items:
-            self._heavy = 0
-        self._told += 1
+            self._unreported = 0
+        self._credits_sent += 1
         with suppress(OSError):  # the worker is lost, as the pipe will tell
             worker.send([pack_credit(self.number, taken, self._limit)])
 
@@ -206,22 +206,22 @@ class Inlet(Ending):
             IndexError: none is waiting.
         """
         item = self.items.popleft()
-        if self._calm:  # the fast path: nothing is to be told yet
-            self._calm -= 1
+        if self._until_credit:  # the fast path: nothing is to be told yet
+            self._until_credit -= 1
         else:
-            self._look_about()
+            self._update_window()
         if self.consumers and self.items:
             wake_one(self.consumers)  # another consumer may have slept through its wake-up
         return item
 
-    def _look_about(self) -> None:
+    def _update_window(self) -> None:
         """Widen the window for a consumer that finds more than one waiting, and tell the producer, in good time."""
         if self.is_adaptive and self.items and self._window < MAX_WINDOW:
             self._window *= 2
-        self._tell(asked=0)
+        self._send_credit(asked=0)
         # Readers that take at the same time may count a step twice or not at all, so that it is told a little earlier
         # or later; whoever waits tells in any case.
-        self._calm = self._window // 4 if self._window == MAX_WINDOW or not self.is_adaptive else 0
+        self._until_credit = self._window // 4 if self._window == MAX_WINDOW or not self.is_adaptive else 0
 
     # Waiting for the pipe
 
@@ -230,7 +230,7 @@ class Inlet(Ending):
         if start is not None:
             start()
         elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
-            self._tell(asked=1)
+            self._send_credit(asked=1)
         if self.stop and not self.is_over:  # its runner closes: the supervisor reads what its worker still says
             wait_until(self._is_settled, self.parked(), POLL_INTERVAL)
         elif not self._has_news():
@@ -241,7 +241,7 @@ class Inlet(Ending):
         if start is not None:
             start()
         elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
-            self._tell(asked=1)
+            self._send_credit(asked=1)
         if self.stop and not self.is_over:  # as in `wait`
             await wait_until_task(self._is_settled, self.parked(), POLL_INTERVAL)
         else:
@@ -254,8 +254,9 @@ class Inlet(Ending):
         return bool(self.items) or self.end is not None or self.stop
 
     def _sleep(self) -> None:
-        if self._is_cut or not self.is_sent or self.worker is None or self._is_reading:  # as `_is_readable` tells
-            park_thread(self.consumers, self._may_go_on, POLL_INTERVAL)
+        # What `_is_readable` tells, without its call.
+        if self._is_disconnected or not self.is_sent or self.worker is None or self._is_reading:
+            park_thread(self.consumers, self._may_read, POLL_INTERVAL)
             return
         # No call stands between the test and the next line but one, so neither another thread nor a signal's handler
         # does; and whatever a handler raises later finds the `try` entered.
@@ -269,9 +270,9 @@ class Inlet(Ending):
 
     def _is_readable(self) -> bool:
         """Whether there is a worker to hear, which has the call, and no other reader hears it."""
-        return not self._is_cut and self.is_sent and self.worker is not None and not self._is_reading
+        return not self._is_disconnected and self.is_sent and self.worker is not None and not self._is_reading
 
-    def _may_go_on(self) -> bool:
+    def _may_read(self) -> bool:
         return self._has_news() or self._is_readable()  # the call may have got another worker just now
 
     def _read_until_news(self) -> None:
@@ -291,7 +292,7 @@ class Inlet(Ending):
                 if descriptor == worker.answers:
                     self._read(worker)
                 elif descriptor == worker.wake_reader:
-                    worker.notice()
+                    worker.clear_wake()
             if not ready:
                 return
 
@@ -306,7 +307,7 @@ class Inlet(Ending):
         try:
             worker.send_rest()
         except BrokenPipeError:
-            self._cut(worker)
+            self._disconnect(worker)
 
     async def _sleep_task(self) -> None:
         from asyncio import get_running_loop
@@ -326,7 +327,7 @@ class Inlet(Ending):
         self.consumers.append(wake)
         self._futures.append(future)
         try:
-            if not self._has_news() and not self._is_unheard(loop):
+            if not self._has_news() and not self._needs_watch(loop):
                 await future
         finally:
             with suppress(ValueError):  # taken out already
@@ -334,17 +335,17 @@ class Inlet(Ending):
             with suppress(ValueError):
                 self.consumers.remove(wake)
 
-    def _is_unheard(self, loop: AbstractEventLoop) -> bool:
+    def _needs_watch(self, loop: AbstractEventLoop) -> bool:
         """Whether there is a worker to hear that this loop does not, for the call was sent to it just now."""
         worker = self.worker
-        if worker is None or self._is_cut or self._is_aside or not self.is_sent:
+        if worker is None or self._is_disconnected or self._is_offloaded or not self.is_sent:
             return False
         return worker.registrations.get(loop) is not self
 
     def _watch(self, loop: AbstractEventLoop) -> None:
         """Have this loop read the pipe, until the end."""
         worker = self.worker
-        if worker is None or not self._is_unheard(loop):
+        if worker is None or not self._needs_watch(loop):
             return
         worker.registrations[loop] = self  # first, so that a worker that is over keeps its pipes open
         is_watched = False
@@ -368,38 +369,38 @@ class Inlet(Ending):
                 self._reader = loop
                 is_large = self._read(worker)
             finally:
-                self._is_reading = self._is_aside = is_large
+                self._is_reading = self._is_offloaded = is_large
                 self._reader = None
             if is_large:
-                self._go_on_aside(loop, worker)
+                self._offload_rest(loop, worker)
             elif not self._is_served_by(worker):
                 self._unwatch(loop, worker)
-        if self._has_news() or self._is_cut:
+        if self._has_news() or self._is_disconnected:
             for future in tuple(self._futures):
                 _resolve_from(loop, future)
 
-    def _go_on_aside(self, loop: AbstractEventLoop, worker: Worker) -> None:
+    def _offload_rest(self, loop: AbstractEventLoop, worker: Worker) -> None:
         """Have an owner thread take in what is large, and what came behind it; this loop does not watch meanwhile."""
         self._unwatch(loop, worker)
         try:
-            self._dispatcher.aside(self, partial(self._take_in_aside, worker))
+            self._dispatcher.offload(self, partial(self._receive_offloaded, worker))
         except Exception:  # the engine is closed, or no thread is to be had: late is better than never
-            self._take_in_aside(worker)
+            self._receive_offloaded(worker)
 
-    def _take_in_aside(self, worker: Worker) -> None:
+    def _receive_offloaded(self, worker: Worker) -> None:
         try:
-            self._take_in_all(worker)
+            self._receive_all(worker)
         finally:
-            self._is_reading = self._is_aside = False
+            self._is_reading = self._is_offloaded = False
             wake_all(self.consumers)  # they take what came, or watch again
 
     def _is_served_by(self, worker: Worker) -> bool:
         """Whether more may come from this worker."""
-        return self.worker is worker and not self._is_cut
+        return self.worker is worker and not self._is_disconnected
 
     def _on_writable(self, loop: AbstractEventLoop, worker: Worker) -> None:
         self._send_rest(worker)
-        if not worker.unsent or self._is_cut:
+        if not worker.unsent or self._is_disconnected:
             loop.remove_writer(worker.calls_pipe)
 
     def _unwatch(self, loop: AbstractEventLoop, worker: Worker) -> None:
@@ -432,7 +433,7 @@ class Inlet(Ending):
         except OSError:  # it is closed
             data = b""
         if not data:
-            self._cut(worker)
+            self._disconnect(worker)
             return False
         try:
             worker.decoder.feed(data)
@@ -441,14 +442,14 @@ class Inlet(Ending):
         except BaseException:
             self._interrupt(worker)
             raise
-        return self._take_in_all(worker)
+        return self._receive_all(worker)
 
-    def _take_in_all(self, worker: Worker) -> bool:
+    def _receive_all(self, worker: Worker) -> bool:
         """Take in the frames that have come; see `_read`."""
         frames = worker.decoder.frames
         try:
             while frames and self.worker is worker:
-                self._take_in(frames.popleft(), worker)
+                self._receive(frames.popleft(), worker)
             if self._broken is not None:
                 self._refuse_broken(self._broken)
         except _LargeError as large:
@@ -457,7 +458,7 @@ class Inlet(Ending):
         except Exception as error:  # what predictors send is rebuilt elsewhere: this is a frame that means nothing
             warn(f"{self.label}: worker {worker.pid} does not speak the engine's protocol", error)
             self.reason = "it did not speak the engine's protocol, and was killed"
-            self._cut(worker)
+            self._disconnect(worker)
         except BaseException:
             self._interrupt(worker)
             raise
@@ -471,17 +472,17 @@ class Inlet(Ending):
         """Ctrl-C came in the middle of a frame: what follows could not be told apart any more."""
         if self._is_served_by(worker) and not self.stop:
             self.reason = "reading its answer was interrupted, and it was killed"
-            self._cut(worker)
+            self._disconnect(worker)
 
     def read_rest(self, worker: Worker) -> bool:
         """Take in all there is, for the supervisor; tell whether that could be done, for a reader may be in its way."""
         if self._is_reading:
             worker.wake()
-            sleep(_MOMENT)
+            sleep(_READER_PAUSE)
             return False
         try:
             self._is_reading = True
-            while self.worker is worker and not self._is_cut and _has_data(worker):
+            while self.worker is worker and not self._is_disconnected and _has_data(worker):
                 self._read(worker)
         finally:
             self._is_reading = False
@@ -491,25 +492,25 @@ class Inlet(Ending):
         """Let the worker serve no further call, unless this one is over; the supervisor does before it signals."""
         if self._is_reading:
             worker.wake()
-            sleep(_MOMENT)
+            sleep(_READER_PAUSE)
             return False
         worker.is_retired = (
             worker.is_retired or self.worker is worker
         )  # nobody reads, so that this call is not over yet
         return worker.is_retired
 
-    def _cut(self, worker: Worker) -> None:
+    def _disconnect(self, worker: Worker) -> None:
         """Nothing more can come from this worker: the supervisor finds out why, unless the call was moved already."""
         if self._is_served_by(worker):
-            self._is_cut = True
-            self._dispatcher.see_to(self)
+            self._is_disconnected = True
+            self._dispatcher.escalate(self)
 
     @property
-    def is_cut(self) -> bool:
+    def is_disconnected(self) -> bool:
         """Whether nothing more can come from the worker."""
-        return self._is_cut
+        return self._is_disconnected
 
-    def _take_in(self, frame: Frame, worker: Worker) -> None:
+    def _receive(self, frame: Frame, worker: Worker) -> None:
         kind = frame.kind
         if kind == LOG:  # which says nothing about this call: it may have come while the worker was free
             _log(worker, frame.meta)
@@ -519,42 +520,42 @@ class Inlet(Ending):
         if frame.number != self.number:
             raise ProtocolError(f"a frame of call {frame.number}, where call {self.number} is served")
         if kind == DONE:
-            self._take_in_end(frame, worker)
+            self._receive_done(frame, worker)
         elif kind == ITEMS:
             values, latencies = pickle.loads(frame.meta)  # noqa: S301 - from our own worker
             if not self.stop:
                 self.items.extend(zip(values, latencies, strict=True))
             self._received += len(values)
-            self._heavy += len(frame.meta)
+            self._unreported += len(frame.meta)
         elif kind == ITEM:
-            self._take_in_item(frame, worker)
+            self._receive_item(frame, worker)
         elif kind == FAILED:
-            self._take_in_failure(frame, worker)
+            self._receive_failure(frame, worker)
         else:
             raise ProtocolError(f"a frame of kind {kind} from a worker")
 
-    def _take_in_item(self, frame: Frame, worker: Worker) -> None:
+    def _receive_item(self, frame: Frame, worker: Worker) -> None:
         latency, location = pickle.loads(frame.meta)  # noqa: S301
         if self.stop:
             return
-        self._leave_large(location, frame)
+        self._offload_large(location, frame)
         try:
             value = _value_of(location, frame, worker)
         except BaseException as error:
-            self._refuse(error, f"partial {self._received}", worker)
+            self._refuse_payload(error, f"partial {self._received}", worker)
             return
         self.items.append((value, latency))
         self._received += 1
-        self._heavy += sum(location[0])
+        self._unreported += sum(location[0])
 
-    def _take_in_end(self, frame: Frame, worker: Worker) -> None:
+    def _receive_done(self, frame: Frame, worker: Worker) -> None:
         latency, kept, is_one, location, value, keep = pickle.loads(frame.meta)  # noqa: S301
         if location is not None and not self.stop:
-            self._leave_large(location, frame)
+            self._offload_large(location, frame)
             try:
                 value = _value_of(location, frame, worker)
             except BaseException as error:
-                self._refuse(error, "the result", worker, is_over=True)
+                self._refuse_payload(error, "the result", worker, is_over=True)
                 return
         if is_one and not self.stop:
             self.items.append((value, latency))
@@ -564,12 +565,12 @@ class Inlet(Ending):
             reduction.count, reduction.elapsed, is_returned = kept
             if reduction.count and not is_returned:
                 reduction.value = value
-        self._conclude(Report(returned=value), worker, keep=keep)
+        self._settle(Report(returned=value), worker, keep=keep)
 
-    def _take_in_failure(self, frame: Frame, worker: Worker) -> None:
+    def _receive_failure(self, frame: Frame, worker: Worker) -> None:
         packed, is_bodys, is_cleanup, kept, location, keep = pickle.loads(frame.meta)  # noqa: S301
         if location is not None:
-            self._leave_large(location, frame)
+            self._offload_large(location, frame)
         error = unpack_failure(packed, f"in worker {worker.pid}" if is_bodys else "")
         body = self.body
         if body is not None:
@@ -580,10 +581,10 @@ class Inlet(Ending):
                     with suppress(Exception):  # what was reduced before the failure, where it can be had
                         body.reduction.value = _value_of(location, frame, worker)
         if self.encoded is not None and not is_bodys:
-            worker.unlearn(self.encoded.key)
-        self._conclude(Report(error, is_cleanup=is_cleanup), worker, keep=keep)
+            worker.evict(self.encoded.key)
+        self._settle(Report(error, is_cleanup=is_cleanup), worker, keep=keep)
 
-    def _leave_large(self, location: PayloadLocation, frame: Frame) -> None:
+    def _offload_large(self, location: PayloadLocation, frame: Frame) -> None:
         """Leave what is large to an owner thread, where an event loop reads.
 
         Raises:
@@ -592,7 +593,7 @@ class Inlet(Ending):
         if self._reader is not None and not fits_event_loop(location[0]):
             raise _LargeError(frame)
 
-    def _refuse(self, error: BaseException, what: str, worker: Worker, *, is_over: bool = False) -> None:
+    def _refuse_payload(self, error: BaseException, what: str, worker: Worker, *, is_over: bool = False) -> None:
         """Something cannot be unpickled here: this call fails, and its body is stopped."""
         failure = PayloadError(
             f"{what} of {self.label} cannot be rebuilt here: {name_shown(type(error).__name__)}: {say(error)}. "
@@ -601,59 +602,59 @@ class Inlet(Ending):
             traceback_of(error),
         )
         if is_over:
-            self._conclude(Report(failure), worker, keep=True)
+            self._settle(Report(failure), worker, keep=True)
         else:
             self.request_stop()
-            self._tell_end(Report(failure))
+            self._publish(Report(failure))
         if isinstance(error, KeyboardInterrupt):  # Ctrl-C is the caller's, but what it interrupted is lost
             raise error
 
     # The end
 
-    def _conclude(self, end: Report, worker: Worker, *, keep: bool) -> None:
+    def _settle(self, end: Report, worker: Worker, *, keep: bool) -> None:
         """The worker has nothing more to say of this call: it goes back, and whoever waits hears of the end."""
         if self.worker is None:
             return
         try:
-            self._pass_on(end, worker, keep=keep)
+            self._settle_once(end, worker, keep=keep)
         except BaseException:  # Ctrl-C, just then: whatever is left is done, and each step may be done twice
-            self._pass_on(end, worker, keep=keep)
+            self._settle_once(end, worker, keep=keep)
             raise
 
-    def _pass_on(self, end: Report, worker: Worker, *, keep: bool) -> None:
+    def _settle_once(self, end: Report, worker: Worker, *, keep: bool) -> None:
         self.worker = worker.inlet = None
         if worker.registrations:
             self._unwatch_all(worker)
         if self.stop and self.rung is None:
             self.rung = "asked"
-        self._dispatcher.finished(self, worker, keep and not worker.is_retired)
+        self._dispatcher.release(self, worker, keep and not worker.is_retired)
         body = self.body
-        if body is not None:  # as in `_let_go`
+        if body is not None:  # as in `_release_slot`
             if body.release is not None:
                 body.release_slot()
             self.body = None
         if self.end is None:  # else its consumer heard of another end already
-            self._tell_end(end)
+            self._publish(end)
 
-    def _tell_end(self, end: Report) -> None:
+    def _publish(self, end: Report) -> None:
         self.end = end
         if self.consumers:
             wake_all(self.consumers)
         if self.end_waiters or self.detached_at is not None:
             super().finish(end)
 
-    def lose(self, worker: Worker) -> None:
+    def settle_lost(self, worker: Worker) -> None:
         """The worker is gone in the middle of the call; the supervisor says so, once it has read what was left."""
         if self._is_unread(worker):
-            self._dispatcher.restart(self, worker)
+            self._dispatcher.replace(self, worker)
             wake_all(self.consumers)
             return
         if self.stop:
             end = Report()
         else:
-            reason = self.reason or worker.how_it_ended()
+            reason = self.reason or worker.exit_reason()
             end = Report(WorkerLostError(self.label, worker.pid, reason, self._received, worker.crash_report()))
-        self._conclude(end, worker, keep=False)
+        self._settle(end, worker, keep=False)
 
     def _is_unread(self, worker: Worker) -> bool:
         """Whether the worker ended before it read the call, as one does that is killed while it is free.
@@ -662,17 +663,17 @@ class Inlet(Ending):
         """
         if self.stop or self.command is None or worker.is_untried:
             return False
-        return worker.unread() > self._told * CREDIT_SIZE
+        return worker.unread() > self._credits_sent * CREDIT_SIZE
 
-    def leave(self, worker: Worker) -> None:
+    def unassign(self, worker: Worker) -> None:
         """The call is to be served by another worker than this one."""
         self.worker = worker.inlet = None
         self.number = 0
-        self.is_sent = self._is_cut = False
+        self.is_sent = self._is_disconnected = False
         if worker.registrations:
             self._unwatch_all(worker)
 
-    def _let_go(self) -> None:
+    def _release_slot(self) -> None:
         body = self.body
         if body is not None:
             if body.release is not None:
@@ -690,12 +691,12 @@ class Inlet(Ending):
         elif worker is not None:
             self.worker = worker.inlet = None
             if self.encoded is not None and self.encoded.key not in worker.known:
-                worker.unlearn(self.encoded.key)  # it was chosen to have it set up, and never heard of it
-            self._dispatcher.finished(self, worker, True)  # noqa: FBT003
-            self._let_go()
+                worker.evict(self.encoded.key)  # it was chosen to have it set up, and never heard of it
+            self._dispatcher.release(self, worker, True)  # noqa: FBT003
+            self._release_slot()
         else:
-            self._let_go()
-        self._tell_end(end)
+            self._release_slot()
+        self._publish(end)
 
     def request_stop(self) -> None:
         """Ask the worker to finalise the body, and have the supervisor see to it.
@@ -709,7 +710,7 @@ class Inlet(Ending):
         worker = self.worker
         if worker is not None and self.number:
             worker.ask_to_stop(self.number)
-            self._dispatcher.see_to(self)
+            self._dispatcher.escalate(self)
             worker.wake()
         wake_all(self.consumers)
         if self.end_waiters:  # readers are among them where it was asked to stop before, see `wait`
@@ -722,11 +723,11 @@ class Inlet(Ending):
 
     def wait_end(self, seconds: float) -> bool:
         """Wait, in a thread, until the body is finalised or its worker gone: twice `seconds`, and a moment."""
-        return wait_until(self._has_ended, self.parked(), 2 * seconds + _LAST)
+        return wait_until(self._has_ended, self.parked(), 2 * seconds + _REAP_TIMEOUT)
 
     async def wait_end_task(self, seconds: float) -> bool:
         """Wait, in an asyncio task, until the body is finalised or its worker gone: for as long as `wait_end`."""
-        return await wait_until_task(self._has_ended, self.parked(), 2 * seconds + _LAST)
+        return await wait_until_task(self._has_ended, self.parked(), 2 * seconds + _REAP_TIMEOUT)
 
 
 def _resolve(future: Future[None]) -> None:

@@ -296,7 +296,7 @@ class Pool(WaitQueue):
             worker.lease = lease
         return worker
 
-    def give(self, worker: Worker) -> None:
+    def release(self, worker: Worker) -> None:
         """A worker is free again."""
         with self._lock:
             self._free(worker)
@@ -319,7 +319,7 @@ class Pool(WaitQueue):
                     self._take_back(worker)
         self._serve()
 
-    def drop(self, worker: Worker) -> None:
+    def evict(self, worker: Worker) -> None:
         """A worker is free again, and serves no more calls; another may be started in its place."""
         with self._lock:
             self._remove(worker)
@@ -430,7 +430,7 @@ class Pool(WaitQueue):
         """Bring about what `Pool` says of those who wait; never under the lock, for threads may be started."""
         with self._lock:
             self._grant_free()
-        while self._misses_start():
+        while self._needs_start():
             self._begin_start()
 
     def _grant_free(self) -> None:
@@ -510,7 +510,7 @@ class Pool(WaitQueue):
         """Those in line who get the workers that are being started, or are about to be."""
         return self._eligible(self.most - len(self._workers))
 
-    def _misses_start(self) -> bool:
+    def _needs_start(self) -> bool:
         """Whether a call expects a worker and none is being started for it."""
         with self._lock:
             # In this order: a collector that runs while they are counted may begin one, but makes no room.
@@ -521,7 +521,7 @@ class Pool(WaitQueue):
         thread = DaemonThread(self._start, "engine-starter")
         try:
             with self._lock:
-                if not self._misses_start():  # somebody else was faster
+                if not self._needs_start():  # somebody else was faster
                     return
                 self._starting.append(thread)
             thread.start()
@@ -543,10 +543,10 @@ class Pool(WaitQueue):
         else:
             with self._lock:
                 self._starting.remove(thread)
-                self._receive(worker)
+                self._add(worker)
         self._serve()
 
-    def _receive(self, worker: Worker) -> None:
+    def _add(self, worker: Worker) -> None:
         expecting = [] if self._is_closed else self._expecting()
         self._workers.append(worker)
         if expecting:  # even one that is over by now: its call finds out, or others would be started without end
@@ -580,11 +580,11 @@ class Pool(WaitQueue):
         request: Any = waiter  # a pool's tickets are requests
         with self._lock:
             if request.gone is not None:
-                self._leave_gone(request)
+                self._release_gone(request)
             self._queue.add(request)
         self._serve()
 
-    def _leave_gone(self, request: WorkerRequest) -> None:
+    def _release_gone(self, request: WorkerRequest) -> None:
         """Let a call wait for another worker in place of one that is gone."""
         gone: Any = request.gone
         if gone.lease is not request.lease:  # it was given up meanwhile

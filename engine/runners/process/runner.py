@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from engine._records import Start
     from engine._wire.frames import Chunk
     from engine.runners.base import Loaded
-    from engine.runners.process.inlet import Aside
+    from engine.runners.process.inlet import Offload
     from engine.runners.slots import Slots
 
 _keys: Final = itertools.count(1)  # numbers that predictors are known by in workers
@@ -84,14 +84,14 @@ class ProcessRunner:
         self._grace = grace
         self._start = start
         self._threads = threads
-        self.aside: Aside = threads.run
+        self.offload: Offload = threads.run
         self._pool = Pool(most or _default_workers(), self._spawn, grace)
-        self._supervisor = Supervisor(self._pool, grace, self._leave)
+        self._supervisor = Supervisor(self._pool, grace, self._send_leave)
         self._shipments: dict[Any, tuple[weakref.ref[Any] | None, EncodedPredictor]] = {}
         self._holding: deque[tuple[Any, int]] = deque()  # those of them that keep objects of the program alive
         self._encodings: dict[Any, Ending] = {}  # predictors that are being encoded
         self._is_closing = False
-        self._leaving: list[Inlet] = []
+        self._retiring: list[Inlet] = []
         renew_after_fork(self)
 
     # Opening
@@ -118,7 +118,7 @@ class ProcessRunner:
         if body.slots is not None:
             await body.slots.atake(body)
         try:
-            self._join(inlet, await self._pool.atake(body, need))
+            self._assign(inlet, await self._pool.atake(body, need))
             data = inlet.encoded.data  # type: ignore[union-attr]  # it was prepared
             if inlet.payload is not None or (data is not None and len(data) > COPY_STEP):
                 inlet.is_large = _is_large(inlet)
@@ -147,13 +147,13 @@ class ProcessRunner:
         if are_plain(args, kwargs):
             inlet.inputs = args, kwargs
         else:
-            inlet.payload = encode_at_once(args, kwargs, encoded.whole) or await self._in_thread(
+            inlet.payload = encode_at_once(args, kwargs, encoded.whole) or await self._offloaded(
                 body, lambda is_abandoned: encode_inputs(args, kwargs, encoded.whole, is_abandoned)
             )
         if _names:
             inlet.variables = _carried_at_once(body)
             if inlet.variables is None:
-                inlet.variables = await self._in_thread(body, lambda is_abandoned: _carried(body, is_abandoned))
+                inlet.variables = await self._offloaded(body, lambda is_abandoned: _carried(body, is_abandoned))
         return self._prepared(inlet, body, encoded)
 
     @staticmethod
@@ -164,7 +164,7 @@ class ProcessRunner:
         need: Need = encoded.need
         return need
 
-    async def _in_thread(self, body: Body, work: Callable[[Callable[[], bool]], Any]) -> Any:
+    async def _offloaded(self, body: Body, work: Callable[[Callable[[], bool]], Any]) -> Any:
         """Have an owner thread do something for a call, and wait for it in an asyncio task.
 
         Args:
@@ -179,7 +179,7 @@ class ProcessRunner:
         ending = Ending(body.call.tag)
         body.recheck = ending.request_stop
         try:
-            self.aside(ending, partial(copy_context().run, _tell, ending, work))
+            self.offload(ending, partial(copy_context().run, _run_offloaded, ending, work))
             while ending.end is None and not ending.stop:
                 await ending.wait_task()
         except BaseException:
@@ -190,11 +190,11 @@ class ProcessRunner:
         end = ending.end
         if end is None or ending.stop:  # it may have seen that first, and have ended for it
             raise PredictionCancelledError(body.call.tag, body.call.id)
-        _raise_of(end)
+        _raise_error(end)
         return end.returned
 
     @staticmethod
-    def _join(inlet: Inlet, worker: Worker) -> None:
+    def _assign(inlet: Inlet, worker: Worker) -> None:
         inlet.worker = worker
         worker.inlet = inlet
 
@@ -224,9 +224,9 @@ class ProcessRunner:
             encoding = self._encodings.setdefault(name, mine)
             if encoding is mine:
                 self._encode_aside(encoding, name, call.tag, target, limit, by_value=body.by_value)
-            end = await _end_of(encoding, body)
+            end = await _await_end(encoding, body)
             if encoding is mine:
-                _raise_of(end)
+                _raise_error(end)
                 made = end.returned
             else:  # what was wrong, or has changed before this call, it finds out for itself
                 made = self._known(call.tag, target, limit, by_value=body.by_value)
@@ -242,7 +242,7 @@ class ProcessRunner:
                 self._encodings.pop(name, None)  # before its end is told: who finds none looks again
 
         try:
-            self.aside(encoding, partial(copy_context().run, _tell, encoding, encode))
+            self.offload(encoding, partial(copy_context().run, _run_offloaded, encoding, encode))
         except BaseException as error:
             self._encodings.pop(name, None)
             encoding.finish(Report(error))  # for those who wait for it by now
@@ -264,7 +264,7 @@ class ProcessRunner:
         if change is None:
             return encoded
         if is_function(target):
-            self._unlearn(encoded.key)
+            self._evict(encoded.key)
             return None
         encoded.snapshot = None
         warn(
@@ -301,13 +301,13 @@ class ProcessRunner:
         found = self._shipments.get(name)
         if found is not None and found[1].key == key:
             del self._shipments[name]
-        self._unlearn(key)
+        self._evict(key)
 
-    def _unlearn(self, key: int) -> None:
+    def _evict(self, key: int) -> None:
         """Have every worker forget a predictor before its next call."""
         for worker in self._pool.workers:
             if key in worker.known:
-                worker.forgotten.append(key)
+                worker.to_evict.append(key)
 
     # Sending
 
@@ -340,17 +340,17 @@ class ProcessRunner:
         )
         if inlet.is_large:
             inlet.sending = sending = Once()
-            self.aside(inlet, partial(self._send_first, inlet, sending))
+            self.offload(inlet, partial(self._send_once, inlet, sending))
         else:
             self._send(inlet)
 
-    def _send_first(self, inlet: Inlet, sending: Once) -> None:
+    def _send_once(self, inlet: Inlet, sending: Once) -> None:
         """In an owner thread: send a call, unless Ctrl-C has ended it while this thread was started."""
         if sending.is_first():
-            self._send_aside(inlet)
+            self._send_offloaded(inlet)
             inlet.sending = None
 
-    def _send_aside(self, inlet: Inlet) -> None:
+    def _send_offloaded(self, inlet: Inlet) -> None:
         """In a thread of the engine's: send a call, unless it was stopped before, and have its consumers hear it."""
         end: Report | None = None
         try:
@@ -376,7 +376,7 @@ class ProcessRunner:
         inlet.number = worker.calls  # from here on the worker may have it, whatever interrupts us
         if encoded is not None and (command.evict or encoded.key not in worker.known):
             # Neither before all that may fail, nor after an answer may come that says otherwise.
-            worker.learn(encoded.key, encoded.tag, command.evict)
+            worker.note_known(encoded.key, encoded.tag, command.evict)
         if command.path is not None:
             worker.path = list(command.path)
         is_gone = False
@@ -386,43 +386,43 @@ class ProcessRunner:
             # One that ends as soon as it is started is no reason to start more, nor is a call that was stopped.
             is_gone = not worker.is_untried and not inlet.stop
         if is_gone:
-            self._move(inlet, worker)
+            self._replace_worker(inlet, worker)
             return
         inlet.is_sent = True
         if inlet.stop or self._is_closing:  # just before the worker could be asked
             inlet.request_stop()
 
-    def restart(self, inlet: Inlet, worker: Worker) -> None:
+    def replace(self, inlet: Inlet, worker: Worker) -> None:
         """Send a call elsewhere whose worker is gone and has not read it, so that no body has started."""
         try:
-            self._move(inlet, worker)
+            self._replace_worker(inlet, worker)
         except BaseException as error:
             inlet.finish(Report(error))
 
-    def _move(self, inlet: Inlet, worker: Worker) -> None:
+    def _replace_worker(self, inlet: Inlet, worker: Worker) -> None:
         """Have a call whose worker is gone get another; a thread of the pool's sends it on."""
         try:
             body = inlet.body
-            inlet.leave(worker)
+            inlet.unassign(worker)
             if body is None:
                 raise AssertionError("a call that is over is sent nowhere")  # noqa: TRY301 - undone below
-            self._pool.replace(worker, body, partial(self._moved, inlet))
+            self._pool.replace(worker, body, partial(self._on_replaced, inlet))
         except BaseException:
-            self._pool.drop(worker)  # it and nothing else: that thread may have begun, and what it got is not ours
+            self._pool.evict(worker)  # it and nothing else: that thread may have begun, and what it got is not ours
             if self._is_closing:
                 self._supervisor.close()
             raise
 
-    def _moved(self, inlet: Inlet, worker: Worker | None, error: BaseException | None) -> None:
+    def _on_replaced(self, inlet: Inlet, worker: Worker | None, error: BaseException | None) -> None:
         """In a thread of the pool's: a call has another worker, or gets none."""
         if worker is None or inlet.stop or inlet.end is not None:
             if worker is not None:
-                self._pool.give(worker)
+                self._pool.release(worker)
             if inlet.end is None:
                 inlet.finish(Report(None if inlet.stop else error))
             return
-        self._join(inlet, worker)
-        self._send_aside(inlet)
+        self._assign(inlet, worker)
+        self._send_offloaded(inlet)
 
     def _spawn(self) -> Worker:
         worker = start_worker(self._start)
@@ -432,7 +432,7 @@ class ProcessRunner:
             self._supervisor.watch(worker)
         except BaseException:  # Ctrl-C, or the supervisor is gone: nobody else knows of it
             worker.is_new = False
-            worker.end_now()
+            worker.kill()
             raise
         return worker
 
@@ -442,22 +442,22 @@ class ProcessRunner:
         if self._is_closing:
             self._supervisor.close()
 
-    def see_to(self, inlet: Inlet) -> None:
+    def escalate(self, inlet: Inlet) -> None:
         """A call was stopped, or its worker lost; called from anywhere, takes no lock."""
-        self._supervisor.see_to(inlet)
+        self._supervisor.escalate(inlet)
 
-    def finished(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001
+    def release(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001
         """A worker has nothing more to say of a call; it serves others if `keep`."""
         encoded = inlet.encoded
         if encoded is not None and not encoded.is_kept:
-            worker.forgotten.append(encoded.key)
+            worker.to_evict.append(encoded.key)
         body = inlet.body
         if not keep:
-            self._pool.drop(worker)
+            self._pool.evict(worker)
         elif worker.lease is not None and body is not None and worker.lease.call is body.call:
             if worker.inbound.is_oversized:
                 worker.inbound.trim()
-            self._pool.give(worker)
+            self._pool.release(worker)
         if self._is_closing:
             self._supervisor.close()
 
@@ -504,11 +504,11 @@ class ProcessRunner:
         """Unload from one worker; one that serves another predictor for long does it before its next call."""
         try:
             command = Command("unload", encoded.key, encoded.tag)
-            self._request(command, None, Need(only=worker), patience=self._grace)
+            self._request(command, None, Need(only=worker), timeout=self._grace)
         except PredictionCancelledError:
-            worker.forgotten.append(encoded.key)
+            worker.to_evict.append(encoded.key)
         else:
-            worker.unlearn(encoded.key)
+            worker.evict(encoded.key)
 
     def loaded(self) -> set[str]:
         """Tags of predictors that a worker has; plain callables have none."""
@@ -520,12 +520,12 @@ class ProcessRunner:
         encoded: EncodedPredictor | None,
         need: Need,
         slots: Slots | None = None,
-        patience: float | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """Have a worker do something, and wait for it in this thread.
 
         Raises:
-            PredictionCancelledError: no worker was free for `patience` seconds.
+            PredictionCancelledError: no worker was free for `timeout` seconds.
         """
         body = Body(Call(command.tag, self.name, None), None, (), {}, False, None)  # type: ignore[arg-type]  # noqa: FBT003
         inlet = self.open(body, None)
@@ -533,8 +533,8 @@ class ProcessRunner:
         if slots is not None:
             slots.take(body)
         try:
-            with _giving_up(body, patience):
-                self._join(inlet, self._pool.take(body, need))
+            with _timing_out(body, timeout):
+                self._assign(inlet, self._pool.take(body, need))
             self._send(inlet)
             while inlet.end is None:
                 inlet.wait()
@@ -552,12 +552,12 @@ class ProcessRunner:
 
     # Closing
 
-    def _leave(self, worker: Worker) -> Inlet:
+    def _send_leave(self, worker: Worker) -> Inlet:
         """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
-        inlet = Inlet(None, f"worker {worker.pid}", _Leaving(self.aside))
-        self._join(inlet, worker)
+        inlet = Inlet(None, f"worker {worker.pid}", _Leaving(self.offload))
+        self._assign(inlet, worker)
         if self._is_closing:
-            self._leaving.append(inlet)
+            self._retiring.append(inlet)
         else:
             inlet.detach()  # nobody waits for it: what its teardown raises goes to the log
         worker.calls += 1
@@ -584,7 +584,7 @@ class ProcessRunner:
         self._supervisor.close()  # what was started last has to end, too
         self._supervisor.join(max(0.0, deadline - monotonic()))
         self._threads.close(grace)
-        errors = [inlet.end.error for inlet in self._leaving if inlet.end is not None and inlet.end.error is not None]
+        errors = [inlet.end.error for inlet in self._retiring if inlet.end is not None and inlet.end.error is not None]
         return [each for each in errors if not isinstance(each, WorkerLostError)]
 
     def close_soon(self) -> None:
@@ -604,7 +604,7 @@ class ProcessRunner:
 
 
 @contextlib.contextmanager
-def _giving_up(body: Body, seconds: float | None) -> Iterator[None]:
+def _timing_out(body: Body, seconds: float | None) -> Iterator[None]:
     """Have a wait on behalf of `body` end as cancelled after so many seconds."""
     if seconds is None:
         yield
@@ -642,10 +642,10 @@ def _encoded_predictor(
 class _Leaving:
     """The dispatcher of a request after which its worker ends: nothing is left to be done with that."""
 
-    __slots__ = ("aside",)
+    __slots__ = ("offload",)
 
-    def __init__(self, aside: Aside) -> None:
-        self.aside = aside
+    def __init__(self, offload: Offload) -> None:
+        self.offload = offload
 
     def admit(self, inlet: Inlet, _body: Body) -> None:
         raise AssertionError(f"{inlet.label} has its worker")
@@ -653,13 +653,13 @@ class _Leaving:
     async def aadmit(self, inlet: Inlet, body: Body) -> None:
         self.admit(inlet, body)
 
-    def see_to(self, inlet: Inlet) -> None:
+    def escalate(self, inlet: Inlet) -> None:
         """The supervisor sees to its end in any case."""
 
-    def finished(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001 - as of a dispatcher
+    def release(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001 - as of a dispatcher
         """It ends by itself."""
 
-    def restart(self, inlet: Inlet, worker: Worker) -> None:
+    def replace(self, inlet: Inlet, worker: Worker) -> None:
         """It is gone, as it was to be."""
 
 
@@ -667,11 +667,11 @@ def _frame(worker: Worker, command: Command, encoded: EncodedPredictor | None, p
     """The bytes that tell `worker` what to do; what is large lies in shared memory then, if there is room."""
     chunks: list[Chunk] = []
     command.path = None if worker.path == sys.path else tuple(map(str, sys.path))
-    if encoded is not None and encoded.key in worker.known and not worker.forgotten:  # as almost always
+    if encoded is not None and encoded.key in worker.known and not worker.to_evict:  # as almost always
         worker.known.move_to_end(encoded.key)
         command.evict, command.size = (), 0
     elif encoded is not None:
-        is_new, command.evict = worker.lesson(encoded.key)
+        is_new, command.evict = worker.lacks(encoded.key)
         command.size = 0
         if is_new and encoded.data is not None:
             chunks.append(encoded.data)
@@ -757,7 +757,7 @@ def _carried_values(body: Body) -> list[tuple[str, Any]]:
     return [(name, context[variable]) for name, variable in tuple(_names.items()) if variable in context]
 
 
-async def _end_of(ending: Ending, body: Body) -> Report:
+async def _await_end(ending: Ending, body: Body) -> Report:
     """Wait in an asyncio task, among others, for what an owner thread does.
 
     Raises:
@@ -775,7 +775,7 @@ async def _end_of(ending: Ending, body: Body) -> Report:
     return ending.end
 
 
-def _raise_of(end: Report) -> None:
+def _raise_error(end: Report) -> None:
     """Raise what an owner thread met, once."""
     error, end.error = end.error, None
     try:
@@ -796,7 +796,7 @@ def _is_large(inlet: Inlet) -> bool:
     return worker is None or encoded.key not in worker.known  # type: ignore[union-attr]  # it has data
 
 
-def _tell(ending: Ending, work: Callable[[Callable[[], bool]], Any]) -> None:
+def _run_offloaded(ending: Ending, work: Callable[[Callable[[], bool]], Any]) -> None:
     """In an owner thread: do something, and tell what came of it."""
     end = Report()
     try:

@@ -84,7 +84,7 @@ def start_worker(start: Start) -> Worker:
     try:
         _greet(worker)
     except BaseException:
-        worker.end_now()
+        worker.kill()
         raise
     return worker
 

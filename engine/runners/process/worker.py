@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from engine._wire.target_snapshots import Snapshot
     from engine.runners.slots import Lease
 
-MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are forgotten
+MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are evicted
 _REPORT: Final = 8_192  # characters of a crash report
 _KILLED: Final = 5.0  # seconds a killed process has to be gone
 
@@ -101,7 +101,6 @@ class Worker:
         "calls_pipe",
         "decoder",
         "exit_pipe",
-        "forgotten",
         "idle_since",
         "inbound",
         "inlet",
@@ -118,6 +117,7 @@ class Worker:
         "report",
         "set_up",
         "stops_pipe",
+        "to_evict",
         "unsent",
         "wake_reader",
         "wake_writer",
@@ -134,7 +134,7 @@ class Worker:
         self.idle_since = monotonic()
         self.known: OrderedDict[int, str] = OrderedDict()
         self.set_up: set[int] = set()
-        self.forgotten: list[int] = []
+        self.to_evict: list[int] = []
         self.decoder = Decoder()
         self.calls = 0
         self.path: list[str] = []
@@ -183,7 +183,7 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
-    def how_it_ended(self) -> str:
+    def exit_reason(self) -> str:
         """The exit code, or the name of the signal that ended it."""
         code = self._process.returncode
         if code is None:
@@ -241,7 +241,7 @@ class Worker:
                 self._descriptors.remove(each)  # whoever takes it out closes it
                 os.close(each)
 
-    def end_now(self) -> None:
+    def kill(self) -> None:
         """Kill a process that serves nobody, and close what led to it."""
         self.signal(signal.SIGKILL)
         self.wait(_KILLED)
@@ -303,32 +303,32 @@ class Worker:
         with contextlib.suppress(OSError):  # it is woken already
             os.write(self.wake_writer, b"\0")
 
-    def notice(self) -> None:
+    def clear_wake(self) -> None:
         """Take note of having been woken."""
         with contextlib.suppress(OSError):
             os.read(self.wake_reader, 4096)
 
     # What it knows
 
-    def lesson(self, key: int) -> tuple[bool, tuple[int, ...]]:
+    def lacks(self, key: int) -> tuple[bool, tuple[int, ...]]:
         """Whether a predictor it is about to use must be sent, and what it may forget then; nothing is noted yet."""
-        forgotten = list(self.forgotten)
-        is_new = key not in self.known or key in forgotten
-        others = [each for each in self.known if each not in forgotten and each != key]
+        evicted = list(self.to_evict)
+        is_new = key not in self.known or key in evicted
+        others = [each for each in self.known if each not in evicted and each != key]
         if len(others) >= MOST_KNOWN:
-            forgotten += [each for each in others if each not in self.set_up][:1]
-        return is_new, tuple(forgotten)
+            evicted += [each for each in others if each not in self.set_up][:1]
+        return is_new, tuple(evicted)
 
-    def learn(self, key: int, tag: str, forgotten: Collection[int]) -> None:
-        """Note what it has once it has read what it is sent now: a predictor, and no longer those `forgotten`."""
-        for each in forgotten:
-            self.unlearn(each)
+    def note_known(self, key: int, tag: str, evicted: Collection[int]) -> None:
+        """Note what it has once it has read what it is sent now: a predictor, and no longer those `evicted`."""
+        for each in evicted:
+            self.evict(each)
             with contextlib.suppress(ValueError):  # one that makes room for this
-                self.forgotten.remove(each)
+                self.to_evict.remove(each)
         self.known[key] = tag
         self.known.move_to_end(key)
 
-    def unlearn(self, key: int) -> None:
+    def evict(self, key: int) -> None:
         """It does not have a predictor after all, or need not keep it."""
         self.known.pop(key, None)
         self.set_up.discard(key)

@@ -44,7 +44,7 @@ def busy(pool: Pool) -> Iterator[None]:
     try:
         yield
     finally:
-        pool.give(found[0])
+        pool.release(found[0])
 
 
 # A clock ends each call in time.

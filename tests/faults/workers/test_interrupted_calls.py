@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, NestingError, PredictionCancelledError
-from engine.runners.process import inlet as wire_module
+from engine.runners.process import inlet as inlet_module
 from engine.runners.process import runner as process
 from engine.runners.process.inlet import Inlet
 from engine.runners.process.worker import Worker
@@ -80,20 +80,20 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
     with Engine(discover=False, workers=1, grace=LONG) as muna:
         number = muna.predictions.create(number_of_worker, runner="process").value
         runner = muna._workers()
-        aside = runner.aside
+        offload = runner.offload
 
         def interrupted(channel: Any, work: Callable[[], None]) -> None:
             if not isinstance(channel, Inlet):
-                return aside(channel, work)
+                return offload(channel, work)
             if moment == "after":
-                aside(channel, work)
+                offload(channel, work)
                 assert reached.wait(LONG)
             else:
                 late.append(work)
             raise _Interrupted
 
         monkeypatch.setattr(process, "_frame", frame)
-        monkeypatch.setattr(runner, "aside", interrupted)
+        monkeypatch.setattr(runner, "offload", interrupted)
         with pytest.raises(_Interrupted):
             asyncio.run(call(muna))
         assert bool(runner._pool.leases) is (moment == "after")
@@ -200,7 +200,7 @@ def test_a_reader_of_a_call_that_its_runner_stopped_hears_of_a_cancellation_at_o
     is_async: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for what its worker still says, which may be long in coming."""
-    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 10 * LIMIT)
+    monkeypatch.setattr(inlet_module, "POLL_INTERVAL", 10 * LIMIT)
     dispatcher: Any = object()
     inlet = Inlet(None, "@tests/stopped", dispatcher)
     inlet.request_stop()

@@ -172,7 +172,7 @@ def test_a_thousand_calls_and_streams_at_a_time_share_two_workers() -> None:
             assert len(after.children - before.children) == 2
             gained = sorted(thread.name for thread in after.threads - before.threads)
             # One owner may be left that imported what all of them need, and one that encoded a predictor for all.
-            assert gained in (["engine-owner"] * owners + ["engine-warden"] for owners in range(3))
+            assert gained in (["engine-owner"] * owners + ["engine-supervisor"] for owners in range(3))
             assert len(after.descriptors - before.descriptors) <= 2 * 16 + 4
 
     asyncio.run(main())

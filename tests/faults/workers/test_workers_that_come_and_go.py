@@ -132,7 +132,7 @@ def test_a_worker_that_is_idle_for_long_is_let_go_torn_down_and_replaced_when_it
         def teardown(self) -> None:
             journal.note("torn-down")
 
-    monkeypatch.setattr(supervisor, "_BOUND", 0.01)
+    monkeypatch.setattr(supervisor, "_LONGEST_SLEEP", 0.01)
     with Engine(discover=False, workers=1, grace=10) as muna:
         pid = muna.predictions.create(Model, runner="process").value
         with muna.predictions.stream(numbers_after_worker, runner="process") as stream:
@@ -150,7 +150,7 @@ def test_a_worker_that_is_idle_for_long_is_let_go_torn_down_and_replaced_when_it
 
 @pytest.mark.fault(95)
 def test_calls_that_come_while_idle_workers_are_let_go_all_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_BOUND", 0.001)
+    monkeypatch.setattr(supervisor, "_LONGEST_SLEEP", 0.001)
     monkeypatch.setattr(supervisor, "IDLE", 0.0)
     seeded = random.Random(95)
     pids: set[int] = set()

@@ -18,7 +18,7 @@ import pytest
 
 from engine import Engine, PredictionCancelledError, WorkerLostError
 from engine.runners import parking as _parking
-from engine.runners.process import inlet as wire_module
+from engine.runners.process import inlet as inlet_module
 from engine.runners.process.inlet import Inlet
 from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
@@ -119,14 +119,14 @@ def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_nobody
 ) -> None:
     """The supervisor may be faster than the thread that found the pipe closed and told it so."""
     journal = Journal(tmp_path / "journal")
-    see_to = Supervisor.see_to
+    escalate = Supervisor.escalate
 
-    def see_to_it_at_once(supervisor: Supervisor, inlet: Inlet) -> None:
-        see_to(supervisor, inlet)
+    def escalate_at_once(supervisor: Supervisor, inlet: Inlet) -> None:
+        escalate(supervisor, inlet)
         if threading.current_thread() is not supervisor._thread:  # else the supervisor was the one that found it closed
-            eventually(lambda: inlet.is_sent and not inlet.is_cut, "the call is sent to another worker")
+            eventually(lambda: inlet.is_sent and not inlet.is_disconnected, "the call is sent to another worker")
 
-    monkeypatch.setattr(Supervisor, "see_to", see_to_it_at_once)
+    monkeypatch.setattr(Supervisor, "escalate", escalate_at_once)
 
     async def scenario(consumer: Consumer) -> None:
         pid = (await consumer.create(number_of_worker)).value
@@ -161,9 +161,9 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         is_at_rest.wait(GRACE)
 
     def let_it_be_replaced(inlet: Inlet) -> None:
-        if inlet.is_cut:
+        if inlet.is_disconnected:
             is_at_rest.set()
-            eventually(lambda: inlet.is_sent and not inlet.is_cut, "the call is sent to another worker")
+            eventually(lambda: inlet.is_sent and not inlet.is_disconnected, "the call is sent to another worker")
 
     def park_late(parked: Any, is_news: Any, seconds: float, ready: Any = None) -> None:
         inlet = getattr(is_news, "__self__", None)
@@ -175,8 +175,8 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         watch(inlet, loop)
         let_it_be_replaced(inlet)
 
-    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
-    monkeypatch.setattr(wire_module, "park_thread", park_late)
+    monkeypatch.setattr(inlet_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
+    monkeypatch.setattr(inlet_module, "park_thread", park_late)
     monkeypatch.setattr(Inlet, "_watch", watch_early)
 
     async def scenario(consumer: Consumer) -> None:
@@ -206,7 +206,7 @@ def test_a_second_reader_waits_until_a_call_whose_worker_died_idle_was_sent_to_a
 ) -> None:
     journal = Journal(tmp_path / "journal")
     taken: list[list[Any]] = [[], []]
-    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 1000.0)  # so that a reader that is not woken hangs
+    monkeypatch.setattr(inlet_module, "POLL_INTERVAL", 1000.0)  # so that a reader that is not woken hangs
 
     async def scenario(consumer: Consumer) -> None:
         stream = consumer.open(predictor_with("gen", Trouble(journal, partials=(0, 1, 2, 3)))).stream

@@ -94,11 +94,11 @@ class Scene:
     async def atake(self, need: Need = Need(), call: Call | None = None) -> Fake:  # noqa: B008
         return used(await self.pool.atake(body_of(call or call_of()), need), need)
 
-    def give(self, worker: Fake) -> None:
-        self.pool.give(cast("Worker", worker))
+    def release(self, worker: Fake) -> None:
+        self.pool.release(cast("Worker", worker))
 
-    def drop(self, worker: Fake) -> None:
-        self.pool.drop(cast("Worker", worker))
+    def evict(self, worker: Fake) -> None:
+        self.pool.evict(cast("Worker", worker))
 
     def reap(self, worker: Fake) -> None:
         self.pool.reap(cast("Worker", worker))

@@ -55,7 +55,7 @@ def test_a_pool_that_closes_refuses_whoever_waits_or_comes() -> None:
             await asyncio.to_thread(thread.join)
         with pytest.raises(EngineClosedError):
             await task
-        scene.give(worker)
+        scene.release(worker)
         for need in (Need(), Need(1), CLASS):
             with pytest.raises(EngineClosedError):
                 scene.take(need)
@@ -74,7 +74,7 @@ def test_a_worker_granted_to_a_task_that_has_not_heard_of_it_is_free_once_the_po
         worker = elsewhere(scene.take)
         task = asyncio.create_task(scene.atake())
         await soon(lambda: scene.waiting() == 1)
-        scene.give(worker)
+        scene.release(worker)
         assert worker.lease is not None
         scene.pool.close()
         assert scene.retire(time.monotonic()) == [worker]
@@ -100,7 +100,7 @@ def test_what_is_started_for_a_task_whose_loop_does_not_turn_as_the_pool_closes_
         task = asyncio.create_task(scene.atake())
         await soon(lambda: scene.waiting() == 1)
         scene.fakes.gate = threading.Event()
-        scene.drop(worker)
+        scene.evict(worker)
         eventually(lambda: scene.fakes.begun == 2)
         scene.pool.close()
         if fails:
@@ -141,7 +141,7 @@ def test_closing_while_a_worker_starts_refuses_all_who_wait_at_once_and_starts_n
         with pytest.raises(EngineClosedError):
             each.join()
     assert (scene.waiting(), scene.pool.is_starting) == (0, True)
-    scene.give(worker)
+    scene.release(worker)
     scene.fakes.gate.set()
     scene.pool.join(PATIENCE)
     assert scene.retire(math.inf) == [worker, scene.fakes.made[1]]

@@ -45,7 +45,7 @@ def test_a_thread_that_holds_the_only_worker_and_wants_another_is_refused_at_onc
     worker = scene.take(call=held)
     refused(scene.take, held)
     assert scene.waiting() == 0
-    scene.give(worker)
+    scene.release(worker)
     assert scene.take() is worker
 
 
@@ -71,7 +71,7 @@ def test_a_thread_that_holds_the_only_worker_waits_a_grace_for_another_to_give_i
         now[0] += seconds
         assert (scene.pool._blocker(wish) is not None) is is_in_vain
     if comes_back:
-        scene.give(worker)
+        scene.release(worker)
         assert waiting.join() is worker
     else:
         wish.wake()
@@ -104,7 +104,7 @@ def test_of_two_threads_that_wait_for_each_others_workers_the_second_is_refused_
     scene.await_waiting(1)
     with pytest.raises(NestingError, match="@me/it would wait for ever: every worker that could serve it is held"):
         scene.take()
-    scene.give(mine)
+    scene.release(mine)
     assert first.join() is mine
 
 
@@ -119,14 +119,14 @@ def test_of_a_ring_of_tasks_and_threads_only_the_one_that_would_close_it_is_refu
             mine = await scene.atake()
             await may_wait[number].wait()
             got = await scene.atake()
-            scene.give(mine)
+            scene.release(mine)
             return got
 
         def hold_and_wait_in_thread() -> Fake:
             mine = scene.take()
             assert go.wait(PATIENCE)
             got = scene.take()
-            scene.give(mine)
+            scene.release(mine)
             return got
 
         tasks = [asyncio.create_task(hold_and_wait(number)) for number in range(2)]
@@ -141,7 +141,7 @@ def test_of_a_ring_of_tasks_and_threads_only_the_one_that_would_close_it_is_refu
         with pytest.raises(NestingError):
             await tasks[1]
         assert scene.waiting() == 2
-        scene.give(scene.workers[1])  # as the task that was refused would have it
+        scene.release(scene.workers[1])  # as the task that was refused would have it
         got = await tasks[0]
         assert await asyncio.to_thread(thread.join) is scene.fakes.made[0]
         assert got is scene.fakes.made[1]
@@ -159,7 +159,7 @@ def test_a_task_that_holds_the_only_worker_is_refused_and_another_task_of_its_lo
         assert held.id in caught.value.holder
         other = asyncio.create_task(scene.atake())
         await soon(lambda: scene.waiting() == 1)
-        scene.give(worker)
+        scene.release(worker)
         assert await other is worker
 
     asyncio.run(scenario())
@@ -178,12 +178,12 @@ def test_a_sync_wait_that_blocks_the_loop_of_the_task_that_holds_the_only_worker
         scene.pool.grace = PATIENCE
         go = asyncio.Event()
         if is_there:
-            scene.give(elsewhere(lambda: scene.take(Need(1))))
+            scene.release(elsewhere(lambda: scene.take(Need(1))))
 
         async def hold() -> None:
             worker = await scene.atake(Need(1), held)
             await go.wait()
-            scene.give(worker)
+            scene.release(worker)
 
         holder = asyncio.create_task(hold())
         await soon(lambda: len(scene.pool.leases) == 1)
@@ -202,7 +202,7 @@ def test_a_stream_that_a_task_opened_for_others_before_it_ended_keeps_no_task_fr
         worker = await asyncio.create_task(scene.atake())  # as asyncio.wait_for opens streams before Python 3.12
         other = asyncio.create_task(scene.atake())
         await soon(lambda: scene.waiting() == 1 or other.done())
-        scene.give(worker)
+        scene.release(worker)
         assert await other is worker
 
     asyncio.run(scenario())
@@ -215,11 +215,11 @@ def test_a_thread_may_wait_while_anybody_it_waits_for_goes_on() -> None:
     others = elsewhere(scene.take)
     waiting = Consumer(scene.take)
     scene.await_waiting(1)
-    timer = threading.Timer(0.01, scene.give, [others])
+    timer = threading.Timer(0.01, scene.release, [others])
     timer.start()
     assert waiting.join() is others
     timer.join()
-    timer = threading.Timer(0.01, scene.give, [others])
+    timer = threading.Timer(0.01, scene.release, [others])
     timer.start()
     assert scene.take() is others
     timer.join()
@@ -233,14 +233,14 @@ def test_a_thread_may_wait_for_one_who_waits_for_one_who_goes_on() -> None:
 
     def hold_and_wait() -> None:
         mine = scene.take(CLASS)
-        scene.give(scene.take(OTHER_CLASS))
-        scene.give(mine)
+        scene.release(scene.take(OTHER_CLASS))
+        scene.release(mine)
 
     first = Consumer(hold_and_wait)
     eventually(lambda: any(each.need is OTHER_CLASS for each in scene.pool._queue))
     second = Consumer(lambda: scene.take(CLASS))
     scene.await_waiting(2)
-    scene.give(theirs)
+    scene.release(theirs)
     first.join()
     assert CLASS.key in second.join().has
 
@@ -250,7 +250,7 @@ def test_a_stopped_call_ends_by_itself_so_its_worker_may_be_waited_for() -> None
     scene, held = Scene.of(1), call_of()
     worker = scene.take(call=held)
     held.stopping = True
-    timer = threading.Timer(0.01, scene.give, [worker])
+    timer = threading.Timer(0.01, scene.release, [worker])
     timer.start()
     assert scene.take() is worker
     timer.join()
@@ -286,7 +286,7 @@ def test_a_thread_that_keeps_one_instance_of_a_class_busy_may_wait_for_another_t
     scene, twice = Scene.of(3), Need(9, 2)
     mine = scene.take(twice)
     scene.fakes.gate = threading.Event()
-    first = Consumer(lambda: scene.give(scene.take(twice)))
+    first = Consumer(lambda: scene.release(scene.take(twice)))
     scene.await_waiting(1)
     timer = threading.Timer(0.01, scene.fakes.gate.set)
     timer.start()

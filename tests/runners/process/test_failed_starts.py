@@ -74,7 +74,7 @@ def test_a_start_that_fails_after_its_call_took_a_freed_worker_is_nobodys_and_th
     scene.fakes.gate = threading.Event()
     scene.fakes.trouble.append(BlockingIOError("try again"))
     call = taking(scene, way)
-    scene.give(worker)
+    scene.release(worker)
     assert call.join() is worker
     scene.fakes.gate.set()
     scene.pool.join(PATIENCE)
@@ -91,7 +91,7 @@ def test_a_start_that_fails_while_another_worker_is_freed_is_told_to_the_call_th
     scene.fakes.gate = threading.Event()
     scene.fakes.trouble.append(BlockingIOError("try again"))
     first, second = taking(scene, way), taking(scene, way)
-    scene.give(worker)
+    scene.release(worker)
     assert first.join() is worker
     scene.fakes.gate.set()
     with pytest.raises(BlockingIOError):
@@ -107,7 +107,7 @@ def test_a_start_that_fails_is_told_to_nobody_where_those_left_are_enough_for_al
     scene.fakes.turns = threading.Semaphore(0)
     first, second = taking(scene, way), taking(scene, way)
     eventually(lambda: scene.fakes.held == 2)
-    scene.give(worker)
+    scene.release(worker)
     assert first.join() is worker
     scene.fakes.trouble.append(BlockingIOError("try again"))
     scene.fakes.turns.release()
@@ -173,7 +173,7 @@ def test_where_no_thread_can_be_started_each_call_is_told_and_none_hangs(
     held = scene.take()
     calls = [taking(scene, way) for _ in range(3)]
     monkeypatch.setattr(threading.Thread, "start", refuse_starters)
-    scene.drop(held)  # whoever makes room hears nothing of it
+    scene.evict(held)  # whoever makes room hears nothing of it
     for each in calls:
         with pytest.raises(RuntimeError, match="new thread"):
             each.join()

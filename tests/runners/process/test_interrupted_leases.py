@@ -79,7 +79,7 @@ def codes_of(*names: str) -> set[Any]:
     return {getattr(Pool, name).__code__ for name in names}
 
 
-GRANTING: Final = ("_serve", "_grant_free", "_misses_start", "_expecting", "_eligible", "_begin_start")
+GRANTING: Final = ("_serve", "_grant_free", "_needs_start", "_expecting", "_eligible", "_begin_start")
 TAKING: Final = (
     "take",
     "_is_granted_at_once",
@@ -117,7 +117,7 @@ def test_wherever_ctrl_c_interrupts_whoever_has_a_worker_started_it_is_the_pools
     assert interrupted > (3 if way == "take" else 2)
 
 
-@pytest.mark.parametrize("way", ["give", "drop"])
+@pytest.mark.parametrize("way", ["release", "evict"])
 def test_wherever_ctrl_c_interrupts_whoever_gives_a_worker_back_those_who_wait_are_served(way: str) -> None:
     interrupted = 0
     while True:
@@ -136,8 +136,8 @@ def test_wherever_ctrl_c_interrupts_whoever_gives_a_worker_back_those_who_wait_a
                 getattr(scene, way)(worker)
             scene.retire(-math.inf)  # as the supervisor does, now and then
         got = first.join()
-        assert (got is worker) is (way == "give")
-        scene.give(got)
+        assert (got is worker) is (way == "release")
+        scene.release(got)
         assert second.join() is got
         assert scene.workers == [got]
         if is_over:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 def test_workers_are_started_one_by_one_as_they_are_needed_and_used_again() -> None:
     scene = Scene.of(3)
     first = scene.take()
-    scene.give(first)
+    scene.release(first)
     assert scene.take() is first
     second = scene.take()
     assert second is not first
@@ -30,13 +30,13 @@ def test_the_worker_that_was_free_last_is_preferred_unless_another_knows_the_pre
     scene = Scene.of(3)
     first, second, third = scene.take(Need(1)), scene.take(Need(2)), scene.take(Need(3))
     for worker in (third, first, second):
-        scene.give(worker)
+        scene.release(worker)
     assert scene.take(Need(2)) is second  # free last, and it knows it
-    scene.give(second)
+    scene.release(second)
     assert scene.take(Need(4)) is second
-    scene.give(second)
+    scene.release(second)
     assert scene.take(Need(3)) is third
-    scene.give(third)
+    scene.release(third)
     assert scene.take(Need(1)) is first
 
 
@@ -45,11 +45,11 @@ def test_a_worker_that_is_dropped_leaves_its_place_to_another() -> None:
     first = scene.take(Need(1))
     waiting = Consumer(lambda: scene.take(Need(1)))
     scene.await_waiting(1)
-    scene.drop(first)
+    scene.evict(first)
     second = waiting.join()
     assert second is not first
     assert scene.workers == [second]
-    scene.give(second)
+    scene.release(second)
     assert scene.take(Need(1)) is second
 
 
@@ -57,7 +57,7 @@ def test_a_worker_that_is_dropped_leaves_its_place_to_another() -> None:
 def test_a_worker_that_ended_while_it_was_free_is_never_given_to_anybody() -> None:
     scene = Scene.of(2)
     first = scene.take(Need(1))
-    scene.give(first)
+    scene.release(first)
     scene.reap(first)
     assert scene.workers == []
     assert scene.take(Need(1)) is not first
@@ -67,13 +67,13 @@ def test_a_worker_that_ended_while_it_was_free_is_never_given_to_anybody() -> No
 def test_workers_that_are_let_go_are_those_that_were_free_so_long_and_nobody_gets_them() -> None:
     scene = Scene.of(3)
     long, short, busy = scene.take(Need(1)), scene.take(Need(1)), scene.take(Need(1))
-    scene.give(short)
-    scene.give(long)
+    scene.release(short)
+    scene.release(long)
     long.idle_since, short.idle_since, busy.idle_since = 10.0, 20.0, 5.0
     assert scene.retire(9.9) == []
     assert scene.retire(10.0) == [long]
     assert scene.take(Need(1)) is short
-    scene.give(short)
+    scene.release(short)
     assert scene.retire(math.inf) == [short]
     assert scene.workers == [busy]
     assert scene.take(Need(1)) not in (long, short, busy)
@@ -81,13 +81,13 @@ def test_workers_that_are_let_go_are_those_that_were_free_so_long_and_nobody_get
 
 def test_a_worker_that_keeps_many_predictors_forgets_those_used_longest_ago_but_no_class() -> None:
     worker = Worker.__new__(Worker)
-    worker.known, worker.set_up, worker.forgotten = OrderedDict(), set(), []
+    worker.known, worker.set_up, worker.to_evict = OrderedDict(), set(), []
 
     def sent(key: int) -> tuple[bool, tuple[int, ...]]:
-        lesson = worker.lesson(key)
-        assert worker.lesson(key) == lesson  # which notes nothing
-        worker.learn(key, "@me/it", lesson[1])
-        return lesson
+        lacks = worker.lacks(key)
+        assert worker.lacks(key) == lacks  # which notes nothing
+        worker.note_known(key, "@me/it", lacks[1])
+        return lacks
 
     for key in range(1, MOST_KNOWN + 1):
         assert sent(key) == (True, ())
@@ -98,7 +98,7 @@ def test_a_worker_that_keeps_many_predictors_forgets_those_used_longest_ago_but_
     worker.set_up.update(worker.known)
     assert sent(2000) == (True, ())
     assert 2000 in worker.known
-    worker.forgotten += [2000, 2]
+    worker.to_evict += [2000, 2]
     assert sent(2000) == (True, (2000, 2))
     assert sent(2000) == (False, ())
     assert 2 not in worker.known
@@ -111,9 +111,9 @@ def test_starting_a_worker_holds_no_lock_so_others_come_and_go_meanwhile() -> No
     scene.fakes.gate = threading.Event()
     starting = taking(scene, "sync", Need(2))
     assert starting.is_waiting
-    scene.give(worker)
+    scene.release(worker)
     assert starting.join() is worker
-    scene.give(other)
+    scene.release(other)
     assert elsewhere(lambda: scene.take(Need(1))) is other
     assert scene.pool.is_starting
     scene.fakes.gate.set()

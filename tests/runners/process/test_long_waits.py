@@ -54,12 +54,12 @@ def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any
     for seen in (1, 2):
         held = [elsewhere(scene.take) for _ in range(2)]
         looks.clear()
-        waiting = [Consumer(lambda: scene.give(scene.take()))]
+        waiting = [Consumer(lambda: scene.release(scene.take()))]
         scene.await_waiting(1)
-        waiting += [Consumer(lambda: scene.give(scene.take())) for _ in range(19)]
+        waiting += [Consumer(lambda: scene.release(scene.take())) for _ in range(19)]
         eventually(lambda: len(looks) == 20 and min(looks.values()) > 2)  # one as it came, one before it was logged
         for worker in held:
-            scene.give(worker)
+            scene.release(worker)
         for each in waiting:
             each.join()
         assert len(caplog.records) == seen

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
 NEEDS: Final = (Need(1), Need(2), CLASS, Need(9, 2), Need(10, 3))
 
-WHATS: Final = ("give", "drop", "cancel", "reap", "bury busy", "retire", "start ends", "start ends", "start fails")
+WHATS: Final = ("release", "evict", "cancel", "reap", "reap busy", "retire", "start ends", "start ends", "start fails")
 
 steps: Final = st.lists(
     st.tuples(st.just("call"), st.integers(0, len(NEEDS) - 1)) | st.tuples(st.sampled_from(WHATS), st.integers(0, 9)),
@@ -66,7 +66,7 @@ class Story:
                 self.do(what, choice)
                 await self.settle()
         while self.scene.pool.is_starting or self.serving:
-            self.do("start ends" if self.scene.pool.is_starting else "give", 0)
+            self.do("start ends" if self.scene.pool.is_starting else "release", 0)
             await self.settle()
         assert all(task.done() for task in self.tasks.values()), "somebody was never served"
         for outcome in await asyncio.gather(*self.tasks.values(), return_exceptions=True):
@@ -96,7 +96,7 @@ class Story:
             how = await end
             if how == "replace":
                 worker = await self.replace(number, need, worker)
-                how = "give"
+                how = "release"
         finally:
             del self.serving[number]
         getattr(self.scene, how)(worker)
@@ -122,12 +122,12 @@ class Story:
         going = [each for each in self.serving.values() if not each[2].done()]
         idle = [each for each in self.scene.workers if each.lease is None]
         waiting = [task for number, task in self.tasks.items() if not task.done() and number not in self.serving]
-        if what in {"give", "drop"} and going:
+        if what in {"release", "evict"} and going:
             going[choice % len(going)][2].set_result(what)
-        elif what == "bury busy" and going:
+        elif what == "reap busy" and going:
             _, worker, end = going[choice % len(going)]
             self.scene.reap(worker)
-            end.set_result("replace" if choice % 2 else "give")
+            end.set_result("replace" if choice % 2 else "release")
         elif what == "reap" and idle:
             self.scene.reap(idle[choice % len(idle)])
         elif what == "cancel" and waiting:

@@ -89,7 +89,7 @@ class Machine(RuleBasedStateMachine):
         for module in (pool, supervisor, workers):
             self.patch.setattr(module, "monotonic", self.clock)
         self.patch.setattr(supervisor, "IDLE", 1e9)
-        self.patch.setattr(supervisor, "_MOURNING", 0.0)
+        self.patch.setattr(supervisor, "_EXIT_GRACE", 0.0)
         self.patch.setattr(process, "start_worker", self.start_worker)
         self.patch.setattr(process, "Supervisor", self.make_warden)
         self.muna = Engine(discover=False, workers=WORKERS, grace=GRACE)
@@ -634,7 +634,7 @@ def test_what_an_idle_worker_logs_is_no_answer_to_its_next_call(machine: Machine
 def test_a_worker_granted_to_a_call_that_gives_up_while_the_engine_closes_ends_at_once(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_BOUND", 10 * LIMIT)  # or it would be found after a while
+    monkeypatch.setattr(supervisor, "_LONGEST_SLEEP", 10 * LIMIT)  # or it would be found after a while
     machine.open_one(Plan(is_async=False, window=None, body=predict, pulls=1))
     machine.end(0, "done")
     [far] = machine.fars

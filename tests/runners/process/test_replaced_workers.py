@@ -39,7 +39,7 @@ def test_a_worker_that_ended_before_its_call_was_sent_keeps_its_place_until_its_
     assert new.set_up == {CLASS.key}
     assert len(scene.fakes.made) == 2
     assert scene.waiting() == 1
-    scene.give(new)
+    scene.release(new)
     assert waiting.join() is new
 
 
@@ -49,7 +49,7 @@ def test_a_worker_that_ended_before_its_call_was_sent_and_is_given_back_unused_i
     scene.reap(gone)
     waiting = Consumer(lambda: scene.take(Need(1)))
     scene.await_waiting(1)
-    scene.give(gone)
+    scene.release(gone)
     assert waiting.join() is not gone
     assert gone.lease is None
     assert gone not in scene.workers
@@ -65,7 +65,7 @@ def test_a_worker_that_is_over_as_soon_as_it_is_started_is_its_calls_who_finds_o
     dead = Fake("dead", is_retired=True)
     pool = Pool(1, lambda: cast("Worker", dead))
     assert taking(Scene(pool, scene.fakes), way).join() is dead
-    pool.give(cast("Worker", dead))
+    pool.release(cast("Worker", dead))
     assert (pool.workers, pool.is_starting) == ((), False)
 
 
@@ -82,7 +82,7 @@ def test_a_call_whose_worker_is_gone_takes_what_comes_first_before_all_who_wait(
     eventually(lambda: scene.waiting() == 2 and scene.pool.is_starting)
     assert (told, gone.lease) == ([], None)
     if is_freed_first:
-        scene.give(other)
+        scene.release(other)
     else:
         scene.fakes.gate.set()
     eventually(lambda: len(told) == 2)
@@ -92,7 +92,7 @@ def test_a_call_whose_worker_is_gone_takes_what_comes_first_before_all_who_wait(
     assert waiting.is_waiting
     scene.fakes.gate.set()
     if not is_freed_first:
-        scene.give(other)
+        scene.release(other)
     assert waiting.join() is (scene.fakes.made[2] if is_freed_first else other)
     assert scene.fakes.begun == 3
 
@@ -131,7 +131,7 @@ def test_a_call_that_was_given_up_before_it_could_wait_for_another_worker_leaves
 ) -> None:
     def start_later(thread: threading.Thread) -> None:
         if thread.name == "engine-replacer":
-            scene.drop(gone)  # as who is interrupted just then does
+            scene.evict(gone)  # as who is interrupted just then does
             next_one.append(taking(scene, "sync").join())
         start(thread)
 
@@ -150,7 +150,7 @@ def test_a_call_that_was_given_up_before_it_could_wait_for_another_worker_leaves
 def test_an_errand_for_a_certain_worker_that_is_gone_goes_to_any_other() -> None:
     scene = Scene.of(1)
     gone = scene.take()
-    scene.give(gone)
+    scene.release(gone)
     scene.take(Need(only=cast("Worker", gone)))
     scene.reap(gone)
     assert scene.replace(gone) is scene.fakes.made[1]

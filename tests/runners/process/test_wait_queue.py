@@ -35,12 +35,12 @@ def test_threads_are_served_in_the_order_they_came() -> None:
     def consume(number: int) -> None:
         taken = scene.take()
         served.append(number)
-        scene.give(taken)
+        scene.release(taken)
 
     for number in range(5):
         consumers.append(Consumer(lambda number=number: consume(number)))  # type: ignore[misc]
         scene.await_waiting(number + 1)
-    scene.give(worker)
+    scene.release(worker)
     for consumer in consumers:
         consumer.join()
     assert served == [0, 1, 2, 3, 4]
@@ -54,12 +54,12 @@ def test_tasks_and_threads_wait_in_one_line_and_nobody_who_comes_later_goes_firs
         async def consume(name: str) -> None:
             taken = await scene.atake(Need(1))
             served.append(name)
-            scene.give(taken)
+            scene.release(taken)
 
         def consume_in_thread(name: str) -> None:
             taken = scene.take(Need(1))
             served.append(name)
-            scene.give(taken)
+            scene.release(taken)
 
         first = asyncio.create_task(consume("task"))
         await soon(lambda: scene.waiting() == 1)
@@ -67,7 +67,7 @@ def test_tasks_and_threads_wait_in_one_line_and_nobody_who_comes_later_goes_firs
         await soon(lambda: scene.waiting() == 2)
         third = asyncio.create_task(consume("later task"))
         await soon(lambda: scene.waiting() == 3)
-        scene.give(worker)
+        scene.release(worker)
         await consume("last")  # the worker is free, and was so last, but others wait for it
         await asyncio.gather(first, third)
         await asyncio.to_thread(second.join)
@@ -83,23 +83,23 @@ def test_a_call_that_waits_for_a_certain_worker_keeps_nobody_from_another() -> N
     scene.await_waiting(1)
     other = elsewhere(scene.take)
     assert other is not certain
-    scene.give(other)
+    scene.release(other)
     assert elsewhere(scene.take) is other
-    scene.give(certain)
+    scene.release(certain)
     assert pinned.join() is certain
 
 
 def test_an_errand_waits_for_the_very_worker_it_is_for() -> None:
     scene = Scene.of(2)
     certain, other = scene.take(), scene.take()
-    scene.give(other)
+    scene.release(other)
     errand = Consumer(lambda: scene.take(Need(only=cast("Worker", certain))))
     scene.await_waiting(1)
     later = Consumer(lambda: [scene.take(), scene.take()])
     scene.await_waiting(2)
-    scene.give(certain)
+    scene.release(certain)
     assert errand.join() is certain
-    scene.give(certain)
+    scene.release(certain)
     assert later.join() == [other, certain]
 
 
@@ -117,7 +117,7 @@ def test_a_call_that_was_stopped_gets_no_worker_and_one_that_waits_leaves_the_li
     with pytest.raises(PredictionCancelledError):
         waiting.join()
     assert (scene.waiting(), body.recheck) == (0, None)
-    scene.give(worker)
+    scene.release(worker)
     with pytest.raises(PredictionCancelledError):
         scene.take(Need(1), body.call)
     assert scene.pool.leases == ()
@@ -132,9 +132,9 @@ def test_what_a_task_was_granted_just_before_it_was_cancelled_goes_to_the_next(h
         cancelled, next_one = (asyncio.create_task(scene.atake()) for _ in range(2))
         await soon(lambda: scene.waiting() == 2)
         if has_worker:
-            scene.give(worker)
+            scene.release(worker)
         else:
-            scene.drop(worker)
+            scene.evict(worker)
         cancelled.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await cancelled

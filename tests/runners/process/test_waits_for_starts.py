@@ -99,7 +99,7 @@ def test_a_call_that_waits_while_a_worker_starts_takes_one_that_is_freed_and_the
     scene.fakes.gate = threading.Event()
     call = taking(scene, way)
     assert (scene.waiting(), scene.pool.is_starting) == (1, True)
-    scene.give(worker)
+    scene.release(worker)
     assert call.join() is worker
     assert (scene.waiting(), scene.pool.is_starting, scene.workers) == (0, True, [worker])
     scene.fakes.gate.set()
@@ -114,7 +114,7 @@ def test_a_call_that_waits_takes_the_new_worker_where_that_comes_first_and_the_f
     scene = Scene.of(2)
     worker = scene.take()
     assert taking(scene, way).join() is scene.fakes.made[1]
-    scene.give(worker)
+    scene.release(worker)
     assert (worker.lease, scene.fakes.begun) == (None, 2)
 
 
@@ -130,7 +130,7 @@ def test_of_two_calls_that_wait_the_first_takes_what_comes_first_and_the_second_
     eventually(lambda: scene.fakes.begun == 2)
     assert (scene.waiting(), len(scene.pool._starting)) == (2, 1)  # there is room for one
     if is_freed_first:
-        scene.give(worker)
+        scene.release(worker)
         assert first.join() is worker
         scene.fakes.gate.set()
         assert second.join() is scene.fakes.made[1]
@@ -138,7 +138,7 @@ def test_of_two_calls_that_wait_the_first_takes_what_comes_first_and_the_second_
         scene.fakes.gate.set()
         assert first.join() is scene.fakes.made[1]
         assert scene.waiting() == 1
-        scene.give(worker)
+        scene.release(worker)
         assert second.join() is worker
     assert scene.fakes.begun == 2
 
@@ -155,7 +155,7 @@ def test_as_many_workers_are_started_as_calls_wait_for_and_no_more_than_there_is
     for each in range(3):
         scene.fakes.turns.release()
         assert calls[each].join() is scene.fakes.made[each]
-    scene.give(scene.fakes.made[1])
+    scene.release(scene.fakes.made[1])
     assert calls[3].join() is scene.fakes.made[1]
     assert scene.fakes.begun == 3
 
@@ -171,7 +171,7 @@ def test_a_call_that_is_stopped_while_a_worker_starts_leaves_it_to_the_next(is_f
     assert recheck is not None
     body.call.stopping = True
     if is_freed:
-        scene.give(worker)  # before it has looked: it gets nothing any more
+        scene.release(worker)  # before it has looked: it gets nothing any more
         assert second.join() is worker
     recheck()
     with pytest.raises(PredictionCancelledError):
@@ -186,7 +186,7 @@ def test_a_call_that_is_stopped_while_a_worker_starts_leaves_it_to_the_next(is_f
         assert second.join() is started
 
 
-@pytest.mark.parametrize("way", ["give", "drop"])
+@pytest.mark.parametrize("way", ["release", "evict"])
 def test_a_call_that_was_stopped_on_a_loop_that_does_not_turn_gets_no_worker_and_no_failure(way: str) -> None:
     scene, body = Scene.of(1), body_of(call_of())
     worker = elsewhere(scene.take)
@@ -197,13 +197,13 @@ def test_a_call_that_was_stopped_on_a_loop_that_does_not_turn_gets_no_worker_and
     body.call.stopping = True
     scene.fakes.trouble.append(BlockingIOError("try again"))
     getattr(scene, way)(worker)
-    if way == "give":
+    if way == "release":
         assert second.join() is worker
     else:
         with pytest.raises(BlockingIOError):
             second.join()
     scene.pool.join(PATIENCE)
-    assert (scene.waiting(), scene.fakes.begun) == (1, 1 if way == "give" else 2)
+    assert (scene.waiting(), scene.fakes.begun) == (1, 1 if way == "release" else 2)
     assert body.recheck is not None
     body.recheck()
     with pytest.raises(PredictionCancelledError):

@@ -29,9 +29,9 @@ def test_a_class_goes_where_it_is_set_up_and_waits_for_that_worker_rather_than_b
     for _ in range(2):
         waiting = Consumer(lambda: scene.take(CLASS))
         scene.await_waiting(1)
-        scene.give(home)
+        scene.release(home)
         assert waiting.join() is home
-    scene.give(home)
+    scene.release(home)
     function = scene.take(Need(1))
     assert scene.take(CLASS) is home
     assert function is not home
@@ -40,10 +40,10 @@ def test_a_class_goes_where_it_is_set_up_and_waits_for_that_worker_rather_than_b
 def test_a_class_that_was_unloaded_may_be_set_up_anywhere_and_then_stays_there() -> None:
     scene = Scene.of(2)
     home = scene.take(CLASS)
-    scene.give(home)
+    scene.release(home)
     home.set_up.discard(CLASS.key)  # as `unload` does
     assert scene.take(CLASS) is home
-    scene.give(home)
+    scene.release(home)
     function = scene.take(Need(1))
     assert function is not home
     assert scene.take(CLASS) is home
@@ -53,11 +53,11 @@ def test_a_class_that_was_unloaded_may_be_set_up_anywhere_and_then_stays_there()
 def test_functions_leave_workers_with_a_class_alone_while_there_is_another_way() -> None:
     scene = Scene.of(2)
     home = scene.take(CLASS)
-    scene.give(home)
+    scene.release(home)
     plain = scene.take(Need(1))
     assert plain is not home
-    scene.give(home)
-    scene.give(plain)
+    scene.release(home)
+    scene.release(plain)
     assert scene.take(Need(2)) is plain
     assert scene.take(Need(2)) is home  # no other way
 
@@ -72,7 +72,7 @@ def test_calls_of_a_class_that_come_while_its_worker_starts_wait_for_that_one() 
     scene.fakes.gate.set()
     home = first.join()
     assert scene.waiting() == 1
-    scene.give(home)
+    scene.release(home)
     assert second.join() is home
     assert len(scene.fakes.made) == 1
 
@@ -80,7 +80,7 @@ def test_calls_of_a_class_that_come_while_its_worker_starts_wait_for_that_one() 
 def test_a_class_whose_worker_ended_is_set_up_anew() -> None:
     scene = Scene.of(2)
     home = scene.take(CLASS)
-    scene.drop(home)
+    scene.evict(home)
     assert scene.take(CLASS) is not home
 
 
@@ -93,13 +93,13 @@ def test_a_class_that_may_be_set_up_once_has_one_worker_started_and_where_its_fi
     scene.fakes.gate = threading.Event()
     first, second = taking(scene, way, CLASS), taking(scene, way, CLASS)
     assert (scene.waiting(), len(scene.pool._starting)) == (2, 1)
-    scene.give(home)
+    scene.release(home)
     assert first.join() is home
     scene.fakes.gate.set()
     scene.pool.join(PATIENCE)
     started = scene.fakes.made[1]
     assert (started.lease, started.set_up, scene.waiting()) == (None, set(), 1)
-    scene.give(home)
+    scene.release(home)
     assert second.join() is home
     assert scene.fakes.begun == 2
 
@@ -123,8 +123,8 @@ def test_a_class_whose_first_call_leaves_while_its_worker_starts_is_set_up_there
 def test_workers_that_keep_classes_go_to_the_first_in_line_as_far_as_those_that_start_are_not_enough(way: str) -> None:
     scene = Scene.of(3)
     home, other_home = scene.take(CLASS), scene.take(OTHER_CLASS)
-    scene.give(home)
-    scene.give(other_home)
+    scene.release(home)
+    scene.release(other_home)
     scene.fakes.gate = threading.Event()
     first = taking(scene, way, Need(1))
     assert home.lease is None  # one is being started for it
