@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from engine._wire.target_snapshots import NameBinding
-    from engine.runners.channel import Wake
     from engine.runners.loop import LoopRunner
+    from engine.runners.parking import Wake
     from engine.runners.thread import ThreadRunner
 
 

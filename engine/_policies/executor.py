@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from engine._registry.registry import Registry
     from engine._registry.runners import Runners
     from engine.runners.base import AsyncExecution, BodyRunner, Execution, FullRunner, Observer, SyncExecution
-    from engine.runners.channel import Wake
     from engine.runners.loop import LoopRunner
+    from engine.runners.parking import Wake
     from engine.runners.thread import ThreadRunner
 
     Errors = Literal["raise", "return"]

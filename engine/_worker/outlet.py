@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from engine._worker.pipes import (
         Pipes,
     )
-    from engine.runners.channel import Wake
     from engine.runners.ending import Report
+    from engine.runners.parking import Wake
 
 _SWIFT: Final = 0.05  # ms of a producer's step from which its partial is sent at once: a frame costs about as much
 _AT_ONCE: Final = 0.0005  # seconds since the last frame after which one is sent, however fast partials come

@@ -25,7 +25,7 @@ __all__ = ["Body", "Channel", "Report", "Runner", "ServedPredictor", "carry", "d
 
 
 def own(body: Body, channel: Channel) -> None:
-    """Be the owner of a body of any kind, in the calling thread, from its call to its finalisation.
+    """Own a body of any kind in the calling thread, from its call to its finalisation.
 
     What turns out to be async runs on an event loop of its own, which this thread waits for.
 
@@ -55,7 +55,7 @@ def carry(*names: str) -> None:
 
 
 def describe(target: Any) -> Mapping[str, Any]:
-    """Tell what a predictor is: what the `describe` of a runner gives, told by the process that will run it.
+    """Describe a predictor, in the process that will run it: what the `describe` of a runner gives.
 
     Args:
         target: a function, class or object with `predict`, or `"module:name"`, which is imported in this process.

@@ -1,7 +1,7 @@
-"""A runner that somebody else wrote, with what it leaves out filled in.
+"""A runner of a plugin, with what it leaves out filled in.
 
-It is looked at once, when an engine first meets it: what `Runner` lets it leave out is decided here, so that nobody
-else asks what a runner can do. What it raises where it is not the owner of a body is told as its own failure here, too.
+It is looked at once, when an engine first meets it: what `Runner` lets it leave out is decided here, and nowhere else
+is asked what a runner can do. What it raises outside of an owner is attributed to it here, too.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from engine.runners.base import BodyRunner, FullRunner, InOwner, Loaded
 
-_TOLD: Final = frozenset({"parameters", "signature", "first_line", "is", "options"})  # by `engine.runners.describe`
+_DESCRIBED: Final = frozenset({"parameters", "signature", "first_line", "is", "options"})  # `engine.runners.describe`
 
 
 class AdaptedRunner:
-    """A runner of somebody else's as policies see it: a `FullRunner` that gives itself as the `BodyRunner`.
+    """A runner of a plugin as policies see it: a `FullRunner` that gives itself as the `BodyRunner`.
 
     Args:
         runner: what was offered.
@@ -40,7 +40,7 @@ class AdaptedRunner:
     """
 
     is_here = False
-    is_constant = False  # what it says of one call it need not say of the next
+    is_constant = False  # its `place` may give another answer at the next call
     stays_with_caller = False
     is_at_hand = True
 
@@ -84,10 +84,10 @@ class AdaptedRunner:
         return placed
 
     def _described(self, describe: Callable[[str, str], Any], tag: str, text: str) -> Mapping[str, Any]:
-        """What the runner tells of a predictor.
+        """What the runner's `describe` gives.
 
         Raises:
-            PluginError: it failed, or tells what nobody can read.
+            PluginError: it failed, or gives what is no description.
         """
         try:
             told = describe(tag, text)
@@ -96,7 +96,7 @@ class AdaptedRunner:
         except BaseException as error:
             reason = f"the runner {quote(self.name)} could not describe it: {type(error).__name__}: {say(error)}"
             raise PluginError(tag, "", reason, traceback_of(error)) from error
-        if not isinstance(told, Mapping) or not told.keys() >= _TOLD:
+        if not isinstance(told, Mapping) or not told.keys() >= _DESCRIBED:
             reason = f"describe() of the runner {quote(self.name)} gives what engine.runners.describe gave, not "
             raise PluginError(tag, "", reason + quote(told))
         return told
@@ -129,7 +129,7 @@ class AdaptedRunner:
             self._default.unload(loaded)
 
     def loaded(self) -> tuple[str, ...]:
-        """Tags that the runner has ready; where it fails to tell, that is logged, and the others' are still told."""
+        """Tags that the runner has ready; a failure is logged, and leaves those of other runners."""
         try:
             return () if self._loaded is None else tuple(self._loaded())
         except Exception as error:
@@ -144,8 +144,8 @@ class AdaptedRunner:
     def close_soon(self) -> None:
         """Nothing: a runner may wait for what it closes."""
 
-    def close(self, grace: float) -> list[BaseException]:  # noqa: ARG002 - how long it waits is the runner's own affair
-        """Have the runner let go of what it holds, once; give what it raised."""
+    def close(self, grace: float) -> list[BaseException]:  # noqa: ARG002 - the runner decides how long it waits
+        """Close the runner, once; give what it raised."""
         close, self._close = self._close, None
         try:
             if close is not None:

@@ -1,8 +1,8 @@
 """What every runner shares: the protocols of a runner, and the state table of one execution.
 
 An execution is one run of one predictor as its consumer sees it. It goes from `pending` over `running` into exactly
-one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come from is its subclasses' affair; that
-every call begins in `Execution.begin` and ends in `Execution.end` is not.
+one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come from its subclasses decide; every call
+begins in `Execution.begin` and ends in `Execution.end`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Runner(Protocol):
     """A place where predictors run.
 
     It is offered by the hook `engine_runners`, or given to `Engine(plugins=[...])` as it is. It needs a `name` and a
-    `start`, which returns at once; the owner that `start` has begun (a thread, a task, another process) sees to one
-    body, from its call to its finalisation:
+    `start`, which returns at once; the owner that it starts (a thread, a task, another process) runs one body, from its
+    call to its finalisation:
 
     1. It calls `body.start()` in `body.context`, once. What that gives is a value, an iterator, an awaitable or an
        async iterator, and every step of it belongs in that context, too. `own(body, channel)` does this, and all that
@@ -86,9 +86,9 @@ class Runner(Protocol):
     - `load(predictor)` and `unload(predictor)`: make a `ServedPredictor` ready before its first call, and tear a class
       down; they are called in a thread that may wait, and `unload` once no call uses it. Left out: the engine sets it
       up and tears it down in this process; with `is_elsewhere` nothing is done.
-    - `loaded()`: the tags that are ready there, for the engine's `loaded`, which anyone may read at any time; it should
+    - `loaded()`: the tags that are ready there, for the engine's `loaded`, which may be read at any time; it should
       not wait. Left out: none.
-    - `close()`: lets go of what the runner holds. Every engine that has used the runner calls it once, when it closes
+    - `close()`: releases what the runner holds. Every engine that has used the runner calls it once, when it closes
       itself: after its streams were asked to stop, in the thread that closes it, which waits for it. What it raises
       comes out of the engine's `close()`. Engines may share a runner; one that is to outlive them leaves `close` out.
       An engine that is never closed does not call it, but warns. Left out: nothing is done.
@@ -109,7 +109,7 @@ class Runner(Protocol):
 
 
 class ServedPredictor(Protocol):
-    """A predictor as runners are told of it.
+    """A predictor as runners see it.
 
     Attributes:
         profile: what is known of it: its `tag`, whether it `is_async` and whether it `is_class`, the `limit` of its
@@ -248,14 +248,14 @@ class FullRunner(Protocol):
 
     @property
     def is_started(self) -> bool:
-        """Whether there is something to let go of."""
+        """Whether there is something to close."""
         ...
 
     def close_soon(self) -> None:
-        """Refuse what is new and let go of what there is, without a lock or a wait."""
+        """Refuse what is new and release what there is, without a lock or a wait."""
 
     def close(self, grace: float) -> list[BaseException]:
-        """Let go of what there is, within a few times `grace` seconds; give what went wrong."""
+        """Release what there is, within a few times `grace` seconds; give what went wrong."""
         ...
 
 
@@ -280,15 +280,16 @@ def in_use_error(tag: str, leases: Iterable[object]) -> EngineError:
 class OpenCalls(dict[int, "weakref.ref[Execution]"]):
     """The calls of one engine that have begun and not ended, by `id`; through it each of them keeps its engine.
 
-    Every call passes here, wherever it runs: `Execution.begin` puts it in, and whoever takes it out, which one can,
-    tells its end. What is to happen at the beginning or the end of every call is done by `observers`.
+    Every call passes here, wherever it runs: `Execution.begin` puts it in. Taking it out is atomic, and the thread that
+    does so notifies of its end. What is to happen at the beginning or the end of every call is done by `observers`.
 
     Attributes:
         engine: what they belong to.
         is_closed: whether that was closed, so that no more may begin.
         observers: each has a `started(execution)`, called before the call waits for anything, and a
             `finished(execution, outcome)`, called once its end can be read; neither may raise.
-        told: who was told that a call has begun, by the call's `id`: they are told of its end, and nobody else.
+        notified: the observers that were notified of a call's beginning, by the `id` of its execution: they, and no
+            others, are notified of its end.
     """
 
     def __init__(self, engine: object = None) -> None:
@@ -297,14 +298,14 @@ class OpenCalls(dict[int, "weakref.ref[Execution]"]):
         self.engine = engine
         self.is_closed = False
         self.observers: tuple[Observer, ...] = ()
-        self.told: dict[int, tuple[Observer, ...]] = {}
+        self.notified: dict[int, tuple[Observer, ...]] = {}
 
     def after_fork(self) -> None:
-        """End what runs in the parent, of whose end no observer is told here."""
+        """End what runs in the parent, of whose end no observer is notified here."""
         for execution in self.executions():
             execution.after_fork()
         self.clear()
-        self.told.clear()
+        self.notified.clear()
 
     def executions(self) -> tuple[Execution, ...]:
         """What its consumers pull, of each call."""
@@ -313,7 +314,7 @@ class OpenCalls(dict[int, "weakref.ref[Execution]"]):
 
 
 class Observer(Protocol):
-    """What is told of every call of an engine; see `OpenCalls`."""
+    """What is notified of the beginning and the end of every call of an engine; see `OpenCalls`."""
 
     def started(self, execution: Execution) -> None:
         """A call has begun."""
@@ -356,15 +357,15 @@ class Execution(ABC):
 
     @property
     def is_being_pulled(self) -> bool:
-        """Whether a thread steps the body just now; where the body has an owner, `reader` tells as much."""
+        """Whether a thread steps the body at this time; where the body has an owner, `reader` says as much."""
         return False
 
     @property
     def outcome(self) -> Outcome:
-        """How it went, made for the first who asks.
+        """How it went; made when it is first read.
 
-        Once it ended with an exception, that is shown by the one that was asked for before, and this is another: an
-        execution may be referred to by frames that the exception refers to.
+        Once the call ended with an exception, an outcome that was read before shows that, and this is another one: the
+        exception refers to frames that may refer to this execution, and the two would keep each other alive.
         """
         if self._outcome is None:
             self._outcome = Outcome.of(self.ending)
@@ -379,24 +380,24 @@ class Execution(ABC):
         open_calls, ending = self._open_calls, self.ending
         self._began = perf_counter()
         if open_calls.observers and ending.claimed is None and not open_calls.is_closed:
-            open_calls.told[id(self)] = open_calls.observers
-            for each in open_calls.told[id(self)]:
+            open_calls.notified[id(self)] = open_calls.observers
+            for each in open_calls.notified[id(self)]:
                 each.started(self)
         open_calls[id(self)] = self.call.execution = weakref.ref(self)
         if open_calls.is_closed:  # looked at after that: what closes the engine either finds this or is seen here
             self.stop("closed", EngineClosedError())
-        if ending.claimed is None:  # as in `Ending.claim`: a stop that comes later sees that it runs
-            ending.state = "running"
+        if ending.claimed is None:
+            ending.state = "running"  # call-free store: a stop that comes later sees that it runs
             return
         # Its stopper may have looked before this was listed: of the two, one takes it out.
-        if ending.is_over and open_calls.pop(id(self), None) is not None and open_calls.told:
+        if ending.is_over and open_calls.pop(id(self), None) is not None and open_calls.notified:
             outcome = Outcome.of(ending)
             outcome.exception = ending.failure
-            self._tell_end(outcome)
+            self._notify_finished(outcome)
         raise PredictionCancelledError(self.call.tag, self.call.id)
 
     def end(self, exception: BaseException | None = None, returned: Any = None) -> None:
-        """It becomes what was claimed; called once, by whoever claimed that or carries it out.
+        """Reach the state that was claimed; called once, by the thread that claimed it or carries it out.
 
         Args:
             exception: what the outcome shows; `None` for what the next pull raises, if anything.
@@ -409,7 +410,7 @@ class Execution(ABC):
         if exception is None:
             exception = ending.failure
         outcome, open_calls = self._outcome, self._open_calls
-        if exception is not None and (outcome is not None or open_calls.told):
+        if exception is not None and (outcome is not None or open_calls.notified):
             outcome = self.outcome
             outcome.exception = exception
             self._outcome = None
@@ -417,9 +418,9 @@ class Execution(ABC):
         mine = id(self)
         ending.state = ending.claimed
         ending.is_over = True  # readers look at this, so that what they find is complete
-        # As in `Ending.claim`: Ctrl-C does not come between these lines, so no call that is over stays listed.
-        if open_calls.pop(mine, None) is not None and open_calls.told:
-            self._tell_end(outcome)
+        # Call-free store, up to `pop`: Ctrl-C does not come between these lines, so no call that is over stays listed.
+        if open_calls.pop(mine, None) is not None and open_calls.notified:
+            self._notify_finished(outcome)
 
     def show_in(self, outcome: Outcome) -> None:
         """Have an outcome that was given out before show how this goes."""
@@ -432,10 +433,10 @@ class Execution(ABC):
             self._outcome.exception = exception
             self._outcome = None  # as in `end`
 
-    def _tell_end(self, outcome: Outcome | None) -> None:
-        """Tell whoever was told of its beginning that the call has ended, having taken it out of the open ones."""
+    def _notify_finished(self, outcome: Outcome | None) -> None:
+        """Notify of its end the observers that were notified of its beginning; it is out of the open calls by now."""
         outcome = outcome or self.outcome
-        for each in self._open_calls.told.pop(id(self), ()):
+        for each in self._open_calls.notified.pop(id(self), ()):
             each.finished(self, outcome)
 
     def take_failure(self) -> BaseException | None:
@@ -474,21 +475,21 @@ class Execution(ABC):
 
     @abstractmethod
     def _stop(self) -> None:
-        """Carry out the end that was just claimed, or have what may touch the body just now carry it out."""
+        """Carry out the end that was claimed, or have the thread that steps the body carry it out."""
 
     def _settle(self, error: BaseException | None) -> None:
-        """Say that a body in lock-step is finalised; an error that no stopper waits for goes to the log."""
+        """Finish for a body in lock-step, once it is finalised; an error that no stopper waits for goes to the log."""
         self.ending.finish(CLEAN if error is None else Report(error))
         if not self.ending.is_awaited:
-            self._log_unheard()
+            self._log_cleanup_error()
 
-    def _wait_no_more(self) -> None:
-        """Note that the stopper does not wait any longer: what the clean-up raises goes to the log."""
+    def _stop_awaiting(self) -> None:
+        """Note that the stopper waits no longer: what the clean-up raises goes to the log."""
         self.ending.is_awaited = False
-        self._log_unheard()
+        self._log_cleanup_error()
 
-    def _log_unheard(self) -> None:
-        """Log what the clean-up raised, unless the stopper or another caller of this has taken it out."""
+    def _log_cleanup_error(self) -> None:
+        """Log what the clean-up raised, unless the stopper took it out, or another caller of this."""
         ending, end = self.ending, self.ending.end
         if end is not None and end.error is not None:
             error, end.error = end.error, None
@@ -531,7 +532,7 @@ def open_here(body: Body, prefetch: int | None) -> Channel | Reduction:
 
 
 class Once:
-    """Lets the first that asks go on, and none after it: threads, signal handlers and finalisers alike."""
+    """A once flag: true for the first of several threads, signal handlers and finalisers that ask, false after."""
 
     __slots__ = ("_lock",)
 
@@ -545,7 +546,7 @@ class Once:
 
 
 class DaemonThread(threading.Thread):
-    """A daemon thread whose start can be taken back where it fails, or is interrupted before it is known to run."""
+    """A daemon thread whose start can be withdrawn where it fails, or is interrupted before it is known to run."""
 
     def __init__(self, target: Callable[[], None], name: str) -> None:
         """Make a thread that is to call `target`."""
@@ -554,14 +555,14 @@ class DaemonThread(threading.Thread):
         self._once = Once()
 
     def run(self) -> None:
-        """Call the target, unless that was taken back."""
+        """Call the target, unless the start was withdrawn."""
         call = self._call
         del self._call  # or the thread, and what it was started by, would keep each other alive
         if self._once.is_first():
             call()
 
     def withdraw(self) -> bool:
-        """Have it never call its target; tell whether that can be said, or it has begun already."""
+        """Have it never call its target; tell whether that holds, or it has begun already."""
         return self._once.is_first()
 
 

@@ -1,7 +1,7 @@
-"""The only hand-off between an owner, which runs a body, and a consumer elsewhere: a bounded buffer with two ends.
+"""The only channel between an owner, which runs a body, and a consumer elsewhere: a bounded buffer with two ends.
 
-The policy is pure: when the producer may run on, when its consumer must be woken; how either end waits is told in
-`engine.runners.parking`. The channel does not close iterators, keep outcomes or know predictors.
+It decides when the producer may run on and when its consumer must be woken; how either end waits is written in
+`engine.runners.parking`. It does not close iterators, keep outcomes or know predictors.
 """
 
 from __future__ import annotations
@@ -29,26 +29,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine._reducers import Reducer
-
-    Wake = Callable[[], None]
+    from engine.runners.parking import Wake
 
 MAX_WINDOW: Final = 256  # partials in the largest default window
-_HAND_OVER: Final = 0.0005  # seconds since the last wake-up after which a producer lets the woken consumer run first
-_COURTESY: Final = 0.0005  # seconds it does: a consumer that is not there by then is busy with something else
-_RESTRAINT: Final = 3  # times as long as that took, the wait for the GIL included, it runs on without doing so again
+_YIELD_AFTER: Final = 0.0005  # seconds since its last wake-up after which a producer yields the GIL to the consumer
+_YIELD_BOUND: Final = 0.0005  # seconds it yields at most: a consumer that has taken nothing by then is busy elsewhere
+_YIELD_BACK_OFF: Final = 3  # times as long as yielding took, with the wait for the GIL, before it yields again
 
-# A producer runs on past these: they cannot change under a consumer that still holds them.
-_FIXED: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
+# A producer may run on past these: they cannot change under a consumer that still holds them.
+_IMMUTABLE: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
 
 
-def is_fixed(value: object) -> bool:
+def is_immutable(value: object) -> bool:
     """Whether a producer may run on past this partial: immutable text, bytes, numbers, None, or a tuple of these."""
     kind = type(value)
-    return all(_is_one(type(item)) for item in value) if kind is tuple else _is_one(kind)  # type: ignore[attr-defined]
+    return all(_is_immutable_type(type(item)) for item in value) if kind is tuple else _is_immutable_type(kind)  # type: ignore[attr-defined]
 
 
-def _is_one(kind: type) -> bool:
-    return type(kind) is type and kind in _FIXED  # a class of another kind may refuse to be hashed
+def _is_immutable_type(kind: type) -> bool:
+    return type(kind) is type and kind in _IMMUTABLE  # a class of another kind may refuse to be hashed
 
 
 class Channel(Ending):
@@ -61,14 +60,14 @@ class Channel(Ending):
     """
 
     __slots__ = (
-        "_demand",
         "_floor",
-        "_handed",
-        "_is_slept_by_thread",
+        "_in_hand_over",
+        "_is_on_demand",
+        "_is_thread_asleep",
         "_last_wake",
-        "_polite_from",
+        "_must_yield",
+        "_next_yield",
         "_window",
-        "_yielding",
         "consumers",
         "is_adaptive",
         "items",
@@ -82,24 +81,24 @@ class Channel(Ending):
         self.consumers: deque[Wake] = deque()
         self.producers: deque[Wake] = deque()
         self.is_adaptive = prefetch is None
-        self._is_slept_by_thread = False
+        self._is_thread_asleep = False
         self._window = 1 if prefetch is None else prefetch
         self._floor = max(0, self._window - 1)  # a parked producer is woken once no more than this many wait
-        self._demand = False
-        self._handed = 0  # 1 while a woken consumer has not taken its partial: that one does not count as waiting
-        self._yielding = False
+        self._is_on_demand = False
+        self._in_hand_over = 0  # 1 while a woken consumer has not taken its partial, which does not count as buffered
+        self._must_yield = False
         self._last_wake = 0.0
-        self._polite_from = 0.0
+        self._next_yield = 0.0
 
     # The producer's end
 
     def finish(self, end: Report) -> None:
-        """Say that the body is over and finalised; the last thing an owner does with a channel."""
-        self.end = end
+        """Report that the body is over and finalised; the last thing an owner does with a channel."""
+        self.end = end  # before the wake-ups are looked at: see `parking`
         wake_all(self.consumers)
         super().finish(end)
         if self.detached_at is not None:
-            self.items.clear()  # of what was offered meanwhile: see `detach`
+            self.items.clear()  # what was offered since: see `detach`
 
     def offer(self, value: Any, latency: float, now: float) -> bool:
         """Hand over one partial.
@@ -114,19 +113,19 @@ class Channel(Ending):
         """
         self.items.append((value, latency))
         if self.consumers:
-            self._handed = 1
-            self._yielding = now - self._last_wake > _HAND_OVER and now >= self._polite_from
+            self._in_hand_over = 1
+            self._must_yield = now - self._last_wake > _YIELD_AFTER and now >= self._next_yield
             self._last_wake = now
             wake_one(self.consumers)
         if self.is_adaptive:
             kind = type(value)
-            if kind is not str and kind is not int and not is_fixed(value):
-                self._demand = True
+            if kind is not str and kind is not int and not is_immutable(value):
+                self._is_on_demand = True
                 return True
         elif not self._window:
-            self._demand = True
+            self._is_on_demand = True
             return True
-        return self.stop or self._yielding or len(self.items) >= self._window + self._handed
+        return self.stop or self._must_yield or len(self.items) >= self._window + self._in_hand_over
 
     def offer_only(self, value: Any, latency: float, _now: float) -> None:
         """Hand over the one value a body returned; the end, which follows, wakes its consumer."""
@@ -134,29 +133,30 @@ class Channel(Ending):
 
     def pause(self) -> bool:
         """Wait, in a thread, until the producer may go on; tell whether it must stop instead."""
-        if self._yielding:
-            self._yielding = False
-            # The woken thread needs the GIL this one holds: without this it comes a switch interval later.
-            # Beside a busy loop it gets the GIL back a switch interval later, and would spend its life on that.
+        if self._must_yield:
+            self._must_yield = False
+            # The woken thread needs the GIL that this one holds: without this wait it gets it a switch interval later.
+            # Beside a busy loop this thread in turn gets it back a switch interval later, and would do nothing else
+            # than wait for that: hence the back-off.
             if not self.stop and self.items:
                 started = perf_counter()
-                park_thread(self.producers, self._is_taken, _COURTESY)
+                park_thread(self.producers, self._is_taken, _YIELD_BOUND)
                 ended = perf_counter()
-                self._polite_from = ended + _RESTRAINT * (ended - started)
+                self._next_yield = ended + _YIELD_BACK_OFF * (ended - started)
         while not self._may_go():
             park_thread(self.producers, self._may_go, POLL_INTERVAL)
-        self._demand = False
+        self._is_on_demand = False
         return self.stop
 
     async def apause(self) -> bool:
         """Wait, in an asyncio task, until the producer may go on; tell whether it must stop instead."""
-        if self._yielding:
-            self._yielding = False
-            if self._is_slept_by_thread and not self.stop and self.items:  # a moment, to give that thread the GIL
+        if self._must_yield:
+            self._must_yield = False
+            if self._is_thread_asleep and not self.stop and self.items:  # yield the GIL to the woken thread
                 park_thread(self.producers, self._is_taken, sys.getswitchinterval() / 5)
         while not self._may_go():
             await park_task(self.producers, self._may_go)
-        self._demand = False
+        self._is_on_demand = False
         return self.stop
 
     def _is_taken(self) -> bool:
@@ -165,9 +165,9 @@ class Channel(Ending):
     def _may_go(self) -> bool:
         if self.stop:
             return True
-        if self._demand:
+        if self._is_on_demand:
             return not self.items and bool(self.consumers)
-        return len(self.items) < self._window + self._handed
+        return len(self.items) < self._window + self._in_hand_over
 
     # The consumer's end
 
@@ -178,32 +178,32 @@ class Channel(Ending):
             IndexError: none is waiting.
         """
         item = self.items.popleft()
-        if self._handed:
-            self._handed = 0
+        if self._in_hand_over:
+            self._in_hand_over = 0
         if self.producers:
             self._make_room()
         if self.consumers and self.items:
-            wake_one(self.consumers)  # another consumer may have slept through its wake-up
+            wake_one(self.consumers)  # of several consumers one was woken, and there is a partial for the next one
         return item
 
     def _make_room(self) -> None:
         waiting = len(self.items)
-        if self.is_adaptive and waiting and not self._demand and self._window < MAX_WINDOW:
+        if self.is_adaptive and waiting and not self._is_on_demand and self._window < MAX_WINDOW:
             self._window *= 2
             self._floor = self._window // 2
-        if waiting <= self._floor and not self._demand:  # a producer in lock-step is woken by asking, not by taking
+        if waiting <= self._floor and not self._is_on_demand:  # a producer in lock-step is woken by `_ask`
             wake_one(self.producers)
 
     def wait(self, start: Callable[[], None] | None = None) -> None:
         """Sleep, in a thread, until a partial or the end may be there; `start` is called once this thread is parked."""
-        self._is_slept_by_thread = True
+        self._is_thread_asleep = True
         park_thread(self.consumers, self._has_news, POLL_INTERVAL, start or self._ask)
 
     async def wait_task(self, start: Callable[[], None] | None = None) -> None:
         """Sleep, in an asyncio task that shares the GIL with a busy owner, until a partial or the end may be there."""
         from asyncio import get_running_loop
 
-        self._is_slept_by_thread = False
+        self._is_thread_asleep = False
         loop = get_running_loop()
         sharing = sharing_of(loop)
         sharing.enter(loop)
@@ -240,8 +240,8 @@ class Channel(Ending):
 class Reduction(Ending):
     """What the partials of one call are reduced to, kept where a failure cannot lose it.
 
-    Where the owner keeps it, it is the whole channel of the call: a runner that hands partials over, as to any channel,
-    has them reduced here.
+    Where the owner keeps it, it is the whole channel of the call: what a runner hands over, as to any channel, is
+    reduced here.
 
     Attributes:
         reducer: turns partials into the result.

@@ -1,8 +1,8 @@
 """An execution that is still to be opened, for its predictor has to be found, imported or described first.
 
-Look-up and checks of most calls happen at the call. Where that would keep an event loop, or needs a worker, they happen
+Look-up and checks of most calls happen at the call. Where they would block an event loop, or need a worker, they happen
 at the first pull or await: until then a stream has one of these, which ends like any execution, and hands over to the
-one that it opens. What its consumer holds of it, the outcome above all, stays the same.
+one that it opens. What its consumer has of it, the outcome above all, stays the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ E = TypeVar("E", "SyncExecution", "AsyncExecution")
 
 
 class _Deferred(Generic[E]):
-    """What is left to be said of it whichever way it is consumed.
+    """What a deferred execution is, whichever way it is consumed.
 
     Attributes:
         tag: what was called, as far as it is known.
@@ -58,26 +58,26 @@ class _Deferred(Generic[E]):
         if self._execution is not None:
             self._execution.cancel()
 
-    def _adopt(self, execution: E, reducer: Reducer) -> None:
-        """Hand over to what was opened, unless this was stopped meanwhile: that one has not begun, and never does."""
+    def _hand_over(self, execution: E, reducer: Reducer) -> None:
+        """Hand over to what was opened, unless this was stopped meanwhile: then that has not begun, and never does."""
         self.reducer = reducer
-        if self._ending.claimed is None:  # as in `Ending.claim`: a stop that comes later finds the execution
-            self._execution = execution
+        if self._ending.claimed is None:
+            self._execution = execution  # call-free store: a stop that comes later finds the execution
         if self._execution is not None:
             outcome, self.outcome = self.outcome, Outcome.of(self._ending)  # or it and what it shows are a cycle
             execution.show_in(outcome)
 
-    def _fails(self, error: BaseException) -> bool:
+    def _fail(self, error: BaseException) -> bool:
         """End because it cannot be opened; tell whether the consumer is to get `error`.
 
-        Not where its end was decided before, for of a stream's end its consumer hears once.
+        It does not where its end was decided before, for a consumer gets the end of its stream once.
         """
         state: State = "closed" if isinstance(error, EngineClosedError) else "failed"
         if self._ending.claim("cancelled" if is_foreign_cancel(error) else state):
             self._settle(error)
             return True
         if isinstance(error, Exception) and not isinstance(error, EngineError):
-            warn(f"{self.tag}: error nobody waited for", error)
+            warn(f"{self.tag}: error that no consumer waited for", error)
         return not isinstance(error, Exception)
 
     def _settle(self, exception: BaseException | None = None) -> None:
@@ -88,14 +88,14 @@ class _Deferred(Generic[E]):
         """
         ending = self._ending
         if self._execution is None and ending.claimed is not None:
-            outcome, self.outcome = self.outcome, Outcome.of(ending)  # as above
+            outcome, self.outcome = self.outcome, Outcome.of(ending)  # as in `_hand_over`
             outcome.exception = exception or ending.failure
             ending.state = ending.claimed
             ending.is_over = True
 
     def _raise_failure(self) -> None:
-        """Raise what an end before the opening still owes the consumer."""
-        if self._execution is not None:  # which was asked to stop as well, and owes it
+        """Raise what an end before the opening has for the consumer, once."""
+        if self._execution is not None:  # it was asked to stop as well, and raises that
             return
         failure, self._ending.failure = self._ending.failure, None
         if failure is not None:
@@ -132,27 +132,27 @@ class DeferredExecution(_Deferred["SyncExecution"]):
                 if not self._ending.is_over and self._open is not None:
                     open_now, self._open = self._open, None
                     try:
-                        self._adopt(*open_now())
+                        self._hand_over(*open_now())
                     except BaseException as error:
-                        if self._fails(error):
+                        if self._fail(error):
                             raise
                 self._raise_failure()
         return self._execution
 
     def values(self) -> Iterator[Any]:
         """The raw partials from the shared position on."""
-        return self._late_values() if self._execution is None else self._execution.values()
+        return self._deferred_values() if self._execution is None else self._execution.values()
 
-    def _late_values(self) -> Iterator[Any]:
+    def _deferred_values(self) -> Iterator[Any]:
         execution = self.resolve()
         if execution is not None:
             yield from execution.values()
 
     def predictions(self) -> Iterator[Prediction]:
         """A record for each partial from the shared position on."""
-        return self._late_predictions() if self._execution is None else self._execution.predictions()
+        return self._deferred_predictions() if self._execution is None else self._execution.predictions()
 
-    def _late_predictions(self) -> Iterator[Prediction]:
+    def _deferred_predictions(self) -> Iterator[Prediction]:
         execution = self.resolve()
         if execution is not None:
             yield from execution.predictions()
@@ -196,9 +196,9 @@ class AsyncDeferredExecution(_Deferred["AsyncExecution"]):
                 open_soon, self._open = self._open, None
                 self._is_opened = asyncio.Event()
                 try:
-                    self._adopt(*await open_soon())
+                    self._hand_over(*await open_soon())
                 except BaseException as error:
-                    if self._fails(error):
+                    if self._fail(error):
                         raise
                 finally:
                     self._is_opened.set()

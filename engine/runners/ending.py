@@ -1,4 +1,4 @@
-"""The end of one call: who decides it, who is told, and the two ends that a hand-off offers."""
+"""The end of one call: what decides it, how its owner is asked to stop, and the two ends that a channel has."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine._records import State
-
-    Wake = Callable[[], None]
+    from engine.runners.parking import Wake
 
 
 class OwnerEnd(Protocol):
-    """What an owner has of every hand-off: requests to stop, which come, and the body's end, which goes.
+    """What an owner has of every channel: requests to stop, which come, and the report of the body's end, which goes.
 
     Where the owner keeps the reduction, it needs no more.
 
     Attributes:
         stop: whether the owner was asked to finalise the body.
-        on_stop: has a request to stop reach an owner that does not look.
+        on_stop: called at a request to stop, for an owner that does not poll `stop`.
     """
 
     stop: bool
@@ -47,12 +46,12 @@ class OwnerEnd(Protocol):
         ...
 
     def finish(self, end: Report) -> None:
-        """Say that the body is over and finalised; the last thing an owner does, once."""
+        """Report that the body is over and finalised; the last thing an owner does, once."""
         ...
 
 
 class ProducerEnd(OwnerEnd, Protocol):
-    """One end of a channel: where an owner puts the partials of its body, whoever takes them."""
+    """The owner's end of a channel: where it puts the partials of its body."""
 
     def offer(self, value: Any, latency: float, now: float) -> bool:
         """Hand over one partial; tell whether the producer must pause before it goes on.
@@ -78,7 +77,7 @@ class ProducerEnd(OwnerEnd, Protocol):
 
 
 class ConsumerEnd(Protocol):
-    """The other end: how a call ends, and what an execution takes of what its owner hands over, whoever that is.
+    """The consumer's end of a channel: what an execution takes of what the owner hands over, and how the call ends.
 
     Attributes:
         state: see `Progress`, as the next two.
@@ -134,7 +133,7 @@ class ConsumerEnd(Protocol):
         ...
 
     def finish(self, end: Report) -> None:
-        """Say that the body is over, where it never ran."""
+        """Report that the body is over, where it never ran."""
         ...
 
     def request_stop(self) -> None:
@@ -170,12 +169,12 @@ class Report:
 
 
 class Ending(Progress):
-    """How one call ends: who decided that and as what, whether its owner was told, and whether the body is finalised.
+    """How one call ends: as what, whether its owner was asked to stop, and whether the body is finalised.
 
     Each step happens once. `claim`: of all that would end the call (its body, `close`, `cancel`, a consumer that is
-    cancelled, the engine that closes) the first one decides. `request_stop` tells the owner. `finish`: the owner says
-    that the body is finalised, which `wait_end` waits for. Alone it serves whatever hands over nothing but its end; a
-    `Channel` adds a buffer, a `Reduction` the value that partials are reduced to.
+    cancelled, the engine that closes) the first one decides. `request_stop` asks the owner to finalise the body.
+    `finish`: the owner reports that it is finalised, which `wait_end` waits for. Alone it serves a body in lock-step,
+    which hands over nothing but its end; a `Channel` adds a buffer, a `Reduction` the value partials are reduced to.
 
     Attributes:
         claimed: the end that was decided on.
@@ -183,10 +182,10 @@ class Ending(Progress):
         is_over: whether everything about the claimed end can be read.
         stop: whether the owner was asked to finalise the body.
         end: how the body ended, once it is over and finalised.
-        is_awaited: whether the stopper waits to hear what clean-up raises; else that goes to the log.
-        deserted: when the consumer left, by `perf_counter`, if it did.
-        on_stop: has a request to stop reach an owner that does not look.
-        end_waiters: wake-ups of those who wait for the end; made for the first of them.
+        is_awaited: whether the stopper waits for what clean-up raises; else that goes to the log.
+        detached_at: when the consumer left, by `perf_counter`, if it did.
+        on_stop: called at a request to stop, for an owner that does not poll `stop`.
+        end_waiters: wake-ups of what waits for the end; made for the first of them.
         label: names it in the log.
     """
 
@@ -230,27 +229,27 @@ class Ending(Progress):
     def claim(self, state: State, failure: BaseException | None = None) -> bool:
         """Decide how the call ends; tell whether this was the first to do so.
 
-        All of the engine rests on one rule, here and at every place that refers to this one: with a GIL, no other
-        thread, signal handler or finaliser runs between a test and the stores after it, unless a call or a backward
-        jump stands between them. None does here.
+        All of the engine rests on one rule, the *call-free store*: with a GIL, no other thread, signal handler or
+        finaliser runs between a test and the stores after it, unless a call or a backward jump stands between them.
+        Neither does here, nor wherever a comment says so.
 
         Args:
             state: the end.
             failure: what the next pull raises then, once.
         """
         if self.claimed is None:
-            self.claimed = state
+            self.claimed = state  # call-free store: it decides which of several claims is the first
             self.failure = failure
             return True
         return False
 
     def finish(self, end: Report) -> None:
-        """Say that the body is over and finalised; the last thing an owner does."""
-        self.end = end
+        """Report that the body is over and finalised; the last thing an owner does."""
+        self.end = end  # before the wake-ups are looked at: see `parking`
         if self.end_waiters:
             wake_all(self.end_waiters)
         if self.detached_at is not None and end.error is not None:
-            error, end.error = end.error, None  # as in `claim`: it is logged here, or by the consumer that left
+            error, end.error = end.error, None  # call-free store: it is logged here, or by the consumer that left
             warn(f"{self.label}: error after its stream was left", error)
 
     def request_stop(self) -> None:
@@ -305,7 +304,7 @@ class Ending(Progress):
         Args:
             start: called once this thread is parked.
         """
-        lock = allocate_lock()  # as `park_thread`, without its calls: a `create` elsewhere waits here
+        lock = allocate_lock()  # `park_thread` written out, without its calls: the hot path of a `create` elsewhere
         lock.acquire()
         parked = self.parked()
         parked.append(lock.release)
@@ -343,12 +342,12 @@ class Ending(Progress):
         return await wait_until_task(self._has_ended, self.parked(), seconds)
 
     def parked(self) -> deque[Wake]:
-        """The wake-ups of those who wait for the end."""
+        """The wake-ups of what waits for the end."""
         parked = self.end_waiters
         if parked is None:
             made: deque[Wake] = deque()
-            if self.end_waiters is None:  # as in `claim`
-                self.end_waiters = made
+            if self.end_waiters is None:
+                self.end_waiters = made  # call-free store: all that wait share one
             parked = self.end_waiters
         return parked
 

@@ -136,7 +136,7 @@ class InlineRunner(DefaultRunner):
 
 
 class OwnerRunner(DefaultRunner):
-    """An owner of the body's colour, whoever calls: an owner thread, or the engine's own loop."""
+    """An owner of the body's colour, whatever the caller's: an owner thread, or the engine's own loop."""
 
     name = "thread"
 

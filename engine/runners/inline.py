@@ -226,7 +226,7 @@ class InlineExecution(SyncExecution):
             is_final = is_final or ending.wait_end(self.grace)
         finally:
             if is_mine and not is_final:
-                self._wait_no_more()
+                self._stop_awaiting()
         if not is_final:
             warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
         if is_mine:

@@ -1,7 +1,7 @@
-"""The consumer's side of a body with an owner of its own, whoever that is: a thread, a task of a loop, a worker.
+"""The consumer's side of a body with an owner of its own: a thread, a task of a loop, a worker.
 
 One class serves `create` and streams, sync and asyncio consumers, since only their waiting differs. It never touches
-the body's iterator: a request to stop is posted through the channel, and the owner carries it out.
+the body's iterator: a request to stop goes through the channel, and the owner carries it out.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class OwnedExecution(SyncExecution):
     Args:
         body: what to run.
         ending: the consumer's end of the channel its owner hands partials over, or keeps the reduction, in.
-        runner: starts the owner, at the first pull; `None` where one works on the channel already.
+        runner: starts the owner, at the first pull; `None` where an owner has the channel already.
         grace: seconds a close waits.
         open_calls: where the execution is listed while it runs.
     """
 
-    __slots__ = ("_body", "_is_begun", "_runner")
+    __slots__ = ("_body", "_is_owner_started", "_runner")
 
     ending: ConsumerEnd
 
@@ -58,7 +58,7 @@ class OwnedExecution(SyncExecution):
         super().__init__(body.call, ending, grace, open_calls)
         self._body = body
         self._runner = runner
-        self._is_begun = False  # an owner was started
+        self._is_owner_started = False  # an owner was started
 
     @property
     def is_started(self) -> bool:
@@ -78,21 +78,21 @@ class OwnedExecution(SyncExecution):
             if self._runner is None:
                 self.ending.wait()
             else:
-                self._wait_first()
+                self._start_and_wait()
         return None
 
-    def _wait_first(self) -> None:
+    def _start_and_wait(self) -> None:
         """Begin, have the call admitted, and its owner started once this thread is parked; sleep."""
         ending, runner, self._runner = self.ending, self._runner, None
-        if runner is None:  # another reader was faster, and begins
+        if runner is None:  # another reader was first, and begins
             ending.wait()
             return
         try:
             self.begin()
             ending.admit(self._body)
-            ending.wait(partial(self._go, runner))
+            ending.wait(partial(self._start_owner, runner))
         except BaseException as error:
-            if not self._may_cancel_start() or self._never_started(error):
+            if not self._may_cancel_start() or self._fail_start(error):
                 raise
 
     async def aget(self) -> tuple[Any, float] | None:
@@ -105,26 +105,26 @@ class OwnedExecution(SyncExecution):
         return None
 
     async def _wait_task(self) -> None:
-        """Sleep in an asyncio task; the first time begin, have the call admitted, and its owner started before."""
+        """Sleep in an asyncio task; at the first wait begin, have the call admitted, and its owner started before."""
         ending, runner, self._runner = self.ending, self._runner, None  # of several readers one begins
         try:
             if runner is not None:
                 try:
                     self.begin()
                     await ending.aadmit(self._body)
-                    await ending.wait_task(partial(self._go, runner))
+                    await ending.wait_task(partial(self._start_owner, runner))
                 except BaseException as error:
-                    if not self._may_cancel_start() or self._never_started(error):
+                    if not self._may_cancel_start() or self._fail_start(error):
                         raise
             else:
                 await ending.wait_task()
         except BaseException as error:
             if is_foreign_cancel(error) and ending.claim("cancelled"):  # this consumer's own task was
-                self._leave(error)
+                self._detach(error)
             raise
 
     def _is_over(self) -> bool:
-        """Whether nothing is left to take; the body's end is noted here, once everything before it was taken."""
+        """Whether nothing is left to take; the body's end is settled here, once everything before it was taken."""
         ending = self.ending
         if not ending.is_over:
             end = ending.end  # read before the buffer: what was put before the end is taken before it
@@ -139,7 +139,7 @@ class OwnedExecution(SyncExecution):
             return None
         try:
             item: tuple[Any, float] = ending.take()
-        except IndexError:  # another reader was faster
+        except IndexError:  # another reader took it
             return None
         if not ending.count:
             ending.first = (perf_counter() - self._began) * 1000.0
@@ -149,23 +149,23 @@ class OwnedExecution(SyncExecution):
     def _seal(self) -> None:
         self._runner = None
 
-    def _go(self, runner: Any) -> None:
-        """Start the owner."""
+    def _start_owner(self, runner: Any) -> None:
+        """Start the owner; called once the consumer is parked, so that it misses no wake-up."""
         if self.ending.claimed is not None:  # stopped while it waited for its slot: the body never runs
             self._body.release_slot()
             self.ending.finish(CLEAN)
             return
         runner.start(self._body, self.ending)
-        self._is_begun = True
+        self._is_owner_started = True
 
     def _may_cancel_start(self) -> bool:
         """Whether the body never runs; else an owner has it, and what was raised interrupts the wait for it only."""
-        return not self._is_begun and self._body.cancel_start()
+        return not self._is_owner_started and self._body.cancel_start()
 
-    def _never_started(self, error: BaseException) -> bool:
+    def _fail_start(self, error: BaseException) -> bool:
         """End because the body cannot be started; tell whether the consumer is to get `error`.
 
-        Not where its end was decided before, for of a stream's end its consumer hears once.
+        It does not where its end was decided before, for a consumer gets the end of its stream once.
         """
         ending = self.ending
         self._body.release_slot()
@@ -182,21 +182,21 @@ class OwnedExecution(SyncExecution):
             self.end(error)
             return True
         if isinstance(error, Exception) and not isinstance(error, EngineError) and not is_foreign_cancel(error):
-            warn(f"{self.call.tag}: error nobody waited for", error)
+            warn(f"{self.call.tag}: error that no consumer waited for", error)
         return not isinstance(error, Exception)
 
     def _conclude(self, end: Report) -> None:
-        """The body ended by itself: of several consumers one notes it, and one is told of its failure."""
+        """Settle a body that ended by itself: of several consumers one does so, and one gets its failure."""
         ending, reduction = self.ending, self._body.reduction
         if reduction is not None:
-            ending.count = reduction.count  # of a call in a worker, whose owner keeps it, that is told only now
+            ending.count = reduction.count  # a worker that keeps the reduction reports its count with the end
         error = end.error
         if error is not None:
             if ending.claim("failed"):
                 end.error = None  # or the channel, which its frames refer to, keeps it alive
                 ending.failure = explain(error, self.call, ending.count)
                 self.end()
-        elif ending.stop:  # by its runner, since nobody of this execution did it
+        elif ending.stop:  # by its runner: a stop through this execution would have claimed the end before
             if ending.claim("closed", self.closed_error()):
                 self.end()
         elif ending.claim("done"):
@@ -213,7 +213,7 @@ class OwnedExecution(SyncExecution):
         ending = self.ending
         try:
             self.call.blocked = get_ident()
-            self._wait_first()
+            self._start_and_wait()
             if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all is said
                 self._conclude(ending.end)
             while not ending.is_over and (item := self.get()) is not None:
@@ -243,7 +243,7 @@ class OwnedExecution(SyncExecution):
             raise
         except BaseException:
             if ending.claim("closed"):  # Ctrl-C, or the task is destroyed, which cannot wait
-                self._leave()
+                self._detach()
             raise
         if ending.failure is not None:
             self.raise_failure()
@@ -260,7 +260,7 @@ class OwnedExecution(SyncExecution):
             while items and not ending.is_over:  # the fast path: it is there already
                 try:
                     item = take()
-                except IndexError:  # another reader was faster
+                except IndexError:  # another reader took it
                     break
                 ending.count += 1
                 yield item[0]
@@ -357,15 +357,15 @@ class OwnedExecution(SyncExecution):
     # Stopping
 
     def _stop(self) -> None:
-        """Wake the consumer, and have the owner finalise the body."""
-        self._leave()
+        """Carry out the end that was claimed: wake the consumer, and have the owner finalise the body."""
+        self._detach()
 
-    def _leave(self, exception: BaseException | None = None) -> None:
+    def _detach(self, exception: BaseException | None = None) -> None:
         """Reach the end that was claimed, and ask the owner to finalise the body; its errors go to the log."""
         self.end(exception)
         self.ending.detach()
         self._request_stop()
-        self._log_unseen(self.ending.end)
+        self._log_error(self.ending.end)
 
     def close(self) -> None:
         """End as `closed` and wait, at most the grace, until the body is finalised.
@@ -373,8 +373,8 @@ class OwnedExecution(SyncExecution):
         Raises:
             BaseException: what the body's clean-up raised.
         """
-        if self._is_closing():
-            self._closed(self.is_inside() or self.ending.wait_end(self.grace))
+        if self._begin_close():
+            self._finish_close(self.is_inside() or self.ending.wait_end(self.grace))
 
     async def aclose(self) -> None:
         """End as `closed` and wait in an asyncio task, at most the grace, until the body is finalised.
@@ -382,25 +382,25 @@ class OwnedExecution(SyncExecution):
         Raises:
             BaseException: what the body's clean-up raised.
         """
-        if self._is_closing():
-            self._closed(self.is_inside() or await self._wait_end_task())
+        if self._begin_close():
+            self._finish_close(self.is_inside() or await self._wait_end_task())
 
     async def afinalise(self) -> None:
-        """Close it on behalf of the lock-step execution this is a part of, in the body's own context."""
-        if self._is_closing():
-            self._closed(await self._wait_end_task())
+        """End as `closed` on behalf of the lock-step execution this is a part of, in the body's own context."""
+        if self._begin_close():
+            self._finish_close(await self._wait_end_task())
 
     async def _wait_end_task(self) -> bool:
         ending = self.ending
         try:
             is_final: bool = await ending.wait_end_task(self.grace)
-        except BaseException:  # this task was cancelled: it leaves the clean-up to its owner, as it leaves a pull
+        except BaseException:  # this task was cancelled: the clean-up is left to the owner, as after a cancelled pull
             ending.detach()
-            self._log_unseen(ending.end)
+            self._log_error(ending.end)
             raise
         return is_final
 
-    def _is_closing(self) -> bool:
+    def _begin_close(self) -> bool:
         """End as `closed`; tell whether there is a body to wait for."""
         ending = self.ending
         is_pending = ending.state == "pending"
@@ -415,10 +415,10 @@ class OwnedExecution(SyncExecution):
         self.call.stopping = True
         self.ending.request_stop()
         recheck = self._body.recheck
-        if recheck is not None:  # it waits for a slot: let it look again
+        if recheck is not None:  # it waits for a slot, and shall see that it was stopped
             recheck()
 
-    def _closed(self, is_final: bool) -> None:  # noqa: FBT001
+    def _finish_close(self, is_final: bool) -> None:  # noqa: FBT001
         ending = self.ending
         ending.detach()
         end = ending.end
@@ -431,26 +431,26 @@ class OwnedExecution(SyncExecution):
                 raise failure
             finally:
                 del failure  # or this frame and the exception keep each other alive
-        self._log_unseen(end)
+        self._log_error(end)
         if not is_final:
             warn_of_abandoned(self.call, self.grace)
 
-    def _log_unseen(self, end: Report | None) -> None:
+    def _log_error(self, end: Report | None) -> None:
         if end is not None and end.error is not None and self.ending.claimed != "failed":
             error, end.error = end.error, None
-            warn(f"{self.call.tag}: error nobody waited for", error)
+            warn(f"{self.call.tag}: error that no consumer waited for", error)
 
     def __del__(self) -> None:
-        """An abandoned stream is finalised by its owner, which is told here, without lock or wait."""
+        """Have the owner finalise an abandoned stream, without a lock or a wait: a collector may run this anywhere."""
         ending = self.ending
         if is_finalising():
             return
         if ending.state != "running":
-            if self._runner is None and ending.end is None and not ending.stop:  # Ctrl-C came before it was told
+            if self._runner is None and ending.end is None and not ending.stop:  # Ctrl-C came before it was asked
                 self._request_stop()
             return
-        is_abandoned = ending.claim("closed")  # else Ctrl-C came into a stop, which is carried out here
-        self._leave()
+        is_abandoned = ending.claim("closed")  # else Ctrl-C interrupted a stop, which is carried out here
+        self._detach()
         if is_abandoned:
             warnings.warn(
                 f"a stream of {self.call.tag} was abandoned after {counted(ending.count)}; close it, or use `with`",

@@ -1,7 +1,7 @@
-"""Waiting in line: for a concurrency slot, or for anything else that calls hold and give back.
+"""Queues of calls that wait for a lease: of a concurrency slot, or of anything else that calls lease and release.
 
-A slot is held from the start of a body until it is finalised. Taking one may wait, in a thread or an asyncio task;
-giving one back takes no lock, so a collector may do it. A wait that could never end is refused: at once where that is
+A slot is leased from the start of a body until it is finalised. Taking one may wait, in a thread or an asyncio task;
+releasing one takes no lock, so a collector may do it. A wait that could never end is refused: at once where that is
 certain, after a grace where nothing but a thread says so, for another thread may go on with what this one began.
 """
 
@@ -29,34 +29,34 @@ if TYPE_CHECKING:
 
     from engine._predictors.body import Body
     from engine._records import Call
-    from engine.runners.channel import Wake
+    from engine.runners.parking import Wake
 
-_LONG_WAIT: Final = 5.0  # seconds after which a wait is logged with its holder
-_LOG_INTERVAL: Final = 60.0  # seconds in which one line logs one wait, while somebody stands in it
-_MAX_NAMED: Final = 3  # holders a log line names
-_RECHECK_INTERVAL: Final = 0.1  # seconds between two looks at a suspicion that has lasted
+_LONG_WAIT: Final = 5.0  # seconds after which a wait is logged, with the calls it waits for
+_LOG_INTERVAL: Final = 60.0  # seconds in which one queue logs one wait, unless it was empty meanwhile
+_MAX_NAMED: Final = 3  # leases a log line names
+_RECHECK_INTERVAL: Final = 0.1  # seconds between two checks of a suspicion that has lasted a grace
 
 CERTAIN: Final = "certain"
 SUSPECTED: Final = "suspected"  # until it has lasted a grace
 
 
 class WaitQueue(ABC):
-    """Calls that wait, in a thread or an asyncio task, for what other calls hold."""
+    """Calls that wait, in a thread or an asyncio task, for what other calls lease."""
 
     __slots__ = ("_collected", "_next_log_at", "grace")
 
-    advice = ""  # what the log says to whoever finds the wait too long
+    advice = ""  # what the log says may be done about a long wait
 
     def __init__(self, grace: float) -> None:
-        """Make a line of nobody; a suspicion has to last `grace` seconds before a wait is refused for it."""
+        """Make an empty queue; a suspicion has to last `grace` seconds before a wait is refused for it."""
         self.grace = grace
         self._next_log_at = 0.0
-        self._collected = -math.inf  # when the garbage collector was last run for those who wait here
+        self._collected = -math.inf  # when the garbage collector was last run for a waiter of this queue
 
     @property
     @abstractmethod
     def leases(self) -> tuple[Lease, ...]:
-        """Who holds what is waited for."""
+        """The leases of what is waited for."""
 
     @property
     @abstractmethod
@@ -120,11 +120,11 @@ class WaitQueue(ABC):
         self._refuse(waiter)
 
     def may_log(self) -> bool:
-        """Whether a long wait is logged now: one for all who wait, and no other for a while."""
+        """Whether a long wait is logged now: one for all waiters of the queue, and no other for `_LOG_INTERVAL`."""
         now = perf_counter()
         if now < self._next_log_at:
             return False
-        self._next_log_at = now + _LOG_INTERVAL  # no call stands between the test and this line: one thread gets here
+        self._next_log_at = now + _LOG_INTERVAL  # call-free store: of several threads one gets here
         return True
 
     def _look_again(self, waiter: Waiter, long_wait: LongWait) -> None:
@@ -140,37 +140,37 @@ class WaitQueue(ABC):
             NestingError: it could not.
         """
         blocker = self._blocker(waiter)
-        if blocker is not None and self._collects(waiter):
+        if blocker is not None and self._collects_garbage(waiter):
             blocker = self._blocker(waiter)
         if blocker is not None:
             raise NestingError(self._refusal(waiter, blocker), str(blocker))
 
-    def _collects(self, waiter: Waiter) -> bool:
-        """Have streams that are garbage in reference cycles finalised, where one may be what `waiter` waits for.
+    def _collects_garbage(self, waiter: Waiter) -> bool:
+        """Run the collector where a stream in a reference cycle may be what `waiter` waits for; tell whether it may.
 
-        Such a stream was dropped before the wait began, so one collection will do for all who waited by then.
+        Such a stream was dropped before the wait began, so one collection serves all that waited by then.
         """
-        if waiter.suspicious_since is None:
+        if waiter.suspected_since is None:
             return False
-        if self._collected < waiter.suspicious_since:
+        if self._collected < waiter.suspected_since:
             self._collected = perf_counter()
             gc.collect()
         return True
 
     @abstractmethod
     def _enqueue(self, waiter: Waiter) -> None:
-        """Stand in line."""
+        """Join the queue."""
 
     @abstractmethod
     def _abandon(self, waiter: Waiter) -> None:
-        """Stand in line no more, and give back what was granted."""
+        """Leave the queue, release what was granted, and grant what is free to the waiters left."""
 
-    def _withdraw(self, waiter: Waiter) -> None:  # noqa: B027 - a line may have nothing to take back
-        """The event loop of the task that waits was closed: nobody will ever take what it was granted."""
+    def _withdraw(self, waiter: Waiter) -> None:  # noqa: B027 - a queue may have nothing to take back
+        """Leave the queue, for the waiter's event loop is closed: its task will never take what it was granted."""
 
     @abstractmethod
     def _blocker(self, waiter: Waiter) -> Lease | None:
-        """A call for which this one would wait for ever; `None` while somebody may still give back what it wants."""
+        """A lease for which this call would wait for ever; `None` while any may still be released to it."""
 
     @abstractmethod
     def _refusal(self, waiter: Waiter, blocker: Lease) -> str:
@@ -180,13 +180,14 @@ class WaitQueue(ABC):
 class Slots(WaitQueue):
     """Bounds a predictor's calls, from the start of a body until it is finalised, in this one place.
 
-    Giving a slot back takes no lock, so a collector may do it.
+    A token stands for each free slot; popping it, which is atomic, takes the slot. Nothing here takes a lock, so a
+    collector or a signal handler may release a slot at any time.
     """
 
     __slots__ = ("_leases", "_queue", "_tag", "_tokens", "_watchers")
 
     def __init__(self, tag: str, limit: float, grace: float = 0.0) -> None:
-        """Make slots for `limit` calls at a time, where `math.inf` only keeps count; `grace` as for any line, in s."""
+        """Make slots for `limit` calls at a time, where `math.inf` only keeps count; `grace` as for any queue, in s."""
         super().__init__(grace)
         self._tag = tag
         self._tokens: deque[None] | None = None if limit == math.inf else deque([None] * int(limit))
@@ -196,12 +197,12 @@ class Slots(WaitQueue):
 
     @property
     def leases(self) -> tuple[Lease, ...]:
-        """Who holds a slot just now."""
+        """The leases of slots at this time."""
         return tuple(self._leases.values())
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for one."""
+        """How many calls wait for a slot."""
         return len(self._queue)
 
     @property
@@ -210,7 +211,7 @@ class Slots(WaitQueue):
         return self._tag
 
     def take(self, body: Body) -> None:
-        """Take a slot for `body`, waiting in a thread behind those who wait already.
+        """Take a slot for `body`, waiting in a thread behind the calls queued before.
 
         Raises:
             NestingError: the wait would be for the same thread, task or call chain.
@@ -222,13 +223,13 @@ class Slots(WaitQueue):
         self._grant(lease, body)
 
     async def atake(self, body: Body) -> None:
-        """Take a slot for `body`, waiting in an asyncio task behind those who wait already.
+        """Take a slot for `body`, waiting in an asyncio task behind the calls queued before.
 
         Raises:
             NestingError: the wait would be for the same thread, task or call chain.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        lease = Lease(body.call, is_awaited=True)  # as in `take`
+        lease = Lease(body.call, is_task=True)  # as in `take`
         if not self._takes_token(body):
             await self.wait_task(Waiter(body.call, self.grace, current_task()), body)
         self._grant(lease, body)
@@ -237,7 +238,7 @@ class Slots(WaitQueue):
         refuse_stopped(body.call)
         if self._tokens is None:
             return True
-        if self._queue:  # others were here first
+        if self._queue:  # first come, first served
             return False
         try:
             self._tokens.pop()
@@ -247,17 +248,17 @@ class Slots(WaitQueue):
 
     def _enqueue(self, waiter: Waiter) -> None:
         self._queue.append(waiter)
-        self._serve()  # a slot may have been given back just before
+        self._serve()  # a slot may have been released after `_takes_token` found none and before this was queued
 
     def _abandon(self, waiter: Waiter) -> None:
         self._withdraw(waiter)
         self._serve()
 
     def _withdraw(self, waiter: Waiter) -> None:
-        if waiter.is_left:
+        if waiter.is_withdrawn:
             return
-        waiter.is_left = True  # no call stands between the test and this line: what was granted is given back once
-        with suppress(ValueError):  # taken out already, by whoever serves, who also sees the token that comes back
+        waiter.is_withdrawn = True  # call-free store: what was granted is released once
+        with suppress(ValueError):  # `_serve` took it out already, and also sees the token that comes back
             self._queue.remove(waiter)
         if waiter.is_granted and self._tokens is not None:
             self._tokens.append(None)
@@ -274,27 +275,33 @@ class Slots(WaitQueue):
         wake_all(self._watchers)
 
     def _serve(self) -> None:
-        """Hand free slots to those who wait, in the order they came; takes no lock, so a collector may do it."""
+        """Grant free slots to the waiters, in the order they came.
+
+        A collector or a signal handler may run this inside of itself, and several threads at once: each pops a token of
+        its own, and grants it to a waiter of its own or puts it back.
+        """
         tokens, queue = self._tokens, self._queue
         while tokens and queue:
             try:
                 tokens.pop()
-            except IndexError:  # somebody else serves
+            except IndexError:  # another thread serves
                 return
             try:
                 waiter = queue.popleft()
             except IndexError:
                 tokens.append(None)
                 continue
-            if not waiter.is_left:  # no call stands between this test and the next line: nobody leaves in between
-                waiter.is_granted = True
+            if not waiter.is_withdrawn:
+                waiter.is_granted = (
+                    True  # call-free store: a waiter that withdraws later finds it, and releases the token
+                )
             if waiter.is_granted:
                 waiter.wake()
             else:
                 tokens.append(None)
 
     def wait_for(self, leases: tuple[Lease, ...], seconds: float) -> tuple[Lease, ...]:
-        """Wait, in a thread, at most `seconds` until these give their slots back; give those that did not."""
+        """Wait, in a thread, at most `seconds` until these are released; give those that are not."""
 
         def still() -> tuple[Lease, ...]:
             return tuple(lease for lease in leases if id(lease) in self._leases)
@@ -305,7 +312,7 @@ class Slots(WaitQueue):
     def _blocker(self, waiter: Waiter) -> Lease | None:
         leases = () if waiter.is_granted else self.leases
         kept = [lease for lease in leases if waiter.blocks(lease)]
-        if not kept:  # as almost always
+        if not kept:  # the fast path
             return None
         others = tuple(self._queue)
         if all(lease in kept or any(each.blocks(lease) for each in others) for lease in leases):
@@ -325,7 +332,7 @@ class Slots(WaitQueue):
 
 
 def refuse_stopped(call: Call) -> None:
-    """Do not wait any longer for a call that was stopped.
+    """Refuse a call that was stopped what it would wait for.
 
     Raises:
         PredictionCancelledError: it was.
@@ -335,18 +342,18 @@ def refuse_stopped(call: Call) -> None:
 
 
 class Waiter:
-    """One wait in line: of a whole thread, or of one asyncio task, beside which its thread goes on.
+    """One call in a queue: a whole thread waits for it, or one asyncio task, beside which its thread goes on.
 
     What keeps a call from going on is certain where it is that very call or task, or an event loop that stands still.
-    That this thread was the last to pull a stream is a suspicion: it holds once nobody has pulled it for a grace.
+    That this thread was the last to pull a stream is a suspicion: it holds once no thread has pulled it for a grace.
 
     Attributes:
         call: on whose behalf.
-        thread: where it is waited.
+        thread: the one that waits.
         task: the task that waits, if it is one.
-        inside: the task that this is part of; for the wait of a thread the one that runs there.
+        enclosing_task: the task that waits; where a whole thread waits, the task that runs in it.
         blocks_loop: whether an event loop stands still meanwhile.
-        suspicious_since: when it was first suspected that the wait is in vain, by `perf_counter`.
+        suspected_since: when it was first suspected that the wait is in vain, by `perf_counter`.
     """
 
     __slots__ = (
@@ -354,11 +361,11 @@ class Waiter:
         "_suspects",
         "blocks_loop",
         "call",
-        "inside",
+        "enclosing_task",
         "is_granted",
-        "is_left",
+        "is_withdrawn",
         "parked",
-        "suspicious_since",
+        "suspected_since",
         "task",
         "thread",
     )
@@ -369,32 +376,32 @@ class Waiter:
         self.thread = threading.current_thread()
         self.task = task
         self.blocks_loop = task is None and is_on_a_loop()
-        self.inside = current_task() if self.blocks_loop else task
+        self.enclosing_task = current_task() if self.blocks_loop else task
         self._grace = grace
         self._suspects: dict[Lease, tuple[float, object]] = {}
-        self.suspicious_since: float | None = None
+        self.suspected_since: float | None = None
         self.parked: deque[Wake] = deque()
         self.is_granted = False
-        self.is_left = False
+        self.is_withdrawn = False
 
     def has_news(self) -> bool:
-        """Whether there is a reason to look again."""
+        """Whether the wait is over: it was granted, or its call stopped."""
         return self.is_granted or self.call.stopping
 
     def wake(self) -> None:
-        """Have whoever waits look again."""
+        """Have the thread or task that waits look again."""
         wake_all(self.parked)
 
     def blocks(self, lease: Lease) -> bool:
-        """Whether this wait keeps `lease` from ever going on, as far as can be told by now."""
-        sign = lease.evidence_for(self)
-        return sign is CERTAIN or (sign is SUSPECTED and self._is_out_of_patience_with(lease))
+        """Whether this wait keeps the call of `lease` from ever going on, as far as can be told by now."""
+        evidence = lease.evidence_for(self)
+        return evidence is CERTAIN or (evidence is SUSPECTED and self._has_suspected_for_a_grace(lease))
 
-    def _is_out_of_patience_with(self, lease: Lease) -> bool:
-        """Whether nobody has pulled what is suspected for a grace; what is pulled meanwhile is another thread's."""
+    def _has_suspected_for_a_grace(self, lease: Lease) -> bool:
+        """Whether no thread has pulled what is suspected for a grace; a pull clears it, for another thread goes on."""
         now, position = perf_counter(), lease.position
-        if self.suspicious_since is None:
-            self.suspicious_since = now
+        if self.suspected_since is None:
+            self.suspected_since = now
         due, seen = self._suspects.setdefault(lease, (now + self._grace, position))
         if position != seen or lease.is_being_pulled:
             self._suspects[lease] = math.inf, position
@@ -402,41 +409,41 @@ class Waiter:
         return now >= due
 
     def left(self) -> float:
-        """Seconds until a suspicion has lasted a grace, or those of others, too, may have."""
+        """Seconds until a suspicion of this waiter has lasted a grace, or, after that, one of another may have."""
         now, again = perf_counter(), max(self._grace, _RECHECK_INTERVAL)
         return min((due - now if due > now else again for due, _ in self._suspects.values()), default=math.inf)
 
 
 class Lease:
-    """A call that holds a slot, and the thread and task that took it.
+    """What a call holds: a slot, or a worker; with the thread and task that took it.
 
     Attributes:
-        is_awaited: whether an asyncio task consumes it, which its event loop has to turn for.
+        is_task: whether an asyncio task consumes it, which its event loop has to turn for.
         needs_loop: whether its body is cleaned up by that loop.
     """
 
-    __slots__ = ("call", "is_awaited", "needs_loop", "task", "thread")
+    __slots__ = ("call", "is_task", "needs_loop", "task", "thread")
 
-    def __init__(self, call: Call, *, is_awaited: bool = False) -> None:
+    def __init__(self, call: Call, *, is_task: bool = False) -> None:
         """Note where the slot is taken."""
         self.call = call
-        self.is_awaited = is_awaited
-        self.needs_loop = is_awaited and call.runner == LOCK_STEP
-        self.thread = threading.current_thread()  # itself: the number of one that is over is used again
+        self.is_task = is_task
+        self.needs_loop = is_task and call.runner == LOCK_STEP
+        self.thread = threading.current_thread()  # the object: the number of a thread that is over is used again
         self.task = current_task() if "asyncio" in sys.modules else None
 
     def evidence_for(self, waiter: Waiter) -> str | None:
-        """What speaks for it that the wait of `waiter` keeps this from going on: `CERTAIN`, `SUSPECTED`, or nothing."""
+        """How sure it is that the wait of `waiter` keeps this call from going on: `CERTAIN`, `SUSPECTED`, or `None`."""
         if waiter.call is not self.call and waiter.call.is_within(self.call):
             return CERTAIN
         is_thread = waiter.task is None
         if self.call.stopping and not (self.needs_loop and is_thread):
             return None  # it ends by itself, whatever its consumer does, unless its loop stands still
         thread, task = self.reader
-        if is_thread and self.is_awaited:
+        if is_thread and self.is_task:
             is_certain = waiter.blocks_loop and thread is waiter.thread
         else:
-            is_certain = task is not None and task == waiter.inside
+            is_certain = task is not None and task == waiter.enclosing_task
         if is_certain:
             return CERTAIN
         is_elsewhere = thread is not waiter.thread or not (is_thread or task is None)  # a task that is over left it
@@ -451,13 +458,13 @@ class Lease:
 
     @property
     def position(self) -> object:
-        """How far its consumer has come; another value than before, if that has gone on since."""
+        """How far its consumer has come: it changes with each pull."""
         execution = self._execution
         return None if execution is None else execution.ending.count
 
     @property
     def is_being_pulled(self) -> bool:
-        """Whether a thread runs a step of it just now; not the first one, in which whoever took the slot still is."""
+        """Whether a thread runs a step of it at this time; not the first one, in which its slot was taken."""
         execution = self._execution
         return execution is not None and execution.ending.count > 0 and execution.is_being_pulled
 
@@ -471,7 +478,7 @@ class Lease:
 
 
 def current_task() -> weakref.ref[asyncio.Task[Any]] | None:
-    """The running asyncio task, if asyncio is at work in this thread at all."""
+    """The running asyncio task, if an event loop runs in this thread."""
     if not is_on_a_loop():
         return None
     module: Any = sys.modules["asyncio"]  # a loop runs, so all of it is there
@@ -481,7 +488,7 @@ def current_task() -> weakref.ref[asyncio.Task[Any]] | None:
 
 def is_on_a_loop() -> bool:
     """Whether an event loop runs in this thread, told without importing asyncio."""
-    # The function is looked for, not the module: another thread may have imported only half of that so far.
+    # The function is looked up, not the module: another thread may have imported only half of that so far.
     running_loop: Any = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # the public one raises
     return running_loop is not None and running_loop() is not None
 
@@ -491,34 +498,40 @@ awaiting: Final[ContextVar[weakref.ref[asyncio.Task[Any]] | None]] = ContextVar(
 
 
 class LongWait:
-    """Logs a wait that has become long, once, with who is waited for; of a whole line it is one wait that is logged."""
+    """Logs a wait that has become long, once, with the leases it waits for; one wait stands for a whole queue.
+
+    Args:
+        tag: what is waited for.
+        queue: where the call waits; `None` where it waits for a set-up.
+    """
 
     __slots__ = ("_due", "_is_reported", "_queue", "_tag")
 
-    def __init__(self, tag: str, line: WaitQueue | None) -> None:
+    def __init__(self, tag: str, queue: WaitQueue | None) -> None:
+        """Begin the wait now."""
         self._tag = tag
-        self._queue = line
+        self._queue = queue
         self._due = perf_counter() + _LONG_WAIT
         self._is_reported = False
 
     def left(self) -> float:
-        """Give the seconds until the wait has become long."""
+        """Seconds until the wait has become long."""
         return _LONG_WAIT if self._is_reported else max(0.01, self._due - perf_counter())
 
     def report(self) -> None:
-        """Log it, if it has become long and no other wait of its line is in the log."""
+        """Log it, if it has become long and no other wait of its queue was logged lately."""
         if self._is_reported or perf_counter() < self._due:
             return
-        line = self._queue
-        if line is None:
+        queue = self._queue
+        if queue is None:
             self._is_reported = True
             warn(f"{self._tag} has been waited for during {_LONG_WAIT:.0f} s; held by its setup in another call")
-        elif line.may_log():
+        elif queue.may_log():
             self._is_reported = True
-            count, leases = line.waiting, tuple(map(str, line.leases))
+            count, leases = queue.waiting, tuple(map(str, queue.leases))
             held = ", ".join(leases[:_MAX_NAMED])
             held += f" and {len(leases) - _MAX_NAMED} more" if len(leases) > _MAX_NAMED else ""
             others = f", and {count} calls wait for it" if count > 1 else ""
-            warn(f"{self._tag} has been waited for during {_LONG_WAIT:.0f} s{others}; held by {held}{line.advice}")
-        else:  # another call's wait is in the log
+            warn(f"{self._tag} has been waited for during {_LONG_WAIT:.0f} s{others}; held by {held}{queue.advice}")
+        else:  # another call's wait was logged lately
             self._due = perf_counter() + _LONG_WAIT

@@ -395,7 +395,7 @@ class TaskExecution(Execution):
                 is_final = is_final or await ending.wait_end_task(self.grace * 2)
             finally:
                 if is_mine and not is_final:
-                    self._wait_no_more()
+                    self._stop_awaiting()
             if not is_final:
                 warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
         if is_mine:

@@ -31,7 +31,7 @@ from engine._errors import (
     quote,
 )
 from engine._reducers import reducer_of
-from engine.runners.channel import is_fixed
+from engine.runners.channel import is_immutable
 from engine.testing.kinds import KINDS, Kind
 from engine.testing.script import FEW, MARK, Fail, Give, Journal, Pause, Return, Script, SetMark
 
@@ -73,7 +73,7 @@ class Transcript:
         allowed: set[tuple[str, ...]] = set()
         for count in range(delivered, len(self.partials) + 1):
             allowed.add(self.cuts[count - 1])
-            if is_in_lock_step or not is_fixed(self.partials[count - 1]):
+            if is_in_lock_step or not is_immutable(self.partials[count - 1]):
                 return allowed
             allowed.update(lines for given, lines in self.waits if given == count)
         return allowed | {self.lines}

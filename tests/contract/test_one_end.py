@@ -120,7 +120,7 @@ def test_of_two_readers_that_come_first_one_begins_the_call(consumer: str, monke
         started.append("body")
         yield from range(4)
 
-    wait_first, wait_task = OwnedExecution._wait_first, OwnedExecution._wait_task
+    wait_first, wait_task = OwnedExecution._start_and_wait, OwnedExecution._wait_task
     seen: list[int] = []
 
     def wait_after_another(execution: OwnedExecution) -> None:
@@ -136,7 +136,7 @@ def test_of_two_readers_that_come_first_one_begins_the_call(consumer: str, monke
     async def read(stream: Any) -> list[int]:
         return [value async for value in stream.values()]
 
-    monkeypatch.setattr(OwnedExecution, "_wait_first", wait_after_another)
+    monkeypatch.setattr(OwnedExecution, "_start_and_wait", wait_after_another)
     monkeypatch.setattr(OwnedExecution, "_wait_task", wait_task_after_another)
     with Engine(discover=False, grace=0.05) as muna:
         predictor = Predictor("@tests/body", body, concurrency=1)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from engine._wire.encode import Payload
     from engine._wire.frames import Command, Frame, PayloadLocation
     from engine.runners.base import Once
-    from engine.runners.channel import Wake
+    from engine.runners.parking import Wake
     from engine.runners.process.worker import EncodedPredictor, Worker
 
     Offload = Callable[[Ending, Callable[[], None]], None]  # has an owner thread do something

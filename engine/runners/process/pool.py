@@ -264,7 +264,7 @@ class Pool(WaitQueue):
 
     async def atake(self, body: Body, need: Need) -> Worker:
         """Do what `take` does in an asyncio task."""
-        worker = self._take_last(body.call, need, is_awaited=True)
+        worker = self._take_last(body.call, need, is_task=True)
         if worker is not None:
             return worker
         request = self._request(body.call, need, current_task())
@@ -273,12 +273,12 @@ class Pool(WaitQueue):
         return self._claim(request)
 
     def _request(self, call: Call, need: Need, task: weakref.ref[asyncio.Task[Any]] | None) -> WorkerRequest:
-        lease = WorkerLease(call, is_awaited=task is not None)
+        lease = WorkerLease(call, is_task=task is not None)
         lease.need = need
         lease.is_taken = False
         return WorkerRequest(lease, self.grace, task)
 
-    def _take_last(self, call: Call, need: Need, *, is_awaited: bool = False) -> Worker | None:
+    def _take_last(self, call: Call, need: Need, *, is_task: bool = False) -> Worker | None:
         """The fast path: the worker that was free last, where it has the predictor already and nobody waits."""
         worker = self._last
         if worker is None or need.key not in worker.known:
@@ -288,8 +288,8 @@ class Pool(WaitQueue):
         lease = WorkerLease(call)
         lease.need = need
         lease.is_taken = True
-        if is_awaited:
-            lease.is_awaited = True
+        if is_task:
+            lease.is_task = True
         with self._lock:
             if self._queue.requests or worker.lease is not None or worker is not self._last or call.stopping:
                 return None
@@ -452,7 +452,7 @@ class Pool(WaitQueue):
     def _grant(self, worker: Worker, request: WorkerRequest) -> None:
         """Let a call that waits have a worker that is free, if they still do and it still is."""
         # No call stands between these tests, of what a collector may have changed just now, and the lines behind them.
-        if not request.has_news() and not request.is_left and worker.lease is None:
+        if not request.has_news() and not request.is_withdrawn and worker.lease is None:
             worker.lease = request.lease
             request.worker = worker
             request.is_granted = True
@@ -567,7 +567,7 @@ class Pool(WaitQueue):
                 request.failure = failure
                 self._queue.discard(request)
                 request.wake()
-                if not request.is_left:  # else the loop of its task is closed, and it will tell nobody
+                if not request.is_withdrawn:  # else the loop of its task is closed, and it will tell nobody
                     return
 
     def _refuse_closed(self) -> None:
@@ -599,9 +599,9 @@ class Pool(WaitQueue):
     def _withdraw(self, waiter: Waiter) -> None:
         request: Any = waiter
         with self._lock:
-            if request.is_left:
+            if request.is_withdrawn:
                 return
-            request.is_left = True
+            request.is_withdrawn = True
             self._queue.discard(request)
             worker = request.worker
             if worker is not None and worker.lease is request.lease:
