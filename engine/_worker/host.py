@@ -1,4 +1,4 @@
-"""What a worker does with its commands: it makes predictors ready, and runs one call after the other."""
+"""The main thread of a worker: it takes commands, makes predictors ready and runs one call after the other."""
 
 from __future__ import annotations
 
@@ -44,11 +44,14 @@ if TYPE_CHECKING:
     from engine._worker.process_state import ProcessState
     from engine.runners.ending import OwnerEnd
 
-_COUNTS_LATE: Final = sys.version_info[:2] == (3, 13)  # that Python counts threads after the hooks of a fork have run
+_COUNTS_THREADS_LATE: Final = sys.version_info[:2] == (
+    3,
+    13,
+)  # that Python counts threads after the hooks of a fork have run
 
 
 class _Uninterrupted:
-    """Where the main thread writes; a class of its own, for it is entered with every frame."""
+    """Marks that the main thread writes a frame; a class, since that is entered and left faster than a generator."""
 
     __slots__ = ("_host", "_was_busy")
 
@@ -67,7 +70,7 @@ class _Uninterrupted:
 
 @attrs.define(eq=False)
 class Host:
-    """What one worker has and does."""
+    """What one worker has and does, in its main thread but for `receive_stop` and `log`."""
 
     pipes: Pipes
     inbound: Segment
@@ -80,14 +83,14 @@ class Host:
     binders: dict[tuple[int, bool], Any] = attrs.field(factory=dict)
     buffers: BufferCache = attrs.field(factory=BufferCache)
     outlet: Outlet | None = None
-    stopped: int = 0  # number of the last call that was asked to stop
+    last_stopped: int = 0  # number of the last call that the engine asked to stop
     is_terminated: bool = False
     _mask: set[Any] = attrs.field(factory=set)
-    is_deferred: bool = False
-    _handed: Callable[[], None] | None = None
+    is_stop_deferred: bool = False
+    _handed_over: Callable[[], None] | None = None
     flusher: Flusher = attrs.field(init=False)
     _had_flusher: bool = False
-    _hushed: Any = None  # a filter of warnings
+    _ignored_warning: Any = None  # the filter that `_ignore_fork_warning` added
 
     def __attrs_post_init__(self) -> None:
         self.ring = Ring(self.outbound)
@@ -95,42 +98,42 @@ class Host:
         self.stop_reader.on_stop = self.receive_stop
         self.flusher = Flusher(self.pipes, lambda: self.outlet)
 
-    # Signals
+    # Signals and forks
 
-    def guard(self) -> None:
-        """Take SIGINT and SIGTERM."""
+    def install_handlers(self) -> None:
+        """Install the handlers of SIGINT and SIGTERM."""
         signal.signal(signal.SIGINT, ignore_interrupt)
-        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # the program may block it
 
     def before_fork(self) -> None:
-        """Hold SIGTERM back, which must not be lost if it comes to a child before that has its own handlers back.
+        """Block SIGTERM until the child has its own handlers back, or one that comes to it before would be lost.
 
-        Threads of the engine's own end until the fork is over: what a predictor that has none forks is a process with
-        one thread, as inline, and the interpreter does not warn of others.
+        The threads of the engine end, and are started again after the fork: a predictor without threads then forks a
+        process of one thread, as inline, and the interpreter does not warn of others.
         """
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         if not self.pipes.is_child and threading.current_thread() is threading.main_thread():
             self.stop_reader.stop()
             self._had_flusher = self.flusher.stop()
-            if _COUNTS_LATE and threading.active_count() == 1:
-                self._hush()
+            if _COUNTS_THREADS_LATE and threading.active_count() == 1:
+                self._ignore_fork_warning()
 
-    def _hush(self) -> None:
-        """Until the call is over, have nothing said of threads that come back before they are counted."""
+    def _ignore_fork_warning(self) -> None:
+        """Until the call is over, ignore the warning of several threads: they are the engine's own."""
         filters: Any = warnings.filters
-        if self._hushed is None or self._hushed not in filters:
+        if self._ignored_warning is None or self._ignored_warning not in filters:
             warnings.filterwarnings("ignore", ".*multi-threaded, use of .*fork", DeprecationWarning)
-            self._hushed = filters[0]
+            self._ignored_warning = filters[0]
 
-    def _speak(self) -> None:
+    def _restore_warnings(self) -> None:
         filters: Any = warnings.filters
         with contextlib.suppress(ValueError):
-            filters.remove(self._hushed)
-        self._hushed = None
+            filters.remove(self._ignored_warning)
+        self._ignored_warning = None
 
     def after_fork(self) -> None:
-        """After a fork, in the process that forked: the worker, or a child of it, which has no thread of ours."""
+        """Start the threads again that `before_fork` ended, if the worker forked; a child of it has none."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         if self.pipes.is_child:
             return
@@ -140,31 +143,35 @@ class Host:
             self.flusher.arm()
 
     def after_fork_in_child(self) -> None:
-        """In a forked child, which is the predictor's: neither the pipes nor the signals are its to see to."""
-        self.pipes.forget()
+        """In a forked child, which belongs to the predictor, close the pipes and restore the default handlers."""
+        self.pipes.after_fork()
         for number, ours, default in (
             (signal.SIGINT, ignore_interrupt, signal.default_int_handler),
-            (signal.SIGTERM, self._terminate, signal.SIG_DFL),
+            (signal.SIGTERM, self._on_sigterm, signal.SIG_DFL),
         ):
             if signal.getsignal(number) == ours:
                 signal.signal(number, default)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
-    def _terminate(self, _number: int, frame: Any) -> None:
-        if self.is_terminated:  # once is enough: the clean-up that runs now must not be interrupted
+    def _on_sigterm(self, _number: int, frame: Any) -> None:
+        if self.is_terminated:  # raised already: the clean-up that runs now must not be interrupted
             return
         self.is_terminated = True
-        if self.outlet is None:
+        if self.outlet is None:  # no call runs: `main` ends the process
             raise Terminated
-        if self.pipes.is_busy:
-            self.is_deferred = True
-        elif self._is_ours(frame):
-            self._terminate_softly()
+        if self.pipes.is_busy:  # raising would cut a frame in two; `_Uninterrupted` stops the call when it is written
+            self.is_stop_deferred = True
+        elif self._is_engine_code(frame):
+            self._request_stop()
         else:
             raise Terminated
 
-    def _is_ours(self, frame: Any) -> bool:
-        """Whether the engine's own code was interrupted, and no predictor's, which may itself have called an engine."""
+    def _is_engine_code(self, frame: Any) -> bool:
+        """Whether a signal interrupted the engine's own code, where raising would break it, and not a predictor's.
+
+        From the interrupted frame outward, the first that is neither of the engine nor of the loop it runs is a
+        predictor's, which may have called an engine itself; this module is reached first if none is.
+        """
         while frame is not None:
             module = frame.f_globals.get("__name__", "")
             if module == __name__:
@@ -175,40 +182,38 @@ class Host:
             frame = frame.f_back
         return True
 
-    def _terminate_softly(self) -> None:
+    def _request_stop(self) -> None:
         outlet = self.outlet
         if outlet is not None:
             outlet.request_stop()
             if self.loop.is_turning:
-                self.loop.loop().call_soon_threadsafe(self._cancel_all)
-
-    def _cancel_all(self) -> None:
-        for owner in tuple(self.loop._owners):  # noqa: SLF001 - one loop in two halves
-            owner.cancel()
+                self.loop.loop().call_soon_threadsafe(
+                    self.loop.cancel_owners
+                )  # a signal handler may have interrupted the loop anywhere
 
     def uninterrupted(self) -> _Uninterrupted:
-        """Let no signal cut what the main thread does here in two."""
+        """Make a context in which SIGTERM does not raise in the main thread, but is deferred to its end."""
         return _Uninterrupted(self)
 
     def run_deferred_stop(self) -> None:
-        """Do what a signal wanted meanwhile."""
-        if self.is_deferred:
-            self.is_deferred = False
-            self._terminate_softly()
+        """Stop the call if SIGTERM came while the main thread wrote."""
+        if self.is_stop_deferred:
+            self.is_stop_deferred = False
+            self._request_stop()
 
-    # Orders
+    # Commands
 
     def serve(self, state: ProcessState) -> None:
-        """Take orders until the engine has none, and have each find its process in the same `state`."""
+        """Serve commands until the engine sends no more, and restore the `state` of the process after each."""
         while (frame := self._next()) is not None:
-            self.stop_reader.start()  # where there was no thread for it before
+            self.stop_reader.start()  # unless it runs; the system may have given no thread before
             command = read_command(frame)
             outlet = Outlet(self, command, frame.number)
             self.outlet = outlet
-            if self.stopped == frame.number:
+            if self.last_stopped == frame.number:  # the request overtook its command, on a pipe of its own
                 outlet.receive_stop()
             try:
-                self._do(command, frame, outlet)
+                self._execute(command, frame, outlet)
             finally:
                 self.outlet = None
             del outlet, frame
@@ -219,10 +224,10 @@ class Host:
                 return
             try:
                 state.restore()
-            except Exception:  # raised by a handler that a predictor left, just before it was taken away
+            except Exception:  # raised by a signal handler that a predictor left, just before it was replaced
                 state.restore()
-            if self._hushed is not None:
-                self._speak()
+            if self._ignored_warning is not None:
+                self._restore_warnings()
             if self.pipes.unsent:
                 self._flush_pipes()
 
@@ -246,48 +251,48 @@ class Host:
     def _flush_pipes(self) -> None:
         while self.pipes.unsent and not self.pipes.is_over:
             if self.pipes.wait():
-                self.pipes.read()  # a late credit, which `_next` passes over
+                self.pipes.read()  # a late credit, which `_next` skips
 
-    def _do(self, command: Command, frame: Frame, outlet: Outlet) -> None:
+    def _execute(self, command: Command, frame: Frame, outlet: Outlet) -> None:
         try:
             if command.path is not None:
-                _take_path(command.path)
+                _update_path(command.path)
             for key in command.evict:
-                self._make_room(key)
+                self._evict(key)
             self.main_modules.enter(command.key)
             if command.what != "run":
-                outlet.finish(Report(returned=self._seen_to(command, frame)))
+                outlet.finish(Report(returned=self._manage(command, frame)))
                 return
-            body, is_async = self._ready(command, frame, outlet)
+            body, is_async = self._make_body(command, frame, outlet)
             if is_async:
                 self._turn(partial(self.loop.start, body, outlet), outlet)
             else:
                 body.context.run(step_through, body, outlet, self._hand_over_async)
         except BaseException as error:
-            if outlet.end is not None:  # a defect while it was sent: its consumer hears of it once this worker is lost
+            if outlet.end is not None:  # a defect in sending the end: the engine reports this worker as lost
                 raise
             outlet.finish(Report(error))
 
-    def _seen_to(self, command: Command, frame: Frame) -> Any:
-        """Do what is no call; give what its answer says."""
+    def _manage(self, command: Command, frame: Frame) -> Any:
+        """Do what a command that is no call asks for; give what the answer returns."""
         if command.what == "describe":
             return describe(_imported(command))
         if command.what == "exit":
-            self._tear_all_down()
+            self._unload_all()
         elif command.what == "unload":
-            self._forget(command.key)
+            self._unload(command.key)
         else:
-            target, _ = self._brought(command, frame)
-            self._set_up(self._loaded(command, target))
+            target, _ = self._decode_payload(command, frame)
+            self._set_up(self._load(command, target))
         return None
 
-    def _ready(self, command: Command, frame: Frame, outlet: Outlet) -> tuple[Body, bool]:
-        """Everything that precedes the body; what goes wrong here is not the body's failure."""
+    def _make_body(self, command: Command, frame: Frame, outlet: Outlet) -> tuple[Body, bool]:
+        """Make the body of a call, and tell whether it is async; what raises here is not the body's failure."""
         target = None
         args, kwargs = command.inputs or ((), {})
         if command.location is not None:
-            target, (args, kwargs) = self._brought(command, frame)
-        loaded = self.loaded_predictors.get(command.key) or self._loaded(command, target)
+            target, (args, kwargs) = self._decode_payload(command, frame)
+        loaded = self.loaded_predictors.get(command.key) or self._load(command, target)
         if command.bind is not None:
             args, kwargs = self._binder(command, loaded)(kwargs)
         context = copy_context()
@@ -307,26 +312,30 @@ class Host:
         call.stopping = outlet.stop
         return body, loaded.profile.is_async
 
-    def _brought(self, command: Command, frame: Frame) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Rebuild the predictor and the inputs that came with an order; `None` for one that is here already."""
+    def _decode_payload(self, command: Command, frame: Frame) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Rebuild the predictor and the inputs that came with a command; `None` for a predictor that came before."""
         if command.location is None:
             return None, command.inputs or ((), {})
         sizes, bits, start = command.location
         try:
             rest = memoryview(frame.rest) if start is None else self.inbound.read(start, command.size + sum(sizes))
-        except OSError as error:  # it may not have as much memory
-            raise _unmapped(command.tag, sum(sizes), error) from None
+        except OSError as error:  # the worker may be limited to less memory than the engine
+            raise _mapping_error(command.tag, sum(sizes), error) from None
         target = None
         with rest:
             with rest[: command.size] as part:
                 if command.size and command.key not in self.loaded_predictors:
                     with self.main_modules.receiving(command.key):
-                        target = _rebuilt(command.tag, part)
+                        target = _decode_predictor(command.tag, part)
             with rest[command.size :] as part:
-                inputs = _inputs(command.tag, part, sizes, bits, self.buffers) if sizes else command.inputs or ((), {})
+                inputs = (
+                    _decode_inputs(command.tag, part, sizes, bits, self.buffers)
+                    if sizes
+                    else command.inputs or ((), {})
+                )
         return target, inputs
 
-    def _loaded(self, command: Command, target: Any) -> LoadedPredictor:
+    def _load(self, command: Command, target: Any) -> LoadedPredictor:
         loaded = self.loaded_predictors.get(command.key)
         if loaded is None:
             if target is None:
@@ -347,7 +356,7 @@ class Host:
         else:
             loaded.prepare()
 
-    def _forget(self, key: int) -> None:
+    def _unload(self, key: int) -> None:
         self.main_modules.enter(key)
         loaded = self.loaded_predictors.pop(key, None)
         for checked in (True, False):
@@ -359,21 +368,21 @@ class Host:
         finally:
             self.main_modules.release(key)
 
-    def _make_room(self, key: int) -> None:
-        """Forget a predictor before a call of another, which its clean-up must not cost anything."""
+    def _evict(self, key: int) -> None:
+        """Unload a predictor before a call of another, which must not fail of what its teardown raises."""
         tag = self.loaded_predictors[key].profile.tag if key in self.loaded_predictors else ""
         try:
-            self._forget(key)
+            self._unload(key)
         except Terminated:
             raise
         except BaseException as error:
             _errors.warn(f"{tag}: error in teardown", error)
 
-    def _tear_all_down(self) -> None:
+    def _unload_all(self) -> None:
         errors: list[BaseException] = []
         for key in tuple(self.loaded_predictors):
             try:
-                self._forget(key)
+                self._unload(key)
             except BaseException as error:
                 errors.append(error)
         if errors:
@@ -386,30 +395,31 @@ class Host:
         self._turn(partial(self.loop.hand_over, body, outlet, produced, elapsed), outlet)
 
     def _turn(self, start: Callable[[], None], outlet: Outlet) -> None:
-        """Turn the loop until the call is over; a sync iterator that it gave is stepped here, outside the loop."""
+        """Run the loop until the call is over; a sync iterator that its body gave is stepped here, outside the loop."""
         start()
-        while outlet.end is None and self._handed is None:
+        while outlet.end is None and self._handed_over is None:
             self.loop.turn()
-        handed, self._handed = self._handed, None
+        handed, self._handed_over = self._handed_over, None
         if handed is not None:
             handed()
 
     def hand_over_sync(self, body: Body, channel: OwnerEnd, iterator: Any, elapsed: float) -> None:
         """Have a body go on, once the loop has stopped, with a sync iterator that it, being async, produced."""
         body.context = copy_context()  # its own one is entered, and stays so, where this is called
-        self._handed = partial(body.context.run, step_iterator, body, channel, iterator, elapsed)
+        self._handed_over = partial(body.context.run, step_iterator, body, channel, iterator, elapsed)
         self.loop.stop_turning()
 
     def stop_turning(self) -> None:
-        """The call is over, or nothing of it is left to the loop."""
+        """Have the loop return to `_turn` or `_next`, where it runs: the call is over."""
         if self.loop.is_turning:
             self.loop.stop_turning()
 
-    # What other threads do
+    # Called by other threads
 
     def receive_stop(self, number: int) -> None:
-        """Take note of a request to stop a call, which may be over, or have come no further than the pipe."""
-        self.stopped = number
+        """Note a request to stop a call, which may be over, or whose command may still be in the pipe."""
+        # Stored before `outlet` is read, while `serve` stores `outlet` before it reads this: one sees the other.
+        self.last_stopped = number
         outlet = self.outlet
         if outlet is not None and outlet.number == number:
             outlet.receive_stop()
@@ -421,8 +431,8 @@ class Host:
             self.flusher.arm()
 
 
-def _take_path(path: Sequence[str]) -> None:
-    """Look for modules where the program does now; what a predictor put before or behind that stays there."""
+def _update_path(path: Sequence[str]) -> None:
+    """Give `sys.path` the program's entries; those that a predictor put before or after them stay there."""
     import importlib
 
     ahead = list(takewhile(lambda each: each not in program_path, sys.path))
@@ -432,7 +442,7 @@ def _take_path(path: Sequence[str]) -> None:
     importlib.invalidate_caches()
 
 
-program_path: Final[set[str]] = set()  # where the program looked or looks for modules
+program_path: Final[set[str]] = set()  # entries that the program's `sys.path` has or had
 
 
 def _imported(command: Command) -> Any:
@@ -445,16 +455,16 @@ def _imported(command: Command) -> Any:
         raise PluginError(command.tag, "", f"{type(error).__name__}: {say(error)}", traceback_of(error)) from None
 
 
-def _rebuilt(tag: str, data: memoryview) -> Any:
+def _decode_predictor(tag: str, data: memoryview) -> Any:
     try:
         return decode(data)
     except BaseException as error:
         if isinstance(error, Terminated):
             raise
-        raise _unreadable(f"the predictor {tag}", error) from None
+        raise _decoding_error(f"the predictor {tag}", error) from None
 
 
-def _inputs(
+def _decode_inputs(
     tag: str, view: memoryview, sizes: Sequence[int], bits: int, buffers: BufferCache
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     try:
@@ -462,11 +472,11 @@ def _inputs(
     except BaseException as error:
         if isinstance(error, Terminated):
             raise
-        raise _unreadable(f"an input of {tag}", error) from None
+        raise _decoding_error(f"an input of {tag}", error) from None
     return args, kwargs
 
 
-def _unmapped(tag: str, size: int, error: OSError) -> PayloadError:
+def _mapping_error(tag: str, size: int, error: OSError) -> PayloadError:
     return PayloadError(
         f"the inputs of {tag}, {size} bytes, cannot be mapped in a worker: {type(error).__name__}: {say(error)}. "
         "Pass less at once, give the worker more memory, or run the predictor with runner='thread'.",
@@ -475,7 +485,7 @@ def _unmapped(tag: str, size: int, error: OSError) -> PayloadError:
     )
 
 
-def _unreadable(what: str, error: BaseException) -> PayloadError:
+def _decoding_error(what: str, error: BaseException) -> PayloadError:
     return PayloadError(
         f"{what} cannot be rebuilt in a worker: {name_shown(type(error).__name__)}: {say(error)}. "
         "It must be importable there, or be pickled by value.",

@@ -1,4 +1,4 @@
-"""The event loop of a worker, which its main thread turns while an async predictor runs."""
+"""The event loop of a worker, which its main thread runs while it serves an async predictor or waits for a command."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 
 class MainLoop(LoopRunner):
-    """An event loop that the main thread turns while there is something for it to do."""
+    """An event loop that the main thread runs while a call needs it.
+
+    Attributes:
+        is_turning: the main thread runs it now.
+        is_made: there is a loop.
+    """
 
     def __init__(self, hand_over_sync: HandOver) -> None:
-        """Turn nothing yet."""
+        """Make no loop yet."""
         super().__init__(hand_over_sync)
         self.is_turning = False
         self.is_made = False
@@ -30,11 +35,11 @@ class MainLoop(LoopRunner):
         """Go on: the child that a predictor forks is this loop's own thread, and may let the predictor go on, too."""
 
     def is_current_thread(self) -> bool:
-        """Whether the calling thread turns this loop just now."""
+        """Whether the calling thread runs this loop now."""
         return self.is_turning and threading.current_thread() is threading.main_thread()
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop, made if it was not."""
+        """Give the loop, which is made when first needed."""
         if self._loop is None:
             import asyncio
 
@@ -44,14 +49,14 @@ class MainLoop(LoopRunner):
         return self._loop
 
     def refuse_to_wait(self, what: str) -> None:
-        """Refuse a wait for this loop by what it runs."""
+        """Raise `NestingError` where code that runs on this loop would block until this loop does `what`."""
         if self.is_current_thread():
             raise NestingError(f"{what} is async and would be waited for on the very loop it needs: await it instead")
 
     def run(
         self, coroutine: Coroutine[Any, Any, Any], context: Context, what: str, seconds: float | None = None
     ) -> Any:
-        """Turn the loop until a coroutine is done, at most `seconds`."""
+        """Run the loop until a coroutine is done, at most `seconds`, and return its result."""
         import asyncio
 
         try:
@@ -75,22 +80,27 @@ class MainLoop(LoopRunner):
             self.is_turning = False
 
     def turn(self) -> None:
-        """Turn the loop until it is stopped, or a task of a body's stops it: the caller looks whether to go on."""
+        """Run the loop until it is stopped, by the host or by a predictor's task; the caller tests whether to go on."""
         self.is_turning = True
         try:
-            # asyncio raises these out of the loop though the task, one that a body made, has them as its exception.
+            # asyncio raises these out of the loop, though they are the outcome of a task that the predictor made.
             with contextlib.suppress(SystemExit, KeyboardInterrupt):
                 self.loop().run_forever()
         finally:
             self.is_turning = False
 
     def stop_turning(self) -> None:
-        """Let `turn` return."""
+        """Have `turn` return."""
         if self.is_turning and self._loop is not None:
             self._loop.stop()
 
+    def cancel_owners(self) -> None:
+        """Cancel the owners of all bodies; only for the thread that runs the loop."""
+        for owner in tuple(self._owners):
+            owner.cancel()
+
     def end(self, seconds: float) -> None:
-        """Cancel what still runs, and close the loop."""
+        """Cancel all tasks, wait for them at most `seconds`, and close the loop."""
         import asyncio
 
         loop, self._loop, self.is_made = self._loop, None, False

@@ -1,8 +1,8 @@
-"""The program a worker runs: it takes one order after the other, and runs predictors as an engine in-process would.
+"""The program a worker runs: it takes one command after the other, and runs predictors as an engine in-process would.
 
-Its main thread does all of it, so that signals reach the predictor: a sync body directly, an async one as one task of
-a loop that the main thread turns, also while it waits for the next order. A second thread hears requests to stop. The
-same normaliser and the same owners as in-process do the work; only the channel differs, whose consumer is elsewhere.
+The main thread runs everything, so that signals reach the predictor: a sync body directly, an async one as a task of a
+loop that the main thread runs, also while it waits for the next command. A second thread reads requests to stop.
+Normaliser and owners are those of an engine in-process; only the channel differs, whose consumer is elsewhere.
 
 SIGTERM, sent to a body that did not stop when asked, raises in it, so that its `finally` runs; the worker then ends.
 """
@@ -38,12 +38,12 @@ def _hold_lifeline(lifeline: int) -> None:
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
     poll.register(lifeline, select.POLLIN)
-    if poll.poll(0):  # it was closed before
+    if poll.poll(0):  # it was closed before the kernel was asked to tell
         os._exit(0)
 
 
 def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
-    """Be a worker, until the engine has no more orders or is gone."""
+    """Run a worker until it is told to exit, terminated, or its engine is gone."""
     import faulthandler
 
     calls, answers, stops, lifeline, inbound, outbound, report = descriptors
@@ -62,7 +62,7 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     )
     host.stop_reader.start()
     try:
-        host.guard()
+        host.install_handlers()
         host.serve(ProcessState(report))
     except Terminated:
         host.is_terminated = True

@@ -18,13 +18,23 @@ if TYPE_CHECKING:
     from engine._wire.frames import Chunk
 
 _READ: Final = 1 << 16  # bytes one read takes at most
-_BOUND: Final = 5.0  # seconds any wait sleeps before it looks again
+_POLL_INTERVAL: Final = 5.0  # seconds after which a wait tests its condition again, though nothing woke it
 
 
 class Pipes:
-    """The worker's ends of its pipes.
+    """A worker's ends of its pipes: any thread may write, only the main thread reads.
 
-    Writing may be done by any thread, reading by the main one alone.
+    Args:
+        calls: the descriptor that commands and credit come by.
+        answers: the descriptor that frames go to.
+
+    Attributes:
+        lock: held while a frame is written, so that frames never mix.
+        unsent: what the pipe has not taken yet, in order.
+        is_over: the engine has closed its end.
+        is_child: this process was forked from the worker, and must not use the pipes.
+        is_busy: the main thread writes; a signal handler must not raise, for that would cut a frame in two.
+        is_waited_for: the main thread waits in `wait`, and writes what is unsent itself.
     """
 
     def __init__(self, calls: int, answers: int) -> None:
@@ -34,10 +44,10 @@ class Pipes:
         self.decoder = Decoder()
         self.lock = threading.Lock()
         self.unsent: deque[memoryview] = deque()
-        self.is_over = False  # the engine has closed its end
-        self.is_child = False  # this process was forked from the worker, and has no business here
-        self.is_busy = False  # the main thread is writing: a signal must not cut a frame in two
-        self.is_waited_for = False  # the main thread waits, and pushes what was left over itself
+        self.is_over = False
+        self.is_child = False
+        self.is_busy = False
+        self.is_waited_for = False
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_reader, False)
         os.set_blocking(self._wake_writer, False)
@@ -49,16 +59,16 @@ class Pipes:
                 frame = chunks[0]
                 try:
                     written = os.write(self.answers, frame)
-                except OSError:  # there is no room, or the engine is gone: `put` will see
+                except OSError:  # the pipe is full, or the engine is gone: `write_locked` finds out which
                     written = 0
                 if written == len(frame):
                     return
                 chunks = [memoryview(frame)[written:]]
-            self.put(chunks)
+            self.write_locked(chunks)
 
-    def put(self, chunks: Sequence[Chunk]) -> None:
+    def write_locked(self, chunks: Sequence[Chunk]) -> None:
         """Write as much as the pipe takes now, and keep the rest; the caller holds the lock."""
-        if self.is_child:
+        if self.is_child:  # a call that a forked child goes on with: only the worker may write
             os._exit(1)
         try:
             nonblocking.write(self.answers, chunks, self.unsent)
@@ -67,22 +77,22 @@ class Pipes:
             self.is_over = True
 
     def flush(self) -> None:
-        """Write more of what was kept."""
+        """Write what is unsent, as far as the pipe takes it."""
         with self.lock:
-            self.put(())
+            self.write_locked(())
 
     def flush_within(self, seconds: float) -> None:
-        """Write more of what was kept once the pipe has room; for a thread that looks after it beside the main one."""
+        """Write what is unsent if the pipe has room within `seconds`; for the flusher's thread."""
         poll = select.poll()
         poll.register(self.answers, select.POLLOUT)
         if not poll.poll(seconds * 1000):
             return
         self.flush()
         if not self.unsent:
-            self.wake()  # the main thread may be about to wait for what is done now
+            self.wake()  # the main thread may be about to wait for room, and nothing else would wake it
 
     def read(self) -> bool:
-        """Read once, waiting if there is nothing; tell whether the engine still talks."""
+        """Read once, waiting if there is nothing; tell whether the engine's end is still open."""
         try:
             data = os.read(self.calls, _READ)
         except OSError:
@@ -94,7 +104,7 @@ class Pipes:
         return not self.is_over
 
     def wait(self) -> bool:
-        """Wait until there is something to read, to write, or an alarm; tell whether there is something to read."""
+        """Wait for input, for room to write what is unsent, or for `wake`; tell whether there is input."""
         poll = select.poll()
         poll.register(self.calls, select.POLLIN)
         poll.register(self._wake_reader, select.POLLIN)
@@ -103,7 +113,7 @@ class Pipes:
         is_readable = False
         self.is_waited_for = True
         try:
-            ready = poll.poll(_BOUND * 1000)
+            ready = poll.poll(_POLL_INTERVAL * 1000)
         finally:
             self.is_waited_for = False
         for descriptor, _ in ready:
@@ -117,14 +127,14 @@ class Pipes:
         return is_readable
 
     def wake(self) -> None:
-        """Have the main thread look again."""
+        """Have the main thread return from `wait`; any thread and any signal handler may call it."""
         with contextlib.suppress(OSError):
             os.write(self._wake_writer, b"\0")
 
-    def forget(self) -> None:
-        """In a forked child: only the worker may speak, and its end must be seen by the engine."""
+    def after_fork(self) -> None:
+        """In a forked child, close the pipes: only the worker may write, and the engine must see when it ends."""
         self.is_child = True
-        self.lock = threading.Lock()  # a thread that is not here may hold the other
+        self.lock = threading.Lock()  # a thread that does not exist in this process may hold the other
         for each in (self.calls, self.answers):
             with contextlib.suppress(OSError):
                 os.close(each)

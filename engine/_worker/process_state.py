@@ -1,9 +1,8 @@
-"""What a call finds in a worker's process and may leave changed for the next: signals, timers and standard streams.
+"""Signals, timers and standard streams of a worker's process, restored after every call; threads of the engine's own.
 
-They are put back after every call, since what a call has left of them strikes another one later, kills its worker or
-swallows what it prints. What a predictor sets for its process on purpose stays, as it does inline, for a `setup` relies
-on it: the working directory, the environment, limits, the umask, filters of warnings, imported modules. Nothing of the
-engine is imported here.
+What a call leaves changed of these would interrupt a later one, kill its worker or swallow what it prints. What a
+predictor sets for its process on purpose stays, as it does inline, for a `setup` relies on it: the working directory,
+the environment, limits, the umask, filters of warnings, imported modules. Nothing of the engine is imported here.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SIGNALS: Final = range(1, 32)  # those with names; what lies beyond has no meaning of its own
-_OURS: Final = frozenset({signal.SIGINT, signal.SIGTERM})  # what the engine sends, or hears beside the program
+_SIGNALS: Final = range(1, 32)  # those with names; beyond are the real-time signals, which nothing sends by itself
+_OURS: Final = frozenset({signal.SIGINT, signal.SIGTERM})  # sent by the engine, or by a terminal to it and its workers
 _FAULTS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT})
 _STREAMS: Final = ("stdin", "stdout", "stderr")  # in the order of their descriptors
 
-# With every call, so without the enumerations that `signal` makes of numbers.
+# Called after every call, so without the enumerations that `signal` makes of numbers.
 _handler_of, _set_timer, _block = _signal.getsignal, _signal.setitimer, _signal.pthread_sigmask
 _cancel_dump, _set_wakeup = faulthandler.cancel_dump_traceback_later, _signal.set_wakeup_fd
 _REAL, _VIRTUAL, _PROF = _signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF
@@ -44,23 +43,23 @@ class ProcessState:
     """
 
     def __init__(self, report: int) -> None:
-        """Note how everything is."""
+        """Note how everything is now, before any predictor runs."""
         self._report = report
         self._handlers = list(map(_handler_of, _SIGNALS))
         self._mask = _block(*_NO_CHANGE)
         self._streams: list[Any] = [getattr(sys, name, None) for name in _STREAMS]
         self._poll = select.poll()
-        self._spares: dict[int, int] = {}
+        self._copies: dict[int, int] = {}
         for number in range(len(_STREAMS)):
-            with contextlib.suppress(OSError):  # it is closed from the beginning
-                self._spares[number] = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, len(_STREAMS))
-                self._poll.register(number, 0)  # tells of one that is closed
+            with contextlib.suppress(OSError):  # it was closed before the worker started
+                self._copies[number] = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, len(_STREAMS))
+                self._poll.register(number, 0)  # reports nothing but errors: POLLNVAL once it is closed
         for number, event in self._poll.poll(0):
-            if event & select.POLLNVAL:  # and of some kinds always, on some systems
+            if event & select.POLLNVAL:  # which some systems always report for some kinds of files
                 self._poll.unregister(number)
 
     def restore(self) -> None:
-        """Put back what a predictor left changed; after every call, so by the quickest way there is."""
+        """Restore what a predictor left changed; after every call, so by the cheapest tests there are."""
         _set_timer(_REAL, 0.0)
         _set_timer(_VIRTUAL, 0.0)
         _set_timer(_PROF, 0.0)
@@ -78,7 +77,7 @@ class ProcessState:
             self._restore_streams()
 
     def _restore_mask(self) -> None:
-        for number in signal.sigpending() - _OURS:  # what was held back for that call must not strike the next
+        for number in signal.sigpending() - _OURS:  # blocked while that call ran, they must not reach the next
             with contextlib.suppress(ValueError, OSError):
                 signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
@@ -92,21 +91,21 @@ class ProcessState:
     def _restore_descriptors(self) -> None:
         for number, event in self._poll.poll(0):
             if event & select.POLLNVAL:
-                with contextlib.suppress(OSError):  # the spare one was closed, too
-                    os.dup2(self._spares[number], number)
+                with contextlib.suppress(OSError):  # the copy was closed, too
+                    os.dup2(self._copies[number], number)
 
     def _has_streams(self) -> bool:
         try:
             stdin, stdout, stderr = self._streams
             are_there = sys.stdout is stdout and sys.stderr is stderr and sys.stdin is stdin
             return are_there and not (stdout.closed or stderr.closed or stdin.closed)
-        except (AttributeError, ValueError):  # deleted, or its buffer was taken from it
+        except (AttributeError, ValueError):  # the stream was deleted, or detached from its buffer
             return False
 
     def _restore_streams(self) -> None:
         for number, name in enumerate(_STREAMS):
             stream = self._streams[number]
-            setattr(sys, name, stream)  # which may end one in its place that shares its buffer, and closes that
+            setattr(sys, name, stream)  # which may free a stream in its place that shares its buffer, and closes that
             if not _is_open(stream):
                 self._streams[number] = stream = _stream_over(number, stream)
                 setattr(sys, name, stream)
@@ -114,7 +113,7 @@ class ProcessState:
 
 
 def start_thread(target: Callable[..., object], name: str, *args: Any) -> threading.Thread:
-    """Start a daemon thread of the engine's own, which leaves every signal that is sent to the process to the main one.
+    """Start a daemon thread of the engine's own, in which all signals are blocked, so that they reach the main thread.
 
     Raises:
         RuntimeError: the system gives no thread.
@@ -129,22 +128,22 @@ def start_thread(target: Callable[..., object], name: str, *args: Any) -> thread
 
 
 def end_thread(thread: threading.Thread, seconds: float) -> None:
-    """Wait at most `seconds` until a thread that is about to end is gone for the system, too."""
+    """Wait at most `seconds` until a thread that is about to end is gone for the kernel, too."""
     deadline = monotonic() + seconds
     thread.join(seconds)
     while os.access(f"/proc/self/task/{thread.native_id}", os.F_OK) and monotonic() < deadline:
-        sleep(0.0001)  # before Python 3.13 a thread is joined a moment before its end
+        sleep(0.0001)  # before Python 3.13, `join` returns just before the thread ends
 
 
 def _is_open(stream: Any) -> bool:
     try:
         return stream is None or not stream.closed
-    except ValueError:  # its buffer was taken from it
+    except ValueError:  # it was detached from its buffer
         return False
 
 
 def _stream_over(number: int, before: Any) -> Any:
-    """A stream over a standard descriptor like one that cannot be used any more."""
+    """Open a stream over a standard descriptor, like the one `before` that cannot be used any more."""
     stream: Any = open(  # noqa: SIM115 - it stays open
         number,
         "w" if number else "r",

@@ -1,4 +1,4 @@
-"""Requests to stop, heard by a thread of their own, and signals that are left to the engine."""
+"""The thread of a worker that reads requests to stop, and ends the process with its engine."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 
 
 _READ: Final = 1 << 16  # bytes one read takes at most
-_BOUND: Final = 5.0  # seconds a thread that is to end has to do so
+_JOIN_TIMEOUT: Final = 5.0  # seconds
 
 
 class StopReader:
-    """A thread that hears requests to stop, until the engine is gone; then so is this process.
+    """Reads requests to stop in a thread of its own, and kills this process when the engine is gone.
 
     Args:
-        stops: the pipe they come by.
-        lifeline: the pipe whose end tells that the engine is gone.
+        stops: the pipe that brings them.
+        lifeline: the pipe that is closed when the engine is gone.
+
+    Attributes:
+        on_stop: called in that thread with the number of the call to stop.
     """
 
     def __init__(self, stops: int, lifeline: int) -> None:
-        """Hear nothing yet."""
+        """Start no thread yet."""
         self.on_stop: Callable[[int], None] = _ignore
         self._stops = stops
         self._decoder = Decoder()
@@ -40,24 +43,24 @@ class StopReader:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to listen, unless that is done already, or the system gives no thread just now."""
+        """Start the thread, unless it runs already or the system gives none; the next command tries again."""
         if self._thread is None:
             with contextlib.suppress(RuntimeError):
-                self._thread = start_thread(self._hear_stops, "engine-stops")
+                self._thread = start_thread(self._run, "engine-stops")
 
     def stop(self) -> None:
-        """Have the thread end; what comes meanwhile is heard by the next."""
+        """End the thread, as before a fork; requests that come meanwhile stay in the pipe for the next one."""
         thread, self._thread = self._thread, None
         if thread is not None:
             os.write(self._wake_writer, b"\0")
-            end_thread(thread, _BOUND)
+            end_thread(thread, _JOIN_TIMEOUT)
 
-    def _hear_stops(self) -> None:
+    def _run(self) -> None:
         while True:
             ready = [descriptor for descriptor, _ in self._poll.poll()]
             for descriptor in ready:
                 data = os.read(descriptor, _READ)
-                if not data:
+                if not data:  # the engine is gone: no clean-up of a predictor's may keep this process
                     os.kill(os.getpid(), signal.SIGKILL)
                 if descriptor == self._stops:
                     self._decoder.feed(data)
@@ -68,8 +71,8 @@ class StopReader:
 
 
 def _ignore(_number: int) -> None:
-    """What a listener tells that was not started."""
+    """Stand in until the host has set `on_stop`."""
 
 
 def ignore_interrupt(_number: int, _frame: Any) -> None:
-    """Ctrl-C at a terminal reaches every process there; what it means is the engine's to decide."""
+    """Ignore SIGINT: Ctrl-C at a terminal reaches every process there, and the engine decides what it means."""

@@ -86,14 +86,14 @@ def overflows(kind: str, count: int, full: FileGate, gate: FileGate) -> Callable
     from tests.faults.worker_bodies import tell_when_pipe_is_full
 
     def begin() -> float:
-        before, vars(_outlet)["_AT_ONCE"] = _outlet._AT_ONCE, 60.0
-        vars(_outlet)["_SWIFT"] *= 1e6
+        before, vars(_outlet)["_BATCH_TIME"] = _outlet._BATCH_TIME, 60.0
+        vars(_outlet)["_SLOW_STEP"] *= 1e6
         tell_when_pipe_is_full(full)
         return before
 
     def end(before: float) -> None:
-        vars(_outlet)["_AT_ONCE"] = before
-        vars(_outlet)["_SWIFT"] /= 1e6
+        vars(_outlet)["_BATCH_TIME"] = before
+        vars(_outlet)["_SLOW_STEP"] /= 1e6
 
     def yields() -> Iterator[Any]:
         before = begin()

@@ -183,7 +183,7 @@ def test_nothing_of_the_length_a_frame_claims_is_allocated(length: int) -> None:
 
 def test_the_longest_batch_of_partials_there_is_may_be_sent() -> None:
     widest = 4 * _payloads.SMALL + 16  # bytes of a text, and of what pickle says about it
-    assert _channel.MAX_WINDOW * (_outlet._FEW * widest + 64) < LONGEST_META
+    assert _channel.MAX_WINDOW * (_outlet._BATCHED_ITEMS * widest + 64) < LONGEST_META
 
 
 # What is no frame
