@@ -396,7 +396,7 @@ class _Workers:
                 from engine.runners.process.runner import ProcessRunner
 
                 # Its threads do what would keep an event loop for long.
-                self._runner = ProcessRunner(*self._facts, ThreadRunner(patience=_SHORTLY))
+                self._runner = ProcessRunner(*self._facts, ThreadRunner(keep_alive=_SHORTLY))
             return self._runner
 
     @property

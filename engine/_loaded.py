@@ -411,7 +411,7 @@ class LoadedPredictor:
         else:
             self._run_member(instance, "teardown", self._own_context(), seconds)
             if self.thread is not None:  # its calls had it all the same
-                self.thread.look_again()
+                self.thread.recheck()
 
     def _teardown_in_thread(self, instance: Any, seconds: float | None, busy_for: float | None) -> None:
         thread: Any = self.thread

@@ -745,13 +745,15 @@ class Executor:
         prefetch: int | None,
         reduction: Reduction | None = None,
         *,
-        is_guarded: bool = True,
+        is_closed_at_exit: bool = True,
     ) -> Any:
         body = self._body(loaded, args, kwargs, place, check, reduction)
         if place is None:
             hand_over = None if self.runner_for(loaded, runner).stays_with_caller else self._hand_over
-            execution = TaskExecution(body, hand_over, self._grace, self._open_calls, is_guarded=is_guarded)
-            return Handle(execution) if is_guarded else execution
+            execution = TaskExecution(
+                body, hand_over, self._grace, self._open_calls, is_closed_at_exit=is_closed_at_exit
+            )
+            return Handle(execution) if is_closed_at_exit else execution
         return OwnedExecution(body, place.open(body, prefetch), place, self._grace, self._open_calls)
 
     def _is_kept_by_caller(self, runner: str | None) -> bool:
@@ -783,7 +785,7 @@ class Executor:
 
     async def _acreate_here(self, body: Body, reducer: Reducer, started: float, errors: Errors) -> Prediction:
         """`acreate` in its caller's task, of what an async function produced there."""
-        execution = TaskExecution(body, self._hand_over, self._grace, self._open_calls, is_guarded=False)
+        execution = TaskExecution(body, self._hand_over, self._grace, self._open_calls, is_closed_at_exit=False)
         reduction = Reduction(reducer)
         try:
             await execution.adrain(reduction)
@@ -828,7 +830,7 @@ class Executor:
         place = chosen.place(loaded, runner, is_task=True)
         reduction = Reduction(reducer, loaded.profile.tag)
         kept = reduction if place is not None and reducer in _KEPT_BY_OWNERS else None
-        execution = self._aopen(loaded, args, kwargs, place, runner, check, None, kept, is_guarded=False)
+        execution = self._aopen(loaded, args, kwargs, place, runner, check, None, kept, is_closed_at_exit=False)
         started = perf_counter()
         try:
             await execution.adrain(reduction)

@@ -96,7 +96,7 @@ class MainLoop(LoopRunner):
 
     def cancel_owners(self) -> None:
         """Cancel the owners of all bodies; only for the thread that runs the loop."""
-        for owner in tuple(self._owners):
+        for owner in tuple(self.owners):
             owner.cancel()
 
     def end(self, seconds: float) -> None:

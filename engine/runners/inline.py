@@ -1,13 +1,19 @@
 """Lock-step execution in the sync code that consumes it: no thread, no queue, one step of the body per pull.
 
-The body is stepped inside the call's own context. Nobody owns an idle one, so a stopper finalises it where it stops it;
-while a pull runs, a stop is posted and the puller carries it out.
+The body is stepped inside the call's own context. A body that rests has no owner, so a stopper finalises it in its own
+thread; while a pull runs, a stop is posted and the puller carries it out.
 
-How the call ends is decided by `Ending.claim`; one attribute, `_turn`, says who may touch the body meanwhile: nobody
-does (`None`), a puller or a stopper does (`BUSY`), or nobody may any more (`ENDED`). Taking the turn, and giving it
-back once no stop is seen to be posted, is a test and a store under the rule of `claim`; that saves a lock of twice the
-price of the whole pull. A stopper claims first and looks at the turn second, a puller gives the turn back only where
-nothing is claimed, so that one of them carries the stop out.
+How the call ends is decided by `Ending.claim`. One attribute, `_turn`, says who may touch the body:
+
+    None        it rests at a yield, or has not begun: the next to store another value may touch it
+    BUSY        a puller steps it, or a stopper finalises it
+    STOPPED     in a task only: a stop came while it rested; the stopper has the loop finalise it
+    ABANDONED   in a task only: its consumer has dropped the stream; the loop is told to close it
+    ENDED       it is over: no step and no finalisation begins any more
+
+Taking the turn, and giving it back once no stop is seen to be posted, is a call-free store; that saves a lock of twice
+the price of the whole pull. A stopper claims first and looks at the turn second, a puller looks for a claim first and
+gives the turn back second, so one of them sees the other and carries the stop out.
 """
 
 from __future__ import annotations
@@ -33,12 +39,15 @@ if TYPE_CHECKING:
 
     HandOverFromCaller = Callable[[Body, Any, str], OwnedExecution]
 
-BUSY: Final = "the body is stepped, or finalised"
-ENDED: Final = "the body is over"
+# Who may touch the body, see above.
+BUSY: Final = "busy"
+STOPPED: Final = "stopped"
+ABANDONED: Final = "abandoned"
+ENDED: Final = "ended"
 
 
 def reading_twice(call: object) -> ValueError:
-    """What a second reader gets while a pull runs."""
+    """The error for a second reader while a pull runs."""
     return ValueError(f"{call} is being read already: a stream without an owner of its own has one reader at a time")
 
 
@@ -63,7 +72,7 @@ class InlineExecution(SyncExecution):
         self._handed_over: OwnedExecution | None = None
         self._iterator: Iterator[Any] | None = None
         self._step: Callable[[], Any] | None = None  # None until the first pull
-        self._time = 0.0
+        self._time = 0.0  # seconds that the body took up to its last partial, where records are made
         self._turn: Any = None
 
     @property
@@ -83,7 +92,7 @@ class InlineExecution(SyncExecution):
             if self._turn is not None and self._is_over():
                 return
             try:
-                self._turn = BUSY
+                self._turn = BUSY  # call-free store: takes the turn, which the test above found free
                 value = run(self._step or self._first)
             except BaseException as error:
                 failure = self._failed(error)
@@ -95,6 +104,7 @@ class InlineExecution(SyncExecution):
                     del failure, self, run, ending
             if ending.claimed is not None and self._is_stopped():
                 return
+            # call-free store: a stop that is claimed from here on finds the body at rest, and finalises it itself.
             self._turn = None
             ending.count += 1
             yield value
@@ -122,7 +132,7 @@ class InlineExecution(SyncExecution):
             self._time += clock() - started
             if ending.claimed is not None and self._is_stopped():
                 return
-            self._turn = None
+            self._turn = None  # call-free store, as in `values`
             index = ending.count
             ending.count = index + 1
             yield Prediction(call, value, index, self._time * 1000.0)
@@ -143,7 +153,8 @@ class InlineExecution(SyncExecution):
             self._step = produced.__next__
         else:
             self._handed_over = self._hand_over(body, produced, kind)
-            if self.ending.claimed is not None:  # a stop came before there was anybody to pass it on to: see `stop`
+            # Looked at after the store: a stop that comes later finds there whom to pass itself on to, see `_stop`.
+            if self.ending.claimed is not None:
                 self._handed_over.stop("closed")
             self._step = self._handed_over.step
         value = self._step()
@@ -162,9 +173,14 @@ class InlineExecution(SyncExecution):
         return True
 
     def _failed(self, error: BaseException) -> BaseException | None:
-        """A pull brought no partial: give what it raises, `None` where the stream just ends."""
+        """What a pull raises that brought no partial, `None` where the stream just ends.
+
+        Of a body that ended by itself this claims the end; where a stop was claimed before, that is carried out.
+        """
         ending, failure = self.ending, None
-        try:  # the turn is this pull's until the end can be read: another reader might take what is to be shown there
+        # The turn is this pull's until the end can be read: another reader would take the failure that is to be shown
+        # in the outcome. It is given up on every path, or Ctrl-C in here would leave a stream that refuses for ever.
+        try:
             if isinstance(error, StopIteration) and ending.claim("done"):
                 self.end(None, error.value)
             elif ending.claim("failed"):
@@ -183,7 +199,7 @@ class InlineExecution(SyncExecution):
         return failure
 
     def _stopped(self, error: BaseException) -> BaseException | None:
-        """The body ended while a stop was posted: the stop decides how the stream ends, whatever the body raised."""
+        """What a pull raises whose body ended while a stop was posted: the stop decides how the stream ends."""
         is_quiet = isinstance(error, (StopIteration, PredictionCancelledError))
         self._finalise_quietly()
         self._body.release_slot()
@@ -192,18 +208,20 @@ class InlineExecution(SyncExecution):
         return self.take_failure()
 
     def _is_stopped(self) -> bool:
-        """A stop was posted while the pull ran: carry it out instead of handing over what the pull brought."""
+        """Carry out a stop that was posted while the pull ran; what the pull brought is not handed over."""
         self._carry_out()
         self.raise_failure()
         return True
 
     def _stop(self) -> None:
-        """Carry the end out here where the stream is idle."""
+        """Carry the claimed end out in this thread where the body rests; else leave that to the puller."""
         if self._turn is None:
-            self._turn = BUSY  # taken: straight after the test, as in `claim`
+            self._turn = BUSY  # call-free store: takes the turn, so no pull begins and no other stopper comes in
             self._carry_out()
             return
-        self.call.stopping = True  # posted: the puller looks after its step
+        # The puller looks for the claim after its step. It may be this very thread, in a signal handler or in a
+        # finaliser that runs in the body, so nothing is waited for.
+        self.call.stopping = True
         if self._handed_over is not None:
             self._handed_over.stop("closed")
         recheck = self._body.recheck
@@ -219,7 +237,7 @@ class InlineExecution(SyncExecution):
         ending, is_inside = self.ending, self.is_inside()
         is_mine = ending.claim("closed")
         if is_mine:
-            ending.is_awaited = not is_inside
+            ending.is_awaited = not is_inside  # before the stop, which reads it where it is carried out
             self._stop()
         is_final = is_inside or ending.end is not None or not (is_mine or self._turn is BUSY)
         try:
@@ -251,7 +269,7 @@ class InlineExecution(SyncExecution):
                 self._finalise_quietly()  # it may have come before the body was reached
             else:
                 caught = explain(error, self.call, self.ending.count)
-        try:  # as in `_failed`
+        try:  # the turn is kept until the end can be read, and given up on every path, as in `_failed`
             self._body.release_slot()
             self.end(self.ending.failure or caught or interruption)
         finally:
@@ -277,20 +295,23 @@ class InlineExecution(SyncExecution):
             warn(f"{self.call.tag}: error in clean-up", error)
 
     def __del__(self) -> None:
-        """Finalise an abandoned body here, as Python does with any generator, but in its own context."""
+        """Finalise an abandoned body here, as Python does with any generator, but in its own context.
+
+        A collector may call this in any thread, at any allocation: no lock is taken, and nothing is waited for.
+        """
         if self.ending.state == "running" and not is_finalising():
-            self._turn = ENDED
-            if self._handed_over is None:  # else it is let go of with this, and asks its owner
+            self._turn = ENDED  # nothing refers to this any more, so no test is needed
+            if self._handed_over is None:  # else that is collected with this, and asks its owner
                 self._finalise_quietly()
                 self._body.release_slot()
             if self.ending.claim("closed") or not self.ending.is_over:  # the latter where Ctrl-C came into a stop
                 self.end()
-        elif self._body.release is not None:  # Ctrl-C came between the end and this
+        elif self._body.release is not None:  # Ctrl-C came between the end and the release of the slot
             self._body.release_slot()
 
 
 def _enterable(context: Context) -> Context:
-    """The context, or a copy where it is entered just now (a collector may run anywhere)."""
+    """The context, or a copy where it is entered just now: a collector may run inside of the body's own step."""
     try:
         context.run(int)
     except RuntimeError:

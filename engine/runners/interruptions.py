@@ -1,4 +1,4 @@
-"""What interrupts a task that steps a body: its own cancellation, a stop, and the end of patience, told apart."""
+"""What interrupts a task that steps a body: its own cancellation, a stop, and the end of the grace, told apart."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Interruptions:
-    """What reaches a task while it waits inside a body: its own cancellation, a stop, the end of patience.
+    """What reaches a task while it waits inside a body: its own cancellation, a stop, the end of the grace.
 
     asyncio has one way to interrupt a waiting task, to cancel it, so the three are told apart here. A cancellation
     counts as the consumer's own only while `Task.cancelling()` says so: a timeout scope inside the body takes its own
-    back. One that is asked for here, on behalf of a stop, is taken back where the wait is over; until then the body,
+    back. One that is asked for here, on behalf of a stop, is taken back where the wait is end; until then the body,
     and what it awaits of the engine's, sees a task that is being cancelled, as indeed its part of it is.
 
     Attributes:
@@ -28,11 +28,11 @@ class Interruptions:
 
     __slots__ = (
         "_baseline",
-        "_borrowed",
-        "_cuts",
+        "_expiries",
         "_grace",
         "_is_closing",
         "_is_shielded",
+        "_own_cancellations",
         "_stand_in",
         "_task",
         "_timer",
@@ -51,8 +51,8 @@ class Interruptions:
         )
         self._timer: asyncio.TimerHandle | None = None
         self._stand_in: asyncio.Future[None] | None = None
-        self._borrowed = 0
-        self._cuts = 0  # how often the grace has run out
+        self._own_cancellations = 0  # asked for here and not taken back yet
+        self._expiries = 0  # how often the grace has run out
         self._is_closing = False  # the body was closed at a yield, and has one grace from then on
         self._is_shielded = False  # for good: though a scope takes its cancellation back, the body has to end
         self.cancellation: BaseException | None = None
@@ -64,36 +64,36 @@ class Interruptions:
         self._is_shielded = is_shielded or (self._task is not None and self._task.cancelling() > 0)
         self._arm()
 
-    def over(self) -> None:
-        """Nothing is waited for any more."""
+    def end(self) -> None:
+        """Note that nothing is waited for any more, and take back what cancellations were asked for here."""
         if self._timer is not None:
             self._timer.cancel()
-        if self.cancellation is not None and self._excess() <= 0:
+        if self.cancellation is not None and self._pending_cancellations() <= 0:
             self.cancellation = None  # the body took it back: it was a scope of its own
         task, self._task = self._task, None
-        while self._borrowed and task is not None:
-            self._borrowed -= 1
+        while self._own_cancellations and task is not None:
+            self._own_cancellations -= 1
             task.uncancel()
 
     def is_cancelled(self) -> bool:
         """Whether the consumer's own task was cancelled, for good, during this wait."""
         return self.cancellation is not None
 
-    def is_cut(self) -> bool:
+    def has_expired(self) -> bool:
         """Whether the grace ran out, so that the body was cancelled from here."""
-        return self._cuts > 0
+        return self._expiries > 0
 
     def is_given_up(self) -> bool:
-        """Whether the body went on for a grace more, and is not waited for any longer."""
-        return self._cuts > 1
+        """Whether the body went on for one more grace, and is not waited for any longer."""
+        return self._expiries > 1
 
     def is_shielding(self) -> bool:
         """Whether the body was cancelled, so that it is left alone while it cleans up."""
-        return self._is_shielded or self._excess() > 0
+        return self._is_shielded or self._pending_cancellations() > 0
 
-    def _excess(self) -> int:
+    def _pending_cancellations(self) -> int:
         """The cancellations of the task, since this wait began, that were not taken back."""
-        return 0 if self._task is None else self._task.cancelling() - self._borrowed - self._baseline
+        return 0 if self._task is None else self._task.cancelling() - self._own_cancellations - self._baseline
 
     def interrupt(self) -> bool:
         """Cancel the wait on behalf of a stop; tell whether that was done, for a body that cleans up is left alone."""
@@ -104,27 +104,27 @@ class Interruptions:
 
     def _interrupt(self) -> None:
         if self._task is not None:
-            self._borrowed += 1  # it was never the task's own cancellation
+            self._own_cancellations += 1  # it was never the task's own cancellation
             self._task.cancel()
 
-    def thrown(self, error: BaseException) -> None:
-        """Take note of what asyncio threw in where the task waited for what the body waits for."""
+    def note(self, error: BaseException) -> None:
+        """Note what asyncio threw in where the task waited for what the body waits for."""
         if not is_foreign_cancel(error):
             self.is_closed = self.is_closed or isinstance(error, GeneratorExit)
             return
-        self._is_shielded = self._is_shielded or self._borrowed > 0
-        if not self.is_shielding():  # a future the body waits for was cancelled: its own affair
+        self._is_shielded = self._is_shielded or self._own_cancellations > 0
+        if not self.is_shielding():  # a future that the body waits for was cancelled, which is between those two
             return
         is_first = self.cancellation is None
         self._keep(error)
         if not self._is_closing:
-            self._cuts = 0  # of a scope of the body's own that expired before, if any
+            self._expiries = 0  # of a scope of the body's own that expired before, if any
             self._arm()
         elif is_first:  # scopes in a clean-up that expire one after another gain it no time
             self._arm()
 
     def _keep(self, error: BaseException) -> None:
-        if self._excess() > 0 and (self.cancellation is None or error.args):
+        if self._pending_cancellations() > 0 and (self.cancellation is None or error.args):
             self.cancellation = error
 
     def _arm(self) -> None:
@@ -138,7 +138,7 @@ class Interruptions:
         self._timer = None
         if self._task is None or not (self._is_closing or self.is_shielding()):  # a scope of the body's had expired
             return
-        self._cuts += 1
+        self._expiries += 1
         self._arm()
         if not self.is_shielding():
             self._interrupt()
@@ -146,14 +146,14 @@ class Interruptions:
             _resolve(self._stand_in)
 
     def wait(self, answer: Any) -> Generator[Any, None, None]:
-        """Wait for what a body waits for, on something that stands in for it and that cannot be cancelled.
+        """Wait for what a body waits for, by a stand-in: a future that refuses to be cancelled.
 
         Raises:
             CancelledError: the grace has run out, and what is waited for could not be cancelled.
         """
         import asyncio
 
-        cuts = self._cuts
+        expiries = self._expiries
         if not self._can_stand_in_for(answer):
             try:
                 yield answer
@@ -161,23 +161,23 @@ class Interruptions:
                 if answer is not None:
                     raise
                 self._keep(error)  # the body let the loop turn once, which it did
-            if self._cuts > cuts:
+            if self._expiries > expiries:
                 raise asyncio.CancelledError(*self._message())
             return
-        answer._asyncio_future_blocking = False  # noqa: SLF001 - as a task does that takes it up
-        answer.add_done_callback(self._wake)
+        answer._asyncio_future_blocking = False  # noqa: SLF001 - as a task does that waits for it
+        answer.add_done_callback(self._wake_up)
         try:
             while not answer.done():
                 yield from self._sleep()
-                if self._cuts > cuts:
-                    cuts = self._cuts
+                if self._expiries > expiries:
+                    expiries = self._expiries
                     if self.is_given_up() or not answer.cancel(*self._message()):
                         raise asyncio.CancelledError(*self._message())
         finally:
-            answer.remove_done_callback(self._wake)
+            answer.remove_done_callback(self._wake_up)
 
     def _message(self) -> tuple[Any, ...]:
-        """What a cancellation of ours says: a scope of the clean-up's own that expired is to know it for its own."""
+        """What a cancellation of ours says, as the one it stands for did: cancel scopes know theirs by that."""
         return () if self.cancellation is None else self.cancellation.args
 
     def _can_stand_in_for(self, answer: Any) -> bool:
@@ -199,7 +199,7 @@ class Interruptions:
         finally:
             self._stand_in = None
 
-    def _wake(self, _answer: object) -> None:
+    def _wake_up(self, _answer: object) -> None:
         if self._stand_in is not None:
             _resolve(self._stand_in)
 

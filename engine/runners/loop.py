@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _BOUND = 5.0  # seconds any wait sleeps before it looks again
-_BREATH = 64  # partials after which a body that never suspends lets the loop's other tasks run
+_YIELD_EVERY = 64  # partials after which a body that never suspends lets the loop's other tasks run
 
 
 class LoopRunner:
@@ -60,14 +60,14 @@ class LoopRunner:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._wound_up: list[bool] = []  # filled once the loop may end
-        self._owners: set[_Owner] = set()  # asyncio itself would let a task be collected while it waits
+        self._may_end: list[bool] = []  # filled once the loop may end
+        self.owners: set[_TaskOwner] = set()  # asyncio itself would let a task be collected while it waits
 
     def after_fork(self) -> None:
         """Have no loop yet, as when it was made; nothing of the parent's may be touched, not even by a finaliser."""
         if self._loop is not None:
             self._loop._closed = True  # type: ignore[attr-defined]  # noqa: SLF001 - its finaliser would change the parent's selector
-            keep_for_parent(self._loop, self._owners)
+            keep_for_parent(self._loop, self.owners)
         self._start_over()
 
     def is_current_thread(self) -> bool:
@@ -91,7 +91,7 @@ class LoopRunner:
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
         """Have a new loop run in a thread; where there is none to be had, it is as if it had never been made."""
-        thread = DaemonThread(partial(_run, loop, self._wound_up), "engine-loop")
+        thread = DaemonThread(partial(_run, loop, self._may_end), "engine-loop")
         try:
             thread.start()
         except BaseException:
@@ -150,7 +150,7 @@ class LoopRunner:
             channel.finish(Report(error))
 
     def _post_owner(self, body: Body, channel: OwnerEnd, produced: Any, elapsed: float) -> None:
-        owner = _Owner(self, body, channel, self._loop or self.loop())
+        owner = _TaskOwner(self, body, channel, self._loop or self.loop())
         channel.on_stop = owner.post_stop  # before its task may be over, which takes it back
         try:
             self.post(owner.spawn, produced, elapsed)
@@ -199,17 +199,17 @@ class LoopRunner:
         return self._loop is not None
 
     def close(self, grace: float, *, wait: bool = True) -> None:
-        """Give what was asked to stop `grace` seconds, then cancel it and all else, give that as long, close the loop.
+        """Close the loop, once what was asked to stop has cleaned up and all else was cancelled.
 
         Args:
-            grace: see above.
+            grace: seconds for each of the two.
             wait: whether this thread waits for the loop's own, with a bound.
         """
         with self._lock:
             self._is_closed = True
             loop, thread, self._loop = self._loop, self._thread, None
             if loop is not None:
-                loop.call_soon_threadsafe(_start_winding_up, loop, grace, self._wound_up, self._owners)
+                loop.call_soon_threadsafe(_start_shutdown, loop, grace, self._may_end, self.owners)
         if wait and thread is not None and thread is not threading.current_thread():
             thread.join(grace * 3 + 1.0)
 
@@ -231,21 +231,23 @@ def hand_over_and_wait(hand_over_sync: HandOver, body: Body, channel: Ending, pr
     loop.close(0.0)
 
 
-def _start_winding_up(loop: asyncio.AbstractEventLoop, grace: float, wound_up: list[bool], owners: set[_Owner]) -> None:
+def _start_shutdown(
+    loop: asyncio.AbstractEventLoop, grace: float, may_end: list[bool], owners: set[_TaskOwner]
+) -> None:
     def stop(_task: object) -> None:
-        wound_up.append(True)
+        may_end.append(True)
         loop.stop()
 
-    loop.create_task(_wind_up(grace, owners)).add_done_callback(stop)
+    loop.create_task(_shut_down(grace, owners)).add_done_callback(stop)
 
 
 @types.coroutine
-def _breathe() -> Generator[None, None, None]:
+def _yield_to_loop() -> Generator[None, None, None]:
     """Let the loop's other tasks run once."""
     yield
 
 
-async def _wind_up(grace: float, owners: set[_Owner]) -> None:
+async def _shut_down(grace: float, owners: set[_TaskOwner]) -> None:
     import asyncio
 
     # What was asked to stop cleans up, and is not to be interrupted in that, nor lose the tasks it made for itself.
@@ -261,13 +263,13 @@ async def _wind_up(grace: float, owners: set[_Owner]) -> None:
         await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), grace or 0.1)
 
 
-def _run(loop: asyncio.AbstractEventLoop, wound_up: list[bool]) -> None:
-    """Turn the loop until it is wound up, whatever is done to it: others have bodies there, too."""
+def _run(loop: asyncio.AbstractEventLoop, may_end: list[bool]) -> None:
+    """Run the loop until it may end, though a body stops it or raises out of it: other calls have bodies there."""
     import asyncio
 
     asyncio.set_event_loop(loop)
     try:
-        while not wound_up:  # a body may have stopped it
+        while not may_end:  # a body may have called its `stop`
             # asyncio raises these out of the loop though the task, one that a body made, has them as its exception.
             with contextlib.suppress(SystemExit, KeyboardInterrupt):
                 loop.run_forever()
@@ -278,10 +280,10 @@ def _run(loop: asyncio.AbstractEventLoop, wound_up: list[bool]) -> None:
         loop.close()
 
 
-class _Owner:
+class _TaskOwner:
     """One asyncio task that owns one body, and the way requests to stop reach it."""
 
-    __slots__ = ("_body", "_channel", "_is_cancelled", "_is_left", "_is_stepping", "_loop", "_runner", "_task")
+    __slots__ = ("_body", "_channel", "_is_cancelled", "_is_released", "_is_stepping", "_loop", "_runner", "_task")
 
     def __init__(self, runner: LoopRunner, body: Body, channel: OwnerEnd, loop: asyncio.AbstractEventLoop) -> None:
         self._runner = runner
@@ -291,12 +293,12 @@ class _Owner:
         self._task: asyncio.Task[None] | None = None
         self._is_stepping = False
         self._is_cancelled = False
-        self._is_left = False  # the channel: its end was told, or is another owner's to tell
+        self._is_released = False  # the channel is no longer its own: it is finished, or another owner's to finish
 
     def spawn(self, produced: Any, elapsed: float) -> None:
         self._task = self._loop.create_task(self._run(produced, elapsed), context=self._body.context)
         self._task.add_done_callback(self._done)
-        self._runner._owners.add(self)  # noqa: SLF001 - one class in two halves
+        self._runner.owners.add(self)
 
     def post_stop(self) -> None:
         """A request to stop reaches a body that waits."""
@@ -323,14 +325,14 @@ class _Owner:
             self._task.cancel()
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._runner._owners.discard(self)  # noqa: SLF001
-        if not self._is_left:  # cancelled before its first step
+        self._runner.owners.discard(self)
+        if not self._is_released:  # cancelled before its first step
             self._finish(Report(None if task.cancelled() else task.exception()))
 
     def _finish(self, end: Report) -> None:
-        self._is_left = True
+        self._is_released = True
         self._channel.on_stop = None
-        self._body.release_slot()  # first the slot, then the news, as in any owner
+        self._body.release_slot()  # before the report: a consumer that reads it may call again at once
         self._channel.finish(end)
 
     async def _run(self, produced: Any, elapsed: float) -> None:
@@ -338,7 +340,7 @@ class _Owner:
         try:
             await self._step_through(produced, elapsed, end)
         except BaseException as error:
-            if self._loop.is_closed():  # the engine is gone, its stream has ended, and the collector takes the rest
+            if self._loop.is_closed():  # the engine is closed, its stream has ended, and a collector takes the rest
                 self._body.release_slot()
                 raise
             # A body that is closed at a yield is not cancelled: what its clean-up raises then is its own.
@@ -346,7 +348,7 @@ class _Owner:
             if not (is_ours and is_foreign_cancel(error)):
                 end.error = error
                 end.is_cleanup = end.is_cleanup or self._is_cancelled
-        if not self._is_left:
+        if not self._is_released:
             self._finish(end)
 
     async def _step_through(self, produced: Any, elapsed: float, end: Report) -> None:
@@ -379,12 +381,12 @@ class _Owner:
         elif kind is ASYNC:
             await self._deliver_all(produced, elapsed, end)
         else:
-            self._is_left = True
+            self._is_released = True
             self._channel.on_stop = None
             try:
                 self._runner.hand_over_sync(body, self._channel, produced, elapsed)
             except BaseException:  # no thread takes it: it ends here after all
-                self._is_left = False
+                self._is_released = False
                 dispose(produced)
                 raise
 
@@ -418,7 +420,7 @@ class _Owner:
         channel: Any = self._channel  # a producer's end wherever the owner does not keep the reduction
         clock, step = perf_counter, iterator.__anext__
         offer: Any = None if reduction is not None else channel.offer
-        breath = _BREATH
+        left = _YIELD_EVERY
         awaitable = first_step(iterator)
         started = clock()
         while True:
@@ -437,12 +439,12 @@ class _Owner:
                 reduction.elapsed = elapsed
             elif offer(value, elapsed * 1000.0, now):
                 await channel.apause()
-                breath = _BREATH
+                left = _YIELD_EVERY
                 started = clock()
-            breath -= 1
-            if not breath:
-                breath = _BREATH
-                await _breathe()
+            left -= 1
+            if not left:
+                left = _YIELD_EVERY
+                await _yield_to_loop()
                 started = clock()
             if channel.stop:
                 return False

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
 
 
-class _Open(Protocol):
-    """What the guard of a loop knows of an execution that began there."""
+class _OpenStream(Protocol):
+    """An execution that began on a loop, as far as the loop's end concerns it."""
 
     @property
-    def is_left_open(self) -> bool:
-        """Whether its consumer left it without closing it."""
+    def is_open_at_exit(self) -> bool:
+        """Whether there is a body that the loop has to close where it ends."""
         ...
 
-    def leave(self) -> Awaitable[None]:
-        """Close it: its loop ends."""
+    def close_abandoned(self) -> Awaitable[None]:
+        """Close it, for its loop ends."""
         ...
 
 
@@ -30,29 +30,29 @@ class LoopExit:
 
     Attributes:
         loop: the event loop.
-        open: what began there and is not finalised yet. A collector that takes a whole cycle must leave a body alone,
-            so this keeps it.
+        open: what began there and is not finalised yet, in order. This keeps it, for a collector that takes a whole
+            cycle must not touch a body.
     """
 
     __slots__ = ("_generator", "loop", "open")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Become the guard of the running event loop."""
+        """Become what the running event loop closes where it ends; there is one for each loop, in `loop_exits`."""
         self.loop = loop
-        self.open: dict[_Open, None] = {}
-        for each in tuple(guards):
+        self.open: dict[_OpenStream, None] = {}
+        for each in tuple(loop_exits):
             if each.is_closed():  # it never closed its generators
-                guards.pop(each, None)
-        guards[loop] = self
-        self._generator = self._watch()
+                loop_exits.pop(each, None)
+        loop_exits[loop] = self
+        self._generator = self._close_all()
         exhaust(self._generator.__anext__())  # the loop now knows it
 
-    async def _watch(self) -> AsyncGenerator[None, None]:
+    async def _close_all(self) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
-            guards.pop(self.loop, None)
-            left = [each.leave() for each in tuple(self.open) if each.is_left_open]
+            loop_exits.pop(self.loop, None)
+            left = [each.close_abandoned() for each in tuple(self.open) if each.is_open_at_exit]
             errors: list[Any] = []
             if left:
                 import asyncio
@@ -64,7 +64,7 @@ class LoopExit:
                     raise error  # the loop reports it
 
 
-guards: dict[asyncio.AbstractEventLoop, LoopExit] = {}
+loop_exits: dict[asyncio.AbstractEventLoop, LoopExit] = {}
 finalising: set[asyncio.Task[None]] = set()  # asyncio itself would let a task be collected while it waits
 
 
@@ -78,6 +78,6 @@ async def finalised(seconds: float | None = None) -> None:
 
 
 def exhaust(closing: Any) -> None:
-    """Step a coroutine that has nothing to wait for."""
+    """Run a coroutine to its end, or to the first thing it waits for, since no loop would go on with it."""
     with suppress(StopIteration, RuntimeError):
         closing.send(None)

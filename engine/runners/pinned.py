@@ -1,8 +1,8 @@
 """A thread kept for one instance of a class: its set-up, its calls one after another, and its teardown happen there.
 
 What `setup` makes may belong to the thread that made it: a connection to a database, a device, a mode that a framework
-keeps for each thread. The thread starts when it is first needed, and ends once nothing waits for it and nothing that
-was set up there is left. Like any owner thread it is a daemon, and what it does is never interrupted.
+keeps for each thread. The thread starts when it is first needed, and ends once its queue is empty and no instance that
+was set up there is left. Like any owner thread it is a daemon, and what it runs is never interrupted.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class PinnedThread(OwnerThread):
-    """One owner thread that does everything of one class in the order in which it was asked for.
+    """One owner thread with a queue of work items, all of one class, which it runs in their order.
 
-    It is a runner: `start` has it run a body. It is one of the owners of a `ThreadRunner`, whose limits hold here too.
+    It is a runner: `start` queues a body. It is one of the owners of a `ThreadRunner`, whose limits hold here too.
     """
 
     name = "thread"
@@ -39,15 +39,25 @@ class PinnedThread(OwnerThread):
     is_elsewhere = False
     open = staticmethod(open_here)
 
-    __slots__ = ("__weakref__", "_bell", "_current", "_ident", "_is_kept", "_is_parked", "_lock", "_runner", "_waiting")
+    __slots__ = (
+        "__weakref__",
+        "_current",
+        "_ident",
+        "_is_kept",
+        "_is_parked",
+        "_lock",
+        "_runner",
+        "_waiting",
+        "_wake_up",
+    )
 
     def __init__(self, runner: ThreadRunner, is_kept: Callable[[bool], bool]) -> None:
         """Make it without a thread.
 
         Args:
             runner: whose limits hold, and whose closing ends the thread.
-            is_kept: tells, without a lock or a call of user code, whether something lives in the thread; it is told
-                whether the runner is closed.
+            is_kept: tells whether an instance lives in the thread, given whether the runner is closed; it takes no
+                lock and calls no user code.
         """
         super().__init__()
         self._runner = runner
@@ -56,20 +66,20 @@ class PinnedThread(OwnerThread):
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Have no thread yet, as when it was made, and nothing to do."""
+        """Have no thread yet, as when it was made, and an empty queue."""
         self.thread = self.channel = None
         self._ident: int | None = None
-        self._lock = allocate_lock()  # held to give work, and while the thread starts or ends
-        self._bell = allocate_lock()  # released to have a parked thread look again
-        self._bell.acquire()
+        self._lock = allocate_lock()  # held to append to the queue, and while the thread starts or ends
+        self._wake_up = allocate_lock()  # released to have a parked thread look at its queue again
+        self._wake_up.acquire()
         self._is_parked = False
-        self._waiting: deque[Work] = deque()
-        self._current: Work | None = None
+        self._waiting: deque[WorkItem] = deque()
+        self._current: WorkItem | None = None
 
-    # What others ask of it.
+    # In other threads
 
     def start(self, body: Body, channel: Ending) -> None:
-        """Run `body` once everything that was asked for before is done.
+        """Run `body` once everything that was queued before is done.
 
         Raises:
             EngineClosedError: the engine is closed, or the call is of a process that this one was forked from.
@@ -79,28 +89,28 @@ class PinnedThread(OwnerThread):
         refuse_parents_call(body.call)
         self._runner.refuse(channel)
         current = self._current
-        is_aside = current is not None and current.is_aside and body.call.is_within(current.call)
-        if is_aside or self._ident == get_ident():
-            raise _would_wait_for_itself(body.call.tag)
+        is_lifecycle = current is not None and current.is_lifecycle and body.call.is_within(current.call)
+        if is_lifecycle or self._ident == get_ident():
+            raise _waits_for_itself(body.call.tag)
         function = partial(body.context.run, step_through, body, channel, self._runner.hand_over_async)
-        self._give(Work(channel, function, body.call, False))  # noqa: FBT003
+        self._enqueue(WorkItem(channel, function, body.call, False))  # noqa: FBT003
 
-    def post(self, function: Callable[[], object], call: Call) -> Work:
-        """Have it call a function of ours, a set-up or a teardown on behalf of `call`; see `Work.result`.
+    def post(self, function: Callable[[], object], call: Call) -> WorkItem:
+        """Queue a function of ours, a set-up or a teardown on behalf of `call`; see `WorkItem.result`.
 
         Raises:
-            NestingError: `call` is part of what the thread does just now, so that to wait for it would never end.
+            NestingError: `call` is part of what the thread runs just now, so that to wait for it would never end.
         """
         current = self._current
         if current is not None and call.is_within(current.call):
-            raise _would_wait_for_itself(call.tag)
+            raise _waits_for_itself(call.tag)
         channel = Ending(call.tag)
-        work = Work(channel, partial(_answer, function, channel), call, True)  # noqa: FBT003
-        self._give(work)
+        work = WorkItem(channel, partial(_call_and_finish, function, channel), call, True)  # noqa: FBT003
+        self._enqueue(work)
         return work
 
-    def withdraw(self, work: Work) -> bool:
-        """Take back what the thread has not begun with; tell whether that was so."""
+    def withdraw(self, work: WorkItem) -> bool:
+        """Take a work item that has not begun out of the queue; tell whether that was so."""
         try:
             self._waiting.remove(work)
         except ValueError:
@@ -113,36 +123,37 @@ class PinnedThread(OwnerThread):
 
     @property
     def is_busy(self) -> bool:
-        """Whether it does something just now, or is about to."""
+        """Whether it runs something just now, or is about to."""
         return self._current is not None or self.is_waited_for
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether something waits for what it does just now."""
+        """Whether something is queued behind what it runs just now."""
         return bool(self._waiting)
 
-    def look_again(self) -> None:
-        """Have an idle thread end if it is no longer needed."""
+    def recheck(self) -> None:
+        """Have an idle thread look whether it is still needed, and end if not."""
         if self._is_parked:
-            self._ring()
+            self._wake()
 
-    # The thread.
+    # Queue and thread
 
-    def _give(self, work: Work) -> None:
+    def _enqueue(self, work: WorkItem) -> None:
         with self._lock:
             self._waiting.append(work)
             if self.thread is None:
                 self._begin(work)
-        if self._is_parked:  # looked at after that: the thread notes it first, and looks what waits second
-            self._ring()
+        # Append first, look second: the thread notes first that it is parked, and looks at the queue second.
+        if self._is_parked:
+            self._wake()
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         try:
-            self._bell.release()
-        except RuntimeError:  # another has, and the thread has not heard it yet
+            self._wake_up.release()
+        except RuntimeError:  # another thread has released it, and this one has not woken yet
             return
 
-    def _begin(self, work: Work) -> None:
+    def _begin(self, work: WorkItem) -> None:
         self.thread = thread = DaemonThread(self._main, "engine-pinned")
         self._runner.owners.add(self)
         try:
@@ -159,19 +170,19 @@ class PinnedThread(OwnerThread):
 
     def _main(self) -> None:
         self._ident = get_ident()
-        while self._does():
+        while self._run_next():
             pass
 
-    def _does(self) -> bool:
-        """Do what there is to do next, and refer to nothing of it any more; tell whether there was anything."""
-        waiting, work = self._waiting, self._next()
+    def _run_next(self) -> bool:
+        """Run the next work item, and refer to nothing of it any more; tell whether the thread is to go on."""
+        waiting, work = self._waiting, self._take()
         if work is None:
             return False
         channel = work.channel
         self._current, self.channel = work, channel
         try:
             work.function()
-        except BaseException as error:  # as in any owner: its consumer must hear of it
+        except BaseException as error:  # a defect of ours: its consumer must hear of it, and not wait for ever
             if channel.end is None:
                 channel.finish(Report(error))
         if self._waiting is not waiting:  # in a child that the work forked, where this thread is no longer the one kept
@@ -179,19 +190,19 @@ class PinnedThread(OwnerThread):
         self._current = self.channel = None
         return True
 
-    def _next(self) -> Work | None:
-        """What there is to do next, waited for; `None` once the thread is no longer needed."""
+    def _take(self) -> WorkItem | None:
+        """The next work item, waited for; `None` once the thread is no longer needed."""
         waiting = self._waiting
         while True:
             if waiting:
                 try:
                     return waiting.popleft()
-                except IndexError:  # it was withdrawn
+                except IndexError:  # it was withdrawn between the test and this
                     continue
             self._is_parked = True
             if not waiting:
                 if self._is_kept(self._runner.is_closed):
-                    self._bell.acquire()
+                    self._wake_up.acquire()
                 elif self._has_ended():
                     return None
             self._is_parked = False
@@ -205,24 +216,24 @@ class PinnedThread(OwnerThread):
             return True
 
 
-class Work:
-    """One thing that a pinned thread is to do.
+class WorkItem:
+    """One entry of a pinned thread's queue.
 
     Attributes:
         channel: where it ends.
-        function: does it, and finishes the channel.
+        function: runs it, and finishes the channel.
         call: on whose behalf.
-        is_aside: whether it is no prediction, but a set-up or a teardown.
+        is_lifecycle: whether it is a set-up or a teardown, and no prediction.
     """
 
-    __slots__ = ("call", "channel", "function", "is_aside")
+    __slots__ = ("call", "channel", "function", "is_lifecycle")
 
-    def __init__(self, channel: Ending, function: Callable[[], None], call: Call, is_aside: bool) -> None:  # noqa: FBT001
-        """Note what is to be done."""
+    def __init__(self, channel: Ending, function: Callable[[], None], call: Call, is_lifecycle: bool) -> None:  # noqa: FBT001
+        """Make an entry."""
         self.channel = channel
         self.function = function
         self.call = call
-        self.is_aside = is_aside
+        self.is_lifecycle = is_lifecycle
 
     def wait(self, seconds: float) -> bool:
         """Wait, in another thread, at most `seconds` until it is done; tell whether it is."""
@@ -246,11 +257,11 @@ class Work:
         return None if end is None else end.returned
 
 
-def _answer(function: Callable[[], object], channel: Ending) -> None:
+def _call_and_finish(function: Callable[[], object], channel: Ending) -> None:
     channel.finish(Report(None, function()))
 
 
-def _would_wait_for_itself(tag: str) -> NestingError:
+def _waits_for_itself(tag: str) -> NestingError:
     return NestingError(
         f"{tag} runs in a thread of its own, and would wait there for the very call that waits for it: let its setup "
         "and teardown call other predictors only",

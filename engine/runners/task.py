@@ -1,8 +1,8 @@
 """Lock-step execution in the asyncio task that consumes it: no queue, one step of the body per pull.
 
 The body is a machine that is stepped inside the call's own context: what it waits for is passed on to the loop, what
-the loop answers is passed in. Nobody owns an idle one, so whoever stops it finalises it; while a pull waits, a stop
-interrupts it where it waits. Turns are taken as in `inline`.
+the loop answers is passed in. A body that rests has no owner: `aclose` finalises it in the task that calls it, any
+other stop has its loop do so; while a pull waits, a stop interrupts it where it waits.
 
 A body is cleaned up in the task that stepped it, since cancel scopes belong to their task, but once it was cancelled
 nothing cancels what its clean-up waits for: a cancel scope may deliver its cancellation at every turn of the loop. The
@@ -27,7 +27,7 @@ from engine.runners.base import Execution, is_finalising, primed
 from engine.runners.ending import Ending
 from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
 from engine.runners.interruptions import Interruptions
-from engine.runners.loop_exit import LoopExit, exhaust, finalising, guards
+from engine.runners.loop_exit import LoopExit, exhaust, finalising, loop_exits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -44,7 +44,7 @@ _ITEM: Final = object()  # what a machine yields when its execution has a partia
 # Whose turn it is, besides those of `inline`: of a stop that came while the body rested, to be carried out by the loop,
 # and of the loop, where the consumer has dropped the stream.
 _STOPPED: Final = "stopped"
-_LEFT: Final = "left"
+_ABANDONED: Final = "left"
 _send: Final = types.GeneratorType.send  # a bound one for each stream would stay as long as that
 
 
@@ -60,7 +60,7 @@ class TaskExecution(Execution):
             `None` to step that here as well.
         grace: seconds a close waits for a running pull, and a cancelled body may go on.
         open_calls: where the execution is listed while it runs.
-        is_guarded: whether the loop closes it where it ends; not for one that nobody can abandon.
+        is_closed_at_exit: whether the loop closes it where it ends; not for one that no consumer can abandon.
 
     Attributes:
         hand_over: as given.
@@ -71,14 +71,14 @@ class TaskExecution(Execution):
         "__weakref__",
         "_body",
         "_context",
-        "_guard",
-        "_is_guarded",
+        "_interruptions",
+        "_is_closed_at_exit",
         "_is_interrupted",
         "_is_started",
+        "_loop_exit",
         "_machine",
         "_time",
         "_turn",
-        "_watch",
         "hand_over",
         "partial",
     )
@@ -90,20 +90,20 @@ class TaskExecution(Execution):
         grace: float,
         open_calls: OpenCalls,
         *,
-        is_guarded: bool = True,
+        is_closed_at_exit: bool = True,
     ) -> None:
         """Make a pending execution."""
         super().__init__(body.call, Ending(body.call.tag), grace, open_calls)
-        self._body: Body | None = body  # let go of where nothing of it is needed any more
+        self._body: Body | None = body  # `None` once nothing of it is needed, for its memory
         self.hand_over = hand_over
-        self._is_guarded = is_guarded
+        self._is_closed_at_exit = is_closed_at_exit
         self._is_interrupted = False  # a stop has reached the body where it waits
         self._context = body.context  # kept apart: an owner that takes a body over gives it a context of its own
-        self._machine: Any = None  # it refers to this, so it is made at the first pull and let go of at the end
-        self._guard: LoopExit | None = None
+        self._machine: Any = None  # it refers to this, a cycle, so it is made at the first pull and dropped at the end
+        self._loop_exit: LoopExit | None = None
         self._time = 0.0
         self._turn: Any = None
-        self._watch: Interruptions | None = None
+        self._interruptions: Interruptions | None = None
         self._is_started = False
         self.partial: Any = None
 
@@ -113,16 +113,16 @@ class TaskExecution(Execution):
         return self._is_started
 
     @types.coroutine
-    def pull(self, held: Handle | None = None) -> Generator[Any, None, Any]:
-        """The next partial; meanwhile `held` is kept.
+    def pull(self, handle: Handle | None = None) -> Generator[Any, None, Any]:
+        """The next partial; meanwhile `handle` is referred to, or the stream might count as abandoned.
 
         A step that does not suspend costs one send.
         """
         if self._turn is not None and self._is_over():
             raise StopAsyncIteration
-        self._turn = BUSY
+        self._turn = BUSY  # call-free store: takes the turn, which the test above found free
         try:
-            if self._guard is None:
+            if self._loop_exit is None:
                 yield from self._begin()
             answer = self._context.run(_send, self._machine, None)
             if answer is not _ITEM:
@@ -132,20 +132,23 @@ class TaskExecution(Execution):
             try:
                 raise failure
             finally:  # or these frames and the exception keep each other, and the inputs, alive
-                del failure, self, held
+                del failure, self, handle
         ending = self.ending
         if ending.claimed is not None:
             yield from _iterate(self._carry_out())
             self.raise_failure()
             raise StopAsyncIteration
+        # call-free store: a stop that is claimed from here on finds the body at rest, and has the loop finalise it.
         self._turn = None
         if not ending.count:
             ending.first = (perf_counter() - self._began) * 1000.0
         ending.count += 1
         return self.partial
 
-    async def apartials(self, *, records: bool, held: Handle | None = None) -> AsyncGenerator[Any, None]:
-        """`pull` in a loop: the hot path of `async for`; a partial costs a step of this generator and one send.
+    async def apartials(self, *, records: bool, handle: Handle | None = None) -> AsyncGenerator[Any, None]:
+        """The partials or records from the shared position on; `None` first, see `primed`.
+
+        `pull` in a loop, the hot path of `async for`: a partial costs a step of this generator and one send.
 
         As much of a stream's memory as any is this frame's: it has no more variables than it needs.
         """
@@ -155,11 +158,11 @@ class TaskExecution(Execution):
         except StopAsyncIteration:
             return
         except BaseException:
-            del self, held  # see pull
+            del self, handle  # see pull
             raise
         context, machine, ending, started = self._context, self._machine, self.ending, 0.0
         while self._turn is None or not self._is_over():
-            self._turn = BUSY
+            self._turn = BUSY  # call-free store, as in `pull`
             if records:
                 started = perf_counter()
             try:
@@ -173,12 +176,12 @@ class TaskExecution(Execution):
                 try:
                     raise answer
                 finally:
-                    del answer, self, held, context, machine, ending
+                    del answer, self, handle, context, machine, ending
             if ending.claimed is not None:
                 await self._carry_out()
                 self.raise_failure()
                 return
-            self._turn = None
+            self._turn = None  # call-free store, as in `pull`
             index = ending.count
             ending.count = index + 1
             if records:
@@ -187,13 +190,13 @@ class TaskExecution(Execution):
             else:
                 yield self.partial
 
-    async def pull_prediction(self, held: Handle | None = None) -> Prediction:
+    async def pull_prediction(self, handle: Handle | None = None) -> Prediction:
         """The next partial with its record."""
         started = perf_counter()
         try:
             value = await self.pull()
         except BaseException:
-            del self, held  # see pull
+            del self, handle  # see pull
             raise
         self._time += (perf_counter() - started) * 1000.0
         return Prediction(self.call, value, self.ending.count - 1, self._time)
@@ -203,14 +206,15 @@ class TaskExecution(Execution):
         import asyncio
 
         loop = asyncio.get_running_loop()
-        self._guard = guards.get(loop) or LoopExit(loop)
+        self._loop_exit = loop_exits.get(loop) or LoopExit(loop)
         try:
             self.begin()
-            self._guard.open[self] = None
+            self._loop_exit.open[self] = None
         except PredictionCancelledError:
             if self._body is None or not self._body.is_started:
                 raise
-            # The engine was closed during the body's first step: it is stopped where it waits, and so cleans up.
+            # The engine was closed during the body's first step, on a fast path of `acreate`: the machine goes on with
+            # what that step gave, is stopped where it waits, and so cleans up.
         if self._body is not None and self._body.slots is not None:
             yield from _iterate(self.ending.aadmit(self._body))
         self._machine = _machine(self)
@@ -224,21 +228,21 @@ class TaskExecution(Execution):
         return settle(body.start(), body.follows)
 
     def iterator_of(self, kind: str, produced: Any) -> Any:
-        """Give what to iterate for what the body produced; from here on a body without a slot is of no use."""
+        """What to iterate for what the body produced; from here on a body without a slot is not needed."""
         body = self._body
         if kind is ITERATOR and self.hand_over is not None and body is not None:
-            return _Pulled(self.hand_over(body, produced, kind))
+            return _OwnedIterator(self.hand_over(body, produced, kind))
         self.hand_over = None
         if body is not None and body.release is None:
             self._body = None
-        return produced if type(produced) is types.AsyncGeneratorType else _Foreign(produced)
+        return produced if type(produced) is types.AsyncGeneratorType else _ForeignIterator(produced)
 
     def step(self) -> Any:
         """Run the body on, to its next partial, which gives `_ITEM`, or to what it waits for."""
         try:
             return self._context.run(_send, self._machine, None)
         except StopIteration as stop:
-            raise Over(stop.value) from None
+            raise BodyEnded(stop.value) from None
 
     def throw(self, error: BaseException) -> Any:
         """Raise `error` where the body stands, and run it on to its next partial, or to what it waits for."""
@@ -247,7 +251,7 @@ class TaskExecution(Execution):
                 raise error
             return self._context.run(self._machine.throw, error)
         except StopIteration as stop:
-            raise Over(stop.value) from None
+            raise BodyEnded(stop.value) from None
         finally:
             del error  # or this frame and the exception, where it comes back, keep each other alive
 
@@ -260,49 +264,53 @@ class TaskExecution(Execution):
     @types.coroutine
     def _wait(self, answer: Any) -> Generator[Any, None, None]:
         """Pass on what the body waits for until it yields a partial; a cancellation goes to the body first."""
-        self._watch = watch = Interruptions(self.grace)
+        self._interruptions = interruptions = Interruptions(self.grace)
         try:
             if self.ending.claimed is not None:  # posted before there was anything to interrupt
                 self.interrupt()
-            yield from attend(self, answer, watch)
+            yield from drive(self, answer, interruptions)
         finally:
-            watch.over()
-        if watch.is_cancelled():  # the body swallowed its consumer's cancellation and went on
-            yield from finish(self)
-            raise watch.cancellation or AssertionError
-        self._watch = None
+            interruptions.end()
+        if interruptions.is_cancelled():  # the body swallowed its consumer's cancellation and went on
+            yield from finalise(self)
+            raise interruptions.cancellation or AssertionError
+        self._interruptions = None
 
     def _failed(self, error: BaseException) -> BaseException:
-        """The pull ended without a partial: give what it raises."""
+        """What a pull raises that brought no partial.
+
+        Of a body that ended by itself this claims the end; where a stop was claimed before, that decides it, whatever
+        the body raised.
+        """
         self._turn, ending = ENDED, self.ending
-        watch, self._watch = self._watch, None
-        is_quiet = isinstance(error, (Over, StopIteration, PredictionCancelledError)) or is_foreign_cancel(error)
-        state, failure = self._verdict(error, watch, is_quiet=is_quiet)
-        if watch is not None:
-            watch.cancellation = None  # its frames refer to the watch: they would keep each other alive
+        interruptions, self._interruptions = self._interruptions, None
+        is_quiet = isinstance(error, (BodyEnded, StopIteration, PredictionCancelledError)) or is_foreign_cancel(error)
+        state, failure = self._state_and_failure(error, interruptions, is_quiet=is_quiet)
+        if interruptions is not None:
+            interruptions.cancellation = None  # its frames refer to the interruptions: they would keep each other alive
         if ending.claim(state):
-            self.end(failure, error.value if isinstance(error, (Over, StopIteration)) and failure is None else None)
-            self._let_go()
+            has_value = isinstance(error, (BodyEnded, StopIteration)) and failure is None
+            self.end(failure, getattr(error, "value", None) if has_value else None)
+            self._release()
             self._settle(None)
             return failure or StopAsyncIteration()
-        # A stop was posted: it decides how the stream ends, whatever the body raised.
         self.end()
-        self._let_go()
+        self._release()
         self._settle(None if is_quiet or state == "closed" else explain(error, self.call, ending.count))
         if failure is not None and state != "failed":  # the task is cancelled, or its coroutine closed, all the same
             return failure
         return self.take_failure() or StopAsyncIteration()
 
-    def _verdict(
-        self, error: BaseException, watch: Interruptions | None, *, is_quiet: bool
+    def _state_and_failure(
+        self, error: BaseException, interruptions: Interruptions | None, *, is_quiet: bool
     ) -> tuple[State, BaseException | None]:
-        """As what the call ends where no stop was posted, and what its consumer gets then."""
-        cancellation = watch.cancellation if watch is not None and is_quiet else None
+        """The end of a call that no stop was posted for, by what came out of its body, and what its consumer gets."""
+        cancellation = interruptions.cancellation if interruptions is not None and is_quiet else None
         if cancellation is not None:
             return "cancelled", cancellation
-        if isinstance(error, (Over, StopIteration)):  # the latter straight from the hot path's step
+        if isinstance(error, (BodyEnded, StopIteration)):  # the latter straight from the hot path's step
             return "done", None
-        if watch is not None and watch.is_closed and isinstance(error, GeneratorExit):
+        if interruptions is not None and interruptions.is_closed and isinstance(error, GeneratorExit):
             return "closed", error
         if is_foreign_cancel(error) and not self.is_started:  # the consumer's task was, while it waited for a slot
             return "cancelled", error
@@ -310,21 +318,21 @@ class TaskExecution(Execution):
             return "failed", error
         return "failed", explain(error, self.call, self.ending.count)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._machine = None
         if self._body is not None:
             self._body.release_slot()
-        if self._guard is not None:
-            self._guard.open.pop(self, None)
+        if self._loop_exit is not None:
+            self._loop_exit.open.pop(self, None)
 
     # Stopping.
 
     def _stop(self) -> None:
-        """Have the end carried out: an idle body is finalised by its loop."""
+        """Have the claimed end carried out: by the loop where the body rests, else by the pull, where it waits."""
         if self._turn is not None:
-            self._post(self.interrupt)  # the pull is interrupted where it waits
+            self._post(self.interrupt)
             return
-        self._turn = _STOPPED  # taken: straight after the test, as in `claim`
+        self._turn = _STOPPED  # call-free store: no pull begins from here on, in whatever thread this runs
         is_pending = self.ending.state == "pending"
         self.end()
         if is_pending:
@@ -338,28 +346,28 @@ class TaskExecution(Execution):
 
     def _finalise_with(self, coroutine: Any) -> None:
         """Finalise the body in a task of its own, which only the end of its loop cancels."""
-        if self._guard is not None:
-            task = self._guard.loop.create_task(coroutine)
+        if self._loop_exit is not None:
+            task = self._loop_exit.loop.create_task(coroutine)
             finalising.add(task)
             task.add_done_callback(finalising.discard)
 
     def _post(self, function: Callable[..., None], *args: Any) -> None:
         self.call.stopping = True
-        body, guard = self._body, self._guard
+        body, loop_exit = self._body, self._loop_exit
         recheck = None if body is None else body.recheck
         if recheck is not None:
             recheck()
-        if guard is not None:
+        if loop_exit is not None:
             try:
-                guard.loop.call_soon_threadsafe(function, *args)
+                loop_exit.loop.call_soon_threadsafe(function, *args)
             except RuntimeError:  # that loop is closed, and closed its streams
                 return
 
     def interrupt(self) -> None:
         """Carry a stop that was posted to the body, where it waits."""
-        watch = self._watch
-        if self.ending.claimed is not None and watch is not None and not self._is_interrupted:
-            self._is_interrupted = watch.interrupt()
+        interruptions = self._interruptions
+        if self.ending.claimed is not None and interruptions is not None and not self._is_interrupted:
+            self._is_interrupted = interruptions.interrupt()
 
     async def adrain(self, reduction: Reduction) -> None:
         """Reduce it to its end.
@@ -383,7 +391,7 @@ class TaskExecution(Execution):
         ending, is_inside = self.ending, self.is_inside()
         is_mine = ending.claim("closed")
         if is_mine and self._turn is None:
-            self._turn = _STOPPED
+            self._turn = _STOPPED  # call-free store: takes the turn, so this task finalises the body
             ending.is_awaited = True
             await self._carry_out()
         else:
@@ -413,7 +421,7 @@ class TaskExecution(Execution):
         caught: BaseException | None = None
         interruption: BaseException | None = None
         try:
-            await finish(self, is_shielded=is_shielded)
+            await finalise(self, is_shielded=is_shielded)
         except BaseException as error:
             if is_foreign_cancel(error) or isinstance(error, GeneratorExit):
                 interruption = error
@@ -422,7 +430,7 @@ class TaskExecution(Execution):
         self._turn = ENDED
         if not self.ending.is_over:
             self.end(self.ending.failure or caught)
-        self._let_go()
+        self._release()
         self._settle(caught)
         del caught  # or this frame and the exception keep each other alive
         if interruption is not None:
@@ -432,38 +440,42 @@ class TaskExecution(Execution):
                 del interruption, self  # as above
 
     def abandon(self) -> None:
-        """Nobody can pull any more: the loop is told to close the body, without lock or wait."""
-        guard = self._guard
-        if guard is None or self._turn is ENDED or is_finalising():
+        """Have the loop close the body, for its consumer has dropped the stream.
+
+        A collector may call this in any thread: no lock is taken, and nothing is waited for.
+        """
+        loop_exit = self._loop_exit
+        if loop_exit is None or self._turn is ENDED or is_finalising():
             return
         if self._turn is None:
-            self._turn = _LEFT  # taken: straight after the test, as in `claim`
+            self._turn = _ABANDONED  # call-free store: a stop that comes later posts itself, and finds this done
             self.ending.claim("closed")  # else Ctrl-C came into a stop, which is carried out here
             self.end()
-        self.call.stopping = True  # it ends by itself: a call may wait for its slot
+        self.call.stopping = True  # so that a call that waits for its slot knows that it will be free
         try:
-            guard.loop.call_soon_threadsafe(self._close_left)
-        except RuntimeError:  # that loop was closed without closing its streams: what can be done is done here
-            exhaust(self.leave())
+            loop_exit.loop.call_soon_threadsafe(self._close_if_abandoned)
+        except RuntimeError:  # that loop was closed without closing its streams: a clean-up that never waits runs here
+            exhaust(self.close_abandoned())
 
-    def _close_left(self) -> None:
-        if self._turn is _LEFT:  # else a stop is carried out
-            self._finalise_with(self.leave())
+    def _close_if_abandoned(self) -> None:
+        if self._turn is _ABANDONED:  # else a pull or a stop has the turn, and carries the end out
+            self._finalise_with(self.close_abandoned())
 
-    async def leave(self) -> None:
-        """Close a body that nobody refers to any more, or whose loop ends."""
+    async def close_abandoned(self) -> None:
+        """Close a body whose consumer has dropped the stream, or whose loop ends."""
         if self._turn is ENDED:
             return
-        is_abandoned = self.ending.claim("closed") or self._turn is _LEFT  # else another thread stopped it just now
+        # Otherwise another thread has stopped it just now.
+        is_abandoned = self.ending.claim("closed") or self._turn is _ABANDONED
         self._turn = ENDED
         if not self.ending.is_over:
             self.end()
         try:
-            await finish(self, is_shielded=True)
+            await finalise(self, is_shielded=True)
         except Exception as error:
             warn(f"{self.call.tag}: error while an abandoned stream was closed", error)
         finally:
-            self._let_go()
+            self._release()
             self._settle(None)
         if is_abandoned:
             warnings.warn(
@@ -474,18 +486,18 @@ class TaskExecution(Execution):
             )
 
     @property
-    def is_left_open(self) -> bool:
+    def is_open_at_exit(self) -> bool:
         """Whether there is a body that the loop has to close where it ends."""
-        return self._is_guarded and self.is_started
+        return self._is_closed_at_exit and self.is_started
 
 
 class Handle:
-    """What a consumer holds of a `TaskExecution`, and the iterators it takes: dropped, the stream is abandoned."""
+    """What a consumer and its iterators refer to of a `TaskExecution`: where all of them drop it, that is abandoned."""
 
     __slots__ = ("_execution",)
 
     def __init__(self, execution: TaskExecution) -> None:
-        """Stand for an execution that is listed elsewhere, and so would not be dropped itself."""
+        """Stand for an execution that its loop keeps, so that a collector never takes that itself."""
         self._execution = execution
 
     @property
@@ -516,8 +528,8 @@ class Handle:
         return self._execution.pull_prediction(self)
 
     def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
-        """Either in a loop."""
-        return self._execution.apartials(records=records, held=self)
+        """The partials or records from the shared position on; `None` first, see `primed`."""
+        return self._execution.apartials(records=records, handle=self)
 
     def cancel(self) -> None:
         """Ask for the end `cancelled`."""
@@ -528,11 +540,11 @@ class Handle:
         await self._execution.aclose()
 
     def __del__(self) -> None:
-        """An abandoned stream is closed by its loop."""
+        """Have an abandoned stream closed by its loop."""
         self._execution.abandon()
 
 
-class Over(BaseException):
+class BodyEnded(BaseException):
     """The body ended by itself: a StopIteration that may pass through generators."""
 
     def __init__(self, value: Any) -> None:
@@ -596,15 +608,15 @@ def _each(execution: TaskExecution, iterator: Iterator[Any]) -> Generator[Any, N
         raise
 
 
-class _Pulled:
-    """The execution of another owner as an async iterator."""
+class _OwnedIterator:
+    """The execution that a body was handed over to, as an async iterator."""
 
     __slots__ = ("_handed_over",)
 
     def __init__(self, handed_over: OwnedExecution) -> None:
         self._handed_over = handed_over
 
-    def __aiter__(self) -> _Pulled:
+    def __aiter__(self) -> _OwnedIterator:
         return self
 
     async def __anext__(self) -> Any:
@@ -618,15 +630,15 @@ class _Pulled:
         return self._handed_over.ending.returned
 
 
-class _Foreign:
-    """An async iterator that is no native generator; its `__anext__` is a coroutine, whatever awaitable it gives."""
+class _ForeignIterator:
+    """An async iterator that is no native generator: its `__anext__` is a coroutine here, whatever it gives."""
 
     __slots__ = ("_iterator",)
 
     def __init__(self, iterator: AsyncIterator[Any]) -> None:
         self._iterator = iterator
 
-    def __aiter__(self) -> _Foreign:
+    def __aiter__(self) -> _ForeignIterator:
         return self
 
     async def __anext__(self) -> Any:
@@ -645,45 +657,45 @@ def _iterate(awaitable: Any) -> Generator[Any, Any, Any]:
     return (yield from awaitable)
 
 
-def attend(execution: TaskExecution, answer: Any, watch: Interruptions) -> Generator[Any, Any, None]:
+def drive(execution: TaskExecution, answer: Any, interruptions: Interruptions) -> Generator[Any, Any, None]:
     """Pass what a body waits for to the loop, and what the loop answers to the body, until it yields a partial."""
     while answer is not _ITEM:
         try:
             yield answer
         except BaseException as error:
-            watch.thrown(error)
-            answer = _throw(execution, watch, error)
-            if watch.is_shielding():
-                answer = yield from shield(execution, answer, watch)
+            interruptions.note(error)
+            answer = _throw(execution, interruptions, error)
+            if interruptions.is_shielding():
+                answer = yield from shield(execution, answer, interruptions)
                 execution.interrupt()  # a stop that came meanwhile
         else:
             answer = execution.step()
 
 
-def shield(execution: TaskExecution, answer: Any, watch: Interruptions) -> Generator[Any, Any, Any]:
+def shield(execution: TaskExecution, answer: Any, interruptions: Interruptions) -> Generator[Any, Any, Any]:
     """Go on with a body that was cancelled, while nothing cancels what it waits for until the grace is over.
 
-    It runs in the task it ran in before: another one, behind `asyncio.shield`, could not leave the cancel scopes that
-    the body holds open.
+    It runs in the task it ran in before: another one, behind `asyncio.shield`, could not leave the cancel scopes
+    that the body holds open.
 
     Returns:
         What the body waits for, or `_ITEM`, once it has taken the cancellation back (a scope of its own had expired)
         or has yielded a partial.
     """
-    while answer is not _ITEM and watch.is_shielding():
+    while answer is not _ITEM and interruptions.is_shielding():
         try:
-            yield from watch.wait(answer)
+            yield from interruptions.wait(answer)
         except BaseException as error:
-            answer = _throw(execution, watch, error)
+            answer = _throw(execution, interruptions, error)
         else:
             answer = execution.step()
     return answer
 
 
-def _throw(execution: TaskExecution, watch: Interruptions, error: BaseException) -> Any:
-    """Raise `error` where the body stands, unless it is given up."""
+def _throw(execution: TaskExecution, interruptions: Interruptions, error: BaseException) -> Any:
+    """Raise `error` where the body stands, or right here where the body is given up."""
     try:
-        if watch.is_given_up():
+        if interruptions.is_given_up():
             warn(f"{execution.call.tag}: the body went on after being cancelled; it is abandoned")
             raise error
         return execution.throw(error)
@@ -692,7 +704,7 @@ def _throw(execution: TaskExecution, watch: Interruptions, error: BaseException)
 
 
 @types.coroutine
-def finish(execution: TaskExecution, *, is_shielded: bool = False) -> Generator[Any, Any, None]:
+def finalise(execution: TaskExecution, *, is_shielded: bool = False) -> Generator[Any, Any, None]:
     """Run the clean-up of a body that rests at a yield, in its context, as part of the calling task.
 
     It is given one grace, then cancelled, then given up after one more.
@@ -706,18 +718,18 @@ def finish(execution: TaskExecution, *, is_shielded: bool = False) -> Generator[
         GeneratorExit: the coroutine that calls this is closed, and nothing else.
         BaseException: what the clean-up raised, explained.
     """
-    watch: Interruptions | None = None
+    interruptions: Interruptions | None = None
     try:
         answer = execution.throw(GeneratorExit())
-        watch = Interruptions(execution.grace)
-        watch.close(is_shielded=is_shielded)
-        if watch.is_shielding():
-            answer = yield from shield(execution, answer, watch)
-        yield from attend(execution, answer, watch)
+        interruptions = Interruptions(execution.grace)
+        interruptions.close(is_shielded=is_shielded)
+        if interruptions.is_shielding():
+            answer = yield from shield(execution, answer, interruptions)
+        yield from drive(execution, answer, interruptions)
     except BaseException as error:
-        failure = _raised_at_last(execution, watch, error)
+        failure = _failure_of_clean_up(execution, interruptions, error)
     else:
-        watch.over()
+        interruptions.end()
         ignored = RuntimeError("the predictor ignored GeneratorExit and yielded again")
         failure = explain(ignored, execution.call, execution.ending.count)
     if failure is not None:
@@ -727,18 +739,18 @@ def finish(execution: TaskExecution, *, is_shielded: bool = False) -> Generator[
             del failure, execution  # or this frame and the exception keep each other alive
 
 
-def _raised_at_last(
-    execution: TaskExecution, watch: Interruptions | None, error: BaseException
+def _failure_of_clean_up(
+    execution: TaskExecution, interruptions: Interruptions | None, error: BaseException
 ) -> BaseException | None:
-    """What `finish` raises where `error` came out of the body; `watch` is of its waits, if it had any."""
-    is_over = isinstance(error, (GeneratorExit, Over))
-    if watch is not None:
-        watch.over()
-        if watch.is_closed and isinstance(error, GeneratorExit):
+    """What `finalise` raises where `error` came out of the body; `interruptions` is of its waits, if it had any."""
+    is_over = isinstance(error, (GeneratorExit, BodyEnded))
+    if interruptions is not None:
+        interruptions.end()
+        if interruptions.is_closed and isinstance(error, GeneratorExit):
             return error
         if is_over or is_foreign_cancel(error):
-            cancellation, watch.cancellation = watch.cancellation, None  # as in `TaskExecution._failed`
+            cancellation, interruptions.cancellation = interruptions.cancellation, None  # as in `TaskExecution._failed`
             if cancellation is not None:
                 return cancellation
-            is_over = is_over or watch.is_cut()
+            is_over = is_over or interruptions.has_expired()
     return None if is_over else explain(error, execution.call, execution.ending.count)

@@ -1,8 +1,8 @@
 """Owner threads: each runs one sync body at a time, from its call to its finalisation, in the caller's context.
 
-Threads are daemons, started when first needed, kept for the next call and let go after a while. A body cannot be
-stopped inside a `def`: its consumer leaves, the thread is abandoned, and keeps its slot until it ends; too many that
-do not end within the grace, and new calls are refused. No exception is ever injected into a thread.
+Threads are daemons, started when first needed, kept for the next call, and ended when none comes for a while. A body
+cannot be stopped inside a `def`: its consumer leaves, the thread is abandoned, and keeps its slot until it ends; where
+too many do not end within the grace, new calls are refused. No exception is ever injected into a thread.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 MOST_ABANDONED: Final = 64  # threads of an engine that outlast their consumers by the grace; beyond, it is busy
 MOST_ABANDONED_OF_ONE: Final = 32  # the same of one predictor; beyond, that predictor is
 MOST_THREADS: Final = 4096  # owner threads of one engine at one time
-_IDLE: Final = 10.0  # seconds a thread waits for its next body
-_COLLECTION: Final = 10.0  # seconds between two garbage collections for the sake of calls that would be refused
+_KEEP_ALIVE: Final = 10.0  # seconds a thread waits for its next body
+_COLLECTION: Final = 10.0  # seconds from one garbage collection, made before calls are refused, to the next
 _STUCK: Final = (
     "still run predictors that were cancelled or closed and did not stop within the grace: let them look at "
     "current_call().stopping or yield more often, or run them with runner='process', where they can be ended"
@@ -55,20 +55,20 @@ class ThreadRunner:
     is_elsewhere = False
     open = staticmethod(open_here)
 
-    def __init__(self, grace: float = 0.0, patience: float = _IDLE) -> None:
+    def __init__(self, grace: float = 0.0, keep_alive: float = _KEEP_ALIVE) -> None:
         """Make a runner without threads.
 
         Args:
             grace: seconds that a body may take to end after its consumer has left, before it counts as abandoned.
-            patience: seconds a thread waits for its next body.
+            keep_alive: seconds a thread waits for its next body.
         """
-        self.hand_over_async: HandOver = _unjoined
+        self.hand_over_async: HandOver = _not_connected
         self.idle: deque[_Owner] = deque()
         self.owners: set[OwnerThread] = set()
         self.is_closed = False
-        self.patience = patience
+        self.keep_alive = keep_alive
         self._grace = grace
-        self._looks_again = 0.0  # until then, by `perf_counter`, too few can be abandoned for anything to be refused
+        self._next_check = 0.0  # until then, by `perf_counter`, too few can be abandoned for anything to be refused
         self._collected = -_COLLECTION
         renew_after_fork(self)
 
@@ -83,7 +83,7 @@ class ThreadRunner:
         return sum(channel.detached_at is not None for channel in self._served())
 
     def _served(self) -> list[Ending]:
-        """What owners run just now. One that has told its end runs no more: who hears of that may call again."""
+        """What owners run just now; not where the end is told, for a consumer that reads it may call again at once."""
         channels = (owner.channel for owner in tuple(self.owners))
         return [channel for channel in channels if channel is not None and channel.end is None]
 
@@ -137,7 +137,7 @@ class ThreadRunner:
             raise
 
     def refuse(self, channel: Ending) -> None:
-        """Refuse to run one more body, where the engine is closed or has too many already; most calls pass at a glance.
+        """Refuse to run one more body, where the engine is closed or has too many already.
 
         Raises:
             EngineClosedError: the engine is closed.
@@ -148,22 +148,22 @@ class ThreadRunner:
             raise EngineClosedError
         if running >= MOST_THREADS:
             self._refuse_running()
-        if running >= MOST_ABANDONED_OF_ONE and perf_counter() >= self._looks_again:
+        if running >= MOST_ABANDONED_OF_ONE and perf_counter() >= self._next_check:
             self._refuse_abandoned(channel.label)
 
     def _refuse_running(self) -> None:
-        running = self._wanted()
+        running = self._consumed()
         if running >= MOST_THREADS and perf_counter() - self._collected >= _COLLECTION:
-            gc.collect()  # streams that are garbage in reference cycles let their threads go
+            gc.collect()  # streams that are garbage in reference cycles are abandoned then, and their threads end
             self._collected = perf_counter()
-            running = self._wanted()
+            running = self._consumed()
         if running >= MOST_THREADS:
             raise EngineBusyError(
                 f"{running} predictor bodies run in threads, the most one engine allows: read or close some first",
                 MOST_THREADS,
             )
 
-    def _wanted(self) -> int:
+    def _consumed(self) -> int:
         """Owner threads whose bodies still have a consumer; the others end, or are abandoned."""
         return sum(channel.detached_at is None for channel in self._served())
 
@@ -177,7 +177,7 @@ class ThreadRunner:
             (channel.detached_at, channel.label) for channel in self._served() if channel.detached_at is not None
         )
         fewest = MOST_ABANDONED_OF_ONE
-        self._looks_again = (now if len(left) < fewest else left[fewest - 1][0]) + self._grace
+        self._next_check = (now if len(left) < fewest else left[fewest - 1][0]) + self._grace
         stuck = [label for since, label in left if now - since >= self._grace]
         if len(stuck) >= MOST_ABANDONED:
             raise EngineBusyError(f"{len(stuck)} threads {_STUCK}", MOST_ABANDONED)
@@ -186,24 +186,24 @@ class ThreadRunner:
 
     @property
     def is_started(self) -> bool:
-        """Whether there are threads to let go."""
+        """Whether there are threads to end."""
         return bool(self.owners)
 
     def close(self, grace: float) -> None:
-        """Refuse new bodies, let idle threads go, and wait at most `grace` seconds for those that are about to end."""
+        """Refuse new bodies, end idle threads, and wait at most `grace` seconds for those that are about to end."""
         self.is_closed = True
         while self.idle:
             try:
-                self.idle.pop().lock.release()  # nothing to do is the sign to end
+                self.idle.pop().lock.release()  # without work, which has it end
             except IndexError:
                 break
         deadline = perf_counter() + grace
         for owner in tuple(self.owners):
             thread = owner.thread
-            owner.look_again()
-            # One that was not started yet, or never will be, cannot be waited for; it looks whether this is closed.
+            owner.recheck()
+            # A thread that has not started, or never will, cannot be joined; it looks itself whether this is closed.
             if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-                thread.join(max(0.0, min(deadline, owner.patience(grace)) - perf_counter()))
+                thread.join(max(0.0, min(deadline, owner.deadline(grace)) - perf_counter()))
 
     def retire(self, owner: _Owner) -> bool:
         """Whether an idle `owner` may end; not if a body has just been given to it."""
@@ -214,16 +214,16 @@ class ThreadRunner:
         return True
 
 
-def _unjoined(_body: Body, _channel: Ending, produced: Any, _elapsed: float) -> None:
+def _not_connected(_body: Body, _channel: Ending, produced: Any, _elapsed: float) -> None:
     dispose(produced)
-    raise AssertionError("a thread runner is joined with a loop before it is used")
+    raise AssertionError("a thread runner is given a loop's `hand_over` before it is used")
 
 
 class OwnerThread:
     """What every thread that owns bodies has.
 
     Attributes:
-        channel: where what it does now ends.
+        channel: where what it runs now ends.
         thread: itself, where there is one.
     """
 
@@ -234,21 +234,21 @@ class OwnerThread:
         self.channel: Ending | None = None
         self.thread: threading.Thread | None = None
 
-    def patience(self, grace: float) -> float:
-        """Until when to wait for this owner: one whose consumer has left gets no second grace."""
+    def deadline(self, grace: float) -> float:
+        """Until when a close waits for this owner, by `perf_counter`: a grace after its consumer left, if it has."""
         channel = self.channel
         return perf_counter() + grace if channel is None or channel.detached_at is None else channel.detached_at + grace
 
-    def look_again(self) -> None:
-        """Have it end, if it is idle, where its runner is closed."""
+    def recheck(self) -> None:
+        """Have it look, if it is idle, whether it is still needed, and end if not."""
 
 
 class _Owner(OwnerThread):
-    """One thread that owns one body at a time; the other half of `ThreadRunner`.
+    """One thread that owns one body at a time.
 
     Attributes:
-        lock: released once there is something to do, or nothing any more.
-        work: what it is to do next.
+        lock: released once there is work, or none any more.
+        work: what it is to run next.
     """
 
     __slots__ = ("_runner", "lock", "work")
@@ -263,22 +263,22 @@ class _Owner(OwnerThread):
 
     def _main(self) -> None:
         runner = self._runner
-        runner.owners.add(self)  # whatever came between its start and this
+        runner.owners.add(self)  # again, for Ctrl-C in the thread that started this may have had it discarded
         idle = runner.idle
         try:
             # It is another in a child that the body forked, where this thread only goes on to the body's end.
-            while self._does() and idle is runner.idle:
+            while self._run_work() and idle is runner.idle:
                 idle.append(self)
                 if runner.is_closed and runner.retire(self):
                     break
-                while not self.lock.acquire(timeout=runner.patience):
+                while not self.lock.acquire(timeout=runner.keep_alive):
                     if runner.retire(self):
                         return
         finally:
             runner.owners.discard(self)
 
-    def _does(self) -> bool:
-        """Do what there is to do, and refer to nothing of it any more; tell whether there was anything."""
+    def _run_work(self) -> bool:
+        """Run its work, and refer to nothing of that any more; tell whether there was any."""
         work, channel = self.work, self.channel
         if work is None or channel is None:
             return False
@@ -374,7 +374,7 @@ def step_iterator(body: Body, channel: OwnerEnd, iterator: Iterator[Any], elapse
 
 
 def _finish(body: Body, channel: OwnerEnd, end: Report) -> None:
-    body.release_slot()  # first the slot, then the news: a consumer that reads the end may call again at once
+    body.release_slot()  # before the report: a consumer that reads it may call again at once
     channel.finish(end)
 
 
