@@ -19,6 +19,10 @@ from engine._errors import EngineClosedError, NestingError, quote, warn
 from engine._fork import renew_after_fork
 from engine._loaded import LoadedPredictors
 from engine._policies.executor import Executor
+from engine._policies.opening import Opener
+from engine._policies.owner_work import OwnerWork
+from engine._policies.placement import Placement
+from engine._policies.resolve import Resolver
 from engine._predictors.predictor import is_name
 from engine._records import Start, current_call, is_worker
 from engine._registry.registry import Registry
@@ -107,26 +111,28 @@ class Engine:
         self._runners = Runners(own, self._registry, self._grace)
         if not (discover or plugins):  # nobody else can offer it
             self._runners[runner]
-        number = next(_numbers)
-        self._loaded_predictors = LoadedPredictors(self._loop, self._threads, number, self._grace)
-        self._executor = _executor_class()(
-            self._registry,
-            self._loaded_predictors,
-            self._threads,
-            self._loop,
-            self._runners,
-            runner,
-            self._grace,
-            self._open_calls,
-            number,
-        )
-        self._registry.on_change = self._executor.forget
+        self._number = next(_numbers)
+        self._loaded_predictors = LoadedPredictors(self._loop, self._threads, self._number, self._grace)
+        self._join(runner)
         _engines.add(self)
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """Make the lock, for a thread that holds the old one may be gone; the parts of the engine renew themselves."""
         self._closing = threading.Lock()  # held only to see who closes
+
+    def _join(self, default: str | None) -> None:
+        """Make what resolves, places and opens calls; `default` names the engine's own choice of a runner."""
+        resolver, opener, executor = _policies()
+        open_calls, grace, number = self._open_calls, self._grace, self._number
+        self._work = OwnerWork(self._threads, self._registry.look, grace)
+        self._placement = Placement(self._runners, default, self._loop, self._work, self._loaded_predictors, open_calls)
+        self._resolver = resolver(
+            self._registry, self._loaded_predictors, self._runners, self._placement, self._work, open_calls
+        )
+        self._opener = opener(self._placement, self._threads, self._loop, grace, open_calls, number)
+        self._executor = executor(self._resolver, self._placement, self._opener, open_calls, grace, number)
+        self._registry.on_change = self._resolver.evict
 
     def _own_runners(self) -> Mapping[str | None, FullRunner]:
         owners = self._threads, self._loop, self._grace
@@ -167,9 +173,9 @@ class Engine:
             EngineError: there is no such predictor.
             BaseException: what its import, constructor or `setup` raised; the next use tries again.
         """
-        self._executor.check_runner(runner)
-        loaded = self._executor.resolve(tag, runner)
-        self._executor.runner_for(loaded, runner).load(loaded)
+        self._placement.check(runner)
+        loaded = self._resolver.resolve(tag, runner)
+        self._placement.runner_for(loaded, runner).load(loaded)
 
     async def aload(self, tag: Any, runner: str | None = None) -> None:
         """Make a predictor ready before its first call, as `load` does, without blocking the event loop.
@@ -183,8 +189,8 @@ class Engine:
             EngineError: there is no such predictor.
             BaseException: what its import, constructor or `setup` raised.
         """
-        loaded = await self._executor.aresolve(tag, runner)
-        await self._executor.runner_for(loaded, runner).aload(loaded, self._executor.in_owner)
+        loaded = await self._resolver.aresolve(tag, runner)
+        await self._placement.runner_for(loaded, runner).aload(loaded, self._work.run)
 
     def unload(self, tag: Any, runner: str | None = None) -> None:
         """Tear a class predictor down; the next call sets it up again. Nothing happens where none is set up.
@@ -197,11 +203,11 @@ class Engine:
             EngineError: there is no such predictor, or a call still uses it after the grace.
             BaseException: what its `teardown` raised.
         """
-        self._executor.check_runner(runner)
-        self._unload(self._executor.resolve(tag, runner), runner)
+        self._placement.check(runner)
+        self._unload(self._resolver.resolve(tag, runner), runner)
 
     def _unload(self, loaded: LoadedPredictor, runner: str | None) -> None:
-        chosen = self._executor.runner_for(loaded, runner)
+        chosen = self._placement.runner_for(loaded, runner)
         chosen.unload(loaded)
         if chosen.is_elsewhere:
             loaded.reset_reference()
@@ -217,8 +223,8 @@ class Engine:
             EngineError: there is no such predictor, or a call still uses it after the grace.
             BaseException: what its `teardown` raised.
         """
-        loaded = await self._executor.aresolve(tag, runner)
-        await self._executor.in_owner(loaded.profile.tag, self._unload, loaded, runner)
+        loaded = await self._resolver.aresolve(tag, runner)
+        await self._work.run(loaded.profile.tag, self._unload, loaded, runner)
 
     # Closing.
 
@@ -247,7 +253,7 @@ class Engine:
 
     def _refuse_to_close_itself(self) -> None:
         call = current_call()
-        while call is not None and call.engine != self._executor.number:
+        while call is not None and call.engine != self._number:
             call = call.parent
         if call is not None:
             raise NestingError(f"{call.tag} tried to close the engine that runs it: close it from outside", str(call))
@@ -260,7 +266,7 @@ class Engine:
             self._closed.wait_end(2 * grace + 1.0)  # somebody else closes it, and no longer than that
             return
         try:
-            self._executor.close()
+            self._close_calls()
             self._runners.close_soon()  # while classes are torn down here
             failures = self._tear_down(0.0 if is_on_a_loop() else grace)
             failures += self._runners.close(grace)
@@ -275,6 +281,13 @@ class Engine:
             self._closed.finish(Report())
         if failures:
             raise failures[0] if len(failures) == 1 else BaseExceptionGroup("predictors' teardown failed", failures)
+
+    def _close_calls(self) -> None:
+        """Refuse new calls, and stop every open one."""
+        self._open_calls.is_closed = True  # first: a call that begins after the look below finds it
+        self._resolver.close()
+        for each in self._open_calls.executions():
+            each.stop("closed", each.closed_error())
 
     def _tear_down(self, grace: float) -> list[BaseException]:
         deadline = perf_counter() + grace
@@ -335,7 +348,7 @@ class Engine:
         if not self._has_started:
             return
         self._is_closed = True
-        self._executor.close()
+        self._close_calls()
         self._closed.finish(Report())
         self._loop.close(self._grace, wait=False)
         self._threads.close(0.0)
@@ -350,13 +363,18 @@ class Engine:
 Engine.__module__ = "engine"  # where people import it from
 
 
-def _executor_class() -> type[Executor]:
-    """The class of executors for this interpreter; with a GIL, no call pays for what it is like without."""
-    if has_gil():
-        return Executor
-    from engine._free_threading import FreeThreadedExecutor
+def resolver_of(engine: Engine) -> Resolver:
+    """What resolves an engine's calls, for the command line."""
+    return engine._resolver  # noqa: SLF001 - its own module
 
-    return FreeThreadedExecutor
+
+def _policies() -> tuple[type[Resolver], type[Opener], type[Executor]]:
+    """The classes for this interpreter: with a GIL, no call pays for what one without needs."""
+    if has_gil():
+        return Resolver, Opener, Executor
+    from engine._free_threading import FreeThreadedExecutor, FreeThreadedOpener, FreeThreadedResolver
+
+    return FreeThreadedResolver, FreeThreadedOpener, FreeThreadedExecutor
 
 
 def _seconds(grace: object) -> float:

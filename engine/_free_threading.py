@@ -1,9 +1,10 @@
 """What the engine does on a Python that runs without its GIL; loaded there and nowhere else.
 
-Turns, buffers and slots rest on a rule that the GIL keeps: between a test and the store that follows it no other
-thread comes, as long as no call stands between them. It is not proved that the engine is right without that rule. So
-an engine refuses its first call there, unless the environment asks for it; and where that does, one thing is seen to
-that would otherwise end the interpreter: no two threads step one generator of the engine's, or one that it follows.
+Turns, buffers and slots rest on the call-free store: between a test and the store that depends on it no other thread
+runs, as long as no call stands between them. The GIL keeps that rule, and it is not proved that the engine is right
+without it. So an engine refuses its first call there, unless the environment asks for it. Where that does, this module
+prevents the one thing that would end the interpreter: two threads that step one generator of the engine's, or one that
+it follows.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from weakref import WeakKeyDictionary
 
 from engine._errors import EngineError
 from engine._policies.executor import Executor
+from engine._policies.opening import Opener
+from engine._policies.resolve import Resolver
 from engine._policies.stream import PredictionStream
+from engine._predictors.body import Body
 from engine.runners.base import has_gil
 from engine.runners.inline import InlineExecution, reading_twice
 
 if TYPE_CHECKING:
-    from engine._predictors.body import Body
     from engine._predictors.predictor import Predictor
     from engine._records import Prediction
+    from engine._reducers import Reducer
+    from engine.runners.base import SyncExecution
+    from engine.runners.deferred import DeferredExecution
 
 VARIABLE: Final = "PREDICTOR_ENGINE_FREE_THREADING"
 _TOLD: Final = (
@@ -35,16 +41,16 @@ _TOLD: Final = (
 )
 
 _stepping: Final[WeakKeyDictionary[Generator[Any, Any, Any], threading.Lock]] = WeakKeyDictionary()
-_noting: Final = threading.Lock()  # that dictionary is not safe without a GIL either
+_noting: Final = threading.Lock()  # held to change that dictionary, which is not safe without a GIL either
 
 
 class OneAtATime(Generator[Any, Any, Any]):
-    """A generator that one thread at a time may step: a lock says so, and never the interpreter's own check.
+    """A generator that one thread at a time may step: a lock keeps the others out before the interpreter has to.
 
     Args:
         generator: what is stepped.
         stepping: held by the thread that steps it.
-        refused: makes the error for a thread that comes meanwhile; `None` to have it wait its turn.
+        refused: makes the error for a thread that comes meanwhile; `None` to have it wait.
     """
 
     __slots__ = ("_generator", "_refused", "_stepping")
@@ -74,15 +80,15 @@ class OneAtATime(Generator[Any, Any, Any]):
         return self._step(self._generator.__next__)
 
     def send(self, value: Any) -> Any:
-        """As of the generator."""
+        """The next item, with a value for the generator."""
         return self._step(self._generator.send, value)
 
     def throw(self, *error: Any) -> Any:
-        """As of the generator."""
+        """The next item, with an exception for the generator."""
         return self._step(self._generator.throw, *error)
 
     def close(self) -> None:
-        """As of the generator."""
+        """Finalise the generator."""
         self._step(self._generator.close)
 
     @property
@@ -96,7 +102,7 @@ def _stepped_already() -> ValueError:
 
 
 def one_at_a_time(produced: Any) -> Any:
-    """What a predictor produced, guarded if it is a generator: two calls may have got the very same."""
+    """What a predictor produced, guarded if it is a generator: two calls may have got the same one."""
     if type(produced) is not GeneratorType or produced.gi_code.co_flags & CO_ITERABLE_COROUTINE:
         return produced
     with _noting:
@@ -104,32 +110,25 @@ def one_at_a_time(produced: Any) -> Any:
     return OneAtATime(produced, stepping, _stepped_already)
 
 
-def _calling(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return one_at_a_time(function(*args, **kwargs))
+class GuardedBody(Body):
+    """A body whose generator one thread at a time may step."""
 
-
-def _preparing(prepare: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    return partial(_calling, prepare())
-
-
-def _guard(body: Body) -> None:
-    if body.function is not None:
-        body.function = partial(_calling, body.function)
-    elif body.prepare is not None:
-        body.prepare = partial(_preparing, body.prepare)
+    def start(self) -> Any:
+        """Call the function, once."""
+        return one_at_a_time(super().start())
 
 
 class FreeThreadedStream(PredictionStream):
-    """A stream whose iterators may come into the hands of several threads.
+    """A stream whose iterators several threads may read.
 
     In lock-step a second reader is refused; with an owner elsewhere it waits until the first has got its partial.
     """
 
     __slots__ = ("_reading",)
 
-    def __init__(self, shown: PredictionStream) -> None:
-        """Show what another stream shows."""
-        super().__init__(shown._execution, shown._reducer)  # noqa: SLF001 - its own base
+    def __init__(self, execution: SyncExecution | DeferredExecution, reducer: Reducer | None) -> None:
+        """Show an execution that no thread reads yet."""
+        super().__init__(execution, reducer)
         self._reading = threading.Lock()
 
     def _guarded(self, iterator: Iterator[Any], reading: threading.Lock | None = None) -> Iterator[Any]:
@@ -139,23 +138,23 @@ class FreeThreadedStream(PredictionStream):
         return OneAtATime(generator, reading or self._reading, refused)
 
     def __iter__(self) -> Iterator[Prediction]:
-        """As of any stream."""
+        """A `Prediction` for each partial from the shared position on."""
         return self._guarded(super().__iter__())
 
     def values(self) -> Iterator[Any]:
-        """As of any stream."""
+        """The raw partials from the shared position on."""
         return self._guarded(super().values())
 
     def snapshots(self) -> Iterator[Any]:
-        """As of any stream."""
+        """The running reduction after each partial from here on."""
         return self._guarded(super().snapshots(), threading.Lock())  # which itself reads `values`
 
 
-class FreeThreadedExecutor(Executor):
-    """The executor of an engine that was made while there was no GIL."""
+class FreeThreadedResolver(Resolver):
+    """The resolver of an engine that was made while there was no GIL."""
 
     def __init__(self, *parts: Any) -> None:
-        """Join the parts an engine owns; whether calls are refused is decided here."""
+        """Decide whether calls are refused."""
         super().__init__(*parts)
         self._is_asked_for = os.environ.get(VARIABLE) == "1"
 
@@ -164,15 +163,17 @@ class FreeThreadedExecutor(Executor):
             raise EngineError(_TOLD)
         return super()._record(tag, may_look=may_look)
 
-    def stream(self, *args: Any, **options: Any) -> PredictionStream:
-        """As of any executor."""
-        return FreeThreadedStream(super().stream(*args, **options))
 
-    def _body(self, loaded: Any, args: Any, kwargs: Any, place: Any, *more: Any) -> Body:
-        body = super()._body(loaded, args, kwargs, place, *more)
-        if place is None or not place.is_elsewhere:
-            _guard(body)
-        return body
+class FreeThreadedOpener(Opener):
+    """The opener of an engine that was made while there was no GIL."""
+
+    make_body = GuardedBody
+
+
+class FreeThreadedExecutor(Executor):
+    """The executor of an engine that was made while there was no GIL."""
+
+    _make_stream = FreeThreadedStream
 
     def _drain(self, loaded: Any, call: Any, context: Any, produced: Any, *more: Any) -> Prediction:
         return super()._drain(loaded, call, context, one_at_a_time(produced), *more)

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import Engine, EngineError, InvalidInputError, InvalidTagError, PredictorNotFoundError
+from engine._engine import resolver_of
 from engine._errors import printable
 from engine._predictors.annotations import MISSING
 from engine.cli import _arguments
@@ -213,7 +214,7 @@ def _found(muna: Engine, tag: str) -> LoadedPredictor | None:
         UsageError: there is none of that tag.
     """
     try:
-        return muna.predictions.resolve(tag)
+        return resolver_of(muna).resolve(tag)
     except (PredictorNotFoundError, InvalidTagError) as error:
         raise UsageError(_with_notes(error)) from None
     except EngineError as error:
@@ -251,7 +252,7 @@ def _prepared(
 
 
 def _check_runner(muna: Engine, loaded: LoadedPredictor, runner: str | None) -> None:
-    muna.predictions.check_runner(runner)
+    resolver_of(muna).placement.check(runner)
     if runner == "inline" and loaded.profile.is_async:
         raise ValueError(f"{loaded.profile.tag} is async and cannot run inline here: leave --runner out")
 

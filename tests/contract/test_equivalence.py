@@ -190,7 +190,7 @@ def check_every_cell(  # noqa: PLR0917
                 one = cell(runner)
                 with naming(runner, aconsume):
                     one.run(aconsume(one))
-    assert muna.predictions.open_calls == ()
+    assert muna._open_calls.executions() == ()
 
 
 def check_every_cell_in_a_worker(worker: Worker, kind: Kind, case: Case) -> None:
@@ -206,7 +206,7 @@ def check_every_cell_in_a_worker(worker: Worker, kind: Kind, case: Case) -> None
         one = cell()
         with naming(PROCESS, aconsume):
             one.run(aconsume(one))
-    assert worker.muna.predictions.open_calls == ()
+    assert worker.muna._open_calls.executions() == ()
     assert worker.is_the_same_process(), "a body cost its worker"
     for file in worker.folder.iterdir():
         file.unlink()

@@ -85,7 +85,7 @@ def test_a_call_whose_end_ctrl_c_interrupts_lets_go_of_everything_once_it_is_dro
     body = Kept()
     with Engine(discover=False, grace=LIMIT) as muna:
         predictor = Predictor("@tests/kept", getattr(body, kind), concurrency=1)
-        slots = muna.predictions.resolve(predictor).slots
+        slots = muna._resolver.resolve(predictor).slots
         assert slots is not None
         stream = muna.predictions.stream(predictor, runner=runner)
         partials = stream.values()
@@ -139,7 +139,7 @@ def test_a_stop_in_a_task_that_ctrl_c_interrupts_is_carried_out_by_the_loop_once
         del stream
         assert await asyncio.to_thread(body.finalised.wait, LIMIT)
         assert outcome.state == "cancelled"
-        assert muna.predictions.open_calls == ()
+        assert muna._open_calls.executions() == ()
 
     with Engine(discover=False) as muna:
         asyncio.run(scenario(muna))

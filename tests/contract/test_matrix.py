@@ -1395,7 +1395,7 @@ def test_a_call_that_would_wait_for_its_own_thread_or_task_is_refused(
 ) -> None:
     muna = reader.muna
     single = Predictor("@me/single", giving(kind, [["mutable"]] * 3), concurrency=1)
-    loaded = muna.predictions.resolve(single)
+    loaded = muna._resolver.resolve(single)
     for slots in (loaded.slots, loaded.slots_elsewhere["process"]):
         monkeypatch.setattr(slots, "grace", 0.01)  # for a thread, a grace has to pass
 

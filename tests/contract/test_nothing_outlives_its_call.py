@@ -148,7 +148,7 @@ def test_what_a_late_stream_refers_to_is_freed_without_a_collector(how: str, mun
         weighty = Weighty()
         is_gone = weighty.is_gone
         if how == "failed":
-            loaded = muna.predictions.resolve(fail)
+            loaded = muna._resolver.resolve(fail)
             open_now = partial(muna.predictions._opened, loaded, {"weighty": weighty}, "thread", None, None)
         else:
             open_now = partial(fail, weighty)

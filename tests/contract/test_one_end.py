@@ -145,7 +145,7 @@ def test_of_two_readers_that_come_first_one_begins_the_call(consumer: str, monke
         else:
             seen += asyncio.run(read(muna.predictions.astream(predictor, runner="thread")))
         assert (started, seen) == (["body"], [0, 1, 2, 3])
-        assert muna.predictions.open_calls == ()
+        assert muna._open_calls.executions() == ()
 
 
 # An observer is told of the beginning and the end of each call that begins, of both once, and of no other.
@@ -226,7 +226,7 @@ def test_an_observer_is_told_once_of_the_beginning_and_the_end_of_a_call(
 ) -> None:
     observer = Observer()
     with Engine(discover=False, grace=0.05, workers=1) as muna:
-        muna.predictions.observe(observer)
+        muna._placement.observe(observer)
         ending = end(muna, Predictor("@tests/fails", BODIES[kind]), consumer, runner, how)
         if consumer == "asyncio":
             asyncio.run(ending)

@@ -42,7 +42,7 @@ class Lent(Engine):
     def __exit__(self, *_: object) -> None:
         deadline = time.monotonic() + 5.0
         # What was dropped is finalised in its worker, which tells a little later.
-        while live := self.predictions.open_calls:
+        while live := self._open_calls.executions():
             assert time.monotonic() < deadline, live
             time.sleep(0.001)
 

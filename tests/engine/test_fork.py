@@ -604,7 +604,7 @@ def create_and_tell(muna, predictor, inputs=None, runner="thread"):
     try:
         print(muna.predictions.create(predictor, inputs, runner=runner).value)
     except EngineClosedError as error:
-        print("raised:", "parent" in str(error), muna.predictions.open_calls)
+        print("raised:", "parent" in str(error), muna._open_calls.executions())
     if os.getpid() != parent:
         print("after:", muna.predictions.create(plain, runner="thread").value)
         sys.stdout.flush()
@@ -634,7 +634,7 @@ def test_a_create_that_waits_for_its_slot_raises_in_the_child_and_goes_on_in_the
     code, out, errors = run_script(
         f"""{FORKING}
 predictor = Predictor("@tests/waits", waits, concurrency=1)
-slots = muna.predictions.resolve(predictor).slots
+slots = muna._resolver.resolve(predictor).slots
 holder = threading.Thread(target=muna.predictions.create, args=(predictor,), kwargs={{"runner": "thread"}}, daemon=True)
 holder.start()
 held.wait()

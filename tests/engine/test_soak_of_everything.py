@@ -566,11 +566,11 @@ def warm_up(muna: Engine) -> None:
 def settle(soak: Soak) -> None:
     """Wait until no body runs any more that began in this process, and the engines that were closed are collected."""
     deadline = time.monotonic() + PATIENCE
-    while (LIVES.going_on or soak.lasting.predictions.open_calls) and time.monotonic() < deadline:
+    while (LIVES.going_on or soak.lasting._open_calls.executions()) and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)
     assert LIVES.going_on == 0
-    assert soak.lasting.predictions.open_calls == ()
+    assert soak.lasting._open_calls.executions() == ()
     closed = [weakref.ref(muna) for muna in soak.closed]
     soak.closed.clear()
     while any(reference() is not None for reference in closed) and time.monotonic() < deadline:

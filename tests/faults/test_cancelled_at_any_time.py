@@ -160,7 +160,7 @@ def test_a_stop_in_the_very_moment_a_call_begins_is_its_end(
         else:
             assert await reader.has_ended("closed")
         assert reader.outcome.count == 0
-        assert consumer.engine.predictions.open_calls == ()
+        assert consumer.engine._open_calls.executions() == ()
         reader.drop()  # without a warning
         assert await consumer.still_works()
 

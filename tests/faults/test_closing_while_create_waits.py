@@ -30,7 +30,7 @@ def test_a_create_that_waits_for_its_owner_is_woken_with_an_engine_closed_error(
     predictor = Predictor(
         "@tests/waits", waiting.model() if place == "setup" else getattr(waiting, place), concurrency=1
     )
-    slots = muna.predictions.resolve(predictor).slots
+    slots = muna._resolver.resolve(predictor).slots
     assert slots is not None
 
     async def acreate() -> Any:
@@ -51,7 +51,7 @@ def test_a_create_that_waits_for_its_owner_is_woken_with_an_engine_closed_error(
         in_time(create)
     closer.join(PATIENCE)
     assert not closer.is_alive()
-    assert muna.predictions.open_calls == ()
+    assert muna._open_calls.executions() == ()
     waiting.go.set()
     until(lambda: slots.leases == (), "the end of the body, which gives its slot back")
     assert waiting.calls == ["body"]
@@ -62,7 +62,7 @@ def test_a_create_that_waits_for_its_slot_is_woken_with_an_engine_closed_error_a
     waiting = Waiting()
     muna = Engine(discover=False, grace=0.05)
     predictor = Predictor("@tests/waits", waiting.body, concurrency=1)
-    slots = muna.predictions.resolve(predictor).slots
+    slots = muna._resolver.resolve(predictor).slots
     assert slots is not None
 
     def hold() -> None:
@@ -81,7 +81,7 @@ def test_a_create_that_waits_for_its_slot_is_woken_with_an_engine_closed_error_a
         in_time(lambda: created(muna, predictor, consumer))
     closer.join(PATIENCE)
     holder.join(PATIENCE)
-    assert (muna.predictions.open_calls, slots.waiting, len(slots.leases)) == ((), 0, 1)
+    assert (muna._open_calls.executions(), slots.waiting, len(slots.leases)) == ((), 0, 1)
     waiting.go.set()
     until(lambda: slots.leases == (), "the end of the body that held the slot")
     assert waiting.calls == ["body"]
@@ -94,7 +94,7 @@ def test_a_create_whose_engine_closes_in_the_moment_it_gets_its_slot_gives_that_
     waiting = Waiting()
     muna = Engine(discover=False, grace=0.05)
     predictor = Predictor("@tests/waits", waiting.body, concurrency=1)
-    slots = muna.predictions.resolve(predictor).slots
+    slots = muna._resolver.resolve(predictor).slots
     assert slots is not None
     take, atake = Slots.take, Slots.atake
 
@@ -110,7 +110,7 @@ def test_a_create_whose_engine_closes_in_the_moment_it_gets_its_slot_gives_that_
     monkeypatch.setattr(Slots, "atake", atake_and_close)
     with pytest.raises(EngineClosedError):
         created(muna, predictor, consumer)
-    assert (slots.leases, waiting.calls, muna.predictions.open_calls) == ((), [], ())
+    assert (slots.leases, waiting.calls, muna._open_calls.executions()) == ((), [], ())
 
 
 def test_an_engine_closed_error_of_create_is_gone_once_nobody_refers_to_it() -> None:

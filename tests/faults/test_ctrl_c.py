@@ -240,7 +240,7 @@ with Engine(discover=False) as muna:
     try:
         muna.predictions.create(body, runner="thread")
     except ValueError as error:
-        print(error, type(error.__context__).__name__, muna.predictions.open_calls)
+        print(error, type(error.__context__).__name__, muna._open_calls.executions())
 """,
         signal.SIGINT,
     )
@@ -279,7 +279,7 @@ def test_a_body_that_had_begun_when_ctrl_c_interrupted_its_start_keeps_its_slot_
     waiting = Waiting()
     with Engine(discover=False, grace=0.05) as muna:
         predictor = Predictor("@tests/waits", waiting.stubborn if kind == "coloured" else waiting.body, concurrency=1)
-        slots = muna.predictions.resolve(predictor).slots
+        slots = muna._resolver.resolve(predictor).slots
         assert slots is not None
         started = Started(muna, kind, monkeypatch)
 
@@ -345,7 +345,7 @@ def test_a_stream_whose_body_had_begun_when_ctrl_c_interrupted_its_start_is_clos
 
     with Engine(discover=False) as muna:
         predictor = Predictor("@tests/waits", body if kind == "body" else coloured, concurrency=1)
-        slots = muna.predictions.resolve(predictor).slots
+        slots = muna._resolver.resolve(predictor).slots
         assert slots is not None
         started = Started(muna, kind, monkeypatch)
 
@@ -377,7 +377,7 @@ def test_a_body_that_had_not_begun_when_ctrl_c_interrupted_its_start_never_runs(
     waiting.go.set()
     with Engine(discover=False, grace=0.05) as muna:
         predictor = Predictor("@tests/waits", getattr(waiting, kind), concurrency=1)
-        slots = muna.predictions.resolve(predictor).slots
+        slots = muna._resolver.resolve(predictor).slots
         assert slots is not None
         started = Started(muna, kind, monkeypatch)
         begin, ended = threading.Event(), threading.Event()

@@ -388,7 +388,7 @@ def cancel_all_tasks(muna: Engine, predictor: Any, number: int) -> None:
 
     async def main() -> None:
         tasks = [asyncio.create_task(read()) for _ in range(number)]
-        while len(muna.predictions.open_calls) < number:  # noqa: ASYNC110 - streams set no event
+        while len(muna._open_calls.executions()) < number:  # noqa: ASYNC110 - streams set no event
             await asyncio.sleep(0.001)
         for task in tasks:
             task.cancel()
@@ -507,7 +507,7 @@ def test_a_sync_iterator_of_an_async_body_that_no_thread_may_take_is_that_calls_
         return Iterating()
 
     predictor = Predictor("@tests/gives", gives, concurrency=1, yields=True)
-    slots = muna.predictions.resolve(predictor).slots
+    slots = muna._resolver.resolve(predictor).slots
     assert slots is not None
     monkeypatch.setattr(thread_runner, "MOST_THREADS", 0)
 

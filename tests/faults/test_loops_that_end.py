@@ -85,7 +85,7 @@ def test_a_loop_closed_while_its_tasks_wait_for_a_slot_takes_no_slot_with_it(kin
 
         muna = Engine(discover=False)
         predictor = Predictor("@tests/holds", {kind}, concurrency=1)
-        slots = muna.predictions.resolve(predictor).slots
+        slots = muna._resolver.resolve(predictor).slots
         holder = threading.Thread(target=muna.predictions.create, args=(predictor,), kwargs=dict(runner="thread"))
         holder.start()
         assert reached.wait(10)

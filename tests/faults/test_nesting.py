@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, NestingError, Predictor, current_call
-from engine._policies.executor import DEEPEST
+from engine._policies.opening import DEEPEST
 from tests.faults.waits import in_time, within_this_task
 
 # 97: a predictor that asks for what it holds.

@@ -68,7 +68,7 @@ def test_a_stuck_body_is_left_at_once_counted_and_keeps_its_slot_until_it_ends(
         assert fault.finalised == 0
         assert abandoned_threads(consumer) == 1
         assert await consumer.still_works()
-        slots = consumer.engine.predictions.resolve(predictor).slots
+        slots = consumer.engine._resolver.resolve(predictor).slots
         assert slots is not None
 
         def release() -> None:

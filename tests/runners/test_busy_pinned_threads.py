@@ -108,7 +108,7 @@ def test_unload_waits_for_the_call_that_runs_and_tears_down_in_its_thread(notes:
     with Engine(discover=False, grace=PATIENCE) as muna:
         caller = in_thread(lambda: muna.predictions.create(stuck.model, runner="thread"))
         assert stuck.reached.wait(PATIENCE)
-        loaded = muna.predictions.resolve(stuck.model)
+        loaded = muna._resolver.resolve(stuck.model)
         unloader = in_thread(lambda: muna.unload(stuck.model))
         until(lambda: not loaded.is_ready, "the unloading")
         stuck.go.set()

@@ -146,7 +146,7 @@ def test_threads_that_wait_for_a_slot_are_served_in_the_order_they_came(
     def call(number: int) -> threading.Thread:
         return started(lambda: muna.predictions.create("@tests/one", {"number": number}, runner=runner))
 
-    slots = muna.predictions.resolve("@tests/one").slots
+    slots = muna._resolver.resolve("@tests/one").slots
     assert slots is not None
     callers = [call(0)]
     assert reached.wait(PATIENCE)
@@ -189,7 +189,7 @@ def test_who_comes_when_a_slot_is_given_back_waits_behind_those_who_wait_already
         yield number
 
     muna.predictors.register(Predictor("@tests/one", one, concurrency=1))
-    slots = muna.predictions.resolve("@tests/one").slots
+    slots = muna._resolver.resolve("@tests/one").slots
     assert slots is not None
     for _ in range(20):
         served.clear()
@@ -241,7 +241,7 @@ def test_a_wait_for_a_slot_ends_when_the_stream_is_cancelled_or_closed(muna: Eng
     muna.predictors.register(Predictor("@tests/holds", holds, concurrency=1))
     holder = started(lambda: muna.predictions.create("@tests/holds", {"wait": True}))
     assert reached.wait(PATIENCE)
-    slots = muna.predictions.resolve("@tests/holds").slots
+    slots = muna._resolver.resolve("@tests/holds").slots
     assert slots is not None
     for runner in (None, "thread"):
         for stop in ("cancel", "close"):

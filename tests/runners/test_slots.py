@@ -106,7 +106,7 @@ class Scene:
 
     @property
     def slots(self) -> Any:
-        return self.muna.predictions.resolve(TAG).slots
+        return self.muna._resolver.resolve(TAG).slots
 
     def stream(self, runner: str | None = None) -> Any:
         stream = self.muna.predictions.stream(TAG, runner=runner, prefetch=0)

@@ -328,7 +328,7 @@ class Case:
 
     @property
     def slots(self) -> Slots:
-        loaded = self.muna.predictions.resolve(self.predictor)
+        loaded = self.muna._resolver.resolve(self.predictor)
         slots = loaded.slots_elsewhere["process"] if self.place.runner == "process" else loaded.slots
         assert slots is not None
         return slots
@@ -364,12 +364,12 @@ class Case:
         outcome = None if reading is None else reading.outcome
         if outcome is not None:
             assert (outcome.state, outcome.count, outcome.exception) == (state, finished.count, error)
-        assert self.muna.predictions.open_calls == ()
+        assert self.muna._open_calls.executions() == ()
 
     def check_not_told(self) -> None:
         assert self.witness.told == []
         assert self.journal.words == []
-        assert self.muna.predictions.open_calls == ()
+        assert self.muna._open_calls.executions() == ()
 
     async def check_finalised(self) -> None:
         """Whether the body began once, and runs its `finally` once, within the grace."""
@@ -386,7 +386,7 @@ class Cases:
         self.muna = muna
         self.witness = Witness()
         self._folder = folder
-        muna.predictions.observe(self.witness)
+        muna._placement.observe(self.witness)
 
     def make(self, place: Place, kind: Kind) -> Case:
         return Case(self.muna, self.witness, place, kind, self._folder / str(next(_numbers)))
@@ -503,6 +503,6 @@ def moment_of(case: Case, moment: str) -> Callable[[Any], object]:
 
 
 def pool_of(muna: Engine) -> Pool:
-    runner: Any = muna.predictions._runners["process"]
+    runner: Any = muna._runners["process"]
     pool: Pool = runner._runner._pool
     return pool

@@ -42,7 +42,7 @@ def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def cases(crew: Engine, place: Place, tmp_path: Path) -> Iterator[Cases]:
     if place.runner == "process":
         yield Cases(crew, tmp_path)
-        crew.predictions._open_calls.observers = ()
+        crew._open_calls.observers = ()
         return
     with new_engine() as muna:
         yield Cases(muna, tmp_path)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError, NoPartialsError, PredictionCancelledError, Predictor
-from engine._policies.executor import FAST
+from engine._policies.placement import FAST
 from engine._records import Outcome
 from engine.runners import base
 from engine.runners.base import Execution
@@ -247,12 +247,12 @@ def test_a_call_is_told_of_though_its_way_was_the_shortest_before(
 
     assert [call(), call()] == [1, 1]
     if not callable(target):  # the way of that is looked for at each call
-        loaded = muna.predictions.resolve(target)
+        loaded = muna._resolver.resolve(target)
         assert loaded.is_plain if is_async and runner is None else is_async or loaded.places == {runner: FAST}
     witness, later = Witness(), Witness()
-    muna.predictions.observe(witness)
+    muna._placement.observe(witness)
     assert call() == 1
-    muna.predictions.observe(later)
+    muna._placement.observe(later)
     assert call() == 1
     assert [(each.what, each.state) for each in witness.told] == [("started", "pending"), ("finished", "done")] * 2
     assert [each.what for each in later.told] == ["started", "finished"]
@@ -263,7 +263,7 @@ def test_an_observer_that_comes_late_hears_nothing_of_a_call_that_had_begun(plac
     async def whole(case: Case, reading: Any) -> None:
         await reading.pull()
         late = Witness()
-        case.muna.predictions.observe(late)
+        case.muna._placement.observe(late)
         await read_all(reading)
         case.check_told("done", case.kind.partials, None, reading)
         assert late.told == []
@@ -291,7 +291,7 @@ def test_a_stream_that_is_ended_as_its_first_pull_comes_never_begins(
             if how == "stopped":
                 execution.stop("failed", error)
             else:
-                case.muna.predictions.close()
+                case.muna._close_calls()
 
         def now() -> float:
             monkeypatch.undo()
@@ -307,7 +307,7 @@ def test_a_stream_that_is_ended_as_its_first_pull_comes_never_begins(
 
     for kind in place.kinds:
         with about(kind), new_engine() as muna:
-            muna.predictions.check_runner(place.runner)  # else its first call looks for plugins, which takes time, too
+            muna._placement.check(place.runner)  # else its first call looks for plugins, which takes time, too
             case = Cases(muna, tmp_path).make(place, kind)
             case.have()
             case.run(whole)
@@ -329,10 +329,10 @@ def test_a_stream_that_is_stopped_as_its_loop_ends_was_not_abandoned(tmp_path: P
 
     with new_engine() as muna:
         witness = Handle()
-        muna.predictions.observe(witness)
+        muna._placement.observe(witness)
 
         def stop_all() -> None:
-            for each in muna.predictions.open_calls:
+            for each in muna._open_calls.executions():
                 each.cancel()
 
         stopping = Elsewhere(stop_all)

@@ -52,7 +52,7 @@ def test_a_call_interrupted_while_it_is_sent_leaves_its_worker_to_the_next(
             call() if kind == "create" else next(stream)
         stream.close()
         assert muna.predictions.create(number_of_worker, runner="process").value > 0
-        assert muna.predictions.open_calls == ()
+        assert muna._open_calls.executions() == ()
 
 
 @pytest.mark.fault(108)
@@ -101,7 +101,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
         for work in late:
             work()
         assert muna.predictions.create(number_of_worker, runner="process").value == number
-        assert (runner._pool.leases, muna.predictions.open_calls) == ((), ())
+        assert (runner._pool.leases, muna._open_calls.executions()) == ((), ())
 
 
 @pytest.mark.fault(97)

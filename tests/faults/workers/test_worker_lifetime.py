@@ -618,7 +618,7 @@ def test_what_a_teardown_raises_in_a_worker_comes_out_of_close(model: type[Model
     muna.predictions.create("@me/model")
     with pytest.raises(LookupError, match="it does not let go"):
         muna.close()
-    assert muna.predictions.open_calls == ()
+    assert muna._open_calls.executions() == ()
 
 
 def test_loading_warms_a_worker_for_functions_and_from_asyncio_too() -> None:

@@ -331,7 +331,7 @@ class Affairs(RuleBasedStateMachine):
                 if reader.stream is not None and reader.stream.outcome.state != "pending":
                     assert reader.stream.outcome.ended
                 reader.thread.shutdown()
-            assert self.muna.predictions.open_calls == ()
+            assert self.muna._open_calls.executions() == ()
             assert all(not fake.is_alive for fake in self.fakes)
         finally:
             for fake in self.fakes:
