@@ -27,7 +27,7 @@ from engine._predictors.predictor import is_name
 from engine._records import Start, current_call, is_worker
 from engine._registry.registry import Registry
 from engine._registry.runners import Runners
-from engine.runners.base import DaemonThread, OpenCalls, has_gil, is_finalising
+from engine.runners.base import DaemonThread, OpenCalls, has_gil
 from engine.runners.ending import Ending, Report
 from engine.runners.here import DefaultRunner, InlineRunner, OwnerRunner
 from engine.runners.loop import LoopRunner
@@ -343,7 +343,7 @@ class Engine:
 
     def __del__(self) -> None:
         """Let go of everything, without waiting, if nobody closed it."""
-        if getattr(self, "_is_closed", True) or is_finalising() or not hasattr(self, "_executor"):
+        if getattr(self, "_is_closed", True) or sys.is_finalizing() or not hasattr(self, "_executor"):
             return
         if not self._has_started:
             return

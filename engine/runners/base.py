@@ -656,20 +656,7 @@ def primed(partials: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
     return partials
 
 
-def is_finalising() -> bool:
-    """Whether the interpreter is going away, so that nothing should be started or reported."""
-    return sys.is_finalizing()
-
-
 def has_gil() -> bool:
     """Whether only one thread at a time runs Python code here, as in every interpreter but a free-threaded one."""
     asked: Any = getattr(sys, "_is_gil_enabled", None)  # from 3.13 on
     return asked is None or bool(asked())
-
-
-def warn_of_abandoned(call: Call, grace: float) -> None:
-    """Log that a body did not stop within the grace, in s."""
-    warn(
-        f"{call.tag}: the body did not stop within {grace} s of being closed; it is abandoned, and keeps its slot "
-        "until it ends"
-    )

@@ -18,6 +18,7 @@ gives the turn back second, so one of them sees the other and carries the stop o
 
 from __future__ import annotations
 
+import sys
 import threading
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +27,7 @@ from engine._errors import PredictionCancelledError, warn
 from engine._predictors.failures import explain
 from engine._predictors.normaliser import ITERATOR, ONE, close_iterator, look, one
 from engine._records import Prediction, current
-from engine.runners.base import CLEAN, SyncExecution, is_finalising
+from engine.runners.base import CLEAN, SyncExecution
 from engine.runners.ending import Ending
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ class InlineExecution(SyncExecution):
 
         A collector may call this in any thread, at any allocation: no lock is taken, and nothing is waited for.
         """
-        if self.ending.state == "running" and not is_finalising():
+        if self.ending.state == "running" and not sys.is_finalizing():
             self._turn = ENDED  # nothing refers to this any more, so no test is needed
             if self._handed_over is None:  # else that is collected with this, and asks its owner
                 self._finalise_quietly()

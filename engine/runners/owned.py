@@ -6,6 +6,7 @@ the body's iterator: a request to stop goes through the channel, and the owner c
 
 from __future__ import annotations
 
+import sys
 import warnings
 from _thread import get_ident
 from functools import partial
@@ -24,7 +25,7 @@ from engine._errors import (
 )
 from engine._predictors.failures import explain, is_foreign_cancel
 from engine._records import Prediction
-from engine.runners.base import CLEAN, SyncExecution, is_finalising, warn_of_abandoned
+from engine.runners.base import CLEAN, SyncExecution
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -433,7 +434,10 @@ class OwnedExecution(SyncExecution):
                 del failure  # or this frame and the exception keep each other alive
         self._log_error(end)
         if not is_final:
-            warn_of_abandoned(self.call, self.grace)
+            warn(
+                f"{self.call.tag}: the body did not stop within {self.grace} s of being closed; it is abandoned, and "
+                "keeps its slot until it ends"
+            )
 
     def _log_error(self, end: Report | None) -> None:
         if end is not None and end.error is not None and self.ending.claimed != "failed":
@@ -443,7 +447,7 @@ class OwnedExecution(SyncExecution):
     def __del__(self) -> None:
         """Have the owner finalise an abandoned stream, without a lock or a wait: a collector may run this anywhere."""
         ending = self.ending
-        if is_finalising():
+        if sys.is_finalizing():
             return
         if ending.state != "running":
             if self._runner is None and ending.end is None and not ending.stop:  # Ctrl-C came before it was asked

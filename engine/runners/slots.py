@@ -291,10 +291,8 @@ class Slots(WaitQueue):
             except IndexError:
                 tokens.append(None)
                 continue
-            if not waiter.is_withdrawn:
-                waiter.is_granted = (
-                    True  # call-free store: a waiter that withdraws later finds it, and releases the token
-                )
+            if not waiter.is_withdrawn:  # call-free store: a waiter that withdraws later releases what it was granted
+                waiter.is_granted = True
             if waiter.is_granted:
                 waiter.wake()
             else:

@@ -14,6 +14,7 @@ consumer holds of it, a `Handle`. A `Handle` that is dropped, or the end of the 
 
 from __future__ import annotations
 
+import sys
 import types
 import warnings
 from time import perf_counter
@@ -23,7 +24,7 @@ from engine._errors import PredictionCancelledError, counted, warn
 from engine._predictors.failures import explain, is_foreign_cancel
 from engine._predictors.normaliser import ASYNC, ITERATOR, ONE, aclose_iterator, close_iterator, first_step, settle
 from engine._records import Prediction, current
-from engine.runners.base import Execution, is_finalising, primed
+from engine.runners.base import Execution, primed
 from engine.runners.ending import Ending
 from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
 from engine.runners.interruptions import Interruptions
@@ -445,7 +446,7 @@ class TaskExecution(Execution):
         A collector may call this in any thread: no lock is taken, and nothing is waited for.
         """
         loop_exit = self._loop_exit
-        if loop_exit is None or self._turn is ENDED or is_finalising():
+        if loop_exit is None or self._turn is ENDED or sys.is_finalizing():
             return
         if self._turn is None:
             self._turn = _ABANDONED  # call-free store: a stop that comes later posts itself, and finds this done
