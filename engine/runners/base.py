@@ -381,7 +381,7 @@ class Execution(ABC):
         self._began = perf_counter()
         if open_calls.observers and ending.claimed is None and not open_calls.is_closed:
             open_calls.notified[id(self)] = open_calls.observers
-            for each in open_calls.notified[id(self)]:
+            for each in open_calls.notified[id(self)]:  # not of `observers`, which may change meanwhile
                 each.started(self)
         open_calls[id(self)] = self.call.execution = weakref.ref(self)
         if open_calls.is_closed:  # looked at after that: what closes the engine either finds this or is seen here
@@ -414,7 +414,7 @@ class Execution(ABC):
             outcome = self.outcome
             outcome.exception = exception
             self._outcome = None
-        self.call.parent = None  # nothing waits on this call's behalf any more, so its callers need not live
+        self.call.parent = None  # nothing waits on behalf of this call any more, so its callers need not be kept
         mine = id(self)
         ending.state = ending.claimed
         ending.is_over = True  # readers look at this, so that what they find is complete
@@ -443,7 +443,7 @@ class Execution(ABC):
         """What an ended stream still owes its consumer, the first time; later pulls just stop."""
         ending = self.ending
         failure: BaseException | None = ending.failure
-        ending.failure = None
+        ending.failure = None  # call-free store: of several readers one raises it
         return failure
 
     def raise_failure(self) -> None:
@@ -492,14 +492,14 @@ class Execution(ABC):
         """Log what the clean-up raised, unless the stopper took it out, or another caller of this."""
         ending, end = self.ending, self.ending.end
         if end is not None and end.error is not None:
-            error, end.error = end.error, None
+            error, end.error = end.error, None  # call-free store: it is logged or raised once
             warn(f"error while a stream was being {ending.claimed}", error)
 
     def _raise_from_cleanup(self) -> None:
         """Raise what the clean-up raised that this stopper waited for, if anything."""
         end = self.ending.end
         if end is not None and end.error is not None:
-            failure, end.error = end.error, None
+            failure, end.error = end.error, None  # call-free store: as in `_log_cleanup_error`
             del self, end
             try:
                 raise failure

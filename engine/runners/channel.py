@@ -111,7 +111,7 @@ class Channel(Ending):
         Returns:
             Whether the producer must `pause` before it goes on.
         """
-        self.items.append((value, latency))
+        self.items.append((value, latency))  # before the wake-ups are looked at: see `parking`
         if self.consumers:
             self._in_hand_over = 1
             self._must_yield = now - self._last_wake > _YIELD_AFTER and now >= self._next_yield
@@ -177,7 +177,7 @@ class Channel(Ending):
         Raises:
             IndexError: none is waiting.
         """
-        item = self.items.popleft()
+        item = self.items.popleft()  # atomic: each of several consumers takes another partial
         if self._in_hand_over:
             self._in_hand_over = 0
         if self.producers:
@@ -226,7 +226,7 @@ class Channel(Ending):
 
         No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
         """
-        self.stop = True
+        self.stop = True  # before the wake-ups are looked at: see `parking`
         wake_all(self.producers)
         wake_all(self.consumers)
         super().request_stop()

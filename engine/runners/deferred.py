@@ -55,7 +55,7 @@ class _Deferred(Generic[E]):
         """Ask for the end `cancelled`: from any thread, at any time, any number of times; waits for nothing."""
         if self._execution is None and self._ending.claim("cancelled", PredictionCancelledError(self.tag, "")):
             self._settle()
-        if self._execution is not None:
+        if self._execution is not None:  # opened before the claim: that one has to end
             self._execution.cancel()
 
     def _hand_over(self, execution: E, reducer: Reducer) -> None:
@@ -130,7 +130,7 @@ class DeferredExecution(_Deferred["SyncExecution"]):
         if self._execution is None:
             with self._opening:
                 if not self._ending.is_over and self._open is not None:
-                    open_now, self._open = self._open, None
+                    open_now, self._open = self._open, None  # what failed to open is not opened again
                     try:
                         self._hand_over(*open_now())
                     except BaseException as error:
@@ -194,7 +194,7 @@ class AsyncDeferredExecution(_Deferred["AsyncExecution"]):
                 import asyncio  # a loop runs, so it is imported
 
                 open_soon, self._open = self._open, None
-                self._is_opened = asyncio.Event()
+                self._is_opened = asyncio.Event()  # before the first await: tasks that come later wait for it
                 try:
                     self._hand_over(*await open_soon())
                 except BaseException as error:

@@ -257,7 +257,7 @@ class Ending(Progress):
 
         No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
         """
-        self.stop = True
+        self.stop = True  # before the wake-ups are looked at: see `parking`
         if self.end_waiters:
             wake_all(self.end_waiters)
         if self.on_stop is not None:

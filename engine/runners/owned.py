@@ -84,7 +84,7 @@ class OwnedExecution(SyncExecution):
 
     def _start_and_wait(self) -> None:
         """Begin, have the call admitted, and its owner started once this thread is parked; sleep."""
-        ending, runner, self._runner = self.ending, self._runner, None
+        ending, runner, self._runner = self.ending, self._runner, None  # call-free store: of several readers one begins
         if runner is None:  # another reader was first, and begins
             ending.wait()
             return
@@ -92,7 +92,7 @@ class OwnedExecution(SyncExecution):
             self.begin()
             ending.admit(self._body)
             ending.wait(partial(self._start_owner, runner))
-        except BaseException as error:
+        except BaseException as error:  # no admittance, no owner, or Ctrl-C, which may come once an owner has the body
             if not self._may_cancel_start() or self._fail_start(error):
                 raise
 
@@ -107,7 +107,7 @@ class OwnedExecution(SyncExecution):
 
     async def _wait_task(self) -> None:
         """Sleep in an asyncio task; at the first wait begin, have the call admitted, and its owner started before."""
-        ending, runner, self._runner = self.ending, self._runner, None  # of several readers one begins
+        ending, runner, self._runner = self.ending, self._runner, None  # call-free store: as in `_start_and_wait`
         try:
             if runner is not None:
                 try:
@@ -157,7 +157,7 @@ class OwnedExecution(SyncExecution):
             self.ending.finish(CLEAN)
             return
         runner.start(self._body, self.ending)
-        self._is_owner_started = True
+        self._is_owner_started = True  # Ctrl-C may come before this: `_may_cancel_start` then asks the body itself
 
     def _may_cancel_start(self) -> bool:
         """Whether the body never runs; else an owner has it, and what was raised interrupts the wait for it only."""
@@ -169,8 +169,8 @@ class OwnedExecution(SyncExecution):
         It does not where its end was decided before, for a consumer gets the end of its stream once.
         """
         ending = self.ending
-        self._body.release_slot()
-        ending.request_stop()  # an owner may have been started all the same
+        self._body.release_slot()  # an owner that was started all the same finds nothing to release
+        ending.request_stop()
         ending.finish(CLEAN)
         state: State = "failed"
         if isinstance(error, PredictionCancelledError) or is_foreign_cancel(error):
@@ -243,7 +243,7 @@ class OwnedExecution(SyncExecution):
                 await self.aclose()
             raise
         except BaseException:
-            if ending.claim("closed"):  # Ctrl-C, or the task is destroyed, which cannot wait
+            if ending.claim("closed"):  # Ctrl-C, or the task is destroyed: neither waits for the body to be finalised
                 self._detach()
             raise
         if ending.failure is not None:
@@ -364,7 +364,7 @@ class OwnedExecution(SyncExecution):
     def _detach(self, exception: BaseException | None = None) -> None:
         """Reach the end that was claimed, and ask the owner to finalise the body; its errors go to the log."""
         self.end(exception)
-        self.ending.detach()
+        self.ending.detach()  # before the stop: what the owner finishes with from then on goes to the log
         self._request_stop()
         self._log_error(self.ending.end)
 
@@ -408,12 +408,12 @@ class OwnedExecution(SyncExecution):
         if not ending.claim("closed"):
             return False
         self.end()
-        if not is_pending:
+        if not is_pending:  # else no owner was started, and none will be: `begin` sees the claim
             self._request_stop()
         return not is_pending
 
     def _request_stop(self) -> None:
-        self.call.stopping = True
+        self.call.stopping = True  # first: what waits for a slot looks at this when it is woken
         self.ending.request_stop()
         recheck = self._body.recheck
         if recheck is not None:  # it waits for a slot, and shall see that it was stopped
@@ -441,7 +441,7 @@ class OwnedExecution(SyncExecution):
 
     def _log_error(self, end: Report | None) -> None:
         if end is not None and end.error is not None and self.ending.claimed != "failed":
-            error, end.error = end.error, None
+            error, end.error = end.error, None  # call-free store: it is logged here, or by `Ending.finish`
             warn(f"{self.call.tag}: error that no consumer waited for", error)
 
     def __del__(self) -> None:

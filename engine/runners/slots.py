@@ -252,7 +252,7 @@ class Slots(WaitQueue):
 
     def _abandon(self, waiter: Waiter) -> None:
         self._withdraw(waiter)
-        self._serve()
+        self._serve()  # the token that was granted, if one was, is the next waiter's
 
     def _withdraw(self, waiter: Waiter) -> None:
         if waiter.is_withdrawn:
@@ -268,7 +268,7 @@ class Slots(WaitQueue):
         body.release = partial(self._release, lease)
 
     def _release(self, lease: Lease) -> None:
-        self._leases.pop(id(lease), None)
+        self._leases.pop(id(lease), None)  # first: no waiter is refused because of a lease that ends
         if self._tokens is not None:
             self._tokens.append(None)
             self._serve()
@@ -288,9 +288,9 @@ class Slots(WaitQueue):
                 return
             try:
                 waiter = queue.popleft()
-            except IndexError:
+            except IndexError:  # that waiter withdrew, or another thread serves it
                 tokens.append(None)
-                continue
+                continue  # and look again: another may have been queued before the token was back
             if not waiter.is_withdrawn:  # call-free store: a waiter that withdraws later releases what it was granted
                 waiter.is_granted = True
             if waiter.is_granted:
@@ -312,7 +312,7 @@ class Slots(WaitQueue):
         kept = [lease for lease in leases if waiter.blocks(lease)]
         if not kept:  # the fast path
             return None
-        others = tuple(self._queue)
+        others = tuple(self._queue)  # one C call: no other thread changes the queue while it is copied
         if all(lease in kept or any(each.blocks(lease) for each in others) for lease in leases):
             return kept[0]
         return None
