@@ -179,7 +179,7 @@ def test_tasks_that_wait_for_a_slot_are_served_in_the_order_they_came(muna: Engi
 
 
 @ANYWHERE
-def test_who_comes_when_a_slot_is_given_back_waits_behind_those_who_wait_already(
+def test_a_call_that_comes_when_a_slot_is_released_waits_behind_the_calls_queued_before(
     muna: Engine, runner: str | None
 ) -> None:
     served: list[int] = []

@@ -1,4 +1,4 @@
-"""Runners that somebody else wrote: what they need not have, what they may have, and what is said of a wrong one."""
+"""Runners of plugins: what they need not have, what they may have, and what is said of a wrong one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import pytest
 
 from engine import Engine, PluginError, Predictor, current_call, hookimpl
 from engine.runners import Body, Channel, Report, Runner, ServedPredictor, own
-
-PATIENCE: Final = 10.0  # seconds; only a test that fails otherwise than it should waits as long
 
 
 class Plugin:

@@ -9,7 +9,6 @@ import asyncio
 import gc
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,31 +23,15 @@ import engine.runners.slots
 from engine import Engine, NestingError, Predictor
 from engine.runners.parking import park_thread
 from engine.runners.slots import LongWait, Slots, Waiter
+from tests._kit import PATIENCE, auntil, until
 from tests.runners.process.pool_of_fakes import body_of, call_of
 
-PATIENCE: Final = 10.0  # seconds; only a test that fails waits as long
 GRACE: Final = 30.0  # seconds, by the clock of the tests
 TAG: Final = "@tests/counts"
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(what)
-        time.sleep(0.001)
-
-
-async def soon(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(what)
-        await asyncio.sleep(0.001)
-
-
 def is_parked(thread: threading.Thread) -> bool:
-    """Whether a thread waits in the engine just now."""
+    """Whether a thread waits in the engine at this time."""
     frame = sys._current_frames().get(thread.ident or 0)
     return frame is not None and frame.f_code is park_thread.__code__
 
@@ -92,7 +75,7 @@ class Clock:
 
 @attrs.frozen(eq=False)
 class Scene:
-    """One predictor with one slot, threads that start its streams and call it, and the clock of those who wait."""
+    """One predictor with one slot, threads that start its streams and call it, and the clock that its waiters read."""
 
     muna: Engine
     clock: Clock
@@ -126,7 +109,7 @@ class Scene:
         return next((each for each in tuple(self.slots._queue) if each.thread is thread.itself), None)
 
     def is_in_vain(self, thread: Thread) -> bool:
-        """Whether a thread that waits would be refused if it looked just now."""
+        """Whether a thread that waits would be refused if it looked at this time."""
         return self.slots._blocker(self.waiter(thread)) is not None
 
     def pass_a_grace(self) -> None:
@@ -371,7 +354,7 @@ def test_a_task_waits_for_a_sync_stream_that_its_thread_began_before_the_loop_an
 
     async def main() -> None:
         called = asyncio.create_task(scene.muna.predictions.acreate(TAG, runner="inline"))
-        await soon(lambda: scene.slots.waiting, "the wait for the slot")
+        await auntil(lambda: scene.slots.waiting > 0, "the wait for the slot")
         goes_on(stream)
         async with asyncio.timeout(PATIENCE):
             assert (await called).value == 2
@@ -387,7 +370,7 @@ def test_a_task_that_waits_for_a_sync_stream_of_its_own_thread_is_refused_after_
 
     async def main() -> None:
         called = asyncio.create_task(scene.muna.predictions.acreate(TAG, runner="inline"))
-        await soon(lambda: scene.slots.waiting, "the wait for the slot")
+        await auntil(lambda: scene.slots.waiting > 0, "the wait for the slot")
         [waiter] = scene.slots._queue
         assert scene.slots._blocker(waiter) is None
         scene.pass_a_grace()
@@ -411,7 +394,7 @@ class Cycle:
 
 @pytest.fixture
 def no_collection() -> Iterator[None]:
-    """What is garbage in reference cycles stays until somebody asks for it."""
+    """What is garbage in reference cycles stays until the collector is called."""
     gc.collect()
     gc.disable()
     yield
@@ -500,7 +483,7 @@ def test_of_threads_that_keep_each_others_slots_one_is_refused_and_the_other_ser
 # What is logged, and what is not lost
 
 
-def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_holders(
+def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_leases(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 0.0)
