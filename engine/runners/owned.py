@@ -172,12 +172,8 @@ class OwnedExecution(SyncExecution):
         self._body.release_slot()  # an owner that was started all the same finds nothing to release
         ending.request_stop()
         ending.finish(CLEAN)
-        state: State = "failed"
-        if isinstance(error, PredictionCancelledError) or is_foreign_cancel(error):
-            state = "cancelled"
-        elif isinstance(error, GeneratorExit) or (isinstance(error, EngineClosedError) and self._open_calls.is_closed):
-            state = "closed"
-        elif not isinstance(error, (NestingError, EngineBusyError)):
+        state = self._state_after(error)
+        if state == "failed" and not isinstance(error, (NestingError, EngineBusyError)):
             explain(error, self.call, 0)
         if ending.claim(state):
             self.end(error)
@@ -185,6 +181,14 @@ class OwnedExecution(SyncExecution):
         if isinstance(error, Exception) and not isinstance(error, EngineError) and not is_foreign_cancel(error):
             warn(f"{self.call.tag}: error that no consumer waited for", error)
         return not isinstance(error, Exception)
+
+    def _state_after(self, error: BaseException) -> State:
+        """The state that an error which kept the body from being started ends the call in."""
+        if isinstance(error, PredictionCancelledError) or is_foreign_cancel(error):
+            return "cancelled"
+        if isinstance(error, GeneratorExit) or (isinstance(error, EngineClosedError) and self._open_calls.is_closed):
+            return "closed"
+        return "failed"
 
     def _conclude(self, end: Report) -> None:
         """Settle a body that ended by itself: of several consumers one does so, and one gets its failure."""

@@ -437,6 +437,10 @@ class Lease:
         is_thread = waiter.task is None
         if self.call.stopping and not (self.needs_loop and is_thread):
             return None  # it ends by itself, whatever its consumer does, unless its loop stands still
+        return self._evidence_of_reader(waiter, is_thread=is_thread)
+
+    def _evidence_of_reader(self, waiter: Waiter, *, is_thread: bool) -> str | None:
+        """How sure it is by the thread and the task that read it last."""
         thread, task = self.reader
         if is_thread and self.is_task:
             is_certain = waiter.blocks_loop and thread is waiter.thread
