@@ -24,6 +24,7 @@ _changed: Final[
     dict[str, tuple[Any, float]]
 ] = {}  # by name: the spec of a module that was imported again, and when that was noticed
 _workers: Final[dict[object, float]] = {}  # running workers of this process, and when each was started
+HEAP_TYPE: Final = 1 << 9  # in a class's `__flags__`: it was made at run time, as by a `class` statement
 CACHED: Final = type(functools.lru_cache(len))
 # Classes of objects that pickle saves by their own name, as far as this Python has them.
 _FORMS: Final = ("NewType", "ParamSpec", "TypeAliasType", "TypeVar", "TypeVarTuple")

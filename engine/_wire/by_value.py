@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 import cloudpickle
 
-from engine._wire.by_reference import CACHED, importable, is_importable, is_importable_module
+from engine._wire.by_reference import CACHED, HEAP_TYPE, importable, is_importable, is_importable_module
 from engine._wire.main_module import MainScope, publish_class, publish_function, variables_of_main
 from engine._wire.sentinels import has_own_sentinels, has_sentinels, reduced_sentinel
 from engine._wire.target_snapshots import global_names
@@ -207,10 +207,7 @@ def _put_annotations(cls: type, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_made_at_run_time(obj: Any) -> bool:
-    return not isinstance(obj, type) or bool(obj.__flags__ & _HEAP_TYPE)
-
-
-_HEAP_TYPE: Final = 1 << 9  # of a type's flags
+    return not isinstance(obj, type) or bool(obj.__flags__ & HEAP_TYPE)
 
 
 def _used_in_classes(code: types.CodeType) -> Iterator[str]:

@@ -15,8 +15,9 @@ import attrs
 
 from engine._errors import name_shown, quote, say
 from engine._wire.failures import DEEPEST
+from engine._wire.frames import PROTOCOL
 from engine._wire.incremental import COPY_STEP, PICKLE_STEP, AbandonedError, PickleWriter
-from engine._wire.picklers import DEFAULT_ADVICE, PROTOCOL, BoundedFile, dump, payload_error, pickled
+from engine._wire.picklers import DEFAULT_ADVICE, BoundedFile, dump, payload_error, pickled
 from engine._wire.sentinels import AS_ANY_OBJECT
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ _MAGIC: Final = 0xE9
 VERSION: Final = 1
 _HEADER: Final = struct.Struct("<BBBxIQQ")  # magic, version, kind, call number, length of meta, length of rest
 _CREDIT: Final = struct.Struct("<QQ")
+PROTOCOL: Final = 5  # of pickle: the first with buffers out of band
 
 HEADER_SIZE: Final = _HEADER.size
 CREDIT_SIZE: Final = HEADER_SIZE + _CREDIT.size
@@ -128,7 +129,7 @@ def pack(kind: int, number: int, meta: bytes, rest: Sequence[Chunk] = ()) -> lis
 
 def pack_command(number: int, command: Command, rest: Sequence[Chunk] = ()) -> list[Chunk]:
     """Make the frame that tells a worker what to do."""
-    return pack(COMMAND, number, pickle.dumps(_values_of(command), 5), rest)
+    return pack(COMMAND, number, pickle.dumps(_values_of(command), PROTOCOL), rest)
 
 
 def read_command(frame: Frame) -> Command:

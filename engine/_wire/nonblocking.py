@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from engine._wire.frames import Chunk
 
+READ_SIZE: Final = 1 << 16  # bytes one read takes at most: memory for more would come from the system each time
 _CHUNKS_AT_ONCE: Final = 64  # chunks in one system call, far below the limit of any system
 
 

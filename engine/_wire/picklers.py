@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._errors import PayloadError, name_shown, say
 from engine._records import traceback_of
-from engine._wire.by_reference import NAMED, importable, is_importable
+from engine._wire.by_reference import HEAP_TYPE, NAMED, importable, is_importable
+from engine._wire.frames import PROTOCOL
 from engine._wire.sentinels import note_importable, reduced_sentinel, sentinel_classes
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from engine._wire.frames import Chunk
 
-PROTOCOL: Final = 5
 _OUT_OF_BAND: Final = 4096  # bytes from which a buffer goes beside its pickle, where it is not copied
 
 
@@ -143,12 +143,9 @@ def has_own_constructor(kind: type[BaseException]) -> bool:
 
 def _builtin_base(kind: type[BaseException]) -> Any:
     """Find the built-in exception that a class is derived from."""
-    while kind.__flags__ & _MADE_AT_RUN_TIME:
+    while kind.__flags__ & HEAP_TYPE:
         kind = kind.__base__  # type: ignore[assignment]  # there is always one
     return kind
-
-
-_MADE_AT_RUN_TIME: Final = 1 << 9  # of a type's flags
 
 
 def _slots_of(error: BaseException) -> dict[str, Any]:

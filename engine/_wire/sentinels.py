@@ -19,16 +19,16 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._wire.by_reference import importable, is_importable_module
+from engine._wire.frames import PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     _Home = tuple[object, types.ModuleType, str]
 
-_PROTOCOL: Final = 5
 _NEW: Final = vars(copyreg)["__newobj__"]  # what makes an instance again that is pickled by its attributes
 _MOST_ATTRIBUTES: Final = 8  # of a sentinel
-_ATOMS: Final = frozenset({str, bool, type(None)})
+_PLAIN: Final = frozenset({str, bool, type(None)})
 AS_ANY_OBJECT: Final = (object.__reduce_ex__, object.__reduce__, object.__getstate__)  # pickled by its attributes
 
 # The modules and names of each, by its address, which is no other's as long as the object is kept here.
@@ -80,7 +80,7 @@ def reduced_sentinel(obj: Any, *, is_by_value: bool = False) -> Any:
     if home is None and _identity_in(obj) is None:
         return None
     try:
-        made, args, state, *items = obj.__reduce_ex__(_PROTOCOL)
+        made, args, state, *items = obj.__reduce_ex__(PROTOCOL)
     except Exception:  # it cannot be pickled, as the pickler will report
         return None
     if made is not _NEW or args != (kind,) or any(each is not None for each in items):
@@ -104,7 +104,7 @@ def _is_small(kind: Any, state: Any) -> bool:
     return (
         kind.__eq__ is object.__eq__
         and len(values) <= _MOST_ATTRIBUTES
-        and all(type(value) in _ATOMS for value in values)
+        and all(type(value) in _PLAIN for value in values)
     )
 
 
@@ -161,7 +161,7 @@ def find_sentinel(module_name: str, name: str, kind: type, state: Any, *, import
 
 def _state_of(obj: Any) -> Any:
     try:
-        return obj.__reduce_ex__(_PROTOCOL)[2]
+        return obj.__reduce_ex__(PROTOCOL)[2]
     except Exception:
         return _state_of  # equal to no state that travels
 

@@ -64,7 +64,7 @@ class _Uninterrupted:
 
     def __exit__(self, *_exception: object) -> None:
         if not self._was_busy:
-            self._host.pipes.is_busy = False
+            self._host.pipes.is_busy = False  # first, so that a SIGTERM from here on is not deferred once more
             self._host.run_deferred_stop()
 
 
@@ -134,7 +134,7 @@ class Host:
 
     def after_fork(self) -> None:
         """Start the threads again that `before_fork` ended, if the worker forked; a child of it has none."""
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)  # a SIGTERM that came meanwhile is handled here
         if self.pipes.is_child:
             return
         self.stop_reader.start()
@@ -149,13 +149,14 @@ class Host:
             (signal.SIGINT, ignore_interrupt, signal.default_int_handler),
             (signal.SIGTERM, self._on_sigterm, signal.SIG_DFL),
         ):
-            if signal.getsignal(number) == ours:
+            if signal.getsignal(number) == ours:  # else a handler of the predictor's, which stays, as it does inline
                 signal.signal(number, default)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _on_sigterm(self, _number: int, frame: Any) -> None:
         if self.is_terminated:  # raised already: the clean-up that runs now must not be interrupted
             return
+        # call-free store: a second SIGTERM cannot run this handler between test and store, so it raises once.
         self.is_terminated = True
         if self.outlet is None:  # no call runs: `main` ends the process
             raise Terminated
@@ -187,9 +188,8 @@ class Host:
         if outlet is not None:
             outlet.request_stop()
             if self.loop.is_turning:
-                self.loop.loop().call_soon_threadsafe(
-                    self.loop.cancel_owners
-                )  # a signal handler may have interrupted the loop anywhere
+                # Like another thread: the handler may have interrupted the loop while it changed its own state.
+                self.loop.loop().call_soon_threadsafe(self.loop.cancel_owners)
 
     def uninterrupted(self) -> _Uninterrupted:
         """Make a context in which SIGTERM does not raise in the main thread, but is deferred to its end."""
@@ -209,18 +209,18 @@ class Host:
             self.stop_reader.start()  # unless it runs; the system may have given no thread before
             command = read_command(frame)
             outlet = Outlet(self, command, frame.number)
-            self.outlet = outlet
+            self.outlet = outlet  # stored before `last_stopped` is read; see `receive_stop`
             if self.last_stopped == frame.number:  # the request overtook its command, on a pipe of its own
                 outlet.receive_stop()
             try:
                 self._execute(command, frame, outlet)
             finally:
                 self.outlet = None
-            del outlet, frame
+            del outlet, frame  # or inputs and results would live on while the worker waits
             if self.buffers.kept is not None:
                 self.buffers.tidy()
             if self.is_terminated or command.what == "exit":
-                self._flush_pipes()
+                self._flush_pipes()  # or the end of the process would cut what the pipe did not take
                 return
             try:
                 state.restore()
@@ -232,6 +232,7 @@ class Host:
                 self._flush_pipes()
 
     def _next(self) -> Frame | None:
+        """Wait for the next command, while the loop runs if there is one; `None` once the engine has closed its end."""
         frames = self.pipes.decoder.frames
         while True:
             while frames:
@@ -249,6 +250,7 @@ class Host:
                 return None
 
     def _flush_pipes(self) -> None:
+        """Wait until the pipe has taken everything, or the engine has closed its end."""
         while self.pipes.unsent and not self.pipes.is_over:
             if self.pipes.wait():
                 self.pipes.read()  # a late credit, which `_next` skips
@@ -259,6 +261,7 @@ class Host:
                 _update_path(command.path)
             for key in command.evict:
                 self._evict(key)
+            # After that, for unloading enters the module of what it unloads.
             self.main_modules.enter(command.key)
             if command.what != "run":
                 outlet.finish(Report(returned=self._manage(command, frame)))
@@ -268,7 +271,7 @@ class Host:
                 self._turn(partial(self.loop.start, body, outlet), outlet)
             else:
                 body.context.run(step_through, body, outlet, self._hand_over_async)
-        except BaseException as error:
+        except BaseException as error:  # `Terminated`, too, which is no failure: `finish` tells them apart
             if outlet.end is not None:  # a defect in sending the end: the engine reports this worker as lost
                 raise
             outlet.finish(Report(error))
@@ -323,6 +326,7 @@ class Host:
             raise _mapping_error(command.tag, sum(sizes), error) from None
         target = None
         with rest:
+            # The views are released before anything else is done with the segment, which could not be unmapped else.
             with rest[: command.size] as part:
                 if command.size and command.key not in self.loaded_predictors:
                     with self.main_modules.receiving(command.key):
@@ -397,7 +401,7 @@ class Host:
     def _turn(self, start: Callable[[], None], outlet: Outlet) -> None:
         """Run the loop until the call is over; a sync iterator that its body gave is stepped here, outside the loop."""
         start()
-        while outlet.end is None and self._handed_over is None:
+        while outlet.end is None and self._handed_over is None:  # a predictor may stop the loop, too
             self.loop.turn()
         handed, self._handed_over = self._handed_over, None
         if handed is not None:
@@ -427,6 +431,7 @@ class Host:
     def log(self, text: str) -> None:
         """Send a line to the engine's log."""
         self.pipes.write(pack(LOG, 0, text.encode(errors="replace")))
+        # Unless a call sends more, nothing else writes what the pipe did not take.
         if self.pipes.unsent and not self.flusher.is_armed:
             self.flusher.arm()
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 def _hold_lifeline(lifeline: int) -> None:
     """End with the engine: the kernel sends SIGKILL when the other end closes, whatever this process does then."""
     if sys.platform == "linux":
+        # The end of a pipe counts as input, for which O_ASYNC has the kernel send a signal: that needs no thread, which
+        # C code of a predictor could keep from running.
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
@@ -60,14 +62,14 @@ def main(descriptors: Sequence[int], hello: dict[str, Any]) -> None:
     os.register_at_fork(
         before=host.before_fork, after_in_parent=host.after_fork, after_in_child=host.after_fork_in_child
     )
-    host.stop_reader.start()
+    host.stop_reader.start()  # before the first command, which may be asked to stop at once
     try:
         host.install_handlers()
         host.serve(ProcessState(report))
     except Terminated:
         host.is_terminated = True
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the loop still runs may be ended at any point
     with contextlib.suppress(BaseException):
         host.loop.end(1.0)
-    if host.is_terminated:
+    if host.is_terminated:  # its sender, and the engine, see in the exit status that SIGTERM ended the process
         os.kill(os.getpid(), signal.SIGTERM)

@@ -230,9 +230,10 @@ class Outlet:
         """Block the main thread until the producer may go on; tell whether it must stop instead."""
         self.flush()
         while not self._may_go():
+            # `wait` returns at once if `wake` was called since it last did, so no request to stop is missed here.
             if self._pipes.wait() and self._pipes.read():
                 self._take_credit()
-            elif self._pipes.is_over:
+            elif self._pipes.is_over:  # the engine is gone
                 self.stop = True
         return self.stop
 
@@ -277,13 +278,13 @@ class Outlet:
     def _take_credit(self) -> None:
         """Read credit: what the consumer took, whose room is free again, and how many partials it allows."""
         frames = self._pipes.decoder.frames
-        while frames and frames[0].kind == CREDIT:
+        while frames and frames[0].kind == CREDIT:  # a command behind it is left to the host
             frame = frames.popleft()
             if frame.number == self.number:
                 taken, limit = read_credit(frame)
                 self._limit = max(self._limit, limit)
                 self._ring.free(taken)
-                with self._pipes.lock:
+                with self._pipes.lock:  # the flusher's thread counts frames, too
                     while self._in_flight and self._in_flight[0][0] <= taken:
                         self._bytes_in_flight -= self._in_flight.popleft()[1]
 
@@ -318,10 +319,8 @@ class Outlet:
         error = None if end.error is None and self._refusal is None else self._failure_of(end)
         flush_streams()
         pipes = self._pipes
-        was_busy, pipes.is_busy = (
-            pipes.is_busy,
-            True,
-        )  # as `host.uninterrupted()`, without its calls: every call ends here
+        # As `host.uninterrupted()`, without its calls: every call ends here.
+        was_busy, pipes.is_busy = pipes.is_busy, True
         try:
             if self._batch:
                 self.flush_from_anywhere()

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from engine._wire.frames import Chunk
 
-_READ: Final = 1 << 16  # bytes one read takes at most
 _POLL_INTERVAL: Final = 5.0  # seconds after which a wait tests its condition again, though nothing woke it
 
 
@@ -94,7 +93,7 @@ class Pipes:
     def read(self) -> bool:
         """Read once, waiting if there is nothing; tell whether the engine's end is still open."""
         try:
-            data = os.read(self.calls, _READ)
+            data = os.read(self.calls, nonblocking.READ_SIZE)
         except OSError:
             data = b""
         if data:
@@ -111,7 +110,7 @@ class Pipes:
         if self.unsent:
             poll.register(self.answers, select.POLLOUT)
         is_readable = False
-        self.is_waited_for = True
+        self.is_waited_for = True  # from here on the flusher's thread leaves the pipe to this one
         try:
             ready = poll.poll(_POLL_INTERVAL * 1000)
         finally:

@@ -9,6 +9,7 @@ import signal
 from typing import TYPE_CHECKING, Any, Final
 
 from engine._wire.frames import Decoder
+from engine._wire.nonblocking import READ_SIZE
 from engine._worker.process_state import end_thread, start_thread
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-_READ: Final = 1 << 16  # bytes one read takes at most
 _JOIN_TIMEOUT: Final = 5.0  # seconds
 
 
@@ -59,7 +59,7 @@ class StopReader:
         while True:
             ready = [descriptor for descriptor, _ in self._poll.poll()]
             for descriptor in ready:
-                data = os.read(descriptor, _READ)
+                data = os.read(descriptor, READ_SIZE)
                 if not data:  # the engine is gone: no clean-up of a predictor's may keep this process
                     os.kill(os.getpid(), signal.SIGKILL)
                 if descriptor == self._stops:

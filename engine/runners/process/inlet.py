@@ -24,6 +24,7 @@ from engine._wire.decode import decode, decode_in_steps
 from engine._wire.failures import unpack_failure
 from engine._wire.frames import CREDIT_SIZE, DONE, FAILED, ITEM, ITEMS, LOG, ProtocolError, pack_credit
 from engine._wire.incremental import fits_event_loop
+from engine._wire.nonblocking import READ_SIZE
 from engine.runners.channel import MAX_WINDOW
 from engine.runners.ending import Ending, Report
 from engine.runners.parking import POLL_INTERVAL, park_thread, wait_until, wait_until_task, wake_all, wake_one
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     Offload = Callable[[Ending, Callable[[], None]], None]  # has an owner thread do something
 
-_READ: Final = 1 << 16  # bytes one read takes at most: memory for more would come from the system each time
 _CREDIT_BYTES: Final = 1 << 17  # bytes received after which a consumer that waits tells the producer what it has taken
 _READER_PAUSE: Final = 0.01  # seconds a reader that was woken has to leave
 _REAP_TIMEOUT: Final = 6.0  # seconds after the last rung that a killed process has to be gone
@@ -427,7 +427,7 @@ class Inlet(Ending):
             Whether an event loop met something large, which is still to be taken in, elsewhere.
         """
         try:
-            data = os.read(worker.answers, _READ)
+            data = os.read(worker.answers, READ_SIZE)
         except BlockingIOError:
             return False
         except OSError:  # it is closed
