@@ -25,7 +25,8 @@ from engine._policies.resolve import Resolver
 from engine._policies.stream import PredictionStream
 from engine._predictors.body import Body
 from engine.runners.base import has_gil
-from engine.runners.inline import InlineExecution, reading_twice
+from engine.runners.inline import InlineExecution
+from engine.runners.lock_step import reading_twice
 
 if TYPE_CHECKING:
     from engine._predictors.predictor import Predictor

@@ -14,7 +14,7 @@ from engine._errors import NoPartialsError
 from engine._predictors.failures import explain, trim
 from engine._records import Prediction
 from engine._reducers import EMPTY, LAST, RETURNED
-from engine.runners.inline import is_main_thread
+from engine.runners.lock_step import is_main_thread
 
 if TYPE_CHECKING:
     from engine._records import Call

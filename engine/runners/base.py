@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
-from engine._errors import EngineClosedError, EngineError, PredictionCancelledError, warn
+from engine._errors import EngineClosedError, EngineError, PredictionCancelledError
 from engine._fork import keep_for_parent
 from engine._records import Outcome, current_call
 from engine.runners.channel import Channel
@@ -476,35 +476,6 @@ class Execution(ABC):
     @abstractmethod
     def _stop(self) -> None:
         """Carry out the end that was claimed, or have the thread that steps the body carry it out."""
-
-    def _settle(self, error: BaseException | None) -> None:
-        """Finish for a body in lock-step, once it is finalised; an error that no stopper waits for goes to the log."""
-        self.ending.finish(CLEAN if error is None else Report(error))
-        if not self.ending.is_awaited:
-            self._log_cleanup_error()
-
-    def _stop_awaiting(self) -> None:
-        """Note that the stopper waits no longer: what the clean-up raises goes to the log."""
-        self.ending.is_awaited = False
-        self._log_cleanup_error()
-
-    def _log_cleanup_error(self) -> None:
-        """Log what the clean-up raised, unless the stopper took it out, or another caller of this."""
-        ending, end = self.ending, self.ending.end
-        if end is not None and end.error is not None:
-            error, end.error = end.error, None  # call-free store: it is logged or raised once
-            warn(f"error while a stream was being {ending.claimed}", error)
-
-    def _raise_from_cleanup(self) -> None:
-        """Raise what the clean-up raised that this stopper waited for, if anything."""
-        end = self.ending.end
-        if end is not None and end.error is not None:
-            failure, end.error = end.error, None  # call-free store: as in `_log_cleanup_error`
-            del self, end
-            try:
-                raise failure
-            finally:
-                del failure  # or this frame and the exception keep each other alive
 
     def is_inside(self) -> bool:
         """Whether this is called by the body itself, whose end cannot be waited for."""

@@ -2,18 +2,6 @@
 
 The body is stepped inside the call's own context. A body that rests has no owner, so a stopper finalises it in its own
 thread; while a pull runs, a stop is posted and the puller carries it out.
-
-How the call ends is decided by `Ending.claim`. One attribute, `_turn`, says who may touch the body:
-
-    None        it rests at a yield, or has not begun: the next to store another value may touch it
-    BUSY        a puller steps it, or a stopper finalises it
-    STOPPED     in a task only: a stop came while it rested; the stopper has the loop finalise it
-    ABANDONED   in a task only: its consumer has dropped the stream; the loop is told to close it
-    ENDED       it is over: no step and no finalisation begins any more
-
-Taking the turn, and giving it back once no stop is seen to be posted, is a call-free store; that saves a lock of twice
-the price of the whole pull. A stopper claims first and looks at the turn second, a puller looks for a claim first and
-gives the turn back second, so one of them sees the other and carries the stop out.
 """
 
 from __future__ import annotations
@@ -21,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from engine._errors import PredictionCancelledError, warn
 from engine._predictors.failures import explain
@@ -29,6 +17,7 @@ from engine._predictors.normaliser import ITERATOR, ONE, close_iterator, look, o
 from engine._records import Prediction, current
 from engine.runners.base import CLEAN, SyncExecution
 from engine.runners.ending import Ending
+from engine.runners.lock_step import BUSY, ENDED, LockStepExecution, is_main_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,23 +25,11 @@ if TYPE_CHECKING:
 
     from engine._predictors.body import Body
     from engine.runners.base import OpenCalls
+    from engine.runners.lock_step import HandOverFromCaller
     from engine.runners.owned import OwnedExecution
 
-    HandOverFromCaller = Callable[[Body, Any, str], OwnedExecution]
 
-# Who may touch the body, see above.
-BUSY: Final = "busy"
-STOPPED: Final = "stopped"
-ABANDONED: Final = "abandoned"
-ENDED: Final = "ended"
-
-
-def reading_twice(call: object) -> ValueError:
-    """The error for a second reader while a pull runs."""
-    return ValueError(f"{call} is being read already: a stream without an owner of its own has one reader at a time")
-
-
-class InlineExecution(SyncExecution):
+class InlineExecution(LockStepExecution, SyncExecution):
     """A sync body in lock-step with the sync code that consumes it.
 
     Args:
@@ -167,12 +144,6 @@ class InlineExecution(SyncExecution):
         """Whether a thread steps the body just now."""
         return self._turn is BUSY
 
-    def _is_over(self) -> bool:
-        if self._turn is BUSY:
-            raise reading_twice(self.call)
-        self.raise_failure()
-        return True
-
     def _failed(self, error: BaseException) -> BaseException | None:
         """What a pull raises that brought no partial, `None` where the stream just ends.
 
@@ -243,16 +214,11 @@ class InlineExecution(SyncExecution):
         is_final = is_inside or ending.end is not None or not (is_mine or self._turn is BUSY)
         try:
             is_final = is_final or ending.wait_end(self.grace)
-        finally:
-            if is_mine and not is_final:
+        except BaseException:
+            if is_mine:
                 self._stop_awaiting()
-        if not is_final:
-            warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
-        if is_mine:
-            self._raise_from_cleanup()
-
-    def _seal(self) -> None:
-        self._turn = ENDED
+            raise
+        self._end_close(is_mine=is_mine, is_final=is_final)
 
     def _carry_out(self) -> None:
         """Finalise the body as its end was claimed to be.
@@ -318,8 +284,3 @@ def _enterable(context: Context) -> Context:
     except RuntimeError:
         return context.copy()
     return context
-
-
-def is_main_thread() -> bool:
-    """Whether this is the main thread, where Ctrl-C belongs to the caller and not to the predictor."""
-    return threading.current_thread() is threading.main_thread()

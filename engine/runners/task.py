@@ -24,10 +24,10 @@ from engine._errors import PredictionCancelledError, counted, warn
 from engine._predictors.failures import explain, is_foreign_cancel
 from engine._predictors.normaliser import ASYNC, ITERATOR, ONE, aclose_iterator, close_iterator, first_step, settle
 from engine._records import Prediction, current
-from engine.runners.base import Execution, primed
+from engine.runners.base import primed
 from engine.runners.ending import Ending
-from engine.runners.inline import BUSY, ENDED, is_main_thread, reading_twice
 from engine.runners.interruptions import Interruptions
+from engine.runners.lock_step import ABANDONED, BUSY, ENDED, STOPPED, LockStepExecution, is_main_thread
 from engine.runners.loop_exit import LoopExit, exhaust, finalising, loop_exits
 
 if TYPE_CHECKING:
@@ -37,19 +37,15 @@ if TYPE_CHECKING:
     from engine._records import Call, Outcome, State
     from engine.runners.base import OpenCalls
     from engine.runners.channel import Reduction
-    from engine.runners.inline import HandOverFromCaller
+    from engine.runners.lock_step import HandOverFromCaller
     from engine.runners.owned import OwnedExecution
 
 
 _ITEM: Final = object()  # what a machine yields when its execution has a partial; anything else is asyncio's
-# Whose turn it is, besides those of `inline`: of a stop that came while the body rested, to be carried out by the loop,
-# and of the loop, where the consumer has dropped the stream.
-_STOPPED: Final = "stopped"
-_ABANDONED: Final = "left"
 _send: Final = types.GeneratorType.send  # a bound one for each stream would stay as long as that
 
 
-class TaskExecution(Execution):
+class TaskExecution(LockStepExecution):
     """An async body in lock-step with the asyncio task that consumes it, stepped in the call's own context.
 
     With runner `"inline"` a sync body is stepped the same way, on the loop itself. While it runs it is listed, and so
@@ -256,12 +252,6 @@ class TaskExecution(Execution):
         finally:
             del error  # or this frame and the exception, where it comes back, keep each other alive
 
-    def _is_over(self) -> bool:
-        if self._turn is BUSY:
-            raise reading_twice(self.call)
-        self.raise_failure()
-        return True
-
     @types.coroutine
     def _wait(self, answer: Any) -> Generator[Any, None, None]:
         """Pass on what the body waits for until it yields a partial; a cancellation goes to the body first."""
@@ -333,7 +323,7 @@ class TaskExecution(Execution):
         if self._turn is not None:
             self._post(self.interrupt)
             return
-        self._turn = _STOPPED  # call-free store: no pull begins from here on, in whatever thread this runs
+        self._turn = STOPPED  # call-free store: no pull begins from here on, in whatever thread this runs
         is_pending = self.ending.state == "pending"
         self.end()
         if is_pending:
@@ -392,9 +382,10 @@ class TaskExecution(Execution):
         ending, is_inside = self.ending, self.is_inside()
         is_mine = ending.claim("closed")
         if is_mine and self._turn is None:
-            self._turn = _STOPPED  # call-free store: takes the turn, so this task finalises the body
+            self._turn = STOPPED  # call-free store: takes the turn, so this task finalises the body
             ending.is_awaited = True
             await self._carry_out()
+            is_final = True
         else:
             if is_mine:
                 ending.is_awaited = not is_inside
@@ -402,16 +393,11 @@ class TaskExecution(Execution):
             is_final = is_inside or ending.end is not None or not (is_mine or self._turn is not ENDED)
             try:
                 is_final = is_final or await ending.wait_end_task(self.grace * 2)
-            finally:
-                if is_mine and not is_final:
+            except BaseException:
+                if is_mine:
                     self._stop_awaiting()
-            if not is_final:
-                warn(f"{self.call.tag}: a pull did not end within {self.grace} s of its stream being closed")
-        if is_mine:
-            self._raise_from_cleanup()
-
-    def _seal(self) -> None:
-        self._turn = ENDED
+                raise
+        self._end_close(is_mine=is_mine, is_final=is_final)
 
     async def _carry_out(self, *, is_shielded: bool = False) -> None:
         """Finalise the body as its end was claimed to be.
@@ -449,7 +435,7 @@ class TaskExecution(Execution):
         if loop_exit is None or self._turn is ENDED or sys.is_finalizing():
             return
         if self._turn is None:
-            self._turn = _ABANDONED  # call-free store: a stop that comes later posts itself, and finds this done
+            self._turn = ABANDONED  # call-free store: a stop that comes later posts itself, and finds this done
             self.ending.claim("closed")  # else Ctrl-C came into a stop, which is carried out here
             self.end()
         self.call.stopping = True  # so that a call that waits for its slot knows that it will be free
@@ -459,7 +445,7 @@ class TaskExecution(Execution):
             exhaust(self.close_abandoned())
 
     def _close_if_abandoned(self) -> None:
-        if self._turn is _ABANDONED:  # else a pull or a stop has the turn, and carries the end out
+        if self._turn is ABANDONED:  # else a pull or a stop has the turn, and carries the end out
             self._finalise_with(self.close_abandoned())
 
     async def close_abandoned(self) -> None:
@@ -467,7 +453,7 @@ class TaskExecution(Execution):
         if self._turn is ENDED:
             return
         # Otherwise another thread has stopped it just now.
-        is_abandoned = self.ending.claim("closed") or self._turn is _ABANDONED
+        is_abandoned = self.ending.claim("closed") or self._turn is ABANDONED
         self._turn = ENDED
         if not self.ending.is_over:
             self.end()
