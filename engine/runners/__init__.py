@@ -49,7 +49,7 @@ def carry(*names: str) -> None:
         ImportError: there is no such module or name.
         TypeError: what is found there is no `ContextVar`.
     """
-    from engine.runners.process.runner import carry_context
+    from engine.runners.process.variables import carry_context
 
     carry_context(names)
 

@@ -213,7 +213,7 @@ def test_a_record_that_stands_for_nothing_any_more_is_not_kept(muna: Engine) -> 
 @pytest.mark.parametrize("target", ["early_home:Model", Counter], ids=["by-name", "by-value"])
 def test_workers_are_told_the_limit_of_the_record_that_is_registered_now(muna: Engine, target: Any) -> None:
     workers = muna._workers()
-    limits = [workers.encoded("@home/say", target, limit).need.limit for limit in (1, 2, 1)]
+    limits = [workers._predictors.get("@home/say", target, limit).need.limit for limit in (1, 2, 1)]
 
     assert limits == [1, 2, 1]
 

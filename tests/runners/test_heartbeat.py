@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+import engine.runners.process.offload
 import engine.runners.process.runner
 from engine import Engine, EngineClosedError, PayloadError, PredictionCancelledError
 from engine._wire.segments import Segment
@@ -313,7 +314,7 @@ async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_tha
     worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, released, is_over = threading.Event(), threading.Event(), threading.Event()
-    tell = engine.runners.process.runner._run_offloaded
+    tell = engine.runners.process.offload.run_offloaded
 
     def told(*facts: Any) -> None:
         tell(*facts)
@@ -323,7 +324,7 @@ async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_tha
         begun.set()
         assert released.wait(PATIENCE)
 
-    monkeypatch.setattr(engine.runners.process.runner, "_run_offloaded", told)
+    monkeypatch.setattr(engine.runners.process.offload, "run_offloaded", told)
     value = [ROWS, Noting(hold), list(range(100_000))]
     stream = worker.predictions.astream(echo, {"value": value}, runner="process")
     pull = asyncio.ensure_future(anext(stream.values()))

@@ -17,16 +17,16 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
-
 from engine._errors import EngineClosedError, EngineError, PredictionCancelledError
 from engine.runners.base import DaemonThread
+from engine.runners.process.deadlock import able_to_go_on
+from engine.runners.process.queue import Need, WorkerLease, WorkerQueue, WorkerRequest
 from engine.runners.slots import Lease, Waiter, WaitQueue, awaiting, current_task, refuse_stopped
 
 if TYPE_CHECKING:
     import asyncio
     import weakref
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from engine._predictors.body import Body
     from engine._records import Call
@@ -35,150 +35,6 @@ if TYPE_CHECKING:
     Replaced = Callable[[Worker | None, BaseException | None], None]
 
 LONGEST_START: Final = 60.0  # seconds a call waits for a worker that is being started
-
-
-@attrs.frozen(eq=False)
-class Need:
-    """What a call wants of a worker.
-
-    Attributes:
-        key: the number its predictor is known by; 0 for none.
-        limit: workers that may have it set up; `math.inf` where nothing is set up.
-        only: the one worker that will do.
-    """
-
-    key: int = 0
-    limit: float = math.inf
-    only: Worker | None = None
-
-
-class WorkerLease(Lease):
-    """What a call holds a worker by.
-
-    Attributes:
-        need: what it wants of one.
-        is_taken: whether it knows that it has it; until then a pool that closes takes it back.
-    """
-
-    __slots__ = ("is_taken", "need")
-
-    is_taken: bool
-    need: Need
-
-
-class WorkerRequest(Waiter):
-    """One wait for a worker.
-
-    Attributes:
-        lease: what it will hold the worker by.
-        need: what it wants of one.
-        gone: the worker it had, which turned out to be gone: it stands before those who had none.
-        worker: what it was granted.
-        failure: why no worker could be started for it.
-        due: when it has waited too long for a worker that is being started, by `perf_counter`.
-    """
-
-    __slots__ = ("due", "failure", "gone", "lease", "need", "worker")
-
-    def __init__(
-        self,
-        lease: WorkerLease,
-        grace: float,
-        task: weakref.ref[asyncio.Task[Any]] | None = None,
-        gone: Worker | None = None,
-    ) -> None:
-        """Wait in this thread, or in `task`, on behalf of the call of `lease`; suspicions last `grace` seconds."""
-        super().__init__(lease.call, grace, task)
-        self.lease = lease
-        self.need = lease.need
-        self.gone = gone
-        self.worker: Worker | None = None
-        self.failure: BaseException | None = None
-        self.due = math.inf
-
-    def has_news(self) -> bool:
-        """Whether there is a reason to look again."""
-        return self.is_granted or self.failure is not None or self.call.stopping
-
-    def raise_failure(self) -> None:
-        """Raise why no worker could be started for it, if that is so."""
-        failure, self.failure = self.failure, None
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # or this frame and the exception keep each other alive
-
-    def outer_calls(self) -> Iterator[Call]:
-        """The calls this one was made in."""
-        call = self.call.parent
-        while call is not None:
-            yield call
-            call = call.parent
-
-
-class WorkerQueue:
-    """Those who wait, in the order they came; it can tell at once of most holders that nobody in it keeps them."""
-
-    __slots__ = ("_calls", "_leases", "_tasks", "_threads", "requests")
-
-    def __init__(self) -> None:
-        """Make a queue of nobody."""
-        self.requests: dict[WorkerRequest, None] = {}
-        self._leases: dict[Lease, WorkerRequest] = {}
-        self._calls: Counter[int] = Counter()
-        self._tasks: Counter[weakref.ref[Any]] = Counter()
-        self._threads: Counter[tuple[threading.Thread, bool]] = Counter()  # and whether a task waits there
-
-    def __len__(self) -> int:
-        """How many wait."""
-        return len(self.requests)
-
-    def __iter__(self) -> Iterator[WorkerRequest]:
-        """Those who wait, the first in line first; it may change meanwhile."""
-        return iter(tuple(self.requests))
-
-    def add(self, request: WorkerRequest) -> None:
-        """Let one stand behind all others, or, where it had a worker before, before them."""
-        self._count(request, 1)
-        self._leases[request.lease] = request
-        if request.gone is None:
-            self.requests[request] = None
-        else:
-            self.requests = {request: None, **self.requests}
-
-    def discard(self, request: WorkerRequest) -> None:
-        """Let one stand here no more, if it does."""
-        if request in self.requests:
-            del self.requests[request]
-            self._leases.pop(request.lease, None)
-            self._count(request, -1)
-
-    def _count(self, request: WorkerRequest, step: int) -> None:
-        keys: list[tuple[Counter[Any], Any]] = [(self._calls, id(call)) for call in request.outer_calls()]
-        keys.append((self._threads, (request.thread, request.task is not None)))
-        if request.task is not None:
-            keys.append((self._tasks, request.task))
-        for counter, key in keys:
-            counter[key] += step
-            if not counter[key]:
-                del counter[key]
-
-    def may_block(self, lease: Lease) -> bool:
-        """Whether somebody in it may keep this holder from going on; `Waiter.blocks` tells whether that is so.
-
-        One that stands here itself, and will hold a worker, does not keep itself from that.
-        """
-        mine = self._leases.get(lease)
-        my_place = None if mine is None else (mine.thread, mine.task is not None)
-        thread, task = lease.reader
-        place = thread, False
-        if id(lease.call) in self._calls or self._threads[place] > (my_place == place):
-            return True
-        if task is None or task() is None:
-            place = thread, True
-            return self._threads[place] > (my_place == place)
-        return self._tasks[task] > (mine is not None and mine.task == task)
 
 
 class Pool(WaitQueue):
@@ -618,8 +474,9 @@ class Pool(WaitQueue):
             if not leases:
                 self._refuse_late(request)
                 return None
-            # First the fast path, for a queue may be long.
-            if not all(map(self._queue.may_block, leases)) or request in self._going():
+            if not all(map(self._queue.may_block, leases)):  # the fast path: a queue may be long
+                return None
+            if request in able_to_go_on({each: self._acceptable(each) for each in self._queue}):
                 return None
             return next((each for each in leases if request.blocks(each)), leases[0])
 
@@ -657,20 +514,3 @@ class Pool(WaitQueue):
         if self._is_pinned(need, len(alike)):
             return [*busy, *alike]
         return [*self.leases, *(each.lease for each in expecting)]
-
-    def _going(self) -> set[WorkerRequest]:
-        """Those in line who can still be served: somebody they wait for waits for nobody, or for one of them."""
-        left = {request: self._acceptable(request) for request in self._queue}
-        keepers = {
-            lease: {each for each in left if each.lease is not lease and each.blocks(lease)}
-            for lease in {lease for leases in left.values() for lease in leases}
-        }
-        going: set[WorkerRequest] = set()
-        while True:
-            free = {lease for lease, requests in keepers.items() if requests <= going}
-            news = [each for each, leases in left.items() if not leases or not free.isdisjoint(leases)]
-            if not news:
-                return going
-            for each in news:
-                del left[each]
-            going.update(news)

@@ -8,51 +8,43 @@ any worker is touched. This room starts nothing by itself: the first call, or `l
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import sys
 import threading
-import types
-import weakref
-from collections import deque
-from contextvars import copy_context
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from engine._errors import EngineClosedError, PredictionCancelledError, WorkerLostError, quote, warn
+from engine._errors import EngineClosedError, PredictionCancelledError, WorkerLostError
 from engine._fork import renew_after_fork
 from engine._predictors.body import Body
 from engine._records import Call
-from engine._wire.decode import read_only_bits
-from engine._wire.encode import Payload, are_plain, encode_at_once, encode_inputs, encode_whole, encode_whole_at_once
+from engine._wire.encode import are_plain, encode_at_once, encode_inputs
 from engine._wire.frames import Command, pack_command
-from engine._wire.incremental import COPY_STEP, TimeSlice, fits_event_loop
-from engine._wire.picklers import payload_error
-from engine._wire.segments import SHARED_FROM
-from engine._wire.target_snapshots import Snapshot, defining_modules, is_function
-from engine._wire.targets import encode_target
+from engine._wire.incremental import COPY_STEP
+from engine._wire.target_snapshots import is_function
 from engine.runners.base import Once, refuse_in_use
 from engine.runners.ending import Ending, Report
-from engine.runners.parking import park_task, wake_all
+from engine.runners.parking import wake_all
+from engine.runners.process import variables
+from engine.runners.process.commands import command_frame, is_large
+from engine.runners.process.encoding import EncodedPredictors
 from engine.runners.process.inlet import Inlet
-from engine.runners.process.pool import Need, Pool
+from engine.runners.process.offload import offloaded
+from engine.runners.process.pool import Pool
+from engine.runners.process.queue import Need
 from engine.runners.process.spawn import start_worker
 from engine.runners.process.supervisor import Supervisor
-from engine.runners.process.worker import EncodedPredictor, Worker
-from engine.runners.slots import refuse_stopped
+from engine.runners.process.variables import encode_variables, encode_variables_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from engine._records import Start
-    from engine._wire.frames import Chunk
     from engine.runners.base import Loaded
-    from engine.runners.process.inlet import Offload
+    from engine.runners.process.encoding import EncodedPredictor
+    from engine.runners.process.offload import Offload
+    from engine.runners.process.worker import Worker
     from engine.runners.slots import Slots
-
-_keys: Final = itertools.count(1)  # numbers that predictors are known by in workers
-_MOST_HOLDING: Final = 512  # predictors that may keep objects of the program alive, to know them again
 
 
 class Threads(Protocol):
@@ -87,9 +79,7 @@ class ProcessRunner:
         self.offload: Offload = threads.run
         self._pool = Pool(most or _default_workers(), self._spawn, grace)
         self._supervisor = Supervisor(self._pool, grace, self._send_leave)
-        self._shipments: dict[Any, tuple[weakref.ref[Any] | None, EncodedPredictor]] = {}
-        self._holding: deque[tuple[Any, int]] = deque()  # those of them that keep objects of the program alive
-        self._encodings: dict[Any, Ending] = {}  # predictors that are being encoded
+        self._predictors = EncodedPredictors(self._evict, self.offload)
         self._is_closing = False
         self._retiring: list[Inlet] = []
         renew_after_fork(self)
@@ -121,7 +111,7 @@ class ProcessRunner:
             self._assign(inlet, await self._pool.atake(body, need))
             data = inlet.encoded.data  # type: ignore[union-attr]  # it was prepared
             if inlet.payload is not None or (data is not None and len(data) > COPY_STEP):
-                inlet.is_large = _is_large(inlet)
+                inlet.is_large = is_large(inlet)
         except BaseException:
             self._give_up(body.call)
             raise
@@ -129,7 +119,7 @@ class ProcessRunner:
     def _prepare(self, inlet: Inlet, body: Body) -> Need:
         if self._is_closing:
             raise EngineClosedError
-        encoded = self.encoded(body.call.tag, body.target, body.limit, by_value=body.by_value)
+        encoded = self._predictors.get(body.call.tag, body.target, body.limit, by_value=body.by_value)
         if are_plain(body.args, body.kwargs):
             inlet.inputs = body.args, body.kwargs
         else:
@@ -140,20 +130,20 @@ class ProcessRunner:
         """The twin of `_prepare` for an asyncio task: what is large is encoded in an owner thread."""
         if self._is_closing:
             raise EngineClosedError
-        encoded = self._known(body.call.tag, body.target, body.limit, by_value=body.by_value)
+        encoded = self._predictors.current(body.call.tag, body.target, body.limit, by_value=body.by_value)
         if encoded is None:
-            encoded = await self._aencoded_predictor(body)
+            encoded = await self._predictors.aget(body)
         args, kwargs = body.args, body.kwargs
         if are_plain(args, kwargs):
             inlet.inputs = args, kwargs
         else:
-            inlet.payload = encode_at_once(args, kwargs, encoded.whole) or await self._offloaded(
-                body, lambda is_abandoned: encode_inputs(args, kwargs, encoded.whole, is_abandoned)
+            inlet.payload = encode_at_once(args, kwargs, encoded.whole) or await offloaded(
+                self.offload, body, lambda is_abandoned: encode_inputs(args, kwargs, encoded.whole, is_abandoned)
             )
-        if _names:
-            inlet.variables = _carried_at_once(body)
+        if variables.named:
+            inlet.variables = encode_variables_at_once(body)
             if inlet.variables is None:
-                inlet.variables = await self._offloaded(body, lambda is_abandoned: _carried(body, is_abandoned))
+                inlet.variables = await offloaded(self.offload, body, partial(encode_variables, body))
         return self._prepared(inlet, body, encoded)
 
     @staticmethod
@@ -161,147 +151,12 @@ class ProcessRunner:
         inlet.body = body
         inlet.encoded = encoded
         body.function, body.target, body.args, body.kwargs = None, None, (), {}
-        need: Need = encoded.need
-        return need
-
-    async def _offloaded(self, body: Body, work: Callable[[Callable[[], bool]], Any]) -> Any:
-        """Have an owner thread do something for a call, and wait for it in an asyncio task.
-
-        Args:
-            body: what the call is to run.
-            work: is told how to find out, now and then, whether the call no longer waits for it.
-
-        Raises:
-            PredictionCancelledError: the call was stopped meanwhile.
-            BaseException: what it raised.
-        """
-        refuse_stopped(body.call)
-        ending = Ending(body.call.tag)
-        body.recheck = ending.request_stop
-        try:
-            self.offload(ending, partial(copy_context().run, _run_offloaded, ending, work))
-            while ending.end is None and not ending.stop:
-                await ending.wait_task()
-        except BaseException:
-            ending.request_stop()
-            raise
-        finally:
-            body.recheck = None
-        end = ending.end
-        if end is None or ending.stop:  # it may have seen that first, and have ended for it
-            raise PredictionCancelledError(body.call.tag, body.call.id)
-        _raise_error(end)
-        return end.returned
+        return encoded.need
 
     @staticmethod
     def _assign(inlet: Inlet, worker: Worker) -> None:
         inlet.worker = worker
         worker.inlet = inlet
-
-    def encoded(self, tag: str, target: Any, limit: float, *, by_value: bool = False) -> EncodedPredictor:
-        """A predictor ready to be sent.
-
-        Raises:
-            PayloadError: it cannot travel.
-        """
-        known = self._known(tag, target, limit, by_value=by_value)
-        if known is not None:
-            return known
-        return self._encoded(tag, target, limit, defining_modules(target) if by_value else frozenset())
-
-    async def _aencoded_predictor(self, body: Body) -> EncodedPredictor:
-        """The twin of `encoded` for an asyncio task: an owner thread encodes it, once for all who wait for it.
-
-        Raises:
-            PayloadError: it cannot travel.
-            PredictionCancelledError: the call was stopped meanwhile.
-        """
-        call, target, limit = body.call, body.target, body.limit
-        name, *_ = _name_of(call.tag, target, limit, defining_modules(target) if body.by_value else frozenset())
-        made: EncodedPredictor | None = None
-        while made is None:
-            mine = Ending(call.tag)
-            encoding = self._encodings.setdefault(name, mine)
-            if encoding is mine:
-                self._encode_aside(encoding, name, call.tag, target, limit, by_value=body.by_value)
-            end = await _await_end(encoding, body)
-            if encoding is mine:
-                _raise_error(end)
-                made = end.returned
-            else:  # what was wrong, or has changed before this call, it finds out for itself
-                made = self._known(call.tag, target, limit, by_value=body.by_value)
-        return made
-
-    def _encode_aside(
-        self, encoding: Ending, name: Any, tag: str, target: Any, limit: float, *, by_value: bool
-    ) -> None:
-        def encode(_is_unwanted: Callable[[], bool]) -> EncodedPredictor:
-            try:
-                return self.encoded(tag, target, limit, by_value=by_value)
-            finally:
-                self._encodings.pop(name, None)  # before its end is told: who finds none looks again
-
-        try:
-            self.offload(encoding, partial(copy_context().run, _run_offloaded, encoding, encode))
-        except BaseException as error:
-            self._encodings.pop(name, None)
-            encoding.finish(Report(error))  # for those who wait for it by now
-            raise
-
-    def _known(self, tag: str, target: Any, limit: float, *, by_value: bool) -> EncodedPredictor | None:
-        """A predictor that is ready to be sent; `None` for one that is to be encoded, for the first time or anew."""
-        if isinstance(target, str):
-            name: Any = (tag, target, limit)
-            found = self._shipments.get(name)
-            if found is None:
-                found = self._shipments.setdefault(name, (None, _encoded_predictor(tag, target, limit)))
-            return found[1]
-        name, owner, _ = _name_of(tag, target, limit, defining_modules(target) if by_value else frozenset())
-        encoded = self._kept(name, owner)
-        if encoded is None:
-            return None
-        change = None if encoded.snapshot is None else encoded.snapshot.change()
-        if change is None:
-            return encoded
-        if is_function(target):
-            self._evict(encoded.key)
-            return None
-        encoded.snapshot = None
-        warn(
-            f"{tag}: {quote(change)} has changed since it was sent to workers, where a class or an object stays as it "
-            "was: unload it there, with unload(..., runner='process'), and the next call sends it as it is now"
-        )
-        return encoded
-
-    def _kept(self, name: Any, owner: Any) -> EncodedPredictor | None:
-        """What was sent of a function, class or object."""
-        found = self._shipments.get(name)
-        return None if found is None or found[0] is None or found[0]() is not owner else found[1]
-
-    def _encoded(self, tag: str, target: Any, limit: float, whole: frozenset[str]) -> EncodedPredictor:
-        """Encode a function, class or object as it is now."""
-        snapshot = Snapshot(target, whole)  # before it is: what changes meanwhile is noticed by the next call
-        data = encode_target(tag, target, whole)
-        name, owner, function = _name_of(tag, target, limit, whole)
-        made = _encoded_predictor(tag, None, limit, data, function)
-        made.snapshot, made.whole = snapshot, whole
-        try:
-            reference = weakref.ref(owner, lambda _gone: self._forget(name, made.key))
-        except TypeError:  # it cannot be referred to weakly: sent again with every call
-            made.is_kept = False
-            return made
-        self._shipments[name] = reference, made
-        if snapshot.holds and is_function(target):  # what it is made of may in turn keep it alive
-            self._holding.append((name, made.key))
-            if len(self._holding) > _MOST_HOLDING:
-                self._forget(*self._holding.popleft())
-        return made
-
-    def _forget(self, name: Any, key: int) -> None:
-        found = self._shipments.get(name)
-        if found is not None and found[1].key == key:
-            del self._shipments[name]
-        self._evict(key)
 
     def _evict(self, key: int) -> None:
         """Have every worker forget a predictor before its next call."""
@@ -335,7 +190,7 @@ class ProcessRunner:
             None if reducer is None else reducer.name,
             inlet.first_limit() if reducer is None else 0,  # it is never asked for a partial
             inlet.is_adaptive,
-            (_carried(body) if inlet.variables is None else inlet.variables) if _names else (),
+            (encode_variables(body) if inlet.variables is None else inlet.variables) if variables.named else (),
             inlet.inputs,
         )
         if inlet.is_large:
@@ -372,7 +227,7 @@ class ProcessRunner:
             raise AssertionError("a worker is taken before a call is sent")
         worker.calls += 1
         encoded = inlet.encoded
-        frame = _frame(worker, command, encoded, inlet.payload)
+        frame = command_frame(worker, command, encoded, inlet.payload)
         inlet.number = worker.calls  # from here on the worker may have it, whatever interrupts us
         if encoded is not None and (command.evict or encoded.key not in worker.known):
             # Neither before all that may fail, nor after an answer may come that says otherwise.
@@ -443,8 +298,9 @@ class ProcessRunner:
             self._supervisor.close()
 
     def escalate(self, inlet: Inlet) -> None:
-        """A call was stopped, or its worker lost; called from anywhere, takes no lock."""
-        self._supervisor.escalate(inlet)
+        """Have the supervisor stop a call, or find out how its worker ended; called from anywhere, takes no lock."""
+        if inlet.body is not None:  # a worker that leaves has its case already, and the grace to end in
+            self._supervisor.escalate(inlet)
 
     def release(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001
         """A worker has nothing more to say of a call; it serves others if `keep`."""
@@ -478,7 +334,7 @@ class ProcessRunner:
             BaseException: what its import, constructor or `setup` raised.
         """
         profile = loaded.profile
-        encoded = self.encoded(profile.tag, loaded.target, profile.set_up_limit, by_value=profile.by_value)
+        encoded = self._predictors.get(profile.tag, loaded.target, profile.set_up_limit, by_value=profile.by_value)
         command = Command("load", encoded.key, profile.tag, encoded.text)
         self._request(command, encoded, encoded.need, loaded.slots_elsewhere[self.name])
 
@@ -491,14 +347,13 @@ class ProcessRunner:
         """
         profile, target = loaded.profile, loaded.target
         tag, limit, by_value = profile.tag, profile.set_up_limit, profile.by_value
-        name, owner, _ = _name_of(tag, target, limit, defining_modules(target) if by_value else frozenset())
-        encoded = self._kept(name, owner) or self.encoded(tag, target, limit, by_value=by_value)
+        encoded = self._predictors.as_sent(tag, target, limit, by_value=by_value)
         refuse_in_use(tag, loaded.slots_elsewhere[self.name], self._grace)
         for worker in self._pool.workers:
             if encoded.key in worker.set_up:
                 self._unload(worker, encoded)
         if encoded.data is not None and not is_function(target):
-            self._forget(name, encoded.key)  # the next call sends it as it is then
+            self._predictors.discard(encoded)  # the next call sends it as it is then
 
     def _unload(self, worker: Worker, encoded: EncodedPredictor) -> None:
         """Unload from one worker; one that serves another predictor for long does it before its next call."""
@@ -554,7 +409,7 @@ class ProcessRunner:
 
     def _send_leave(self, worker: Worker) -> Inlet:
         """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
-        inlet = Inlet(None, f"worker {worker.pid}", _Leaving(self.offload))
+        inlet = Inlet(None, f"worker {worker.pid}", self)
         self._assign(inlet, worker)
         if self._is_closing:
             self._retiring.append(inlet)
@@ -623,187 +478,6 @@ def _timing_out(body: Body, seconds: float | None) -> Iterator[None]:
     finally:
         timer.cancel()
         timer.join()
-
-
-def _name_of(tag: str, target: Any, limit: float, whole: frozenset[str]) -> tuple[Any, Any, Any]:
-    """What a predictor is kept by; the object that is referred to for it, and the function of a method of that."""
-    is_method = isinstance(target, types.MethodType)
-    owner, function = (target.__self__, target.__func__) if is_method else (target, None)
-    return (tag, id(owner), id(function), limit, whole), owner, function
-
-
-def _encoded_predictor(
-    tag: str, text: str | None, limit: float, data: bytes | None = None, function: Any = None
-) -> EncodedPredictor:
-    key = next(_keys)
-    return EncodedPredictor(key, tag, text, limit, Need(key, limit), data=data, function=function)
-
-
-class _Leaving:
-    """The dispatcher of a request after which its worker ends: nothing is left to be done with that."""
-
-    __slots__ = ("offload",)
-
-    def __init__(self, offload: Offload) -> None:
-        self.offload = offload
-
-    def admit(self, inlet: Inlet, _body: Body) -> None:
-        raise AssertionError(f"{inlet.label} has its worker")
-
-    async def aadmit(self, inlet: Inlet, body: Body) -> None:
-        self.admit(inlet, body)
-
-    def escalate(self, inlet: Inlet) -> None:
-        """The supervisor sees to its end in any case."""
-
-    def release(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001 - as of a dispatcher
-        """It ends by itself."""
-
-    def replace(self, inlet: Inlet, worker: Worker) -> None:
-        """It is gone, as it was to be."""
-
-
-def _frame(worker: Worker, command: Command, encoded: EncodedPredictor | None, payload: Payload | None) -> list[Chunk]:
-    """The bytes that tell `worker` what to do; what is large lies in shared memory then, if there is room."""
-    chunks: list[Chunk] = []
-    command.path = None if worker.path == sys.path else tuple(map(str, sys.path))
-    if encoded is not None and encoded.key in worker.known and not worker.to_evict:  # as almost always
-        worker.known.move_to_end(encoded.key)
-        command.evict, command.size = (), 0
-    elif encoded is not None:
-        is_new, command.evict = worker.lacks(encoded.key)
-        command.size = 0
-        if is_new and encoded.data is not None:
-            chunks.append(encoded.data)
-            command.size = len(encoded.data)
-    if payload is not None:
-        chunks += payload.chunks
-    size = sum(map(len, chunks)) if chunks else 0
-    if worker.inbound.is_oversized:
-        worker.inbound.trim(size)  # a call may take long, and need not hold what a giant one before it needed
-    if chunks:
-        start: int | None = None
-        if size >= SHARED_FROM and worker.inbound.grow(size):
-            worker.inbound.write(0, chunks, TimeSlice() if size > COPY_STEP else None)
-            chunks, start = [], 0
-        sizes, bits = ((), 0) if payload is None else (payload.sizes, read_only_bits(payload.buffers))
-        command.location = sizes, bits, start
-    return _packed(worker.calls, command, chunks)
-
-
-def _packed(number: int, command: Command, chunks: Sequence[Chunk]) -> list[Chunk]:
-    try:
-        return pack_command(number, command, chunks)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        if command.inputs is None:
-            raise
-        encode_inputs(*command.inputs)  # raises, and names the one that cannot travel
-        raise payload_error("the inputs", command.inputs[1], error) from error
-
-
-# Context variables that travel
-
-_names: Final[dict[str, Any]] = {}
-
-
-def carry_context(names: Iterable[str]) -> None:
-    """See `engine.runners.carry`."""
-    from contextvars import ContextVar
-
-    from engine._predictors.predictor import import_name
-
-    for name in names:
-        variable = import_name(name)
-        if not isinstance(variable, ContextVar):
-            raise TypeError(_no_variable(name, variable))
-        _names[name] = variable
-
-
-def _no_variable(name: str, found: Any) -> str:
-    """What to say of a name that is no context variable's: an object may keep one, or several, of its own."""
-    from contextvars import ContextVar
-
-    kept = [each for each, value in getattr(found, "__dict__", {}).items() if isinstance(value, ContextVar)]
-    advice = "name one as 'module:NAME'"
-    if kept:
-        advice = f"name what it keeps, {' and '.join(repr(f'{name}.{each}') for each in kept)}"
-    elif found is None:
-        advice = "nothing is there yet; name it once it is, as 'module:NAME'"
-    return f"{name} is no ContextVar but {quote(found)} of type {type(found).__qualname__}: {advice}"
-
-
-def _carried(body: Body, is_abandoned: Callable[[], bool] | None = None) -> tuple[tuple[str, bytes], ...]:
-    """The named variables that are set where the call was made."""
-    found = []
-    for name, value in _carried_values(body):
-        try:
-            found.append((name, encode_whole(value, is_abandoned)))
-        except Exception as error:
-            raise payload_error(f"the context variable {name}", value, error) from error
-    return tuple(found)
-
-
-def _carried_at_once(body: Body) -> tuple[tuple[str, bytes], ...] | None:
-    """What `_carried` gives, on an event loop; `None` where they are too large for that, or cannot travel."""
-    found = [(name, encode_whole_at_once(value)) for name, value in _carried_values(body)]
-    small = tuple((name, data) for name, data in found if data is not None)
-    return small if len(small) == len(found) else None
-
-
-def _carried_values(body: Body) -> list[tuple[str, Any]]:
-    context = body.context
-    return [(name, context[variable]) for name, variable in tuple(_names.items()) if variable in context]
-
-
-async def _await_end(ending: Ending, body: Body) -> Report:
-    """Wait in an asyncio task, among others, for what an owner thread does.
-
-    Raises:
-        PredictionCancelledError: the call was stopped meanwhile.
-    """
-    call = body.call
-    parked = ending.parked()
-    body.recheck = partial(wake_all, parked)
-    try:
-        while ending.end is None:
-            refuse_stopped(call)
-            await park_task(parked, lambda: ending.end is not None or call.stopping)
-    finally:
-        body.recheck = None
-    return ending.end
-
-
-def _raise_error(end: Report) -> None:
-    """Raise what an owner thread met, once."""
-    error, end.error = end.error, None
-    try:
-        if error is not None:
-            raise error
-    finally:
-        del error  # or this frame and the exception keep each other alive
-
-
-def _is_large(inlet: Inlet) -> bool:
-    """Whether what is to be sent to a wire's worker would keep an event loop for long."""
-    payload, encoded, worker = inlet.payload, inlet.encoded, inlet.worker
-    if payload is not None and not fits_event_loop(payload.sizes):
-        return True
-    data = None if encoded is None else encoded.data
-    if data is None or len(data) <= COPY_STEP:
-        return False
-    return worker is None or encoded.key not in worker.known  # type: ignore[union-attr]  # it has data
-
-
-def _run_offloaded(ending: Ending, work: Callable[[Callable[[], bool]], Any]) -> None:
-    """In an owner thread: do something, and tell what came of it."""
-    end = Report()
-    try:
-        end.returned = work(lambda: ending.stop)
-    except BaseException as error:
-        end.error = error
-    ending.finish(end)
 
 
 def _default_workers() -> int:

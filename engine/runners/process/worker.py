@@ -19,8 +19,6 @@ from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
-
 from engine._wire import nonblocking
 from engine._wire.by_reference import add_worker, remove_worker
 from engine._wire.frames import Decoder, pack_stop
@@ -32,41 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from engine._wire.frames import Chunk
-    from engine._wire.target_snapshots import Snapshot
     from engine.runners.slots import Lease
 
 MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are evicted
 _REPORT: Final = 8_192  # characters of a crash report
 _KILLED: Final = 5.0  # seconds a killed process has to be gone
-
-
-@attrs.define(eq=False)
-class EncodedPredictor:
-    """A predictor as workers get it.
-
-    Attributes:
-        key: the number it is known by.
-        tag: its tag, or `module:qualname`.
-        text: `"module:name"`, where workers import it; then it has no data.
-        limit: workers that may have it set up; `math.inf` where nothing is set up.
-        need: what its calls want of a worker, a `Need`.
-        is_kept: whether it is known again when it comes again.
-        data: itself, encoded at the first call.
-        function: of a bound method, which must not make room for another at its address.
-        whole: names of modules of which everything it uses travels by value, also in its inputs.
-        snapshot: what it was made of; `None` where that is not looked at, or no longer.
-    """
-
-    key: int
-    tag: str
-    text: str | None
-    limit: float
-    need: Any
-    is_kept: bool = True
-    data: bytes | None = None
-    function: Any = None
-    whole: frozenset[str] = frozenset()
-    snapshot: Snapshot | None = None
 
 
 class Worker:

@@ -23,7 +23,7 @@ from engine import Engine, PayloadError, Predictor
 from engine._wire import by_reference as _by_reference
 from engine._wire import targets as _targets
 from engine._wire.by_reference import is_importable_module
-from engine.runners.process import runner as process
+from engine.runners.process import encoding as encoding_module
 from tests.faults.awkward_values import gives_back
 from tests.faults.conftest import aeventually, eventually
 from tests.faults.payloads.round_trips import LIMIT, each_way, values_of
@@ -297,12 +297,12 @@ def test_a_task_that_waits_for_anothers_encoding_sends_what_was_assigned_before_
         assert await asyncio.to_thread(is_encoded.wait, LIMIT)
         level = "new"
         second = asyncio.create_task(muna.predictions.acreate(tells, runner="process"))
-        (encoding,) = muna._workers()._encodings.values()
+        (encoding,) = muna._workers()._predictors._under_way.values()
         await aeventually(lambda: len(encoding.parked()) == 2, "both wait for it")
         go_on.set()
         return [each.value for each in await asyncio.gather(first, second)]
 
-    monkeypatch.setattr(process, "encode_target", encoded)
+    monkeypatch.setattr(encoding_module, "encode_target", encoded)
     assert asyncio.run(main()) == ["old", "new"]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from engine import Engine, PayloadError, WorkerLostError
 from engine._wire.frames import pack_command
-from engine.runners.process import runner as process
+from engine.runners.process import commands
 from engine.runners.process import worker as workers
 from tests.conftest import child_processes
 from tests.faults import awkward_values
@@ -126,7 +126,7 @@ def test_a_call_that_fails_on_its_way_leaves_no_false_note_of_what_its_worker_ha
         assert muna.predictions.create(gives_back, {"value": 1}, runner="process").value == 1
         if what == "packing":
             interrupted = Interrupted(pack_command, is_late=when == "after")
-            monkeypatch.setattr(process, "pack_command", interrupted)
+            monkeypatch.setattr(commands, "pack_command", interrupted)
         elif what == "sending":
             once = Interrupted(workers.Worker.send, is_late=when == "after")
             monkeypatch.setattr(workers.Worker, "send", lambda *args: once(*args))  # noqa: PLW0108 - a function binds

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, NestingError, PredictionCancelledError
+from engine.runners.process import commands
 from engine.runners.process import inlet as inlet_module
 from engine.runners.process import runner as process
 from engine.runners.process.inlet import Inlet
@@ -62,7 +63,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
     kind: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, go_on, late = threading.Event(), threading.Event(), list[Callable[[], None]]()
-    make_frame = process._frame
+    make_frame = commands.command_frame
     inputs = {"value": [bytes(1 << 16)] * 8 + [bytearray(1 << 20)]}
 
     def frame(*facts: Any) -> Any:
@@ -92,7 +93,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
                 late.append(work)
             raise _Interrupted
 
-        monkeypatch.setattr(process, "_frame", frame)
+        monkeypatch.setattr(process, "command_frame", frame)
         monkeypatch.setattr(runner, "offload", interrupted)
         with pytest.raises(_Interrupted):
             asyncio.run(call(muna))

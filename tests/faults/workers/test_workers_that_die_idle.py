@@ -18,7 +18,7 @@ import pytest
 
 from engine import Engine, PredictionCancelledError, WorkerLostError
 from engine.runners import parking as _parking
-from engine.runners.process import inlet as inlet_module
+from engine.runners.process import reader as reader_module
 from engine.runners.process.inlet import Inlet
 from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
@@ -175,8 +175,8 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         watch(inlet, loop)
         let_it_be_replaced(inlet)
 
-    monkeypatch.setattr(inlet_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
-    monkeypatch.setattr(inlet_module, "park_thread", park_late)
+    monkeypatch.setattr(reader_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
+    monkeypatch.setattr(reader_module, "park_thread", park_late)
     monkeypatch.setattr(Inlet, "_watch", watch_early)
 
     async def scenario(consumer: Consumer) -> None:
@@ -206,7 +206,7 @@ def test_a_second_reader_waits_until_a_call_whose_worker_died_idle_was_sent_to_a
 ) -> None:
     journal = Journal(tmp_path / "journal")
     taken: list[list[Any]] = [[], []]
-    monkeypatch.setattr(inlet_module, "POLL_INTERVAL", 1000.0)  # so that a reader that is not woken hangs
+    monkeypatch.setattr(reader_module, "POLL_INTERVAL", 1000.0)  # so that a reader that is not woken hangs
 
     async def scenario(consumer: Consumer) -> None:
         stream = consumer.open(predictor_with("gen", Trouble(journal, partials=(0, 1, 2, 3)))).stream

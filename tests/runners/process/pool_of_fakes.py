@@ -18,7 +18,8 @@ import pytest
 
 from engine._predictors.body import Body
 from engine._records import Call
-from engine.runners.process.pool import Need, Pool
+from engine.runners.process.pool import Pool
+from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
 
 if TYPE_CHECKING:

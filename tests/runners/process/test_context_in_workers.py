@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import engine.runners.process.runner
+import engine.runners.process.variables
 from engine import Engine, PayloadError, current_call
 from engine.runners import carry
 
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         """
     (tmp_path / "variables_home.py").write_text(textwrap.dedent(source), encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(engine.runners.process.runner, "_names", {})
+    monkeypatch.setattr(engine.runners.process.variables, "named", {})
     yield importlib.import_module("variables_home")
     sys.modules.pop("variables_home", None)
 
@@ -96,7 +96,7 @@ def test_a_context_variable_that_an_object_keeps_is_named_in_the_error_and_trave
         """
     (tmp_path / "keepers_home.py").write_text(textwrap.dedent(source), encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(engine.runners.process.runner, "_names", {})
+    monkeypatch.setattr(engine.runners.process.variables, "named", {})
     home: Any = importlib.import_module("keepers_home")
     with pytest.raises(TypeError) as raised:
         carry("keepers_home:KEEPER")

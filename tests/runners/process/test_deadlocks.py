@@ -11,7 +11,7 @@ import pytest
 import engine.runners.slots
 from engine import NestingError
 from engine._records import Call
-from engine.runners.process.pool import Need
+from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
 from tests.runners.process.pool_of_fakes import (
     CLASS,

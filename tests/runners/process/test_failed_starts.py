@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from engine.runners.process.pool import Need
+from engine.runners.process.queue import Need
 from tests.runners.process.pool_of_fakes import (
     CLASS,
     PATIENCE,

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import pytest
 
-from engine.runners.process.pool import Need
+from engine.runners.process.queue import Need
 from engine.runners.process.worker import MOST_KNOWN, Worker
 from tests.runners.process.pool_of_fakes import Consumer, Scene, elsewhere, taking
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.runners.process.pool import Need
+from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
 from tests.runners.process.pool_of_fakes import CLASS, Fake, Scene, body_of, used
 

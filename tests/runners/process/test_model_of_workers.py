@@ -32,7 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from engine import Engine, EngineClosedError, PayloadError, PredictionCancelledError, WorkerLostError
 from engine._wire.frames import ITEM, LOG, pack
 from engine._wire.segments import Segment
-from engine.runners.process import pool, supervisor
+from engine.runners.process import pool, queue, supervisor
 from engine.runners.process import runner as process
 from engine.runners.process import worker as workers
 from tests.runners.process.far_worker import (
@@ -642,7 +642,7 @@ def test_a_worker_granted_to_a_call_that_gives_up_while_the_engine_closes_ends_a
     looked = threading.Semaphore(0)
     taken: list[Any] = []
 
-    def gives_up(self: pool.Pool, body: Any, need: pool.Need) -> workers.Worker:
+    def gives_up(self: pool.Pool, body: Any, need: queue.Need) -> workers.Worker:
         taken.append(really_take(self, body, need))
         runner.close_soon()
         for _ in range(2):  # it has looked with all there was to see once it does the second

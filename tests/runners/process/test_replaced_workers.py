@@ -8,7 +8,8 @@ from typing import cast
 import pytest
 
 from engine import PredictionCancelledError
-from engine.runners.process.pool import Need, Pool
+from engine.runners.process.pool import Pool
+from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
 from tests.runners.process.pool_of_fakes import (
     CLASS,

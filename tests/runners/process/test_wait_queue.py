@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 
+import engine.runners.process.pool
 from engine import EngineClosedError, PredictionCancelledError
-from engine.runners.process.pool import Need, Pool
+from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
 from tests.runners.process.pool_of_fakes import (
     CLASS,
@@ -148,10 +149,10 @@ def test_what_a_task_was_granted_just_before_it_was_cancelled_goes_to_the_next(h
 def test_many_calls_that_come_while_workers_start_are_not_each_held_against_all_others(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compare(_pool: Pool) -> set[Any]:
+    def compare(_waits: object) -> set[Any]:
         raise AssertionError("this takes long for a long queue")
 
-    monkeypatch.setattr(Pool, "_going", compare)
+    monkeypatch.setattr(engine.runners.process.pool, "able_to_go_on", compare)
     scene = Scene.of(2)
     scene.fakes.gate = threading.Event()
     calls = [taking(scene, way) for _ in range(9)]

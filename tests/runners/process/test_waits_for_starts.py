@@ -10,7 +10,7 @@ import pytest
 import engine.runners.process.pool
 import engine.runners.slots
 from engine import EngineError, PredictionCancelledError
-from engine.runners.process.pool import Need
+from engine.runners.process.queue import Need
 from tests.runners.process.pool_of_fakes import (
     CLASS,
     PATIENCE,
