@@ -107,9 +107,10 @@ class Body:
 
     def release_slot(self) -> None:
         """Give the slot back; every owner calls this once the body is finalised, further calls do nothing."""
-        release, self.release = self.release, None
+        release = self.release
         if release is not None:
             release()
+            self.release = None  # last: where Ctrl-C comes before, the next call releases it
 
 
 def _never_run(*_args: Any, **_inputs: Any) -> None:

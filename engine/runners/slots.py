@@ -218,9 +218,10 @@ class Slots(WaitQueue):
             PredictionCancelledError: the call was stopped meanwhile.
         """
         lease = Lease(body.call)  # first: what could raise comes before there is a slot to be lost
+        key, release = id(lease), partial(self._release, lease)
         if not self._takes_token(body):
             self.wait(Waiter(body.call, self.grace), body)
-        self._grant(lease, body)
+        self._leases[key], body.release = lease, release  # call-free store: no Ctrl-C comes between slot and lease
 
     async def atake(self, body: Body) -> None:
         """Take a slot for `body`, waiting in an asyncio task behind the calls queued before.
@@ -229,10 +230,11 @@ class Slots(WaitQueue):
             NestingError: the wait would be for the same thread, task or call chain.
             PredictionCancelledError: the call was stopped meanwhile.
         """
-        lease = Lease(body.call, is_task=True)  # as in `take`
+        lease = Lease(body.call, is_task=True)  # first, as in `take`
+        key, release = id(lease), partial(self._release, lease)
         if not self._takes_token(body):
             await self.wait_task(Waiter(body.call, self.grace, current_task()), body)
-        self._grant(lease, body)
+        self._leases[key], body.release = lease, release  # call-free store: as in `take`
 
     def _takes_token(self, body: Body) -> bool:
         refuse_stopped(body.call)
@@ -244,6 +246,9 @@ class Slots(WaitQueue):
             self._tokens.pop()
         except IndexError:
             return False
+        except BaseException:  # Ctrl-C, which is heard here once `pop` has returned, and nowhere before
+            self._tokens.append(None)
+            raise
         return True
 
     def _enqueue(self, waiter: Waiter) -> None:
@@ -263,14 +268,21 @@ class Slots(WaitQueue):
         if waiter.is_granted and self._tokens is not None:
             self._tokens.append(None)
 
-    def _grant(self, lease: Lease, body: Body) -> None:
-        self._leases[id(lease)] = lease
-        body.release = partial(self._release, lease)
-
     def _release(self, lease: Lease) -> None:
-        self._leases.pop(id(lease), None)  # first: no waiter is refused because of a lease that ends
-        if self._tokens is not None:
-            self._tokens.append(None)
+        """Release a slot, once; a further call serves the waiters that Ctrl-C kept an earlier one from serving."""
+        key, tokens = id(lease), self._tokens
+        try:
+            self._leases.pop(key)  # first: no waiter is refused because of a lease that ends
+        except KeyError:
+            pass
+        except BaseException:  # Ctrl-C, as in `_takes_token`
+            if tokens is not None:
+                tokens.append(None)
+            raise
+        else:
+            if tokens is not None:
+                tokens.append(None)
+        if tokens is not None:
             self._serve()
         wake_all(self._watchers)
 
