@@ -32,7 +32,7 @@ def forgotten() -> Iterator[None]:
 
 @pytest.fixture
 def silence() -> Iterator[None]:
-    """See that no more than a few of many elements are pictured."""
-    Loud.pictured = 0
+    """Assert that a `repr` is made of no more than a few of many elements."""
+    Loud.rendered = 0
     yield
-    assert Loud.pictured < 50
+    assert Loud.rendered < 50

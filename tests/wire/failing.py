@@ -46,7 +46,7 @@ class Holding(Exception):
 
 
 def struck(error: BaseException) -> BaseException:
-    """An exception that was raised."""
+    """Raise an exception, and give it with its traceback."""
     try:
         raise error  # the line that struck
     except BaseException as caught:
@@ -54,12 +54,12 @@ def struck(error: BaseException) -> BaseException:
 
 
 def arrived(error: BaseException, place: str = "in worker 7") -> BaseException:
-    """What becomes of an exception; on its way it is built-in types alone."""
+    """Send an exception as built-in types, and give what arrives."""
     packed = decode(pickle.dumps(pack_failure(error), 5))
     return unpack_failure(packed, place)
 
 
-def told(error: BaseException) -> PredictorError:
+def described(error: BaseException) -> PredictorError:
     found = arrived(error)
     assert isinstance(found, PredictorError)
     assert type(found) is PredictorError
@@ -74,12 +74,12 @@ MOST: Final = LARGEST_FAILURE + 4 * 65_536 + 10_000  # bytes of one packed excep
 
 
 class Loud:
-    """Counts how often it is pictured."""
+    """Counts how often its `repr` is made."""
 
-    pictured = 0
+    rendered = 0
 
     def __repr__(self) -> str:
-        Loud.pictured += 1
+        Loud.rendered += 1
         return "Loud()"
 
 

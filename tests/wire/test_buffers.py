@@ -1,4 +1,4 @@
-"""Large buffers stand beside the pickle uncopied, and the memory they are read into is lent again."""
+"""Large buffers go out of band uncopied, and the memory they are read into is reused."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_of_many_arrays_each_keeps_whether_it_can_be_written() -> None:
     assert [each[-1] for each in back] == list(range(20))
 
 
-def test_large_buffers_stand_beside_the_pickle_uncopied_and_small_ones_in_it() -> None:
+def test_large_buffers_go_out_of_band_uncopied_and_small_ones_in_the_pickle() -> None:
     large, small = np.ones(100_000), np.ones(3)
     payload = encode({"large": large, "small": small})
     (buffer,) = payload.buffers
@@ -67,7 +67,7 @@ def test_large_buffers_stand_beside_the_pickle_uncopied_and_small_ones_in_it() -
     assert not encode(small).buffers
 
 
-def test_an_array_of_a_class_by_value_still_stands_aside_once() -> None:
+def test_an_array_of_a_class_by_value_goes_out_of_band_once() -> None:
     class Local:
         def __init__(self) -> None:
             self.large = np.ones(100_000)
@@ -93,7 +93,7 @@ class Blob:
     "count", [0, 1, PICKLE_STEP - 1, PICKLE_STEP, COPY_STEP - 1, COPY_STEP, COPY_STEP + 1, 3 * COPY_STEP]
 )
 @pytest.mark.parametrize("of", [bytes, bytearray, lambda data: data.decode(), lambda data: list(data[::50])])
-def test_what_is_encoded_and_decoded_in_pieces_is_what_it_was(of: Callable[[bytes], Any], count: int) -> None:
+def test_what_is_encoded_and_decoded_in_steps_is_what_it_was(of: Callable[[bytes], Any], count: int) -> None:
     value = of(b"x" * count)
     payload = encode_inputs((value, [value, "y"]), {"blob": Blob(value)} if type(value) in {bytes, bytearray} else {})
     assert max(map(len, payload.chunks)) <= max(COPY_STEP, count)
@@ -109,7 +109,7 @@ def test_what_is_encoded_and_decoded_in_pieces_is_what_it_was(of: Callable[[byte
 
 @pytest.mark.fault(28)
 @pytest.mark.parametrize("count", [0, 10, 100_000])
-def test_bytes_that_stand_aside_come_back_as_bytes_and_a_bytearray_as_such(count: int) -> None:
+def test_bytes_out_of_band_come_back_as_bytes_and_a_bytearray_as_such(count: int) -> None:
     for content in (b"x" * count, bytearray(b"x" * count)):
         back = travelled(Blob(content)).content
         assert (type(back), back) == (type(content), content)
@@ -120,23 +120,23 @@ def test_a_buffer_that_is_not_in_one_piece_is_refused() -> None:
         encode_inputs((), {"blob": Blob(memoryview(bytearray(100))[::2])})
 
 
-def lent(monkeypatch: pytest.MonkeyPatch) -> tuple[BufferCache, Any]:
-    """A spare that lends small buffers, and what takes a round trip with it."""
+def small_cache(monkeypatch: pytest.MonkeyPatch) -> tuple[BufferCache, Any]:
+    """Make a cache of small buffers, and a function that takes values on a round trip with it."""
     monkeypatch.setattr(_decode, "_CACHED_FROM", 64)
-    spare = BufferCache()
+    cache = BufferCache()
 
     def trip(value: Any) -> Any:
         payload = encode(value)
         data = b"".join(map(bytes, payload.chunks))
-        return decode(data, payload.sizes, read_only_bits(payload.buffers), spare)
+        return decode(data, payload.sizes, read_only_bits(payload.buffers), cache)
 
-    return spare, trip
+    return cache, trip
 
 
-def test_memory_nobody_refers_to_any_more_is_lent_to_the_next_buffer_of_its_size(
+def test_memory_without_references_is_reused_for_the_next_buffer_of_its_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spare, trip = lent(monkeypatch)
+    cache, trip = small_cache(monkeypatch)
     first = trip(np.arange(10_000))
     place = first.__array_interface__["data"][0]
     first += 1
@@ -145,13 +145,13 @@ def test_memory_nobody_refers_to_any_more_is_lent_to_the_next_buffer_of_its_size
     assert second.__array_interface__["data"][0] == place
     assert np.array_equal(second, np.arange(10_000))
     assert second.flags.writeable
-    assert spare.kept is not None
+    assert cache.kept is not None
 
 
 @given(data=st.data())
-def test_no_array_changes_that_somebody_still_has_whatever_comes_after_it(data: st.DataObject) -> None:
+def test_no_array_that_is_still_referred_to_changes_whatever_is_decoded_after_it(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        spare, trip = lent(monkeypatch)
+        cache, trip = small_cache(monkeypatch)
         flags, sizes = st.booleans(), st.sampled_from([1000, 2000])
         held: list[tuple[Any, int]] = []
         for number in range(data.draw(st.integers(1, 12))):
@@ -165,7 +165,7 @@ def test_no_array_changes_that_somebody_still_has_whatever_comes_after_it(data: 
                 held.append((part, number))
             del array, part, parts, memory
             if data.draw(flags):
-                spare.tidy()
+                cache.tidy()
             is_one_dropped = data.draw(flags)
             if held and is_one_dropped:
                 held.pop(data.draw(st.integers(0, len(held) - 1)))
@@ -173,20 +173,20 @@ def test_no_array_changes_that_somebody_still_has_whatever_comes_after_it(data: 
 
 
 def test_memory_that_the_last_calls_did_not_need_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    spare, trip = lent(monkeypatch)
+    cache, trip = small_cache(monkeypatch)
     trip(np.arange(10_000))
     for _ in range(_decode._CACHED_FOR):
-        spare.tidy()
-    assert spare.kept is not None
-    spare.tidy()
-    assert spare.kept is None
+        cache.tidy()
+    assert cache.kept is not None
+    cache.tidy()
+    assert cache.kept is None
 
 
-def test_buffers_that_are_read_only_or_small_are_not_lent(monkeypatch: pytest.MonkeyPatch) -> None:
-    spare, trip = lent(monkeypatch)
+def test_buffers_that_are_read_only_or_small_are_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, trip = small_cache(monkeypatch)
     fixed = np.arange(10_000)
     fixed.flags.writeable = False
     assert not trip(fixed).flags.writeable
     monkeypatch.setattr(_decode, "_CACHED_FROM", 1 << 25)
     trip(np.arange(10_000))
-    assert spare.kept is None
+    assert cache.kept is None

@@ -213,7 +213,7 @@ def test_what_a_script_defines_works_in_a_process_that_has_never_seen_it(tmp_pat
 
 @pytest.mark.fault(24)
 @pytest.mark.usefixtures("forgotten")
-def test_what_a_module_without_a_file_defines_is_packed_whole() -> None:
+def test_what_a_module_without_a_file_defines_is_packed_by_value() -> None:
     module = made_by_hand(
         "by_hand_here",
         """
@@ -267,7 +267,7 @@ def test_a_module_that_is_imported_again_goes_by_value_while_a_worker_may_have_i
 
 @pytest.mark.fault(24)
 @pytest.mark.usefixtures("forgotten")
-def test_a_module_that_is_imported_again_goes_by_name_where_no_worker_runs(anew: Any) -> None:
+def test_a_module_that_is_imported_again_goes_by_reference_where_no_worker_runs(anew: Any) -> None:
     importlib.reload(anew)
     assert is_importable_module(anew)
     assert decode(encode_whole((anew.Voice, anew.speak))) == (anew.Voice, anew.speak)

@@ -1,4 +1,4 @@
-"""Failures arrive as themselves, or are told by their type, text and traceback where they cannot."""
+"""Failures arrive as themselves, or as their type, text and traceback where they cannot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from engine import PredictorError
 from engine._wire.failures import pack_failure, unpack_failure
-from tests.wire.failing import Frozen, Holding, Mute, NeedsMore, Numeric, OfItsOwn, arrived, notes_of, struck, told
+from tests.wire.failing import Frozen, Holding, Mute, NeedsMore, Numeric, OfItsOwn, arrived, described, notes_of, struck
 from tests.wire.travelling import deep, made_by_hand, raising_exit, raising_interrupt, raising_lookup
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def unpackable() -> Iterator[tuple[str, BaseException, str, str]]:
 def test_an_exception_that_cannot_be_rebuilt_arrives_as_its_type_text_and_traceback(
     error: BaseException, kind: str, text: str
 ) -> None:
-    back = told(struck(error))
+    back = described(struck(error))
     assert back.type_name == kind
     assert str(back).startswith(f"{kind}: ")
     assert text in str(back)
@@ -162,11 +162,11 @@ def test_an_exception_that_cannot_be_rebuilt_arrives_as_its_type_text_and_traceb
 
 
 @pytest.mark.fault(34)
-def test_an_exception_that_nothing_can_be_learnt_of_is_still_told_by_its_type() -> None:
-    back = told(struck(Hostile("text")))
+def test_an_exception_whose_methods_all_raise_still_arrives_as_its_type() -> None:
+    back = described(struck(Hostile("text")))
     assert back.type_name == "Hostile"
     assert "unrepresentable" in str(back)
-    back = told(struck(Closed("text")))
+    back = described(struck(Closed("text")))
     assert (back.type_name, str(back)[:6]) == ("Closed", "Closed")
     assert "LookupError: nothing to see" in str(back)
     assert "the line that struck" in notes_of(back)[0]
@@ -175,7 +175,7 @@ def test_an_exception_that_nothing_can_be_learnt_of_is_still_told_by_its_type() 
 
 @pytest.mark.fault(38)
 @pytest.mark.usefixtures("forgotten")
-def test_an_exception_of_a_class_that_only_the_worker_can_import_is_told_by_name(
+def test_an_exception_of_a_class_that_only_the_worker_can_import_arrives_as_its_name(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "only_there.py").write_text("class Odd(Exception): pass\n")
@@ -191,7 +191,7 @@ def test_an_exception_of_a_class_that_only_the_worker_can_import_is_told_by_name
 
 @pytest.mark.fault(38)
 @pytest.mark.usefixtures("forgotten")
-def test_an_exception_of_a_class_that_nobody_can_import_arrives_whole() -> None:
+def test_an_exception_of_a_class_that_no_process_can_import_arrives_by_value() -> None:
     module = made_by_hand("exceptions_by_hand", "class Odd(Exception): pass")
     packed = pack_failure(struck(module.Odd("text")))
     del sys.modules["exceptions_by_hand"]

@@ -127,7 +127,7 @@ def test_what_follows_in_a_frame_is_seen_where_it_was_read() -> None:
 
 
 class Claim(bytes):
-    """Says that it is as long as it is told."""
+    """Claims any length, without the bytes."""
 
     claimed = 0
 
@@ -279,11 +279,11 @@ commands = st.builds(
 
 
 @given(number=NUMBERS, command=commands, rest=st.lists(st.binary(max_size=20), max_size=3))
-def test_a_command_says_everything_it_was_told(number: int, command: Command, rest: list[bytes]) -> None:
+def test_a_command_is_read_with_every_field_it_had(number: int, command: Command, rest: list[bytes]) -> None:
     (frame,) = read(joined(pack_command(number, command, rest)))
     assert (frame.kind, frame.number, bytes(frame.rest)) == (COMMAND, number, joined(rest))
-    told, meant = read_command(frame), command
-    assert attrs.astuple(told, recurse=False) == attrs.astuple(meant, recurse=False)
+    found, meant = read_command(frame), command
+    assert attrs.astuple(found, recurse=False) == attrs.astuple(meant, recurse=False)
 
 
 @pytest.mark.fault(30)

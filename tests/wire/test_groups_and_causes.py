@@ -20,10 +20,10 @@ from tests.wire.failing import (
     arrived,
     causes_of,
     chain,
+    described,
     huge,
     notes_of,
     struck,
-    told,
 )
 
 
@@ -54,7 +54,7 @@ def test_a_group_of_what_is_no_exception_arrives_as_such() -> None:
 
 @pytest.mark.fault(41, 32, 35)
 @pytest.mark.usefixtures("silence")
-def test_of_a_group_only_the_leaves_that_cannot_travel_are_told_the_others_are_kept() -> None:
+def test_of_a_group_only_the_leaves_that_cannot_travel_are_described_the_others_are_kept() -> None:
     inner = ExceptionGroup(
         "inner", [NeedsMore("text", threading.Lock()), OSError("x"), Frozen(3), NeedsMore("text", 5)]
     )
@@ -90,23 +90,23 @@ class Broken(ExceptionGroup[Exception]):
 
 
 @pytest.mark.fault(41)
-def test_a_group_of_another_type_keeps_it_and_one_that_cannot_be_made_again_is_told() -> None:
+def test_a_group_of_another_type_keeps_it_and_one_that_cannot_be_made_again_is_described() -> None:
     assert type(arrived(struck(Family("all", [KeyError(1)])))) is Family
     assert type(arrived(struck(Family("all", [ValueError(threading.Lock())])))) is Family
-    back = told(struck(Broken("all", [ValueError(threading.Lock())])))
+    back = described(struck(Broken("all", [ValueError(threading.Lock())])))
     assert back.type_name == "Broken"
 
 
 @pytest.mark.fault(41, 35)
-def test_a_group_with_too_many_leaves_is_told_as_a_whole() -> None:
+def test_a_group_with_too_many_leaves_is_described_as_a_whole() -> None:
     group = struck(ExceptionGroup("all", [ValueError("x" * 10_000 + str(number)) for number in range(200)]))
-    back = told(group)
+    back = described(group)
     assert str(back) == "ExceptionGroup: all (200 sub-exceptions)"
     assert len(pickle.dumps(pack_failure(group))) < MOST
 
 
 @pytest.mark.fault(31)
-def test_causes_travel_as_themselves_or_told_and_so_does_a_context_that_is_shown() -> None:
+def test_causes_travel_as_themselves_or_described_and_so_does_a_context_that_is_shown() -> None:
     inner = Holding("inner")
     inner.__cause__ = KeyError("innermost")
     outer = ValueError("outer")

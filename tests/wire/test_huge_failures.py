@@ -1,4 +1,4 @@
-"""Failures that are huge are told in few words and never pictured whole."""
+"""Huge failures arrive cut, and no `repr` is made of all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from engine import PredictorError
 from engine._wire.failures import LARGEST_FAILURE, pack_failure
-from tests.wire.failing import MOST, arrived, causes_of, chain, huge, notes_of, struck, told
+from tests.wire.failing import MOST, arrived, causes_of, chain, described, huge, notes_of, struck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,11 +36,11 @@ HUGE: Final[dict[str, tuple[Callable[[], BaseException], str]]] = {
 @pytest.mark.fault(35)
 @pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize("name", HUGE)
-def test_a_huge_exception_is_told_in_few_words_and_never_pictured_whole(name: str) -> None:
+def test_a_huge_exception_arrives_cut_and_without_a_repr_of_all_of_it(name: str) -> None:
     make, text = HUGE[name]
     error = struck(make())
     assert len(pickle.dumps(pack_failure(error))) < MOST
-    back = told(error)
+    back = described(error)
     assert re.search(text, str(back))
     assert len(str(back)) < 5000
     assert "raise error  # the line that struck" in back.traceback
@@ -50,7 +50,7 @@ def test_a_huge_exception_is_told_in_few_words_and_never_pictured_whole(name: st
 @pytest.mark.fault(35)
 @pytest.mark.usefixtures("silence")
 @pytest.mark.parametrize("is_cause", [True, False], ids=["cause", "context"])
-def test_what_led_to_an_exception_is_not_pictured_either_where_it_is_huge(is_cause: bool) -> None:
+def test_of_a_huge_cause_or_context_no_repr_is_made_either(is_cause: bool) -> None:
     try:
         try:
             raise ValueError("first", huge())
@@ -69,7 +69,7 @@ def test_what_led_to_an_exception_is_not_pictured_either_where_it_is_huge(is_cau
 
 @pytest.mark.fault(35)
 @pytest.mark.usefixtures("silence")
-def test_a_long_story_with_something_huge_in_it_is_told_from_its_end() -> None:
+def test_a_long_chain_of_causes_with_something_huge_in_it_is_shown_from_its_end() -> None:
     last = chain(100)
     causes_of(last)[-1].args = (huge(),)
     (note,) = notes_of(arrived(struck(last)))
@@ -77,10 +77,10 @@ def test_a_long_story_with_something_huge_in_it_is_told_from_its_end() -> None:
 
 
 @pytest.mark.fault(35)
-def test_an_exception_with_a_huge_attribute_is_told_in_all_its_words() -> None:
+def test_an_exception_with_a_huge_attribute_keeps_its_whole_text() -> None:
     error = ValueError("text", [1, 2])
     error.blob = bytes(3_000_000)  # type: ignore[attr-defined]
-    back = told(struck(error))
+    back = described(struck(error))
     assert str(back) == "ValueError: ('text', [1, 2])"
     assert len(pickle.dumps(pack_failure(error))) < MOST
 

@@ -75,7 +75,7 @@ def test_a_segment_is_its_owners_alone_and_is_never_cut_off_under_the_other_side
     assert size_of(descriptor) == 3 * MiB
 
 
-def test_a_segment_has_no_name_is_inherited_by_nobody_unasked_and_takes_no_memory(descriptor: int) -> None:
+def test_a_segment_has_no_name_is_inherited_by_no_process_unasked_and_takes_no_memory(descriptor: int) -> None:
     assert os.fstat(descriptor).st_nlink == 0
     assert not os.get_inheritable(descriptor)
     assert size_of(descriptor) == 0
@@ -138,7 +138,7 @@ def test_a_view_that_is_still_held_keeps_no_segment_from_growing_or_being_closed
 
 
 @pytest.mark.parametrize("is_sealed", [True, False], ids=["sealed", "not-sealed"])
-def test_memory_for_one_giant_partial_is_given_back_once_a_call_did_without_it(
+def test_memory_for_one_oversized_partial_is_given_back_once_a_call_did_without_it(
     is_sealed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_segments, "SEGMENT_LIMIT", 2 * MiB)
@@ -265,7 +265,7 @@ steps: Final = st.lists(
 
 @settings(max_examples=200)
 @given(steps=steps, most=st.integers(1, 120), largest=st.integers(1, 120))
-def test_room_is_lent_once_until_it_is_freed_and_always_where_the_model_has_some(
+def test_room_is_given_once_until_it_is_freed_and_always_where_the_model_has_some(
     steps: list[tuple[str, int]], most: int, largest: int
 ) -> None:
     room = Room(most)

@@ -65,7 +65,7 @@ def test_an_object_that_is_no_sentinel_of_its_module_any_more_comes_back_as_a_co
     assert vars(travelled(sentinels.UNSET)) == {"mark": 1}
 
 
-def test_a_sentinel_of_a_module_that_nobody_else_can_import_is_one_object_however_often_it_comes(
+def test_a_sentinel_of_a_module_that_no_other_process_can_import_is_one_object_however_often_it_comes(
     forgotten: None,
 ) -> None:
     module: Any = made_by_hand("with_sentinels_by_hand", SENTINELS)

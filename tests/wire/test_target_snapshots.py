@@ -73,7 +73,7 @@ SOURCE: Final = """
 
 @pytest.fixture
 def scope() -> dict[str, Any]:
-    """Give the variables of a module as `exec` makes one: nobody can import it."""
+    """Give the variables of a module as `exec` makes one: no process can import it."""
     made: dict[str, Any] = {"__name__": "made_for_snapshots"}
     exec(textwrap.dedent(SOURCE), made)
     return made
@@ -150,7 +150,7 @@ def test_another_object_at_the_address_of_the_one_before_is_noticed(scope: dict[
     ],
     ids=["a partial", "a method", "a cached function", "a class", "a partial of a class", "an object"],
 )
-def test_every_kind_of_predictor_is_looked_through(
+def test_every_kind_of_predictor_is_searched(
     scope: dict[str, Any], make: Callable[[dict[str, Any]], Any], is_a_function: bool
 ) -> None:
     target = make(scope)
@@ -161,7 +161,7 @@ def test_every_kind_of_predictor_is_looked_through(
     assert is_function(target) == is_a_function
 
 
-def test_no_more_names_than_stated_are_looked_at_those_used_first_before_all() -> None:
+def test_no_more_names_than_stated_are_compared_those_used_first_before_all() -> None:
     scope: dict[str, Any] = {f"N{number}": [] for number in range(2 * MOST_NAMES)}
     exec(f"def predict(): return {', '.join(scope)}", scope)
     snapshot = Snapshot(scope["predict"])
@@ -170,7 +170,7 @@ def test_no_more_names_than_stated_are_looked_at_those_used_first_before_all() -
         assert (snapshot.change() is None) == (number >= MOST_NAMES)
 
 
-def test_a_predictor_that_is_found_by_its_name_has_changed_once_another_stands_there(
+def test_a_predictor_that_is_found_by_its_name_has_changed_once_that_is_bound_to_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target = textwrap.dedent
@@ -187,7 +187,7 @@ def test_a_predictor_that_is_found_by_its_name_has_changed_once_another_stands_t
     assert snapshot.change() == "dedent"
 
 
-def test_a_module_taken_whole_is_looked_at_though_it_could_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_taken_by_value_is_compared_though_it_could_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = Snapshot(textwrap.shorten, {"textwrap"})
     monkeypatch.setattr(textwrap, "TextWrapper", None)
     assert snapshot.change() == "TextWrapper"

@@ -54,7 +54,7 @@ def test_an_input_that_cannot_travel_is_named_with_its_type_and_what_to_do(name:
             value.close()
 
 
-def test_an_input_without_a_name_is_told_by_its_place_and_a_hostile_name_is_escaped() -> None:
+def test_an_input_without_a_name_is_named_by_its_place_and_a_hostile_name_is_escaped() -> None:
     with pytest.raises(PayloadError, match=r"^input 1 of type lock"):
         encode_inputs((1, threading.Lock()), {})
     with pytest.raises(PayloadError) as caught:
@@ -155,7 +155,7 @@ def test_an_input_that_cannot_travel_names_the_place_in_it_that_keeps_it(case: s
 
 
 @pytest.mark.fault(17, 25)
-def test_what_cannot_travel_is_told_with_the_one_failure_that_says_so() -> None:
+def test_what_cannot_travel_is_reported_with_the_one_failure_that_says_so() -> None:
     for pack in (lambda value: encode_inputs((), {"x": value}), functools.partial(encode_target, "@me/it")):
         with pytest.raises(PayloadError) as caught:
             pack({"a": threading.Lock()})
@@ -226,7 +226,7 @@ def test_a_predictor_without_variables_of_its_own_is_named_itself() -> None:
             encode_target("@me/it", target)
 
 
-def test_a_variable_that_has_no_value_yet_hinders_nobody() -> None:
+def test_a_variable_that_has_no_value_yet_hinders_nothing() -> None:
     def early() -> Any:
         return late, threading.Lock
 
