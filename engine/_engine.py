@@ -25,9 +25,10 @@ from engine._policies.placement import Placement
 from engine._policies.resolve import Resolver
 from engine._predictors.predictor import is_name
 from engine._records import Start, current_call, is_worker
+from engine._registry.predictors import Predictors
 from engine._registry.registry import Registry
 from engine._registry.runners import Runners
-from engine.runners.base import DaemonThread, OpenCalls, has_gil
+from engine.runners.base import DaemonThread, Once, OpenCalls, has_gil
 from engine.runners.ending import Ending, Report
 from engine.runners.here import DefaultRunner, InlineRunner, OwnerRunner
 from engine.runners.loop import LoopRunner
@@ -98,7 +99,7 @@ class Engine:
             raise ValueError(f"runner must be a runner's name such as 'thread', or None, not {quote(runner)}")
         self._is_closed = False
         self._grace = _seconds(grace)
-        self.after_fork()
+        self._closing = Once()
         self._closed = Ending()
         self._open_calls = OpenCalls(self)
         self._threads = ThreadRunner(self._grace)
@@ -108,6 +109,7 @@ class Engine:
         own = self._own_runners()
         names = tuple(filter(None, own))
         self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block, reserved=names)
+        self._predictors = Predictors(self._registry)
         self._runners = Runners(own, self._registry, self._grace)
         if not (discover or plugins):  # nobody else can offer it
             self._runners[runner]
@@ -115,11 +117,6 @@ class Engine:
         self._loaded_predictors = LoadedPredictors(self._loop, self._threads, self._number, self._grace)
         self._join(runner)
         _engines.add(self)
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Make the lock, for a thread that holds the old one may be gone; the parts of the engine renew themselves."""
-        self._closing = threading.Lock()  # held only to see who closes
 
     def _join(self, default: str | None) -> None:
         """Make what resolves, places and opens calls; `default` names the engine's own choice of a runner."""
@@ -147,9 +144,9 @@ class Engine:
         return self._executor
 
     @property
-    def predictors(self) -> Registry:
+    def predictors(self) -> Predictors:
         """The registry: a mapping from tags to `Predictor` records, with `register` and `unregister`."""
-        return self._registry
+        return self._predictors
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -259,12 +256,10 @@ class Engine:
             raise NestingError(f"{call.tag} tried to close the engine that runs it: close it from outside", str(call))
 
     def _close(self, grace: float) -> None:
-        with self._closing:
-            is_mine = not self._is_closed
-            self._is_closed = True
-        if not is_mine:
-            self._closed.wait_end(2 * grace + 1.0)  # somebody else closes it, and no longer than that
+        if not self._closing.is_first():
+            self._closed.wait_end(2 * grace + 1.0)  # another thread closes it, and takes no longer than that
             return
+        self._is_closed = True
         try:
             self._close_calls()
             self._runners.close_soon()  # while classes are torn down here
@@ -355,7 +350,7 @@ class Engine:
         self._runners.close_soon()
         warnings.warn("an engine was left unclosed; close it, or use `with Engine()`", ResourceWarning, stacklevel=2)
 
-    def close_at_exit(self) -> None:
+    def _close_at_exit(self) -> None:
         """Close what nobody closed before the interpreter ended."""
         self._close(self._grace)
 
@@ -514,7 +509,7 @@ async def close_off_loop(close: Callable[[float], None], grace: float) -> None:
 def _close_all() -> None:
     for engine in tuple(_engines):
         try:
-            engine.close_at_exit()
+            engine._close_at_exit()  # noqa: SLF001 - its own module
         except KeyboardInterrupt:  # whoever sends one does not want to wait, and knows where it came from
             warn("the end of an engine was interrupted: what still ran was not waited for")
         except BaseException as error:

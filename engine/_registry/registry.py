@@ -104,15 +104,11 @@ class _View:
 
 
 class Registry(Mapping[str, Predictor]):
-    """The predictors of one engine, by tag.
-
-    A mapping in the order of tags. It holds what was registered and, from its first use on, what installed plugins
-    offer; a tag is accepted with or without its `@`. Iteration goes over the tags there were when it began.
+    """The predictors of one engine, by tag, and the runners that plugins offer; users see it as `Predictors`.
 
     Threads may share it. The first use imports installed plugins (never predictors) while other threads that need the
     registry wait; how long an import takes is not bounded. `register` does not wait for it, and from then on nothing
-    but a tag that is not there does. On an event loop's thread that would keep the loop: `await` a call, or `aload`,
-    first, which look in a thread of the engine's.
+    but a tag that is not there does. `must_look` tells a caller on an event loop beforehand.
 
     Args:
         predictors: `Predictor` records, or functions and classes marked with `@predictor`.
@@ -174,16 +170,10 @@ class Registry(Mapping[str, Predictor]):
         return view.ready.get(tag) if view is not None and isinstance(tag, str) else None
 
     def retrieve(self, tag: str) -> Predictor:
-        """Give the predictor registered under a tag, without importing it.
-
-        For a tag that is not there plugins are looked for again, if `sys.path` or one of its folders changed since, or
-        if it is time to try again what failed: 1 s after its first failure, then twice as long each time, at most 60 s.
-
-        Args:
-            tag: `@owner/name`, or the same without its `@`.
+        """Give the predictor registered under a tag; for one that is not there plugins are looked for again, if due.
 
         Raises:
-            InvalidTagError: the text is not of that form.
+            InvalidTagError: the text is no tag.
             PredictorNotFoundError: nothing is registered under it; tags that look like it are named.
             DuplicatePredictorError: two sources claim it.
             PluginError: it belongs to a plugin or an entry point that could not be used.
@@ -305,19 +295,7 @@ class Registry(Mapping[str, Predictor]):
     # Writing
 
     def register(self, marked_or_tag: Any, target: Any = None, *, replace: bool = False, **options: Any) -> Predictor:
-        """Add a predictor.
-
-        The same module and qualified name under the same tag replaces what was registered before, so that the cells of
-        a notebook may be run again; anything else needs `replace=True`, which also stands above plugins found later.
-
-        Args:
-            marked_or_tag: a function or class marked with `@predictor`, a `Predictor`, or the tag of `target`.
-            target: with a tag: a function, a class, an object with `predict`, or `"module:name"`.
-            replace: whether whatever has the tag now is replaced.
-            **options: see `Predictor`; they go before those of a mark.
-
-        Returns:
-            The record that is now registered.
+        """Add a predictor in place of one of the same name under its tag, or, with `replace`, of any.
 
         Raises:
             DuplicatePredictorError: the tag is taken.
@@ -334,13 +312,7 @@ class Registry(Mapping[str, Predictor]):
         return predictor
 
     def unregister(self, tag: str) -> Predictor:
-        """Take a predictor out of this registry, wherever it came from; calls that run already go on.
-
-        Args:
-            tag: `@owner/name`.
-
-        Returns:
-            The record that was registered.
+        """Take a predictor out, wherever it came from, and give its record.
 
         Raises:
             EngineError: as `retrieve` does.

@@ -73,6 +73,43 @@ def test_both_streams_describe_what_they_share(name: str) -> None:
         assert inspect.getdoc(getattr(face, own)), f"{face.__name__}.{own} has no docstring"
 
 
+def one() -> int:
+    return 1
+
+
+PUBLIC_NAMES: Final[list[tuple[Callable[[Engine], object], set[str]]]] = [
+    (
+        lambda muna: muna,
+        {"predictions", "predictors", "loaded", "load", "aload", "unload", "aunload", "close", "aclose"},
+    ),
+    (lambda muna: muna.predictions, {"create", "stream", "acreate", "astream"}),
+    (
+        lambda muna: muna.predictors,
+        {"get", "items", "keys", "values", "retrieve", "register", "unregister", "problems", "source"},
+    ),
+    (
+        lambda muna: muna.predictions.stream(one),
+        {"id", "tag", "outcome", "values", "snapshots", "cancel", "close"},
+    ),
+    (
+        lambda muna: muna.predictions.astream(one),
+        {"id", "tag", "outcome", "values", "snapshots", "cancel", "aclose"},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("shown_by", "names"), PUBLIC_NAMES, ids=["engine", "predictions", "predictors", "stream", "astream"]
+)
+def test_completion_offers_what_is_meant_to_be_used_and_nothing_else(
+    shown_by: Callable[[Engine], object], names: set[str]
+) -> None:
+    with Engine(discover=False) as muna:
+        shown = shown_by(muna)
+        assert {name for name in dir(shown) if not name.startswith("_")} == names
+        assert all(inspect.getdoc(getattr(type(shown), name)) for name in names)
+
+
 def test_every_public_name_is_described_and_found() -> None:
     for name in engine.__all__:
         assert inspect.getdoc(getattr(engine, name)), name
