@@ -1,15 +1,49 @@
-"""What interrupts a task that steps a body: its own cancellation, a stop, and the end of the grace, told apart."""
+"""How a task steps a body that waits, and cleans it up, whatever interrupts that: it tells interruptions apart."""
 
 from __future__ import annotations
 
+import types
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from engine._predictors.failures import is_foreign_cancel
+from engine._errors import warn
+from engine._predictors.failures import explain, is_foreign_cancel
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Generator
+
+    from engine._records import Call
+    from engine.runners.ending import Ending
+
+ITEM: Final = object()  # what a machine yields when its execution has a partial; anything else is asyncio's
+
+
+class SteppedExecution(Protocol):
+    """What is stepped here: a `TaskExecution`."""
+
+    call: Call
+    ending: Ending
+    grace: float
+
+    def step(self) -> Any:
+        """Run the body on, to its next partial, which gives `ITEM`, or to what it waits for."""
+        ...
+
+    def throw(self, error: BaseException) -> Any:
+        """Raise `error` where the body stands, and run it on to its next partial, or to what it waits for."""
+        ...
+
+    def interrupt(self) -> None:
+        """Carry a stop that was posted to the body, where it waits."""
+
+
+class BodyEnded(BaseException):
+    """The body ended by itself: a StopIteration that may pass through generators."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(value)
+        self.value = value
 
 
 class Interruptions:
@@ -17,7 +51,7 @@ class Interruptions:
 
     asyncio has one way to interrupt a waiting task, to cancel it, so the three are told apart here. A cancellation
     counts as the consumer's own only while `Task.cancelling()` says so: a timeout scope inside the body takes its own
-    back. One that is asked for here, on behalf of a stop, is taken back where the wait is end; until then the body,
+    back. One that is asked for here, on behalf of a stop, is taken back where the wait is over; until then the body,
     and what it awaits of the engine's, sees a task that is being cancelled, as indeed its part of it is.
 
     Attributes:
@@ -70,6 +104,7 @@ class Interruptions:
             self._timer.cancel()
         if self.cancellation is not None and self._pending_cancellations() <= 0:
             self.cancellation = None  # the body took it back: it was a scope of its own
+        # After the look above, which does not count them; and without a task nothing is interrupted any more.
         task, self._task = self._task, None
         while self._own_cancellations and task is not None:
             self._own_cancellations -= 1
@@ -104,7 +139,7 @@ class Interruptions:
 
     def _interrupt(self) -> None:
         if self._task is not None:
-            self._own_cancellations += 1  # it was never the task's own cancellation
+            self._own_cancellations += 1  # first: at no time may it count as the task's own
             self._task.cancel()
 
     def note(self, error: BaseException) -> None:
@@ -112,6 +147,7 @@ class Interruptions:
         if not is_foreign_cancel(error):
             self.is_closed = self.is_closed or isinstance(error, GeneratorExit)
             return
+        # A stop's cancellation shields for good, though it is taken back in the end: the body has to end.
         self._is_shielded = self._is_shielded or self._own_cancellations > 0
         if not self.is_shielding():  # a future that the body waits for was cancelled, which is between those two
             return
@@ -154,23 +190,24 @@ class Interruptions:
         import asyncio
 
         expiries = self._expiries
-        if not self._can_stand_in_for(answer):
+        if not self._can_stand_in_for(answer):  # a bare yield, or what the task itself is to refuse: passed on as it is
             try:
                 yield answer
             except asyncio.CancelledError as error:
                 if answer is not None:
                     raise
-                self._keep(error)  # the body let the loop turn once, which it did
+                self._keep(error)  # the body asked for one turn of the loop, which is over, and need not know
             if self._expiries > expiries:
                 raise asyncio.CancelledError(*self._message())
             return
         answer._asyncio_future_blocking = False  # noqa: SLF001 - as a task does that waits for it
         answer.add_done_callback(self._wake_up)
         try:
-            while not answer.done():
+            while not answer.done():  # the stand-in also wakes where a grace has run out
                 yield from self._sleep()
                 if self._expiries > expiries:
                     expiries = self._expiries
+                    # Cancelled once, after the first grace; what refuses, or outlasts the second, is left to itself.
                     if self.is_given_up() or not answer.cancel(*self._message()):
                         raise asyncio.CancelledError(*self._message())
         finally:
@@ -221,3 +258,103 @@ def _stand_ins() -> type[asyncio.Future[None]]:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def drive(execution: SteppedExecution, answer: Any, interruptions: Interruptions) -> Generator[Any, Any, None]:
+    """Pass what a body waits for to the loop, and what the loop answers to the body, until it yields a partial."""
+    while answer is not ITEM:
+        try:
+            yield answer
+        except BaseException as error:
+            interruptions.note(error)
+            answer = _throw(execution, interruptions, error)
+            if interruptions.is_shielding():
+                answer = yield from shield(execution, answer, interruptions)
+                execution.interrupt()  # a stop that came meanwhile found the body shielded
+        else:
+            answer = execution.step()
+
+
+def shield(execution: SteppedExecution, answer: Any, interruptions: Interruptions) -> Generator[Any, Any, Any]:
+    """Go on with a body that was cancelled, while nothing cancels what it waits for until the grace is over.
+
+    It runs in the task it ran in before: another one, behind `asyncio.shield`, could not leave the cancel scopes
+    that the body holds open.
+
+    Returns:
+        What the body waits for, or `ITEM`, once it has taken the cancellation back (a scope of its own had expired)
+        or has yielded a partial.
+    """
+    while answer is not ITEM and interruptions.is_shielding():
+        try:
+            yield from interruptions.wait(answer)
+        except BaseException as error:
+            answer = _throw(execution, interruptions, error)
+        else:
+            answer = execution.step()
+    return answer
+
+
+def _throw(execution: SteppedExecution, interruptions: Interruptions, error: BaseException) -> Any:
+    """Raise `error` where the body stands, or right here where the body is given up."""
+    try:
+        if interruptions.is_given_up():
+            warn(f"{execution.call.tag}: the body went on after being cancelled; it is abandoned")
+            raise error
+        return execution.throw(error)
+    finally:
+        del error  # as in `SteppedExecution.throw`
+
+
+@types.coroutine
+def finalise(execution: SteppedExecution, *, is_shielded: bool = False) -> Generator[Any, Any, None]:
+    """Run the clean-up of a body that rests at a yield, in its context, as part of the calling task.
+
+    It is given one grace, then cancelled, then given up after one more.
+
+    Args:
+        execution: whose body it is.
+        is_shielded: whether nothing of the task's own reaches the clean-up, as for a task that is being cancelled.
+
+    Raises:
+        CancelledError: the calling task's own, and nothing else.
+        GeneratorExit: the coroutine that calls this is closed, and nothing else.
+        BaseException: what the clean-up raised, explained.
+    """
+    interruptions: Interruptions | None = None
+    try:
+        answer = execution.throw(GeneratorExit())  # most clean-ups wait for nothing: they end here, with `BodyEnded`
+        interruptions = Interruptions(execution.grace)
+        interruptions.close(is_shielded=is_shielded)
+        if interruptions.is_shielding():
+            answer = yield from shield(execution, answer, interruptions)
+        yield from drive(execution, answer, interruptions)
+    except BaseException as error:
+        failure = _failure_of_clean_up(execution, interruptions, error)
+    else:
+        interruptions.end()
+        ignored = RuntimeError("the predictor ignored GeneratorExit and yielded again")
+        failure = explain(ignored, execution.call, execution.ending.count)
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure, execution  # or this frame and the exception keep each other alive
+
+
+def _failure_of_clean_up(
+    execution: SteppedExecution, interruptions: Interruptions | None, error: BaseException
+) -> BaseException | None:
+    """What `finalise` raises where `error` came out of the body; `interruptions` is of its waits, if it had any."""
+    is_over = isinstance(error, (GeneratorExit, BodyEnded))
+    if interruptions is not None:
+        interruptions.end()
+        if interruptions.is_closed and isinstance(error, GeneratorExit):
+            return error
+        if is_over or is_foreign_cancel(error):
+            cancellation = interruptions.cancellation
+            interruptions.cancellation = None  # its frames refer to `interruptions`: they would keep each other alive
+            if cancellation is not None:
+                return cancellation
+            is_over = is_over or interruptions.has_expired()
+    return None if is_over else explain(error, execution.call, execution.ending.count)

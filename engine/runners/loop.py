@@ -151,7 +151,7 @@ class LoopRunner:
 
     def _post_owner(self, body: Body, channel: OwnerEnd, produced: Any, elapsed: float) -> None:
         owner = _TaskOwner(self, body, channel, self._loop or self.loop())
-        channel.on_stop = owner.post_stop  # before its task may be over, which takes it back
+        channel.on_stop = owner.post_stop  # before the post: its task, which takes it back, may be over by then
         try:
             self.post(owner.spawn, produced, elapsed)
         except BaseException:
@@ -162,7 +162,7 @@ class LoopRunner:
         """Have the loop call `function`; what is posted before the engine closes is called before the loop ends."""
         if self._loop is None:
             self.loop()
-        with self._lock:
+        with self._lock:  # or a `close` might come between, and the loop end with the call in its queue
             if self._loop is None or self._is_closed:
                 raise EngineClosedError
             self._loop.call_soon_threadsafe(function, *args)

@@ -159,7 +159,7 @@ class PinnedThread(OwnerThread):
         try:
             thread.start()
         except BaseException:
-            if thread.withdraw():  # else it runs: Ctrl-C came while that was waited for
+            if thread.withdraw():  # else it runs, and Ctrl-C came into the wait for its start
                 self._end()
                 self._waiting.remove(work)
             raise
@@ -201,6 +201,8 @@ class PinnedThread(OwnerThread):
                     continue
             self._is_parked = True
             if not waiting:
+                # An unload or a close that changes this answer is followed by a `recheck`, and that wakes this thread,
+                # which has noted before that it is parked.
                 if self._is_kept(self._runner.is_closed):
                     self._wake_up.acquire()
                 elif self._has_ended():
@@ -208,7 +210,7 @@ class PinnedThread(OwnerThread):
             self._is_parked = False
 
     def _has_ended(self) -> bool:
-        with self._lock:
+        with self._lock:  # as `_enqueue` has it: work is appended before this, and seen, or after, and starts a thread
             if self._waiting:
                 return False
             self._is_parked = False

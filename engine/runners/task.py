@@ -26,7 +26,7 @@ from engine._predictors.normaliser import ASYNC, ITERATOR, ONE, aclose_iterator,
 from engine._records import Prediction, current
 from engine.runners.base import primed
 from engine.runners.ending import Ending
-from engine.runners.interruptions import Interruptions
+from engine.runners.interruptions import ITEM, BodyEnded, Interruptions, drive, finalise
 from engine.runners.lock_step import ABANDONED, BUSY, ENDED, STOPPED, LockStepExecution, is_main_thread
 from engine.runners.loop_exit import LoopExit, exhaust, finalising, loop_exits
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from engine.runners.owned import OwnedExecution
 
 
-_ITEM: Final = object()  # what a machine yields when its execution has a partial; anything else is asyncio's
 _send: Final = types.GeneratorType.send  # a bound one for each stream would stay as long as that
 
 
@@ -95,7 +94,7 @@ class TaskExecution(LockStepExecution):
         self.hand_over = hand_over
         self._is_closed_at_exit = is_closed_at_exit
         self._is_interrupted = False  # a stop has reached the body where it waits
-        self._context = body.context  # kept apart: an owner that takes a body over gives it a context of its own
+        self._context = body.context  # kept apart: an owner that it is handed over to gives the body another context
         self._machine: Any = None  # it refers to this, a cycle, so it is made at the first pull and dropped at the end
         self._loop_exit: LoopExit | None = None
         self._time = 0.0
@@ -119,13 +118,13 @@ class TaskExecution(LockStepExecution):
             raise StopAsyncIteration
         self._turn = BUSY  # call-free store: takes the turn, which the test above found free
         try:
-            if self._loop_exit is None:
+            if self._loop_exit is None:  # nothing has begun
                 yield from self._begin()
             answer = self._context.run(_send, self._machine, None)
-            if answer is not _ITEM:
+            if answer is not ITEM:
                 yield from self._wait(answer)
         except BaseException as error:
-            failure = self._failed(error)
+            failure = self._failed(error)  # always something to raise: the end of a stream is an exception here, too
             try:
                 raise failure
             finally:  # or these frames and the exception keep each other, and the inputs, alive
@@ -164,7 +163,7 @@ class TaskExecution(LockStepExecution):
                 started = perf_counter()
             try:
                 answer = context.run(_send, machine, None)
-                if answer is not _ITEM:
+                if answer is not ITEM:
                     await self._wait(answer)
             except BaseException as error:
                 answer = self._failed(error)
@@ -235,7 +234,7 @@ class TaskExecution(LockStepExecution):
         return produced if type(produced) is types.AsyncGeneratorType else _ForeignIterator(produced)
 
     def step(self) -> Any:
-        """Run the body on, to its next partial, which gives `_ITEM`, or to what it waits for."""
+        """Run the body on, to its next partial, which gives `ITEM`, or to what it waits for."""
         try:
             return self._context.run(_send, self._machine, None)
         except StopIteration as stop:
@@ -257,7 +256,8 @@ class TaskExecution(LockStepExecution):
         """Pass on what the body waits for until it yields a partial; a cancellation goes to the body first."""
         self._interruptions = interruptions = Interruptions(self.grace)
         try:
-            if self.ending.claimed is not None:  # posted before there was anything to interrupt
+            # Looked at after the store: a stop that is claimed later has the loop interrupt what is stored here.
+            if self.ending.claimed is not None:
                 self.interrupt()
             yield from drive(self, answer, interruptions)
         finally:
@@ -282,7 +282,7 @@ class TaskExecution(LockStepExecution):
         if ending.claim(state):
             has_value = isinstance(error, (BodyEnded, StopIteration)) and failure is None
             self.end(failure, getattr(error, "value", None) if has_value else None)
-            self._release()
+            self._release()  # before the settling: an `aclose` that waits for that may call again at once
             self._settle(None)
             return failure or StopAsyncIteration()
         self.end()
@@ -325,8 +325,8 @@ class TaskExecution(LockStepExecution):
             return
         self._turn = STOPPED  # call-free store: no pull begins from here on, in whatever thread this runs
         is_pending = self.ending.state == "pending"
-        self.end()
-        if is_pending:
+        self.end()  # in this thread, so that the consumer's next pull finds the end though the loop has not turned yet
+        if is_pending:  # there is no body, nor a loop that knows of it
             self._turn = ENDED
             self._settle(None)
         else:
@@ -339,7 +339,7 @@ class TaskExecution(LockStepExecution):
         """Finalise the body in a task of its own, which only the end of its loop cancels."""
         if self._loop_exit is not None:
             task = self._loop_exit.loop.create_task(coroutine)
-            finalising.add(task)
+            finalising.add(task)  # asyncio refers to a task weakly
             task.add_done_callback(finalising.discard)
 
     def _post(self, function: Callable[..., None], *args: Any) -> None:
@@ -415,7 +415,7 @@ class TaskExecution(LockStepExecution):
             else:
                 caught = error
         self._turn = ENDED
-        if not self.ending.is_over:
+        if not self.ending.is_over:  # it is where the stop came while the body rested
             self.end(self.ending.failure or caught)
         self._release()
         self._settle(caught)
@@ -531,25 +531,17 @@ class Handle:
         self._execution.abandon()
 
 
-class BodyEnded(BaseException):
-    """The body ended by itself: a StopIteration that may pass through generators."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__(value)
-        self.value = value
-
-
 @types.coroutine
 def _machine(execution: TaskExecution) -> Generator[Any, Any, Any]:
-    """A body as what one task steps: each step gives `_ITEM`, a partial is noted then, or a future to wait for.
+    """A body as what one task steps: each step gives `ITEM`, a partial is noted then, or a future to wait for.
 
     As much of a stream's memory as any is this frame's: it has no more variables than it needs.
     """
     current.set(execution.call)
     kind, iterator = yield from _iterate(execution.start())
     if kind is ONE:
-        execution.partial = iterator
-        yield _ITEM
+        execution.partial = iterator  # the one value
+        yield ITEM
         return iterator
     if kind is ITERATOR and execution.hand_over is None:
         return (yield from _each(execution, iterator))
@@ -557,12 +549,12 @@ def _machine(execution: TaskExecution) -> Generator[Any, Any, Any]:
     try:
         execution.partial = yield from first_step(iterator)  # type: ignore[misc]
         while True:
-            yield _ITEM
+            yield ITEM
             execution.partial = yield from anext(iterator)
     except StopAsyncIteration:
         return None if kind is ASYNC else iterator.returned
     except GeneratorExit:
-        if not getattr(iterator, "ag_running", False):  # else it was dropped while the body waited
+        if not getattr(iterator, "ag_running", False):  # else this was dropped while the body waited
             yield from _iterate(aclose_iterator(iterator))
         raise
 
@@ -589,7 +581,7 @@ def _each(execution: TaskExecution, iterator: Iterator[Any]) -> Generator[Any, N
                 execution.partial = next(iterator)
             except StopIteration as stop:
                 return stop.value
-            yield _ITEM
+            yield ITEM
     except GeneratorExit:
         close_iterator(iterator)
         raise
@@ -642,102 +634,3 @@ class _ForeignIterator:
 @types.coroutine
 def _iterate(awaitable: Any) -> Generator[Any, Any, Any]:
     return (yield from awaitable)
-
-
-def drive(execution: TaskExecution, answer: Any, interruptions: Interruptions) -> Generator[Any, Any, None]:
-    """Pass what a body waits for to the loop, and what the loop answers to the body, until it yields a partial."""
-    while answer is not _ITEM:
-        try:
-            yield answer
-        except BaseException as error:
-            interruptions.note(error)
-            answer = _throw(execution, interruptions, error)
-            if interruptions.is_shielding():
-                answer = yield from shield(execution, answer, interruptions)
-                execution.interrupt()  # a stop that came meanwhile
-        else:
-            answer = execution.step()
-
-
-def shield(execution: TaskExecution, answer: Any, interruptions: Interruptions) -> Generator[Any, Any, Any]:
-    """Go on with a body that was cancelled, while nothing cancels what it waits for until the grace is over.
-
-    It runs in the task it ran in before: another one, behind `asyncio.shield`, could not leave the cancel scopes
-    that the body holds open.
-
-    Returns:
-        What the body waits for, or `_ITEM`, once it has taken the cancellation back (a scope of its own had expired)
-        or has yielded a partial.
-    """
-    while answer is not _ITEM and interruptions.is_shielding():
-        try:
-            yield from interruptions.wait(answer)
-        except BaseException as error:
-            answer = _throw(execution, interruptions, error)
-        else:
-            answer = execution.step()
-    return answer
-
-
-def _throw(execution: TaskExecution, interruptions: Interruptions, error: BaseException) -> Any:
-    """Raise `error` where the body stands, or right here where the body is given up."""
-    try:
-        if interruptions.is_given_up():
-            warn(f"{execution.call.tag}: the body went on after being cancelled; it is abandoned")
-            raise error
-        return execution.throw(error)
-    finally:
-        del error  # as in `TaskExecution.throw`
-
-
-@types.coroutine
-def finalise(execution: TaskExecution, *, is_shielded: bool = False) -> Generator[Any, Any, None]:
-    """Run the clean-up of a body that rests at a yield, in its context, as part of the calling task.
-
-    It is given one grace, then cancelled, then given up after one more.
-
-    Args:
-        execution: whose body it is.
-        is_shielded: whether nothing of the task's own reaches the clean-up, as for a task that is being cancelled.
-
-    Raises:
-        CancelledError: the calling task's own, and nothing else.
-        GeneratorExit: the coroutine that calls this is closed, and nothing else.
-        BaseException: what the clean-up raised, explained.
-    """
-    interruptions: Interruptions | None = None
-    try:
-        answer = execution.throw(GeneratorExit())
-        interruptions = Interruptions(execution.grace)
-        interruptions.close(is_shielded=is_shielded)
-        if interruptions.is_shielding():
-            answer = yield from shield(execution, answer, interruptions)
-        yield from drive(execution, answer, interruptions)
-    except BaseException as error:
-        failure = _failure_of_clean_up(execution, interruptions, error)
-    else:
-        interruptions.end()
-        ignored = RuntimeError("the predictor ignored GeneratorExit and yielded again")
-        failure = explain(ignored, execution.call, execution.ending.count)
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure, execution  # or this frame and the exception keep each other alive
-
-
-def _failure_of_clean_up(
-    execution: TaskExecution, interruptions: Interruptions | None, error: BaseException
-) -> BaseException | None:
-    """What `finalise` raises where `error` came out of the body; `interruptions` is of its waits, if it had any."""
-    is_over = isinstance(error, (GeneratorExit, BodyEnded))
-    if interruptions is not None:
-        interruptions.end()
-        if interruptions.is_closed and isinstance(error, GeneratorExit):
-            return error
-        if is_over or is_foreign_cancel(error):
-            cancellation, interruptions.cancellation = interruptions.cancellation, None  # as in `TaskExecution._failed`
-            if cancellation is not None:
-                return cancellation
-            is_over = is_over or interruptions.has_expired()
-    return None if is_over else explain(error, execution.call, execution.ending.count)

@@ -120,7 +120,7 @@ class ThreadRunner:
             owner = self.idle.pop()
         except IndexError:
             owner = None
-        if owner is None:  # outside the handler: what Ctrl-C raises here has nothing to do with that error
+        if owner is None:  # outside of the handler, or what is raised here would have that error as its context
             self._begin(_Owner(self), channel, work)
         else:
             owner.channel, owner.work = channel, work
@@ -132,7 +132,7 @@ class ThreadRunner:
         try:
             owner.thread.start()
         except BaseException:
-            if owner.thread.ident is None:  # else it runs: Ctrl-C came while that was waited for
+            if owner.thread.ident is None:  # else it runs, and Ctrl-C came into the wait for its start
                 self.owners.discard(owner)
             raise
 
@@ -208,7 +208,7 @@ class ThreadRunner:
     def retire(self, owner: _Owner) -> bool:
         """Whether an idle `owner` may end; not if a body has just been given to it."""
         try:
-            self.idle.remove(owner)
+            self.idle.remove(owner)  # atomic, as `run`'s pop is: of the two, one gets it
         except ValueError:
             return False
         return True
@@ -268,11 +268,12 @@ class _Owner(OwnerThread):
         try:
             # It is another in a child that the body forked, where this thread only goes on to the body's end.
             while self._run_work() and idle is runner.idle:
+                # Append first, look second: a close that came before this saw no idle owner, and is seen here.
                 idle.append(self)
                 if runner.is_closed and runner.retire(self):
                     break
                 while not self.lock.acquire(timeout=runner.keep_alive):
-                    if runner.retire(self):
+                    if runner.retire(self):  # else work has been given to it, and the lock is about to be released
                         return
         finally:
             runner.owners.discard(self)
