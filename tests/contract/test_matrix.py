@@ -49,54 +49,8 @@ from engine import (
     current_call,
 )
 from engine.runners import Channel
-
-PATIENCE: Final = 10.0  # seconds after which a gate that nobody opened fails its test
-
-
-class Gate:
-    """Something a sync or an async body waits at until a test opens it."""
-
-    def __init__(self) -> None:
-        self._opened = threading.Event()
-        self._reached = threading.Event()
-        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-
-    def open(self) -> None:
-        self._opened.set()
-        for loop, opened in self._waiting:
-            with contextlib.suppress(RuntimeError):  # that loop is closed
-                loop.call_soon_threadsafe(opened.set)
-
-    def wait(self) -> None:
-        self._reached.set()
-        assert self._opened.wait(PATIENCE), "nobody opened the gate"
-
-    async def await_(self) -> None:
-        opened = asyncio.Event()
-        self._waiting.append((asyncio.get_running_loop(), opened))
-        self._reached.set()
-        if not self._opened.is_set():
-            await asyncio.wait_for(opened.wait(), PATIENCE)
-
-    def wait_until_reached(self) -> None:
-        assert self._reached.wait(PATIENCE), "nobody came to the gate"
-
-    async def await_until_reached(self) -> None:
-        await until(self._reached.is_set)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.0005)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.0005)
+from tests._kit.gates import Gate
+from tests._kit.waits import TIMEOUT, Clock, auntil, until
 
 
 @attrs.frozen
@@ -217,7 +171,7 @@ def pid_and_wait() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def crew() -> Iterator[Engine]:
     """Give an engine whose two workers outlive the tests that ask for it: each fails that has another one started."""
-    with Engine(discover=False, workers=2, grace=PATIENCE) as muna:
+    with Engine(discover=False, workers=2, grace=TIMEOUT) as muna:
         streams = [muna.predictions.stream(pid_and_wait, runner="process") for _ in range(2)]
         assert len({next(stream).value for stream in streams}) == 2
         for stream in streams:
@@ -522,7 +476,7 @@ def test_prefetch_lifts_the_wait_for_exactly_so_many_partials(
     stream = reader.open(target, prefetch=window)
     for number in range(1, 6):
         reader.next(stream)
-        wait_until(lambda: made[0] >= number + window)  # noqa: B023
+        until(lambda: made[0] >= number + window)  # noqa: B023
         assert made[0] <= number + window
     reader.close(stream)
     assert made[0] <= 5 + window
@@ -627,10 +581,10 @@ def test_a_failure_ahead_of_the_consumer_is_logged_when_its_stream_is_closed(
 
     stream = reader.open(giving(kind, values()), prefetch=5)
     assert reader.next(stream) == 1
-    assert failing.wait(PATIENCE)
+    assert failing.wait(TIMEOUT)
     reader.close(stream)
     assert (stream.outcome.state, stream.outcome.exception) == ("closed", None)
-    wait_until(lambda: "ahead" in caplog.text)
+    until(lambda: "ahead" in caplog.text)
 
 
 @cells(YIELDING, PROCESS)
@@ -651,10 +605,10 @@ def test_a_failure_in_a_worker_ahead_of_the_consumer_is_logged_when_its_stream_i
 
     stream = reader.open(yields if kind == "yield" else yields_later, prefetch=5)
     assert reader.next(stream) == 1
-    wait_until(failing.exists)
+    until(failing.exists)
     reader.close(stream)
     assert (stream.outcome.state, stream.outcome.exception) == ("closed", None)
-    wait_until(lambda: "ahead" in caplog.text)
+    until(lambda: "ahead" in caplog.text)
 
 
 # 4.8, facts of a prediction
@@ -678,16 +632,6 @@ def test_predictions_carry_one_id_per_call_an_index_and_the_moment_of_the_call(
         reader.close(stream)
     assert streams[0].id != streams[1].id
     assert reader.create(target).id not in {each.id for each in streams}
-
-
-class Clock:
-    """A clock that only moves when told."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -1079,14 +1023,14 @@ def test_the_event_loop_turns_while_the_engine_loads_closes_and_unloads(action: 
 def waits_for(reached: Path, opened: Path) -> None:
     """The gate of a body in a worker."""
     reached.touch()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not opened.exists():
         assert time.monotonic() < deadline, "nobody opened the gate"
         time.sleep(0.0005)
 
 
 async def let_the_loop_turn(reached: Path, opened: Path) -> None:
-    await until(reached.exists)
+    await auntil(reached.exists)
     for _ in range(20):
         await asyncio.sleep(0)
     opened.touch()  # noqa: ASYNC240 - an empty file
@@ -1139,7 +1083,7 @@ def test_the_event_loop_turns_while_a_worker_loads_unloads_and_ends(action: str,
                 waits_for(*gate)
 
     async def main() -> None:
-        muna = Engine(discover=False, workers=1, grace=PATIENCE)
+        muna = Engine(discover=False, workers=1, grace=TIMEOUT)
         if action != "aload":
             await muna.aload(Slow, runner="process")
         stream = muna.predictions.astream(Slow, runner="process")
@@ -1203,7 +1147,7 @@ def test_a_cancelled_task_cancels_the_prediction_it_waits_for(kind: str, runner:
         assert stream.outcome.state == "cancelled"
         assert [each async for each in stream] == []
         gate.open()
-        await until(lambda: left == ["finally"])
+        await auntil(lambda: left == ["finally"])
 
     asyncio.run(main())
 
@@ -1228,7 +1172,7 @@ def test_cancel_reaches_a_consumer_that_waits(kind: str, place: Place, reader: R
     gate.open()
     assert reader.rest(stream) == []
     assert stream.outcome.state == "cancelled"
-    wait_until(lambda: left == ["finally"])
+    until(lambda: left == ["finally"])
 
 
 def test_cancel_wakes_an_async_body_in_its_consumers_own_task(muna: Engine) -> None:
@@ -1281,12 +1225,12 @@ def test_close_leaves_a_body_that_does_not_stop_within_the_grace(
         stream = muna.predictions.stream(body, runner="thread")
         values = stream.values()
         assert next(values) == "first"
-        wait_until(gate._reached.is_set)
+        until(lambda: gate.is_reached)
         stream.close()
         assert (stream.outcome.state, left) == ("closed", [])
         assert "did not stop within 0.02 s" in caplog.text
         gate.open()
-        wait_until(lambda: left == ["finally"])
+        until(lambda: left == ["finally"])
 
 
 @cells(YIELDING)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineClosedError
-from tests._kit import PATIENCE, auntil, joined, started, until
+from tests._kit.waits import TIMEOUT, auntil, joined, started, until
 from tests.engine.conftest import ANYWHERE, BOTH, Diary, acoloured, plain
 
 
@@ -185,7 +185,7 @@ def test_aclose_that_is_cancelled_still_closes() -> None:
 
         def teardown(self) -> None:
             reached.set()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
             torn_down.set()
 
     async def main() -> None:
@@ -201,7 +201,7 @@ def test_aclose_that_is_cancelled_still_closes() -> None:
 
     asyncio.run(main())
     go.set()  # only now, when the loop that asked for it is gone
-    assert torn_down.wait(PATIENCE)
+    assert torn_down.wait(TIMEOUT)
     until(lambda: all(thread.name != "engine-closer" for thread in threading.enumerate()), "the closer's end")
 
 

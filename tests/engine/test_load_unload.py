@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from engine import Engine, EngineError, PluginError, PredictorNotFoundError
-from tests._kit import PATIENCE, auntil, joined, started
+from tests._kit.waits import TIMEOUT, auntil, joined, started
 from tests.engine.conftest import ANYWHERE, BOTH, Diary, colour
 
 
@@ -57,7 +57,7 @@ def test_aload_and_aunload_never_block_the_loop(muna: Engine, kind: str) -> None
 
     def wait(name: str) -> None:
         gates[name][0].set()
-        assert gates[name][1].wait(PATIENCE)
+        assert gates[name][1].wait(TIMEOUT)
 
     async def await_(name: str) -> None:
         gates[name][0].set()
@@ -91,7 +91,7 @@ def test_aload_and_aunload_never_block_the_loop(muna: Engine, kind: str) -> None
             await auntil(gates[name][0].is_set, name)
             assert not running.done()
             gates[name][1].set()
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await running
 
     asyncio.run(main())
@@ -124,7 +124,7 @@ def test_unload_waits_for_calls_that_run_and_a_call_that_comes_meanwhile_gets_a_
 
         def predict(self) -> str:
             reached.set()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
             steps.append("predicted")
             return "fine"
 
@@ -146,7 +146,7 @@ def test_unload_waits_for_calls_that_run_and_a_call_that_comes_meanwhile_gets_a_
 
     model = Model if kind == "sync" else AsyncModel
     caller = started(lambda: muna.predictions.create(model))
-    assert reached.wait(PATIENCE)
+    assert reached.wait(TIMEOUT)
     unloader = started(lambda: muna.unload(model))
     go.set()
     joined(caller, unloader)

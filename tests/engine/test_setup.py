@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from engine import Engine, Predictor
-from tests._kit import PATIENCE, auntil, joined, started
+from tests._kit.waits import TIMEOUT, auntil, joined, started
 from tests.engine.conftest import ANYWHERE, BOTH, Diary
 
 
@@ -127,7 +127,7 @@ def slow(kind: str, fails: int = 0) -> Any:
         def setup(self) -> None:
             Model.setups.append(1)
             Model.reached.set()
-            assert Model.go.wait(PATIENCE)
+            assert Model.go.wait(TIMEOUT)
             if len(Model.setups) <= Model.failures:
                 raise OSError("no model file")
 
@@ -161,7 +161,7 @@ def test_first_calls_of_many_threads_share_one_setup(muna: Engine, kind: str, ru
     callers = [
         started(lambda: got.append(muna.predictions.create("@tests/slow", runner=runner).value)) for _ in range(10)
     ]
-    assert model.reached.wait(PATIENCE)
+    assert model.reached.wait(TIMEOUT)
     model.go.set()
     joined(*callers)
     assert got == ["fine"] * 10
@@ -179,7 +179,7 @@ def test_first_calls_of_many_tasks_share_one_setup(muna: Engine, kind: str, runn
         callers.append(asyncio.create_task(load()))  # type: ignore[arg-type]
         await auntil(model.reached.is_set, "the setup")
         model.go.set()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await asyncio.gather(*callers)
 
     async def load() -> None:
@@ -204,7 +204,7 @@ def test_threads_that_waited_for_a_setup_that_failed_are_told_and_the_next_call_
             ends.append(str(error))
 
     callers = [started(call) for _ in range(5)]
-    assert model.reached.wait(PATIENCE)
+    assert model.reached.wait(TIMEOUT)
     model.go.set()
     joined(*callers)
     assert len(ends) == 5

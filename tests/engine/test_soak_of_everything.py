@@ -41,7 +41,8 @@ from engine import (
     PredictionStream,
     WorkerLostError,
 )
-from tests.conftest import child_processes, open_descriptors
+from tests._kit.processes import child_processes, open_descriptors
+from tests._kit.waits import TIMEOUT
 from tests.engine.soaked import ASYNC, LIVES, MIXED, SYNC, partial_of
 
 IS_NIGHTLY: Final = settings().max_examples > 1_000
@@ -53,7 +54,6 @@ SIDES: Final = 4  # threads that call at one time; one of them has an event loop
 EACH_KILL: Final = 150  # calls, on average
 EACH_ENGINE: Final = 120  # calls that an engine serves, on average, before it is closed
 SLACK: Final = 40  # how much longer anything the engine keeps may be after a round
-PATIENCE: Final = 20.0  # seconds for what still runs to end
 
 
 # What runs, and what must arrive.
@@ -486,7 +486,7 @@ def join(thread: threading.Thread, soak: Soak) -> None:
     """Wait for a thread as long as calls still end."""
     seen = -1
     while thread.is_alive():
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         if thread.is_alive() and seen == soak.calls:
             faulthandler.dump_traceback(file=2)
             pytest.fail(f"{thread.name} hangs after {soak.calls} calls: {soak.wrong}")
@@ -565,8 +565,8 @@ def warm_up(muna: Engine) -> None:
 
 def settle(soak: Soak) -> None:
     """Wait until no body runs any more that began in this process, and the engines that were closed are collected."""
-    deadline = time.monotonic() + PATIENCE
-    while (LIVES.going_on or soak.lasting._open_calls.executions()) and time.monotonic() < deadline:
+    deadline = time.monotonic() + TIMEOUT
+    while (LIVES.going_on or soak.lasting.predictions.open_calls) and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)
     assert LIVES.going_on == 0

@@ -21,6 +21,7 @@ import attrs
 import pytest
 
 from engine import Engine, Predictor
+from tests._kit.waits import TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from engine import AsyncPredictionStream
 
 TIMES: Final = 1_000
-PATIENCE: Final = 10.0  # seconds for what owners still have to do when the last stream is left
 ROUND: Final = 100  # streams kept in reference cycles before the collector runs
 
 
@@ -187,7 +187,7 @@ def leave_all(engine: Engine, tally: Tally, predictor: Predictor, runner: str | 
         if way == "collector" and not count % ROUND:
             gc.collect(1)
     gc.collect()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not is_settled(engine, tally, predictor) and time.monotonic() < deadline:
         time.sleep(0.001)
 
@@ -199,12 +199,12 @@ async def aleave_all(engine: Engine, tally: Tally, predictor: Predictor, runner:
         if way == "collector" and not count % ROUND:
             gc.collect(1)
     gc.collect()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not is_settled(engine, tally, predictor) and time.monotonic() < deadline:  # noqa: ASYNC110 - owners set no event
         await asyncio.sleep(0.001)
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
-        await asyncio.wait(others, timeout=PATIENCE)
+        await asyncio.wait(others, timeout=TIMEOUT)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -289,14 +289,14 @@ def test_a_loop_that_is_closed_just_after_it_waited_for_an_owner_thread_is_let_g
 
     async def main() -> None:
         asyncio.get_running_loop().call_soon(gate.set)
-        assert (await muna.predictions.acreate(gate.wait, {"timeout": PATIENCE}, runner="thread")).value is True
+        assert (await muna.predictions.acreate(gate.wait, {"timeout": TIMEOUT}, runner="thread")).value is True
 
     loop = asyncio.new_event_loop()
     kept = weakref.ref(loop)
     loop.run_until_complete(main())
     loop.close()
     del loop
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while kept() is not None and time.monotonic() < deadline:  # its owner, which woke it, may just be leaving
         gc.collect()
         time.sleep(0.001)

@@ -27,7 +27,7 @@ from engine import (
     Predictor,
     WorkerLostError,
 )
-from tests.faults.conftest import aeventually
+from tests._kit.waits import auntil
 
 HOME: Final = """
     from collections.abc import Iterator
@@ -280,7 +280,7 @@ def go(): return "gone"
 
     async def main() -> None:
         call = asyncio.create_task(home.predictions.acreate("@home/slow"))
-        await aeventually(reached.exists, "the import has begun")  # only a loop that turns gets to the next line
+        await auntil(reached.exists, "the import has begun")  # only a loop that turns gets to the next line
         gate.touch()
         assert (await call).value == "gone"
 

@@ -16,7 +16,8 @@ import pytest
 
 from engine import Engine, EngineError, Predictor
 from engine._free_threading import VARIABLE, one_at_a_time
-from tests.faults.conftest import Elsewhere, Gate
+from tests._kit.gates import Gate
+from tests._kit.waits import OtherThread
 
 
 def count() -> Iterator[int]:
@@ -135,7 +136,7 @@ def test_two_threads_with_one_iterator_of_a_stream_in_lock_step_are_told_apart_b
     body = Waiting()
     values = muna.predictions.stream(body).values()
     taken: list[str] = []
-    with Elsewhere(lambda: taken.append(next(values))):
+    with OtherThread(lambda: taken.append(next(values))):
         body.inside.wait()
         try:
             with pytest.raises(ValueError, match="is being read already"):
@@ -149,9 +150,9 @@ def test_two_threads_with_one_iterator_of_a_stream_from_elsewhere_get_a_partial_
     body = Waiting()
     values = muna.predictions.stream(body, runner="thread").values()
     taken: list[str] = []
-    with Elsewhere(lambda: taken.append(next(values))):
+    with OtherThread(lambda: taken.append(next(values))):
         body.inside.wait()
-        with Elsewhere(lambda: taken.append(next(values))):
+        with OtherThread(lambda: taken.append(next(values))):
             body.go.open()
     assert sorted(taken) == ["first", "second"]
     assert list(values) == []
@@ -165,7 +166,7 @@ def test_two_calls_that_were_given_one_generator_are_told_apart_by_the_engine(
     body = Waiting()
     shared = body()
     given: list[str] = []
-    with Elsewhere(lambda: given.append(muna.predictions.create(lambda: shared, runner=first).value)):
+    with OtherThread(lambda: given.append(muna.predictions.create(lambda: shared, runner=first).value)):
         body.inside.wait()
         try:
             for call in (muna.predictions.create, lambda *a, **o: next(muna.predictions.stream(*a, **o))):

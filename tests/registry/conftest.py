@@ -23,8 +23,6 @@ from engine._registry.registry import Registry
 from engine._registry.sources import PLUGINS, PREDICTORS, Problem
 from engine.hookspecs import hookimpl
 
-PATIENCE = 20.0  # seconds until a gate that does not open fails its test
-
 GOOD = """
 from engine._predictors.predictor import Predictor
 from engine.hookspecs import hookimpl

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from engine import Engine
 
-PATIENCE: Final = 20.0  # seconds until a gate that does not open fails its test
 WAYS: Final = ("create", "stream", "acreate", "astream")
 
 

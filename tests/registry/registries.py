@@ -7,8 +7,6 @@ from engine._predictors.predictor import Predictor, predictor
 from engine._registry.registry import Registry
 from engine.hookspecs import hookimpl
 
-PATIENCE = 20.0  # seconds until a gate that does not open fails its test
-
 
 @predictor("@me/shout", description="Shouts.", concurrency=2)
 def shout(text: str) -> str:

@@ -8,7 +8,8 @@ from textwrap import dedent
 import pytest
 
 from engine._registry.registry import Registry
-from tests.registry.conftest import GOOD, PATIENCE, Site, offering
+from tests._kit.waits import TIMEOUT
+from tests.registry.conftest import GOOD, Site, offering
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -40,7 +41,7 @@ def test_importing_the_registry_reads_no_metadata_and_making_one_neither() -> No
         assert "@me/x" in registry
         assert "importlib.metadata" in sys.modules
     """
-    subprocess.run([sys.executable, "-c", dedent(source)], cwd=ROOT, check=True, timeout=PATIENCE)
+    subprocess.run([sys.executable, "-c", dedent(source)], cwd=ROOT, check=True, timeout=TIMEOUT)
 
 
 def test_plugins_are_imported_at_the_first_use_and_not_before(site: Site) -> None:

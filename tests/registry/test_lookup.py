@@ -19,8 +19,8 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError, PluginError, Predictor, PredictorNotFoundError
-from tests.faults.conftest import aeventually, eventually
-from tests.registry.lookups import PATIENCE, WAYS, Counter, created, late, streamed, value_of
+from tests._kit.waits import TIMEOUT, auntil, until
+from tests.registry.lookups import WAYS, Counter, created, late, streamed, value_of
 
 CHANGES: Final = ("replaced", "unregistered", "closed")
 
@@ -48,7 +48,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleName
 
     def pass_through() -> None:
         gate.reached.set()
-        assert gate.go.wait(PATIENCE)
+        assert gate.go.wait(TIMEOUT)
 
     (tmp_path / "early_home.py").write_text("\n".join(line[4:] for line in EARLY.splitlines()), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -96,14 +96,14 @@ def test_a_change_of_a_tag_counts_although_its_first_call_still_imports(
 
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(value_of, muna, way, "@home/say")
-        assert gate.reached.wait(PATIENCE)
+        assert gate.reached.wait(TIMEOUT)
         make(change, muna)
         gate.go.set()
         if change == "closed":
             with pytest.raises(EngineClosedError):
-                first.result(PATIENCE)
+                first.result(TIMEOUT)
         else:
-            assert first.result(PATIENCE) == "early"  # what was registered at the call
+            assert first.result(TIMEOUT) == "early"  # what was registered at the call
 
     check_that_it_counts(change, muna)
     if change != "closed":
@@ -135,7 +135,7 @@ def test_a_change_of_a_tag_counts_although_a_worker_still_describes_it(tmp_path:
         with Engine([Predictor("@home/say", "far_home:say")], discover=False, runner="process", workers=1) as muna:
             with ThreadPoolExecutor(1) as threads:
                 first = threads.submit(value_of, muna, way, "@home/say")
-                eventually(reached.exists, "a worker imports")
+                until(reached.exists, "a worker imports")
                 if change == "replaced":
                     muna.predictors.register("@home/say", "late_home:late", replace=True)
                 else:
@@ -143,9 +143,9 @@ def test_a_change_of_a_tag_counts_although_a_worker_still_describes_it(tmp_path:
                 go.touch()
                 if change == "closed":
                     with pytest.raises(EngineClosedError):
-                        first.result(PATIENCE)
+                        first.result(TIMEOUT)
                 else:
-                    assert first.result(PATIENCE) == "early"
+                    assert first.result(TIMEOUT) == "early"
             check_that_it_counts(change, muna)
             if change != "closed":
                 assert list(muna.loaded) == (["@home/say"] if change == "replaced" else [])
@@ -162,12 +162,12 @@ def test_a_class_that_was_imported_for_an_engine_closed_meanwhile_is_not_set_up(
 
     with ThreadPoolExecutor(2) as threads:
         calls = [threads.submit(value_of, muna, way, "@home/say") for way in ("create", "acreate")]
-        assert gate.reached.wait(PATIENCE)
+        assert gate.reached.wait(TIMEOUT)
         muna.close()
         gate.go.set()
         for call in calls:
             with pytest.raises(EngineClosedError):
-                call.result(PATIENCE)
+                call.result(TIMEOUT)
 
 
 def test_a_record_keeps_its_own_options_whatever_another_of_its_tag_and_function_has(muna: Engine) -> None:
@@ -223,7 +223,7 @@ def test_many_first_calls_of_asyncio_wait_for_one_import_in_one_thread(muna: Eng
 
     async def main() -> None:
         calls = [asyncio.create_task(call(muna, "@home/say")) for call in (created, streamed) for _ in range(20)]
-        await aeventually(gate.reached.is_set, "it is imported")
+        await auntil(gate.reached.is_set, "it is imported")
         await asyncio.sleep(0)
         assert len(muna._threads.owners) == 1
         calls[0].cancel()  # it is the one that imports: another goes on for all
@@ -240,7 +240,7 @@ def test_tasks_that_wait_for_one_import_all_hear_why_it_failed_and_the_next_call
 
     async def main() -> None:
         calls = [asyncio.create_task(call(muna, "@home/say")) for call in (created, streamed) for _ in range(5)]
-        await aeventually(gate.reached.is_set, "it is imported")
+        await auntil(gate.reached.is_set, "it is imported")
         gate.go.set()
         failures = await asyncio.gather(*calls, return_exceptions=True)
         assert len({id(failure) for failure in failures if isinstance(failure, PluginError)}) == 1

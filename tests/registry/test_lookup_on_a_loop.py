@@ -22,8 +22,8 @@ from engine import (
 )
 from engine._registry import plugins, sources
 from engine.runners import Runner, own
-from tests.faults.conftest import aeventually
-from tests.registry.lookups import PATIENCE, WAYS, Counter, created, late, streamed, value_of
+from tests._kit.waits import TIMEOUT, auntil
+from tests.registry.lookups import WAYS, Counter, created, late, streamed, value_of
 
 
 class Slow:
@@ -37,7 +37,7 @@ class Slow:
     def engine_predictors(self) -> list[Predictor]:
         self.times += 1
         self.reached.set()
-        assert self.go.wait(PATIENCE / 4)
+        assert self.go.wait(TIMEOUT / 4)
         return [Predictor("@slow/late", late), Predictor("@slow/model", Counter)]
 
     @hookimpl
@@ -94,9 +94,7 @@ def test_a_loop_turns_while_the_plugins_that_a_call_needs_are_still_imported(slo
     async def main() -> None:
         async with Engine([Predictor("@me/late", late)], discover=False, plugins=[slow]) as muna:
             task = asyncio.create_task(CALLS[call](muna))
-            await aeventually(
-                slow.reached.is_set, "a plugin is imported"
-            )  # only a loop that turns gets to the next line
+            await auntil(slow.reached.is_set, "a plugin is imported")  # only a loop that turns gets to the next line
             assert not task.done()
             slow.go.set()
             assert await task == "late"
@@ -110,7 +108,7 @@ def test_a_loop_turns_while_the_engines_own_runner_is_looked_for(slow: Slow) -> 
     async def main() -> None:
         async with Engine(discover=False, plugins=[slow], runner="elsewhere") as muna:
             tasks = [asyncio.create_task(call(muna, late)) for call in (created, streamed)]
-            await aeventually(slow.reached.is_set, "a plugin is imported")
+            await auntil(slow.reached.is_set, "a plugin is imported")
             slow.go.set()
             assert await asyncio.gather(*tasks) == ["late", "late"]
 
@@ -123,7 +121,7 @@ def test_many_first_calls_of_asyncio_wait_for_one_look_in_one_thread(slow: Slow)
     async def main() -> None:
         async with Engine([Predictor("@me/late", late)], discover=False, plugins=[slow]) as muna:
             calls = [asyncio.create_task(created(muna, "@me/late")) for _ in range(50)]
-            await aeventually(slow.reached.is_set, "a plugin is imported")
+            await auntil(slow.reached.is_set, "a plugin is imported")
             assert len(muna._threads.owners) == 1
             calls[0].cancel()  # it is the one that looks: another goes on for all
             slow.go.set()
@@ -179,7 +177,7 @@ def test_a_loop_turns_while_a_failed_plugin_is_tried_again_for_a_tag_that_is_not
             now += 1
             stream = muna.predictions.astream("@not/there")
             tasks = [asyncio.ensure_future(stream), asyncio.create_task(created(muna, "@not/there"))]
-            await aeventually(failing.reached.is_set, "the plugin is tried again")
+            await auntil(failing.reached.is_set, "the plugin is tried again")
             assert await created(muna, "@me/late") == "late"  # a known tag waits for nothing
             failing.go.set()
             assert all(
@@ -256,7 +254,7 @@ def test_an_engine_closed_while_its_plugins_are_looked_for_refuses_who_waits(slo
     async def main() -> None:
         muna = Engine([Predictor("@me/late", late)], discover=False, plugins=[slow], grace=0.1)
         tasks = [asyncio.create_task(call(muna, "@me/late")) for call in (created, streamed)]
-        await aeventually(slow.reached.is_set, "a plugin is imported")
+        await auntil(slow.reached.is_set, "a plugin is imported")
         await muna.aclose()
         slow.go.set()
         for task in tasks:

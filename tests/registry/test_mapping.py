@@ -9,7 +9,8 @@ import pytest
 
 from engine._errors import PredictorNotFoundError
 from engine._predictors.predictor import Predictor
-from tests.registry.registries import PATIENCE, Count, Offering, one, registry_of, shout, two
+from tests._kit.waits import TIMEOUT
+from tests.registry.registries import Count, Offering, one, registry_of, shout, two
 
 
 def test_a_registry_is_a_mapping_in_the_order_of_tags() -> None:
@@ -130,7 +131,7 @@ def test_a_predictor_that_is_unregistered_or_replaced_while_it_runs_runs_on() ->
     def partials() -> Iterator[int]:
         yield 1
         reached.set()
-        assert go.wait(PATIENCE)
+        assert go.wait(TIMEOUT)
         yield 2
 
     registry = registry_of(Predictor("@me/partials", partials))
@@ -139,12 +140,12 @@ def test_a_predictor_that_is_unregistered_or_replaced_while_it_runs_runs_on() ->
     thread = threading.Thread(target=lambda: collected.extend(kept.load()()))
     thread.start()
     try:
-        assert reached.wait(PATIENCE)
+        assert reached.wait(TIMEOUT)
         registry.register("@me/partials", one, replace=True)
         registry.unregister("@me/partials")
     finally:
         go.set()
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
 
     assert collected == [1, 2]
     assert "@me/partials" not in registry

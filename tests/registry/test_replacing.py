@@ -8,7 +8,8 @@ import pytest
 
 from engine._errors import DuplicatePredictorError, EngineError, InvalidTagError, PluginError, PredictorNotFoundError
 from engine._predictors.predictor import Predictor
-from tests.registry.registries import PATIENCE, Failing, Offering, one, registry_of, shout, two
+from tests._kit.waits import TIMEOUT
+from tests.registry.registries import Failing, Offering, one, registry_of, shout, two
 
 
 def test_a_tag_that_is_taken_is_refused_naming_both_sources() -> None:
@@ -186,7 +187,7 @@ def test_whoever_is_told_may_use_the_registry_from_another_thread() -> None:
     def look(_tag: str) -> None:
         thread = threading.Thread(target=lambda: seen.append(list(registry)))
         thread.start()
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
 
     registry.on_change = look
     registry.register(shout)
@@ -200,7 +201,7 @@ def test_a_registry_makes_anew_after_a_fork_the_locks_that_no_thread_will_releas
     registry._is_discovering = True
     holder = threading.Thread(target=registry._discovery.acquire)
     holder.start()
-    holder.join(PATIENCE)
+    holder.join(TIMEOUT)
 
     registry.after_fork()
     registry.register(shout)

@@ -10,7 +10,8 @@ import pytest
 from engine._errors import DuplicatePredictorError
 from engine._predictors.predictor import Predictor
 from engine._registry.registry import Registry
-from tests.registry.conftest import GATED, GOOD, HALF_WAY, PATIENCE, Clock, Site, ask_in_vain
+from tests._kit.waits import TIMEOUT
+from tests.registry.conftest import GATED, GOOD, HALF_WAY, Clock, Site, ask_in_vain
 
 
 @pytest.mark.fault(117)
@@ -21,7 +22,7 @@ def test_an_import_that_waits_holds_up_only_those_who_need_the_registry(site: Si
     with ThreadPoolExecutor(2) as threads:
         try:
             first = threads.submit(len, registry)
-            assert gate.reached.wait(PATIENCE)
+            assert gate.reached.wait(TIMEOUT)
             registry.register("@me/meanwhile", print)
             assert Registry([Predictor("@me/other", print)], discover=False)["@me/other"].target is print
             second = threads.submit(registry.retrieve, "@me/meanwhile")
@@ -29,8 +30,8 @@ def test_an_import_that_waits_holds_up_only_those_who_need_the_registry(site: Si
             assert not second.done()
         finally:
             gate.go.set()
-        assert first.result(PATIENCE) >= 2
-        assert second.result(PATIENCE).target is print
+        assert first.result(TIMEOUT) >= 2
+        assert second.result(TIMEOUT).target is print
     assert "@good/one" in registry
 
 
@@ -58,7 +59,7 @@ def test_while_a_failed_plugin_is_tried_again_every_known_tag_is_had_and_who_mis
     with ThreadPoolExecutor(8) as threads:
         try:
             asked = [threads.submit(ask_in_vain, registry) for _ in range(8)]
-            assert gate.reached.wait(PATIENCE)
+            assert gate.reached.wait(TIMEOUT)
             assert registry["@me/known"].target is print
             assert "@me/unknown" not in registry
             assert registry.register("@me/other", print) is registry["@me/other"]
@@ -67,7 +68,7 @@ def test_while_a_failed_plugin_is_tried_again_every_known_tag_is_had_and_who_mis
         finally:
             gate.go.set()
         for each in asked:
-            each.result(PATIENCE)
+            each.result(TIMEOUT)
     assert len(gate.starts) == 2
 
 
@@ -77,11 +78,11 @@ def test_many_threads_that_use_a_registry_first_import_its_plugins_once(site: Si
     registry, start = Registry(), threading.Barrier(8)
 
     def use() -> Predictor:
-        start.wait(PATIENCE)
+        start.wait(TIMEOUT)
         return registry["@good/one"]
 
     with ThreadPoolExecutor(8) as threads:
-        found = [future.result(PATIENCE) for future in [threads.submit(use) for _ in range(8)]]
+        found = [future.result(TIMEOUT) for future in [threads.submit(use) for _ in range(8)]]
 
     assert len(set(found)) == 1
     assert len(sys.modules["fake_count"].starts) == 1

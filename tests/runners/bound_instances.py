@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import Engine
@@ -13,28 +12,8 @@ from engine import Engine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-PATIENCE: Final = 10.0  # seconds; only a test that fails waits as long
 TAG: Final = "@tests/bound"
 PINNED: Final = "engine-pinned"
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something another thread brings about."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about within {PATIENCE} s"
-        time.sleep(0.001)
-
-
-def in_thread(function: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=function, daemon=True)
-    thread.start()
-    return thread
-
-
-def joined(thread: threading.Thread) -> None:
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
 
 
 class Notes:

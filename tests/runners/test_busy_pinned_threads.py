@@ -14,7 +14,8 @@ from engine import Engine, EngineClosedError, EngineError, NestingError, Predict
 from engine.runners import slots as slots_module
 from engine.runners.pinned import PinnedThread
 from engine.runners.slots import Slots
-from tests.runners.bound_instances import CALLS, PATIENCE, TAG, Notes, bound, in_thread, joined, pinned_threads, until
+from tests._kit.waits import TIMEOUT, joined, started, until
+from tests.runners.bound_instances import CALLS, TAG, Notes, bound, pinned_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ class Stuck:
 
             def predict(self) -> int:
                 stuck.reached.set()
-                stuck.go.wait(PATIENCE)
+                stuck.go.wait(TIMEOUT)
                 notes.add("over")
                 return 1
 
@@ -53,8 +54,8 @@ def test_one_whose_thread_is_stuck_is_not_torn_down_anywhere_else_and_the_log_sa
 ) -> None:
     stuck = Stuck(notes)
     muna = Engine(discover=False, grace=0.05)
-    task = in_thread(lambda: asyncio.run(stuck.call(muna)))
-    assert stuck.reached.wait(PATIENCE)
+    task = started(lambda: asyncio.run(stuck.call(muna)))
+    assert stuck.reached.wait(TIMEOUT)
     muna.close()
     assert "is not torn down: the thread that set it up" in caplog.text
     assert "is torn down while" not in caplog.text
@@ -67,8 +68,8 @@ def test_one_whose_thread_is_stuck_is_not_torn_down_anywhere_else_and_the_log_sa
 def test_one_that_is_loaded_keeps_its_thread_while_it_cannot_be_unloaded(notes: Notes) -> None:
     stuck = Stuck(notes)
     with Engine(discover=False, grace=0.05) as muna:
-        caller = in_thread(lambda: muna.predictions.create(stuck.model, runner="thread"))
-        assert stuck.reached.wait(PATIENCE)
+        caller = started(lambda: muna.predictions.create(stuck.model, runner="thread"))
+        assert stuck.reached.wait(TIMEOUT)
         with pytest.raises(EngineError, match="in use by"):
             muna.unload(stuck.model)
         stuck.go.set()
@@ -84,8 +85,8 @@ def test_an_instance_that_could_not_be_unloaded_before_its_successor_stood_is_to
 ) -> None:
     stuck = Stuck(notes)
     muna.predictors.register(Predictor(TAG, stuck.model, concurrency=2))
-    caller = in_thread(lambda: muna.predictions.create(TAG, runner="thread"))
-    assert stuck.reached.wait(PATIENCE)
+    caller = started(lambda: muna.predictions.create(TAG, runner="thread"))
+    assert stuck.reached.wait(TIMEOUT)
 
     def wait_for(slots: Slots, leases: Any, _seconds: float) -> Any:
         muna.load(TAG)  # while the unloading waits for what still uses it
@@ -105,11 +106,11 @@ def test_an_instance_that_could_not_be_unloaded_before_its_successor_stood_is_to
 
 def test_unload_waits_for_the_call_that_runs_and_tears_down_in_its_thread(notes: Notes) -> None:
     stuck = Stuck(notes)
-    with Engine(discover=False, grace=PATIENCE) as muna:
-        caller = in_thread(lambda: muna.predictions.create(stuck.model, runner="thread"))
-        assert stuck.reached.wait(PATIENCE)
-        loaded = muna._resolver.resolve(stuck.model)
-        unloader = in_thread(lambda: muna.unload(stuck.model))
+    with Engine(discover=False, grace=TIMEOUT) as muna:
+        caller = started(lambda: muna.predictions.create(stuck.model, runner="thread"))
+        assert stuck.reached.wait(TIMEOUT)
+        loaded = muna.predictions.resolve(stuck.model)
+        unloader = started(lambda: muna.unload(stuck.model))
         until(lambda: not loaded.is_ready, "the unloading")
         stuck.go.set()
         joined(unloader)
@@ -126,15 +127,15 @@ def test_an_unload_that_is_on_its_way_when_the_engine_closes_tears_down_in_its_t
 
     def slow_post(thread: PinnedThread, function: Any, call: Any) -> Any:
         asked.set()
-        assert go.wait(PATIENCE)
+        assert go.wait(TIMEOUT)
         return post(thread, function, call)
 
     muna = Engine([Predictor(TAG, bound(notes))], discover=False, grace=0.05)
     muna.load(TAG)
     with monkeypatch.context() as patched:
         patched.setattr(PinnedThread, "post", slow_post)
-        unloader = in_thread(lambda: muna.unload(TAG))
-        assert asked.wait(PATIENCE)
+        unloader = started(lambda: muna.unload(TAG))
+        assert asked.wait(TIMEOUT)
         muna.close()
         go.set()
         joined(unloader)
@@ -166,7 +167,7 @@ def test_a_call_in_its_thread_does_not_wait_for_a_setup_that_waits_for_that_thre
 
     def slow_post(thread: PinnedThread, function: Any, call: Any) -> Any:
         asked.set()
-        assert go.wait(PATIENCE)
+        assert go.wait(TIMEOUT)
         return post(thread, function, call)
 
     class Model:
@@ -189,9 +190,9 @@ def test_a_call_in_its_thread_does_not_wait_for_a_setup_that_waits_for_that_thre
 
     with monkeypatch.context() as patched:
         patched.setattr(PinnedThread, "post", slow_post)
-        loader = in_thread(lambda: ended(lambda: muna.load(TAG)))
-        assert asked.wait(PATIENCE)
-        joined(in_thread(lambda: ended(lambda: muna.predictions.create(TAG, runner="thread").value)))
+        loader = started(lambda: ended(lambda: muna.load(TAG)))
+        assert asked.wait(TIMEOUT)
+        joined(started(lambda: ended(lambda: muna.predictions.create(TAG, runner="thread").value)))
         go.set()
         joined(loader)
     assert ends == (["no model file"] * 2 if fails else [1, None])
@@ -234,7 +235,7 @@ def test_a_setup_or_teardown_that_calls_its_own_class_is_refused_and_does_not_wa
         muna.load(TAG)
         muna.unload(TAG)
 
-    joined(in_thread(load_and_unload))
+    joined(started(load_and_unload))
     assert ends == ["called", "refused"]
 
 
@@ -247,15 +248,15 @@ def test_a_call_that_waits_long_for_a_setup_that_load_began_is_told_of_in_the_lo
     class Slow:
         def setup(self) -> None:
             reached.set()
-            go.wait(PATIENCE)
+            go.wait(TIMEOUT)
 
         def predict(self) -> int:
             return 1
 
     muna.predictors.register(TAG, Slow)
-    loader = in_thread(lambda: muna.load(TAG))
-    assert reached.wait(PATIENCE)
-    caller = in_thread(lambda: muna.predictions.create(TAG, runner="thread"))
+    loader = started(lambda: muna.load(TAG))
+    assert reached.wait(TIMEOUT)
+    caller = started(lambda: muna.predictions.create(TAG, runner="thread"))
     until(lambda: "held by its setup in another call" in caplog.text, "the line in the log")
     go.set()
     joined(loader)
@@ -274,12 +275,12 @@ def interrupted_once(reached: threading.Event) -> Iterator[None]:
             raise KeyboardInterrupt
 
     def interrupt() -> None:
-        assert reached.wait(PATIENCE)
+        assert reached.wait(TIMEOUT)
         while not heard.wait(0.01):  # one that comes just before a wait does not end it
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, hear)
-    interrupter = in_thread(interrupt)
+    interrupter = started(interrupt)
     try:
         yield
         joined(interrupter)
@@ -296,7 +297,7 @@ def test_a_setup_goes_on_when_ctrl_c_ends_the_wait_for_it_and_serves_the_next_ca
         def setup(self) -> None:
             setups.append(1)
             reached.set()
-            go.wait(PATIENCE)
+            go.wait(TIMEOUT)
 
         def predict(self) -> int:
             return 1
@@ -304,7 +305,7 @@ def test_a_setup_goes_on_when_ctrl_c_ends_the_wait_for_it_and_serves_the_next_ca
     muna.predictors.register(TAG, Slow)
     with interrupted_once(reached), pytest.raises(KeyboardInterrupt):
         muna.load(TAG)
-    caller = in_thread(lambda: muna.predictions.create(TAG, runner="thread"))
+    caller = started(lambda: muna.predictions.create(TAG, runner="thread"))
     go.set()
     joined(caller)
     assert setups == [1]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineError, NestingError, Predictor
-from tests._kit import PATIENCE, auntil, joined, started, until
+from tests._kit.waits import TIMEOUT, auntil, joined, started, until
 from tests.engine.conftest import ANYWHERE, BOTH
 
 
@@ -25,7 +25,7 @@ def gated(kind: str) -> tuple[Any, threading.Event, list[str]]:
             steps.append("begun")
             yield "one"
         finally:
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
             steps.append("finalised")
 
     async def coloured() -> AsyncIterator[str]:
@@ -42,7 +42,7 @@ def gated(kind: str) -> tuple[Any, threading.Event, list[str]]:
 @BOTH
 def test_a_slot_is_held_until_the_body_is_finalised(kind: str) -> None:
     body, go, steps = gated(kind)
-    with Engine(discover=False, grace=PATIENCE) as muna:
+    with Engine(discover=False, grace=TIMEOUT) as muna:
         muna.predictors.register(Predictor("@tests/one", body, concurrency=1))
         first = muna.predictions.stream("@tests/one", runner="thread", prefetch=0)
         next(first)
@@ -92,7 +92,7 @@ def test_no_more_calls_run_at_a_time_than_the_predictor_allows(
 
     async def main() -> None:
         calls = (muna.predictions.acreate("@tests/few", runner=runner) for _ in range(50))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             got.extend(prediction.value for prediction in await asyncio.gather(*calls))
 
     asyncio.run(main())
@@ -131,7 +131,7 @@ def test_threads_that_wait_for_a_slot_are_served_in_the_order_they_came(
         served.append(number)
         if number == 0:
             reached.set()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
         return number
 
     async def coloured(number: int) -> int:
@@ -149,7 +149,7 @@ def test_threads_that_wait_for_a_slot_are_served_in_the_order_they_came(
     slots = muna._resolver.resolve("@tests/one").slots
     assert slots is not None
     callers = [call(0)]
-    assert reached.wait(PATIENCE)
+    assert reached.wait(TIMEOUT)
     for number in range(1, 6):
         callers.append(call(number))
         until(lambda number=number: len(slots._queue) == number, "the wait")  # type: ignore[misc]
@@ -171,7 +171,7 @@ def test_tasks_that_wait_for_a_slot_are_served_in_the_order_they_came(muna: Engi
 
     async def main() -> None:
         calls = (muna.predictions.acreate("@tests/one", {"number": number}, runner=runner) for number in range(20))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await asyncio.gather(*calls)
 
     asyncio.run(main())
@@ -209,12 +209,12 @@ def test_threads_and_tasks_share_the_same_slots(muna: Engine) -> None:
     def holds(wait: bool = False) -> str:
         if wait:
             reached.set()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
         return "fine"
 
     muna.predictors.register(Predictor("@tests/holds", holds, concurrency=1))
     holder = started(lambda: muna.predictions.create("@tests/holds", {"wait": True}))
-    assert reached.wait(PATIENCE)
+    assert reached.wait(TIMEOUT)
 
     async def main() -> None:
         waiting = asyncio.create_task(muna.predictions.acreate("@tests/holds"))
@@ -222,7 +222,7 @@ def test_threads_and_tasks_share_the_same_slots(muna: Engine) -> None:
             await asyncio.sleep(0)
         assert not waiting.done()
         go.set()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await waiting).value == "fine"
 
     asyncio.run(main())
@@ -235,13 +235,13 @@ def test_a_wait_for_a_slot_ends_when_the_stream_is_cancelled_or_closed(muna: Eng
     def holds(wait: bool = False) -> str:
         if wait:
             reached.set()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
         return "fine"
 
     muna.predictors.register(Predictor("@tests/holds", holds, concurrency=1))
     holder = started(lambda: muna.predictions.create("@tests/holds", {"wait": True}))
-    assert reached.wait(PATIENCE)
-    slots = muna._resolver.resolve("@tests/holds").slots
+    assert reached.wait(TIMEOUT)
+    slots = muna.predictions.resolve("@tests/holds").slots
     assert slots is not None
     for runner in (None, "thread"):
         for stop in ("cancel", "close"):

@@ -25,13 +25,13 @@ from engine import Engine, EngineClosedError, PayloadError, PredictionCancelledE
 from engine._wire.segments import Segment
 from engine.runners.process.spawn import start_worker
 from engine.runners.process.worker import Worker
+from tests._kit.waits import TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from engine._records import Start
 
-PATIENCE: Final = 10.0  # seconds; only a test that fails waits as long
 ENOUGH: Final = 20  # beats that prove that the loop turns
 ROWS: Final = [{"a": number} for number in range(20_000)]  # some hundred KiB of pickle
 LARGE: Final = bytes(1 << 19)
@@ -48,7 +48,7 @@ class Gate:
 
     def hold(self) -> None:
         self.is_shut.set()
-        assert self._enough.wait(PATIENCE), "the loop did not turn"
+        assert self._enough.wait(TIMEOUT), "the loop did not turn"
         self.passed += 1
 
     async def beat(self) -> None:
@@ -144,7 +144,7 @@ async def test_the_loop_turns_while_a_worker_that_died_idle_is_replaced(
             lost.append(worker.pid)
             held_start.beats = 0
             worker.signal(signal.SIGKILL)
-            assert worker.wait(PATIENCE)
+            assert worker.wait(TIMEOUT)
         return send(worker, chunks)
 
     async with Engine(discover=False, workers=1) as muna, heartbeat(held_start):
@@ -161,7 +161,7 @@ async def test_the_loop_turns_while_a_worker_that_died_idle_is_replaced(
 async def test_a_worker_started_for_a_task_that_was_cancelled_serves_the_next_call(held_start: Gate) -> None:
     async with Engine(discover=False, workers=1) as muna:
         left = asyncio.create_task(muna.predictions.acreate(echo, {"value": 1}, runner="process"))
-        await asyncio.to_thread(held_start.is_shut.wait, PATIENCE)
+        await asyncio.to_thread(held_start.is_shut.wait, TIMEOUT)
         left.cancel()
         with pytest.raises(asyncio.CancelledError):
             await left
@@ -191,7 +191,7 @@ async def test_why_a_worker_could_not_be_started_reaches_the_call_that_waits_and
 async def test_an_engine_that_closes_while_a_worker_starts_waits_for_it_and_leaves_nothing(held_start: Gate) -> None:
     muna = Engine(discover=False, workers=1)
     waiting = asyncio.create_task(muna.predictions.acreate(echo, {"value": 1}, runner="process"))
-    await asyncio.to_thread(held_start.is_shut.wait, PATIENCE)
+    await asyncio.to_thread(held_start.is_shut.wait, TIMEOUT)
     async with heartbeat(held_start):
         await muna.aclose()
     with pytest.raises(EngineClosedError):
@@ -295,7 +295,7 @@ async def test_a_call_that_ends_while_its_inputs_are_encoded_waits_for_nothing_a
     inputs = {"value": [ROWS, first, list(range(100_000)), second]}
     muna = Engine(discover=False, workers=1)
     task = asyncio.create_task(muna.predictions.acreate(measured, inputs, runner="process"))
-    await asyncio.to_thread(gate.is_shut.wait, PATIENCE)
+    await asyncio.to_thread(gate.is_shut.wait, TIMEOUT)
     closing = asyncio.create_task(muna.aclose()) if way == "closed" else None
     if closing is None:
         task.cancel()
@@ -322,16 +322,16 @@ async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_tha
 
     def hold() -> None:
         begun.set()
-        assert released.wait(PATIENCE)
+        assert released.wait(TIMEOUT)
 
     monkeypatch.setattr(engine.runners.process.offload, "run_offloaded", told)
     value = [ROWS, Noting(hold), list(range(100_000))]
     stream = worker.predictions.astream(echo, {"value": value}, runner="process")
     pull = asyncio.ensure_future(anext(stream.values()))
-    await asyncio.to_thread(begun.wait, PATIENCE)
+    await asyncio.to_thread(begun.wait, TIMEOUT)
     stream.cancel()
     released.set()
-    assert is_over.wait(PATIENCE)  # while this loop does not turn
+    assert is_over.wait(TIMEOUT)  # while this loop does not turn
     with pytest.raises(PredictionCancelledError):
         await pull
     assert stream.outcome.state == "cancelled"
@@ -402,7 +402,7 @@ async def test_a_call_that_is_cancelled_while_its_predictor_is_encoded_keeps_nob
 ) -> None:
     predictor = measuring([LARGE, Noting(gate.hold)])
     left, other = (asyncio.ensure_future(worker.predictions.acreate(predictor, runner="process")) for _ in range(2))
-    await asyncio.to_thread(gate.is_shut.wait, PATIENCE)
+    await asyncio.to_thread(gate.is_shut.wait, TIMEOUT)
     left.cancel()
     with pytest.raises(asyncio.CancelledError):
         await left
@@ -532,7 +532,7 @@ async def test_a_stream_that_is_closed_while_a_large_partial_is_decoded_ends_and
     values = stream.values()
     assert await anext(values) == 0
     pull = asyncio.ensure_future(anext(values))
-    await asyncio.to_thread(held_arrival.is_shut.wait, PATIENCE)
+    await asyncio.to_thread(held_arrival.is_shut.wait, TIMEOUT)
     async with heartbeat(held_arrival):
         await stream.aclose()
         with pytest.raises(StopAsyncIteration):

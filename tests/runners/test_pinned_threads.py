@@ -16,20 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import Engine, Predictor
-from tests.runners.bound_instances import (
-    BEGINNINGS,
-    CALLS,
-    ENDS,
-    PATIENCE,
-    TAG,
-    Notes,
-    bound,
-    in_thread,
-    joined,
-    moving,
-    pinned_threads,
-    until,
-)
+from tests._kit.waits import TIMEOUT, joined, started, until
+from tests.runners.bound_instances import BEGINNINGS, CALLS, ENDS, TAG, Notes, bound, moving, pinned_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +46,7 @@ def test_calls_that_come_from_many_threads_and_tasks_at_once_share_its_thread(pi
     async def many() -> list[Any]:
         return await asyncio.gather(*(pinned.predictions.acreate(TAG) for _ in range(20)))
 
-    callers = [in_thread(lambda: asyncio.run(many())) for _ in range(2)]
+    callers = [started(lambda: asyncio.run(many())) for _ in range(2)]
     for _ in range(20):
         pinned.predictions.create(TAG, runner="thread")
     for caller in callers:
@@ -76,7 +64,7 @@ def test_with_calls_at_a_time_each_has_a_thread_and_only_setup_and_teardown_shar
 
     class Meeting(moving(notes)):  # type: ignore[misc]
         def predict(self) -> int:
-            meeting.wait(PATIENCE)
+            meeting.wait(TIMEOUT)
             result: int = super().predict()
             return result
 
@@ -84,7 +72,7 @@ def test_with_calls_at_a_time_each_has_a_thread_and_only_setup_and_teardown_shar
     if beginning == "load":
         muna.load(TAG)
     for _ in range(2):
-        callers = [in_thread(lambda: muna.predictions.create(TAG, runner="thread")) for _ in range(3)]
+        callers = [started(lambda: muna.predictions.create(TAG, runner="thread")) for _ in range(3)]
         for caller in callers:
             joined(caller)
     muna.unload(TAG)
@@ -104,11 +92,11 @@ def test_a_class_passed_to_create_is_set_up_once_for_all_its_callers(
     go = threading.Barrier(4)
 
     def call(create: Callable[[], object]) -> None:
-        go.wait(PATIENCE)
+        go.wait(TIMEOUT)
         create()
 
     callers = [
-        in_thread(lambda create=create: call(create))  # type: ignore[misc]
+        started(lambda create=create: call(create))  # type: ignore[misc]
         for create in (
             lambda: muna.predictions.create(model),
             lambda: muna.predictions.create(model, runner="thread"),
@@ -212,7 +200,7 @@ def test_one_that_was_loaded_is_called_by_inline_callers_in_their_own_threads_al
     muna.predictors.register(TAG, moving(notes))
     muna.load(TAG)
     muna.predictions.create(TAG)
-    joined(in_thread(lambda: muna.predictions.create(TAG)))
+    joined(started(lambda: muna.predictions.create(TAG)))
     asyncio.run(muna.predictions.acreate(TAG))
     muna.unload(TAG)
     assert notes.count("setup") == notes.count("teardown") == 1
@@ -293,7 +281,7 @@ def test_a_child_that_an_instances_own_thread_forks_and_leaves_to_return_ends(mu
             return os.fork()
 
     child = muna.predictions.create(Forks, runner="thread").value
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
         assert time.monotonic() < deadline
         time.sleep(0.001)

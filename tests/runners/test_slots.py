@@ -24,7 +24,7 @@ from engine import Engine, NestingError, Predictor
 from engine._predictors.body import Body
 from engine.runners.parking import park_thread
 from engine.runners.slots import LongWait, Slots, Waiter
-from tests._kit import PATIENCE, auntil, until
+from tests._kit.waits import TIMEOUT, Clock, auntil, until
 from tests.runners.process.pool_of_fakes import body_of, call_of
 
 GRACE: Final = 30.0  # seconds, by the clock of the tests
@@ -60,18 +60,8 @@ class Gated:
     def predict(self) -> Iterator[int]:
         yield 0
         self.is_reached.set()
-        assert self.gate.wait(PATIENCE)
+        assert self.gate.wait(TIMEOUT)
         yield 1
-
-
-class Clock:
-    """Stands still until it is moved on."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @attrs.frozen(eq=False)
@@ -128,7 +118,7 @@ class Thread:
         return self._executor.submit(work)
 
     def do(self, work: Callable[[], Any]) -> Any:
-        return self.begin(work).result(PATIENCE)
+        return self.begin(work).result(TIMEOUT)
 
 
 @pytest.fixture
@@ -146,7 +136,7 @@ def told_by(called: Future[Any], scene: Scene, thread: Thread) -> NestingError:
     """What a call is told that waits in vain."""
     scene.waiter(thread).wake()
     with pytest.raises(NestingError) as caught:
-        called.result(PATIENCE)
+        called.result(TIMEOUT)
     return caught.value
 
 
@@ -186,7 +176,7 @@ def test_a_call_waits_for_a_stream_that_this_thread_pulled_and_another_one_goes_
             assert muna.predictions.create("@tests/counts", runner=runner).value == 2
         finally:
             is_over.set()
-            other.join(PATIENCE)
+            other.join(TIMEOUT)
 
 
 @ANYWHERE
@@ -227,7 +217,7 @@ def test_a_call_goes_on_waiting_where_another_thread_has_pulled_the_stream_meanw
         scene.pass_a_grace()
         assert not scene.is_in_vain(mine)
     other.do(stream.close)
-    assert called.result(PATIENCE) == 2
+    assert called.result(TIMEOUT) == 2
 
 
 @ANYWHERE
@@ -243,7 +233,7 @@ def test_a_stream_that_another_thread_pulled_last_is_no_reason_to_refuse_a_call_
         scene.pass_a_grace()
         assert not scene.is_in_vain(mine)
     other.do(stream.close)
-    assert called.result(PATIENCE) == 2
+    assert called.result(TIMEOUT) == 2
 
 
 @ANYWHERE
@@ -273,7 +263,7 @@ def test_a_call_waits_for_a_pull_of_another_thread_however_long_that_takes(
     mine.do(lambda: next(values))
     called = scene.begin_call(mine, runner) if when == "meanwhile" else None
     pulled = other.begin(lambda: next(values))
-    assert gated.is_reached.wait(PATIENCE)
+    assert gated.is_reached.wait(TIMEOUT)
     called = called or scene.begin_call(mine, runner)
     try:
         for _ in range(3):
@@ -281,11 +271,11 @@ def test_a_call_waits_for_a_pull_of_another_thread_however_long_that_takes(
             assert not scene.is_in_vain(mine)
     finally:
         gated.gate.set()
-    assert pulled.result(PATIENCE) == 1
+    assert pulled.result(TIMEOUT) == 1
     scene.pass_a_grace()
     assert not scene.is_in_vain(mine)
     other.do(stream.close)
-    assert called.result(PATIENCE) == 1
+    assert called.result(TIMEOUT) == 1
 
 
 # Certain is the call itself, a task, and an event loop that stands still: no clock is looked at for these.
@@ -355,9 +345,9 @@ def test_a_task_waits_for_a_sync_stream_that_its_thread_began_before_the_loop_an
 
     async def main() -> None:
         called = asyncio.create_task(scene.muna.predictions.acreate(TAG, runner="inline"))
-        await auntil(lambda: scene.slots.waiting > 0, "the wait for the slot")
+        await auntil(lambda: scene.slots.waiting, "the wait for the slot")
         goes_on(stream)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await called).value == 2
 
     asyncio.run(main())
@@ -371,13 +361,13 @@ def test_a_task_that_waits_for_a_sync_stream_of_its_own_thread_is_refused_after_
 
     async def main() -> None:
         called = asyncio.create_task(scene.muna.predictions.acreate(TAG, runner="inline"))
-        await auntil(lambda: scene.slots.waiting > 0, "the wait for the slot")
+        await auntil(lambda: scene.slots.waiting, "the wait for the slot")
         [waiter] = scene.slots._queue
         assert scene.slots._blocker(waiter) is None
         scene.pass_a_grace()
         waiter.wake()
         with pytest.raises(NestingError, match="waited 30 s in vain"):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await called
 
     asyncio.run(main())
@@ -452,7 +442,7 @@ def test_a_call_waits_where_only_some_of_the_slots_are_held_by_what_it_keeps(sce
     stream = scene.stream()
     mine.do(lambda: next(stream))
     others = other.begin(scene.call)
-    assert gated.is_reached.wait(PATIENCE)
+    assert gated.is_reached.wait(TIMEOUT)
     called = scene.begin_call(mine)
     try:
         for _ in range(3):
@@ -460,7 +450,7 @@ def test_a_call_waits_where_only_some_of_the_slots_are_held_by_what_it_keeps(sce
             assert not scene.is_in_vain(mine)
     finally:
         gated.gate.set()
-    assert (others.result(PATIENCE), called.result(PATIENCE)) == (1, 1)
+    assert (others.result(TIMEOUT), called.result(TIMEOUT)) == (1, 1)
 
 
 def test_of_threads_that_keep_each_others_slots_one_is_refused_and_the_other_served(scene: Scene) -> None:
@@ -478,7 +468,7 @@ def test_of_threads_that_keep_each_others_slots_one_is_refused_and_the_other_ser
     assert scene.is_in_vain(mine)
     assert stream.id in told_by(second, scene, other).holder
     other.do(stream.close)
-    assert first.result(PATIENCE) == 2
+    assert first.result(TIMEOUT) == 2
 
 
 # What is logged, and what is not lost
@@ -522,51 +512,4 @@ def test_a_slot_that_could_not_be_held_is_not_lost(monkeypatch: pytest.MonkeyPat
     body = body_of(call_of())
     slots.take(body)
     body.release_slot()
-    asyncio.run(asyncio.wait_for(wait(), PATIENCE))
-
-
-@contextmanager
-def interrupted_at(codes: set[Any], step: int) -> Iterator[list[int]]:
-    """Have Ctrl-C come as Python hears it while these functions run: as one is entered, or a call in it has returned.
-
-    Args:
-        codes: of the functions.
-        step: which of these times it comes at, from 1.
-
-    Yields:
-        The times there were.
-    """
-    times = [0]
-
-    def profile(frame: Any, what: str, _argument: object) -> None:
-        if frame.f_code in codes and what in {"call", "c_return"}:
-            times[0] += 1
-            if times[0] == step:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        yield times
-    finally:
-        sys.setprofile(before)
-
-
-def test_a_slot_is_free_again_wherever_ctrl_c_interrupts_its_taking_or_its_release() -> None:
-    codes = {getattr(Slots, name).__code__ for name in ("take", "_takes_token", "_release")} | {
-        Body.release_slot.__code__
-    }
-    interrupted = 0
-    while True:
-        slots, body = Slots("@me/it", 1), body_of(call_of())
-        try:
-            with interrupted_at(codes, interrupted + 1):
-                slots.take(body)
-                body.release_slot()
-            break
-        except KeyboardInterrupt:
-            interrupted += 1
-        body.release_slot()  # as whatever drops the body does
-        assert (len(slots._tokens or ()), slots.leases) == (1, ())
-    assert interrupted > 6
+    asyncio.run(asyncio.wait_for(wait(), TIMEOUT))

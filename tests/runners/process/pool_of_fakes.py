@@ -21,11 +21,10 @@ from engine._records import Call
 from engine.runners.process.pool import Pool
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
+from tests._kit.waits import TIMEOUT, OtherThread, begun, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-PATIENCE: Final = 20.0  # seconds; only a test that fails waits as long
 
 
 @attrs.define(eq=False)
@@ -66,9 +65,9 @@ class Fakes:
         self.begun += 1
         self.held += 1
         if self.gate is not None:
-            assert self.gate.wait(PATIENCE)
+            assert self.gate.wait(TIMEOUT)
         if self.turns is not None:
-            assert self.turns.acquire(timeout=PATIENCE)
+            assert self.turns.acquire(timeout=TIMEOUT)
         self.held -= 1
         if self.trouble:
             raise self.trouble.pop(0)
@@ -114,7 +113,7 @@ class Scene:
     def replace(self, worker: Fake) -> Fake:
         """Have a worker replaced, and wait for what the pool's thread says."""
         told = self.replacing(worker)
-        eventually(lambda: len(told) == 2)
+        until(lambda: len(told) == 2)
         if told[1] is not None:
             raise told[1]
         return cast("Fake", told[0])
@@ -130,7 +129,7 @@ class Scene:
         return self.pool.waiting
 
     def await_waiting(self, count: int) -> None:
-        eventually(lambda: self.waiting() == count)
+        until(lambda: self.waiting() == count)
 
 
 def used(worker: Worker, need: Need) -> Fake:
@@ -150,56 +149,10 @@ def body_of(call: Call) -> Body:
     return Body(call, None, (), {}, follows=False, context=copy_context())
 
 
-def eventually(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.001)
-
-
-async def soon(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        await asyncio.sleep(0.001)
-
-
-class Consumer:
-    """A thread that does one thing after the other, so that it is the one that holds and waits."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
-
-    def _run(self, work: Callable[[], Any]) -> None:
-        try:
-            self.result = work()
-        except BaseException as error:
-            self.error = error
-
-    @property
-    def is_waiting(self) -> bool:
-        return self._thread.is_alive()
-
-    def join(self) -> Any:
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-        if self.error is not None:
-            raise self.error
-        return self.result
-
-
-def elsewhere(work: Callable[[], Any]) -> Any:
-    """Do something in another thread, which is over then."""
-    return Consumer(work).join()
-
-
 each_way = pytest.mark.parametrize("way", ["sync", "asyncio"])
 
 
-def taking(scene: Scene, way: str, need: Need = Need(), body: Body | None = None) -> Consumer:  # noqa: B008 - immutable
+def taking(scene: Scene, way: str, need: Need = Need(), body: Body | None = None) -> OtherThread:  # noqa: B008 - immutable
     """A thread, or a task of a loop of its own, that takes a worker and keeps it; it waits by now, or has one."""
     its_body = body or body_of(call_of())
 
@@ -209,12 +162,12 @@ def taking(scene: Scene, way: str, need: Need = Need(), body: Body | None = None
     async def atake() -> Fake:
         return used(await scene.pool.atake(its_body, need), need)
 
-    consumer = Consumer(take if way == "sync" else lambda: asyncio.run(atake()))
+    consumer = begun(take if way == "sync" else lambda: asyncio.run(atake()))
 
     def waits() -> bool:
         return any(each.call is its_body.call and each.parked for each in scene.pool._queue)
 
-    eventually(lambda: waits() or not consumer.is_waiting)
+    until(lambda: waits() or consumer.is_over)
     return consumer
 
 

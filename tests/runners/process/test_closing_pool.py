@@ -10,19 +10,9 @@ import time
 import pytest
 
 from engine import EngineClosedError
-from engine.runners.process.queue import Need
-from tests.runners.process.pool_of_fakes import (
-    CLASS,
-    PATIENCE,
-    Consumer,
-    Scene,
-    each_way,
-    elsewhere,
-    eventually,
-    interrupting_starts,
-    soon,
-    taking,
-)
+from engine.runners.process.pool import Need
+from tests._kit.waits import TIMEOUT, auntil, begun, in_other_thread, until
+from tests.runners.process.pool_of_fakes import CLASS, Scene, each_way, interrupting_starts, taking
 
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
@@ -30,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 def test_closing_while_a_worker_starts_refuses_its_call_and_gives_the_worker_to_whoever_lets_it_go() -> None:
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
-    consumer = Consumer(scene.take)
-    eventually(lambda: scene.pool.is_starting)
+    consumer = begun(scene.take)
+    until(lambda: scene.pool.is_starting)
     scene.pool.close()
     scene.fakes.gate.set()
     with pytest.raises(EngineClosedError):
         consumer.join()
-    scene.pool.join(PATIENCE)
+    scene.pool.join(TIMEOUT)
     assert scene.retire(math.inf) == scene.fakes.made
 
 
@@ -45,11 +35,11 @@ def test_closing_while_a_worker_starts_refuses_its_call_and_gives_the_worker_to_
 def test_a_pool_that_closes_refuses_whoever_waits_or_comes() -> None:
     async def scenario() -> None:
         scene = Scene.of(1)
-        worker = elsewhere(lambda: scene.take(Need(1)))
-        thread = Consumer(scene.take)
-        await soon(lambda: scene.waiting() == 1)
+        worker = in_other_thread(lambda: scene.take(Need(1)))
+        thread = begun(scene.take)
+        await auntil(lambda: scene.waiting() == 1)
         task = asyncio.create_task(scene.atake())
-        await soon(lambda: scene.waiting() == 2)
+        await auntil(lambda: scene.waiting() == 2)
         scene.pool.close()
         with pytest.raises(EngineClosedError):
             await asyncio.to_thread(thread.join)
@@ -71,10 +61,10 @@ def test_a_pool_that_closes_refuses_whoever_waits_or_comes() -> None:
 def test_a_worker_granted_to_a_task_that_has_not_heard_of_it_is_free_once_the_pool_closes(is_cancelled: bool) -> None:
     async def scenario() -> None:
         scene = Scene.of(1)
-        worker = elsewhere(scene.take)
+        worker = in_other_thread(scene.take)
         task = asyncio.create_task(scene.atake())
-        await soon(lambda: scene.waiting() == 1)
-        scene.release(worker)
+        await auntil(lambda: scene.waiting() == 1)
+        scene.give(worker)
         assert worker.lease is not None
         scene.pool.close()
         assert scene.retire(time.monotonic()) == [worker]
@@ -96,17 +86,17 @@ def test_what_is_started_for_a_task_whose_loop_does_not_turn_as_the_pool_closes_
 ) -> None:
     async def scenario() -> None:
         scene = Scene.of(1)
-        worker = elsewhere(scene.take)
+        worker = in_other_thread(scene.take)
         task = asyncio.create_task(scene.atake())
-        await soon(lambda: scene.waiting() == 1)
+        await auntil(lambda: scene.waiting() == 1)
         scene.fakes.gate = threading.Event()
-        scene.evict(worker)
-        eventually(lambda: scene.fakes.begun == 2)
+        scene.drop(worker)
+        until(lambda: scene.fakes.begun == 2)
         scene.pool.close()
         if fails:
             scene.fakes.trouble.append(BlockingIOError("try again"))
         scene.fakes.gate.set()
-        scene.pool.join(PATIENCE)
+        scene.pool.join(TIMEOUT)
         assert not scene.pool.is_starting
         assert scene.retire(math.inf) == scene.fakes.made[1:]
         if is_cancelled:
@@ -135,7 +125,7 @@ def test_closing_while_a_worker_starts_refuses_all_who_wait_at_once_and_starts_n
     worker = scene.take()
     scene.fakes.gate = threading.Event()
     calls = [taking(scene, way) for _ in range(3)]
-    eventually(lambda: scene.fakes.begun == 2)
+    until(lambda: scene.fakes.begun == 2)
     scene.pool.close()
     for each in calls:
         with pytest.raises(EngineClosedError):
@@ -143,7 +133,7 @@ def test_closing_while_a_worker_starts_refuses_all_who_wait_at_once_and_starts_n
     assert (scene.waiting(), scene.pool.is_starting) == (0, True)
     scene.release(worker)
     scene.fakes.gate.set()
-    scene.pool.join(PATIENCE)
+    scene.pool.join(TIMEOUT)
     assert scene.retire(math.inf) == [worker, scene.fakes.made[1]]
     assert scene.fakes.begun == 2
 
@@ -154,5 +144,5 @@ def test_a_pool_that_closes_just_as_a_start_begins_starts_nobody(monkeypatch: py
     interrupting_starts(monkeypatch, scene.pool.close, when="before")
     with pytest.raises(EngineClosedError):
         scene.take()
-    scene.pool.join(PATIENCE)
+    scene.pool.join(TIMEOUT)
     assert (scene.fakes.begun, scene.pool.is_starting) == (0, False)

@@ -13,18 +13,8 @@ from engine import NestingError
 from engine._records import Call
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
-from tests.runners.process.pool_of_fakes import (
-    CLASS,
-    OTHER_CLASS,
-    PATIENCE,
-    Consumer,
-    Fake,
-    Scene,
-    call_of,
-    elsewhere,
-    eventually,
-    soon,
-)
+from tests._kit.waits import TIMEOUT, auntil, begun, in_other_thread, until
+from tests.runners.process.pool_of_fakes import CLASS, OTHER_CLASS, Fake, Scene, call_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,8 +53,8 @@ def test_a_thread_that_holds_the_only_worker_waits_a_grace_for_another_to_give_i
         scene.take(call=held)
         return scene.take()
 
-    waiting = Consumer(hold_and_wait)
-    eventually(lambda: any(each.call is not held for each in scene.pool._queue))
+    waiting = begun(hold_and_wait)
+    until(lambda: any(each.call is not held for each in scene.pool._queue))
     [wish] = scene.pool._queue
     [worker] = scene.workers
     for seconds, is_in_vain in ((0.0, False), (29.9, False), (0.1, True)):
@@ -83,7 +73,7 @@ def test_a_call_made_by_the_body_that_holds_the_only_worker_is_refused_wherever_
     scene, held = Scene.of(1), call_of("@me/open")
     scene.take(call=held)
     inner = call_of("@me/inner", parent=call_of("@me/between", parent=held))
-    refused(lambda: elsewhere(lambda: scene.take(call=inner)), held)
+    refused(lambda: in_other_thread(lambda: scene.take(call=inner)), held)
 
 
 @pytest.mark.fault(97)
@@ -94,11 +84,11 @@ def test_of_two_threads_that_wait_for_each_others_workers_the_second_is_refused_
     def hold_and_wait() -> Fake:
         scene.take(call=held[0])
         is_held.set()
-        assert may_wait.wait(PATIENCE)
+        assert may_wait.wait(TIMEOUT)
         return scene.take()
 
-    first = Consumer(hold_and_wait)
-    assert is_held.wait(PATIENCE)
+    first = begun(hold_and_wait)
+    assert is_held.wait(TIMEOUT)
     mine = scene.take(call=held[1])
     may_wait.set()
     scene.await_waiting(1)
@@ -124,19 +114,19 @@ def test_of_a_ring_of_tasks_and_threads_only_the_one_that_would_close_it_is_refu
 
         def hold_and_wait_in_thread() -> Fake:
             mine = scene.take()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
             got = scene.take()
             scene.release(mine)
             return got
 
         tasks = [asyncio.create_task(hold_and_wait(number)) for number in range(2)]
-        await soon(lambda: len(scene.fakes.made) == 2)
-        thread = Consumer(hold_and_wait_in_thread)
-        await soon(lambda: len(scene.workers) == 3)
+        await auntil(lambda: len(scene.fakes.made) == 2)
+        thread = begun(hold_and_wait_in_thread)
+        await auntil(lambda: len(scene.workers) == 3)
         may_wait[0].set()
-        await soon(lambda: scene.waiting() == 1)
+        await auntil(lambda: scene.waiting() == 1)
         go.set()
-        await soon(lambda: scene.waiting() == 2)
+        await auntil(lambda: scene.waiting() == 2)
         may_wait[1].set()
         with pytest.raises(NestingError):
             await tasks[1]
@@ -158,8 +148,8 @@ def test_a_task_that_holds_the_only_worker_is_refused_and_another_task_of_its_lo
             await scene.atake()
         assert held.id in caught.value.holder
         other = asyncio.create_task(scene.atake())
-        await soon(lambda: scene.waiting() == 1)
-        scene.release(worker)
+        await auntil(lambda: scene.waiting() == 1)
+        scene.give(worker)
         assert await other is worker
 
     asyncio.run(scenario())
@@ -175,10 +165,10 @@ def test_a_sync_wait_that_blocks_the_loop_of_the_task_that_holds_the_only_worker
 
     async def scenario() -> None:
         scene, held = Scene.of(1), call_of("@me/open")
-        scene.pool.grace = PATIENCE
+        scene.pool.grace = TIMEOUT
         go = asyncio.Event()
         if is_there:
-            scene.release(elsewhere(lambda: scene.take(Need(1))))
+            scene.give(in_other_thread(lambda: scene.take(Need(1))))
 
         async def hold() -> None:
             worker = await scene.atake(Need(1), held)
@@ -186,7 +176,7 @@ def test_a_sync_wait_that_blocks_the_loop_of_the_task_that_holds_the_only_worker
             scene.release(worker)
 
         holder = asyncio.create_task(hold())
-        await soon(lambda: len(scene.pool.leases) == 1)
+        await auntil(lambda: len(scene.pool.leases) == 1)
         monkeypatch.setattr(engine.runners.slots, "park_thread", sleep)
         refused(scene.take, held)
         go.set()
@@ -201,8 +191,8 @@ def test_a_stream_that_a_task_opened_for_others_before_it_ended_keeps_no_task_fr
         scene = Scene.of(1)
         worker = await asyncio.create_task(scene.atake())  # as asyncio.wait_for opens streams before Python 3.12
         other = asyncio.create_task(scene.atake())
-        await soon(lambda: scene.waiting() == 1 or other.done())
-        scene.release(worker)
+        await auntil(lambda: scene.waiting() == 1 or other.done())
+        scene.give(worker)
         assert await other is worker
 
     asyncio.run(scenario())
@@ -212,8 +202,8 @@ def test_a_stream_that_a_task_opened_for_others_before_it_ended_keeps_no_task_fr
 def test_a_thread_may_wait_while_anybody_it_waits_for_goes_on() -> None:
     scene = Scene.of(2)
     mine = scene.take()
-    others = elsewhere(scene.take)
-    waiting = Consumer(scene.take)
+    others = in_other_thread(scene.take)
+    waiting = begun(scene.take)
     scene.await_waiting(1)
     timer = threading.Timer(0.01, scene.release, [others])
     timer.start()
@@ -236,9 +226,9 @@ def test_a_thread_may_wait_for_one_who_waits_for_one_who_goes_on() -> None:
         scene.release(scene.take(OTHER_CLASS))
         scene.release(mine)
 
-    first = Consumer(hold_and_wait)
-    eventually(lambda: any(each.need is OTHER_CLASS for each in scene.pool._queue))
-    second = Consumer(lambda: scene.take(CLASS))
+    first = begun(hold_and_wait)
+    until(lambda: any(each.need is OTHER_CLASS for each in scene.pool._queue))
+    second = begun(lambda: scene.take(CLASS))
     scene.await_waiting(2)
     scene.release(theirs)
     first.join()
@@ -273,7 +263,7 @@ def test_a_sync_call_that_would_keep_the_loop_of_a_task_that_waits_for_the_only_
         scene, waits = Scene.of(1), call_of("@me/waits")
         scene.fakes.gate = threading.Event()
         task = asyncio.create_task(scene.atake(call=waits))
-        await soon(lambda: scene.pool.is_starting)
+        await auntil(lambda: scene.pool.is_starting)
         refused(scene.take, waits)
         scene.fakes.gate.set()
         assert await task is scene.fakes.made[0]
@@ -286,7 +276,7 @@ def test_a_thread_that_keeps_one_instance_of_a_class_busy_may_wait_for_another_t
     scene, twice = Scene.of(3), Need(9, 2)
     mine = scene.take(twice)
     scene.fakes.gate = threading.Event()
-    first = Consumer(lambda: scene.release(scene.take(twice)))
+    first = begun(lambda: scene.give(scene.take(twice)))
     scene.await_waiting(1)
     timer = threading.Timer(0.01, scene.fakes.gate.set)
     timer.start()

@@ -7,18 +7,9 @@ import threading
 
 import pytest
 
-from engine.runners.process.queue import Need
-from tests.runners.process.pool_of_fakes import (
-    CLASS,
-    PATIENCE,
-    Consumer,
-    Scene,
-    each_way,
-    eventually,
-    leave,
-    soon,
-    taking,
-)
+from engine.runners.process.pool import Need
+from tests._kit.waits import TIMEOUT, auntil, begun, until
+from tests.runners.process.pool_of_fakes import CLASS, Scene, each_way, leave, taking
 
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
@@ -39,9 +30,9 @@ def test_whoever_waits_gets_the_place_of_a_start_that_failed() -> None:
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
     scene.fakes.trouble.append(BlockingIOError("try again"))
-    unlucky = Consumer(scene.take)
+    unlucky = begun(scene.take)
     scene.await_waiting(1)
-    lucky = Consumer(scene.take)
+    lucky = begun(scene.take)
     scene.await_waiting(2)
     scene.fakes.gate.set()
     with pytest.raises(BlockingIOError):
@@ -77,7 +68,7 @@ def test_a_start_that_fails_after_its_call_took_a_freed_worker_is_nobodys_and_th
     scene.release(worker)
     assert call.join() is worker
     scene.fakes.gate.set()
-    scene.pool.join(PATIENCE)
+    scene.pool.join(TIMEOUT)
     assert (scene.workers, scene.waiting()) == ([worker], 0)
     assert taking(scene, way).join() is scene.fakes.made[1]
     assert caplog.text == ""
@@ -106,12 +97,12 @@ def test_a_start_that_fails_is_told_to_nobody_where_those_left_are_enough_for_al
     worker = scene.take()
     scene.fakes.turns = threading.Semaphore(0)
     first, second = taking(scene, way), taking(scene, way)
-    eventually(lambda: scene.fakes.held == 2)
-    scene.release(worker)
+    until(lambda: scene.fakes.held == 2)
+    scene.give(worker)
     assert first.join() is worker
     scene.fakes.trouble.append(BlockingIOError("try again"))
     scene.fakes.turns.release()
-    eventually(lambda: len(scene.pool._starting) == 1)
+    until(lambda: len(scene.pool._starting) == 1)
     assert scene.waiting() == 1
     scene.fakes.turns.release()
     assert second.join() is scene.fakes.made[1]
@@ -132,7 +123,7 @@ def test_a_start_that_fails_is_told_to_the_first_in_line_alone_and_another_is_be
         scene.fakes.turns.release()
         with pytest.raises(OSError, match=f"failure {number}"):
             calls[number].join()
-        eventually(lambda number=number: scene.fakes.held == min(most, 2 - number))  # type: ignore[misc]
+        until(lambda number=number: scene.fakes.held == min(most, 2 - number))  # type: ignore[misc]
         assert scene.waiting() == 2 - number
     scene.fakes.turns.release()
     assert calls[2].join() is scene.fakes.made[0]
@@ -152,7 +143,7 @@ def test_where_every_start_fails_each_call_is_told_of_one_and_none_hangs_or_star
         with pytest.raises(OSError, match="failure") as raised:
             each.join()
         told.add(str(raised.value))
-    scene.pool.join(PATIENCE)
+    scene.pool.join(TIMEOUT)
     assert len(told) == 5
     assert scene.fakes.begun - len(told) in (0, 1)  # two may fail while one call waits
     assert (scene.waiting(), scene.pool.leases, scene.pool.is_starting) == (0, (), False)
@@ -189,7 +180,7 @@ def test_a_start_that_fails_is_not_told_to_a_task_whose_loop_was_closed_but_to_t
     scene.fakes.trouble.append(BlockingIOError("try again"))
     loop = asyncio.new_event_loop()
     task = loop.create_task(scene.atake())
-    loop.run_until_complete(soon(lambda: scene.waiting() == 1))
+    loop.run_until_complete(auntil(lambda: scene.waiting() == 1))
     loop.close()
     second = taking(scene, "sync")
     scene.fakes.gate.set()

@@ -11,17 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from engine.runners.process.pool import Pool
-from engine.runners.process.queue import Need
-from tests.runners.process.pool_of_fakes import (
-    PATIENCE,
-    Consumer,
-    Scene,
-    call_of,
-    eventually,
-    interrupting_starts,
-    taking,
-)
+from engine.runners.process.pool import Need, Pool
+from tests._kit.waits import TIMEOUT, begun, until
+from tests.runners.process.pool_of_fakes import Scene, call_of, interrupting_starts, taking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +25,7 @@ def test_a_call_that_was_interrupted_while_it_took_a_worker_has_none_afterwards(
     scene, call = Scene.of(2), call_of()
     worker = scene.take(Need(1), call)
     other = scene.take(Need(1))
-    waiting = Consumer(scene.take)
+    waiting = begun(scene.take)
     scene.await_waiting(1)
     scene.pool.give_up(call)
     assert waiting.join() is worker
@@ -108,7 +100,7 @@ def test_wherever_ctrl_c_interrupts_whoever_has_a_worker_started_it_is_the_pools
         except KeyboardInterrupt:
             interrupted += 1
         scene.pool.give_up(call)
-        eventually(lambda scene=scene: not scene.pool.is_starting)  # type: ignore[misc]
+        until(lambda scene=scene: not scene.pool.is_starting)  # type: ignore[misc]
         assert scene.pool.leases == ()
         assert scene.waiting() == 0
         assert all(each in scene.fakes.made for each in scene.workers)
@@ -148,7 +140,7 @@ def test_wherever_ctrl_c_interrupts_whoever_gives_a_worker_back_those_who_wait_a
 
 def test_a_start_that_ctrl_c_comes_too_late_for_goes_on_and_its_worker_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> None:
-        eventually(lambda: scene.fakes.held == 1)
+        until(lambda: scene.fakes.held == 1)
         raise KeyboardInterrupt
 
     scene = Scene.of(1)
@@ -158,5 +150,5 @@ def test_a_start_that_ctrl_c_comes_too_late_for_goes_on_and_its_worker_is_free(m
         scene.take()
     assert (scene.waiting(), scene.pool.is_starting) == (0, True)
     scene.fakes.gate.set()
-    scene.pool.join(PATIENCE)
+    scene.pool.join(TIMEOUT)
     assert scene.take() is scene.fakes.made[0]

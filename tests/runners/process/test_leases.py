@@ -10,7 +10,8 @@ import pytest
 
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import MOST_KNOWN, Worker
-from tests.runners.process.pool_of_fakes import Consumer, Scene, elsewhere, taking
+from tests._kit.waits import begun, in_other_thread
+from tests.runners.process.pool_of_fakes import Scene, taking
 
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
@@ -43,7 +44,7 @@ def test_the_worker_that_was_free_last_is_preferred_unless_another_knows_the_pre
 def test_a_worker_that_is_dropped_leaves_its_place_to_another() -> None:
     scene = Scene.of(1)
     first = scene.take(Need(1))
-    waiting = Consumer(lambda: scene.take(Need(1)))
+    waiting = begun(lambda: scene.take(Need(1)))
     scene.await_waiting(1)
     scene.evict(first)
     second = waiting.join()
@@ -110,10 +111,10 @@ def test_starting_a_worker_holds_no_lock_so_others_come_and_go_meanwhile() -> No
     worker, other = scene.take(Need(1)), scene.take(Need(1))
     scene.fakes.gate = threading.Event()
     starting = taking(scene, "sync", Need(2))
-    assert starting.is_waiting
-    scene.release(worker)
+    assert not starting.is_over
+    scene.give(worker)
     assert starting.join() is worker
-    scene.release(other)
-    assert elsewhere(lambda: scene.take(Need(1))) is other
+    scene.give(other)
+    assert in_other_thread(lambda: scene.take(Need(1))) is other
     assert scene.pool.is_starting
     scene.fakes.gate.set()

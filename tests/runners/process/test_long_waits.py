@@ -11,7 +11,8 @@ import pytest
 
 import engine.runners.slots
 from engine.runners.process.pool import Pool
-from tests.runners.process.pool_of_fakes import Consumer, Scene, each_way, elsewhere, eventually, taking
+from tests._kit.waits import begun, in_other_thread, until
+from tests.runners.process.pool_of_fakes import Scene, each_way, taking
 
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
@@ -32,7 +33,7 @@ def test_a_long_wait_for_a_start_alone_is_not_logged_as_if_a_call_had_the_worker
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
     call = taking(scene, way)
-    eventually(lambda: looks[id(scene.pool)] > 3)
+    until(lambda: looks[id(scene.pool)] > 3)
     scene.fakes.gate.set()
     call.join()
     assert caplog.text == ""
@@ -52,12 +53,12 @@ def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any
     monkeypatch.setattr(Pool, "_refuse", count_looks)
     scene = Scene.of(2)
     for seen in (1, 2):
-        held = [elsewhere(scene.take) for _ in range(2)]
+        held = [in_other_thread(scene.take) for _ in range(2)]
         looks.clear()
-        waiting = [Consumer(lambda: scene.release(scene.take()))]
+        waiting = [begun(lambda: scene.give(scene.take()))]
         scene.await_waiting(1)
-        waiting += [Consumer(lambda: scene.release(scene.take())) for _ in range(19)]
-        eventually(lambda: len(looks) == 20 and min(looks.values()) > 2)  # one as it came, one before it was logged
+        waiting += [begun(lambda: scene.give(scene.take())) for _ in range(19)]
+        until(lambda: len(looks) == 20 and min(looks.values()) > 2)  # one as it came, one before it was logged
         for worker in held:
             scene.release(worker)
         for each in waiting:

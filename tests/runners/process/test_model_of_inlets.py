@@ -41,9 +41,9 @@ from engine._wire.frames import (
 )
 from engine.runners.process.spawn import _open
 from engine.runners.process.worker import Worker
+from tests._kit.waits import TIMEOUT
 
 GRACE: Final = 0.05
-PATIENCE: Final = 10.0  # seconds; far more than the ladder is high
 END: Final = "(the end)"
 
 
@@ -217,7 +217,7 @@ class Affairs(RuleBasedStateMachine):
             self.await_(closing.submit(reader.stream.close))
             if closing is not reader.thread:
                 closing.shutdown()
-            assert time.monotonic() - started < PATIENCE
+            assert time.monotonic() - started < TIMEOUT
         self.settle()
 
     # What workers do.
@@ -277,7 +277,7 @@ class Affairs(RuleBasedStateMachine):
         return busy[choice % len(busy)] if busy else None
 
     def await_(self, future: Future[Any]) -> Any:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not future.done():
             assert time.monotonic() < deadline, "somebody waits for ever"
             for fake in self.fakes:

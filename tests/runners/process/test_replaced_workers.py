@@ -11,18 +11,8 @@ from engine import PredictionCancelledError
 from engine.runners.process.pool import Pool
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
-from tests.runners.process.pool_of_fakes import (
-    CLASS,
-    Consumer,
-    Fake,
-    Scene,
-    body_of,
-    call_of,
-    each_way,
-    eventually,
-    taking,
-    used,
-)
+from tests._kit.waits import begun, until
+from tests.runners.process.pool_of_fakes import CLASS, Fake, Scene, body_of, call_of, each_way, taking, used
 
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
@@ -32,7 +22,7 @@ def test_a_worker_that_ended_before_its_call_was_sent_keeps_its_place_until_its_
     scene = Scene.of(1)
     gone = scene.take(CLASS)
     scene.reap(gone)
-    waiting = Consumer(scene.take)
+    waiting = begun(scene.take)
     scene.await_waiting(1)
     new = scene.replace(gone)
     assert new is not gone
@@ -48,7 +38,7 @@ def test_a_worker_that_ended_before_its_call_was_sent_and_is_given_back_unused_i
     scene = Scene.of(1)
     gone = scene.take(Need(1))
     scene.reap(gone)
-    waiting = Consumer(lambda: scene.take(Need(1)))
+    waiting = begun(lambda: scene.take(Need(1)))
     scene.await_waiting(1)
     scene.release(gone)
     assert waiting.join() is not gone
@@ -80,17 +70,17 @@ def test_a_call_whose_worker_is_gone_takes_what_comes_first_before_all_who_wait(
     scene.reap(gone)
     lease = gone.lease
     told = scene.replacing(gone)
-    eventually(lambda: scene.waiting() == 2 and scene.pool.is_starting)
+    until(lambda: scene.waiting() == 2 and scene.pool.is_starting)
     assert (told, gone.lease) == ([], None)
     if is_freed_first:
         scene.release(other)
     else:
         scene.fakes.gate.set()
-    eventually(lambda: len(told) == 2)
+    until(lambda: len(told) == 2)
     assert told == [other if is_freed_first else scene.fakes.made[2], None]
     assert told[0].set_up == {CLASS.key}
     assert told[0].lease is lease
-    assert waiting.is_waiting
+    assert not waiting.is_over
     scene.fakes.gate.set()
     if not is_freed_first:
         scene.release(other)
@@ -115,11 +105,11 @@ def test_a_call_that_is_stopped_while_it_waits_for_another_worker_is_told_at_onc
     gone = used(scene.pool.take(body, Need()), Need())
     scene.fakes.gate = threading.Event()
     told = scene.replacing(gone, body)
-    eventually(lambda: scene.pool.is_starting and body.recheck is not None)
+    until(lambda: scene.pool.is_starting and body.recheck is not None)
     body.call.stopping = True
     assert body.recheck is not None
     body.recheck()
-    eventually(lambda: len(told) == 2)
+    until(lambda: len(told) == 2)
     assert told[0] is None
     assert isinstance(told[1], PredictionCancelledError)
     assert (scene.waiting(), scene.pool.is_starting) == (0, True)

@@ -13,17 +13,8 @@ import engine.runners.process.pool
 from engine import EngineClosedError, PredictionCancelledError
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
-from tests.runners.process.pool_of_fakes import (
-    CLASS,
-    Consumer,
-    Scene,
-    body_of,
-    call_of,
-    each_way,
-    elsewhere,
-    soon,
-    taking,
-)
+from tests._kit.waits import auntil, begun, in_other_thread
+from tests.runners.process.pool_of_fakes import CLASS, Scene, body_of, call_of, each_way, taking
 
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
@@ -39,7 +30,7 @@ def test_threads_are_served_in_the_order_they_came() -> None:
         scene.release(taken)
 
     for number in range(5):
-        consumers.append(Consumer(lambda number=number: consume(number)))  # type: ignore[misc]
+        consumers.append(begun(lambda number=number: consume(number)))  # type: ignore[misc]
         scene.await_waiting(number + 1)
     scene.release(worker)
     for consumer in consumers:
@@ -50,7 +41,7 @@ def test_threads_are_served_in_the_order_they_came() -> None:
 def test_tasks_and_threads_wait_in_one_line_and_nobody_who_comes_later_goes_first() -> None:
     async def scenario() -> None:
         scene = Scene.of(1)
-        worker, served = elsewhere(lambda: scene.take(Need(1))), list[str]()
+        worker, served = in_other_thread(lambda: scene.take(Need(1))), list[str]()
 
         async def consume(name: str) -> None:
             taken = await scene.atake(Need(1))
@@ -63,12 +54,12 @@ def test_tasks_and_threads_wait_in_one_line_and_nobody_who_comes_later_goes_firs
             scene.release(taken)
 
         first = asyncio.create_task(consume("task"))
-        await soon(lambda: scene.waiting() == 1)
-        second = Consumer(lambda: consume_in_thread("thread"))
-        await soon(lambda: scene.waiting() == 2)
+        await auntil(lambda: scene.waiting() == 1)
+        second = begun(lambda: consume_in_thread("thread"))
+        await auntil(lambda: scene.waiting() == 2)
         third = asyncio.create_task(consume("later task"))
-        await soon(lambda: scene.waiting() == 3)
-        scene.release(worker)
+        await auntil(lambda: scene.waiting() == 3)
+        scene.give(worker)
         await consume("last")  # the worker is free, and was so last, but others wait for it
         await asyncio.gather(first, third)
         await asyncio.to_thread(second.join)
@@ -80,23 +71,23 @@ def test_tasks_and_threads_wait_in_one_line_and_nobody_who_comes_later_goes_firs
 def test_a_call_that_waits_for_a_certain_worker_keeps_nobody_from_another() -> None:
     scene = Scene.of(2)
     certain = scene.take(CLASS)
-    pinned = Consumer(lambda: scene.take(CLASS))
+    pinned = begun(lambda: scene.take(CLASS))
     scene.await_waiting(1)
-    other = elsewhere(scene.take)
+    other = in_other_thread(scene.take)
     assert other is not certain
-    scene.release(other)
-    assert elsewhere(scene.take) is other
-    scene.release(certain)
+    scene.give(other)
+    assert in_other_thread(scene.take) is other
+    scene.give(certain)
     assert pinned.join() is certain
 
 
 def test_an_errand_waits_for_the_very_worker_it_is_for() -> None:
     scene = Scene.of(2)
     certain, other = scene.take(), scene.take()
-    scene.release(other)
-    errand = Consumer(lambda: scene.take(Need(only=cast("Worker", certain))))
+    scene.give(other)
+    errand = begun(lambda: scene.take(Need(only=cast("Worker", certain))))
     scene.await_waiting(1)
-    later = Consumer(lambda: [scene.take(), scene.take()])
+    later = begun(lambda: [scene.take(), scene.take()])
     scene.await_waiting(2)
     scene.release(certain)
     assert errand.join() is certain
@@ -109,7 +100,7 @@ def test_a_call_that_was_stopped_gets_no_worker_and_one_that_waits_leaves_the_li
     scene = Scene.of(1)
     worker = scene.take(Need(1))
     body = body_of(call_of())
-    waiting = Consumer(lambda: scene.pool.take(body, Need(1)))
+    waiting = begun(lambda: scene.pool.take(body, Need(1)))
     scene.await_waiting(1)
     body.call.stopping = True
     recheck = body.recheck
@@ -129,9 +120,9 @@ def test_a_call_that_was_stopped_gets_no_worker_and_one_that_waits_leaves_the_li
 def test_what_a_task_was_granted_just_before_it_was_cancelled_goes_to_the_next(has_worker: bool) -> None:
     async def scenario() -> None:
         scene = Scene.of(1)
-        worker = elsewhere(scene.take)
+        worker = in_other_thread(scene.take)
         cancelled, next_one = (asyncio.create_task(scene.atake()) for _ in range(2))
-        await soon(lambda: scene.waiting() == 2)
+        await auntil(lambda: scene.waiting() == 2)
         if has_worker:
             scene.release(worker)
         else:

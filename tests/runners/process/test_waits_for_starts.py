@@ -10,21 +10,9 @@ import pytest
 import engine.runners.process.pool
 import engine.runners.slots
 from engine import EngineError, PredictionCancelledError
-from engine.runners.process.queue import Need
-from tests.runners.process.pool_of_fakes import (
-    CLASS,
-    PATIENCE,
-    Consumer,
-    Scene,
-    body_of,
-    call_of,
-    each_way,
-    elsewhere,
-    eventually,
-    leave,
-    soon,
-    taking,
-)
+from engine.runners.process.pool import Need
+from tests._kit.waits import TIMEOUT, auntil, begun, in_other_thread, until
+from tests.runners.process.pool_of_fakes import CLASS, Scene, body_of, call_of, each_way, leave, taking
 
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
@@ -34,9 +22,9 @@ def test_a_worker_whose_call_no_longer_waits_for_its_start_goes_to_the_next_in_l
         scene = Scene.of(1)
         scene.fakes.gate = threading.Event()
         left = asyncio.create_task(scene.atake(CLASS))
-        await soon(lambda: scene.pool.is_starting)
+        await auntil(lambda: scene.pool.is_starting)
         next_one = asyncio.create_task(scene.atake(Need(1)))
-        await soon(lambda: scene.waiting() == 2)
+        await auntil(lambda: scene.waiting() == 2)
         left.cancel()
         with pytest.raises(asyncio.CancelledError):
             await left
@@ -53,8 +41,8 @@ def test_a_worker_whose_call_no_longer_waits_for_its_start_goes_to_the_next_in_l
 def test_a_call_that_is_stopped_while_its_worker_starts_does_not_wait_for_it() -> None:
     scene, body = Scene.of(1), body_of(call_of())
     scene.fakes.gate = threading.Event()
-    consumer = Consumer(lambda: scene.pool.take(body, Need()))
-    eventually(lambda: body.recheck is not None)
+    consumer = begun(lambda: scene.pool.take(body, Need()))
+    until(lambda: body.recheck is not None)
     body.call.stopping = True
     assert body.recheck is not None
     body.recheck()
@@ -69,10 +57,10 @@ def test_what_is_started_for_a_task_whose_loop_was_closed_goes_to_others() -> No
     scene.fakes.gate = threading.Event()
     loop = asyncio.new_event_loop()
     task = loop.create_task(scene.atake(CLASS))
-    loop.run_until_complete(soon(lambda: scene.pool.is_starting))
+    loop.run_until_complete(auntil(lambda: scene.pool.is_starting))
     loop.close()
     scene.fakes.gate.set()
-    eventually(lambda: not scene.pool.is_starting)
+    until(lambda: not scene.pool.is_starting)
     worker = scene.take(Need(1))
     assert worker.set_up == set()
     leave(task)
@@ -103,10 +91,10 @@ def test_a_call_that_waits_while_a_worker_starts_takes_one_that_is_freed_and_the
     assert call.join() is worker
     assert (scene.waiting(), scene.pool.is_starting, scene.workers) == (0, True, [worker])
     scene.fakes.gate.set()
-    scene.pool.join(PATIENCE)
+    scene.pool.join(TIMEOUT)
     started = scene.fakes.made[1]
     assert (scene.workers, started.lease) == ([worker, started], None)
-    assert elsewhere(scene.take) is started
+    assert in_other_thread(scene.take) is started
 
 
 @each_way
@@ -127,7 +115,7 @@ def test_of_two_calls_that_wait_the_first_takes_what_comes_first_and_the_second_
     worker = scene.take()
     scene.fakes.gate = threading.Event()
     first, second = taking(scene, way), taking(scene, way)
-    eventually(lambda: scene.fakes.begun == 2)
+    until(lambda: scene.fakes.begun == 2)
     assert (scene.waiting(), len(scene.pool._starting)) == (2, 1)  # there is room for one
     if is_freed_first:
         scene.release(worker)
@@ -150,7 +138,7 @@ def test_as_many_workers_are_started_as_calls_wait_for_and_no_more_than_there_is
     calls = []
     for waiting, starts in enumerate([1, 2, 3, 3], 1):
         calls.append(taking(scene, way))
-        eventually(lambda starts=starts: scene.fakes.held == starts)  # type: ignore[misc]
+        until(lambda starts=starts: scene.fakes.held == starts)  # type: ignore[misc]
         assert scene.waiting() == waiting
     for each in range(3):
         scene.fakes.turns.release()
@@ -177,7 +165,7 @@ def test_a_call_that_is_stopped_while_a_worker_starts_leaves_it_to_the_next(is_f
     with pytest.raises(PredictionCancelledError):
         stopped.join()
     scene.fakes.gate.set()
-    scene.pool.join(PATIENCE)
+    scene.pool.join(TIMEOUT)
     assert (scene.fakes.begun, scene.waiting()) == (2, 0)
     started = scene.fakes.made[1]
     if is_freed:
@@ -189,10 +177,10 @@ def test_a_call_that_is_stopped_while_a_worker_starts_leaves_it_to_the_next(is_f
 @pytest.mark.parametrize("way", ["release", "evict"])
 def test_a_call_that_was_stopped_on_a_loop_that_does_not_turn_gets_no_worker_and_no_failure(way: str) -> None:
     scene, body = Scene.of(1), body_of(call_of())
-    worker = elsewhere(scene.take)
+    worker = in_other_thread(scene.take)
     loop = asyncio.new_event_loop()
     stopped = loop.create_task(scene.pool.atake(body, Need()))
-    loop.run_until_complete(soon(lambda: scene.waiting() == 1))
+    loop.run_until_complete(auntil(lambda: scene.waiting() == 1))
     second = taking(scene, "sync")
     body.call.stopping = True
     scene.fakes.trouble.append(BlockingIOError("try again"))
@@ -202,8 +190,8 @@ def test_a_call_that_was_stopped_on_a_loop_that_does_not_turn_gets_no_worker_and
     else:
         with pytest.raises(BlockingIOError):
             second.join()
-    scene.pool.join(PATIENCE)
-    assert (scene.waiting(), scene.fakes.begun) == (1, 1 if way == "release" else 2)
+    scene.pool.join(TIMEOUT)
+    assert (scene.waiting(), scene.fakes.begun) == (1, 1 if way == "give" else 2)
     assert body.recheck is not None
     body.recheck()
     with pytest.raises(PredictionCancelledError):
@@ -216,12 +204,12 @@ def test_a_task_that_is_cancelled_while_a_worker_starts_leaves_it_to_the_next_th
         scene = Scene.of(2)
         scene.fakes.gate = threading.Event()
         cancelled = asyncio.create_task(scene.atake(CLASS))
-        await soon(lambda: scene.fakes.begun == 1)
+        await auntil(lambda: scene.fakes.begun == 1)
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
         next_one = asyncio.create_task(scene.atake(Need(1)))
-        await soon(lambda: scene.waiting() == 1)
+        await auntil(lambda: scene.waiting() == 1)
         scene.fakes.gate.set()
         assert await next_one is scene.fakes.made[0]
         assert scene.fakes.begun == 1

@@ -7,18 +7,9 @@ import threading
 import pytest
 
 from engine import PredictionCancelledError
-from engine.runners.process.queue import Need
-from tests.runners.process.pool_of_fakes import (
-    CLASS,
-    OTHER_CLASS,
-    PATIENCE,
-    Consumer,
-    Scene,
-    body_of,
-    call_of,
-    each_way,
-    taking,
-)
+from engine.runners.process.pool import Need
+from tests._kit.waits import TIMEOUT, begun
+from tests.runners.process.pool_of_fakes import CLASS, OTHER_CLASS, Scene, body_of, call_of, each_way, taking
 
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
@@ -27,7 +18,7 @@ def test_a_class_goes_where_it_is_set_up_and_waits_for_that_worker_rather_than_b
     scene = Scene.of(3)
     home = scene.take(CLASS)
     for _ in range(2):
-        waiting = Consumer(lambda: scene.take(CLASS))
+        waiting = begun(lambda: scene.take(CLASS))
         scene.await_waiting(1)
         scene.release(home)
         assert waiting.join() is home
@@ -65,9 +56,9 @@ def test_functions_leave_workers_with_a_class_alone_while_there_is_another_way()
 def test_calls_of_a_class_that_come_while_its_worker_starts_wait_for_that_one() -> None:
     scene = Scene.of(3)
     scene.fakes.gate = threading.Event()
-    first = Consumer(lambda: scene.take(CLASS))
+    first = begun(lambda: scene.take(CLASS))
     scene.await_waiting(1)
-    second = Consumer(lambda: scene.take(CLASS))
+    second = begun(lambda: scene.take(CLASS))
     scene.await_waiting(2)
     scene.fakes.gate.set()
     home = first.join()
@@ -96,7 +87,7 @@ def test_a_class_that_may_be_set_up_once_has_one_worker_started_and_where_its_fi
     scene.release(home)
     assert first.join() is home
     scene.fakes.gate.set()
-    scene.pool.join(PATIENCE)
+    scene.pool.join(TIMEOUT)
     started = scene.fakes.made[1]
     assert (started.lease, started.set_up, scene.waiting()) == (None, set(), 1)
     scene.release(home)
@@ -130,7 +121,7 @@ def test_workers_that_keep_classes_go_to_the_first_in_line_as_far_as_those_that_
     assert home.lease is None  # one is being started for it
     second = taking(scene, way, Need(1))
     assert first.join() is home
-    assert second.is_waiting
+    assert not second.is_over
     assert other_home.lease is None
     scene.fakes.gate.set()
     assert second.join() is scene.fakes.made[2]
