@@ -8,20 +8,19 @@ it is pytest-timeout's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import pytest
 from hypothesis import settings
+
+from tests._kit.processes import child_processes, command_of, open_descriptors, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,9 +36,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # A shell that starts the tests in its background has them ignore Ctrl-C, and so every program that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-TASKS = Path("/proc/self/task")
-DESCRIPTORS = "/proc/self/fd" if TASKS.exists() else "/dev/fd"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -127,64 +123,21 @@ class Census:
     def gained_since(self, before: Census) -> list[str]:
         """Name what is here and was not `before`; the empty list when nothing is."""
         return [
-            *(f"child process {child}: {command(child)}" for child in sorted(self.children - before.children)),
+            *(f"child process {child}: {command_of(child)}" for child in sorted(self.children - before.children)),
             *(f"thread {thread.name!r}" for thread in self.threads - before.threads),
-            *(f"descriptor {number}: {target(number)}" for number, *_ in sorted(self.descriptors - before.descriptors)),
+            *(
+                f"descriptor {number}: {target_of(number)}"
+                for number, *_ in sorted(self.descriptors - before.descriptors)
+            ),
         ]
 
 
-def child_processes() -> frozenset[int]:
-    if not TASKS.exists():
-        return child_processes_told_by_ps()
-    children: set[int] = set()
-    for task in TASKS.iterdir():
-        # A thread may end between the listing and the reading.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            children.update(map(int, (task / "children").read_text().split()))
-    return frozenset(children)
-
-
-def child_processes_told_by_ps() -> frozenset[int]:
-    """Ask `ps`, for systems without /proc; `ps` itself is not counted."""
-    with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, text=True) as ps:
-        pairs = [line.split() for line in ps.communicate()[0].splitlines()]
-    return frozenset(int(pid) for pid, parent in pairs if int(parent) == os.getpid()) - {ps.pid}
-
-
-def open_descriptors() -> frozenset[tuple[int, int, int]]:
-    found: set[tuple[int, int, int]] = set()
-    for number in map(int, os.listdir(DESCRIPTORS)):  # noqa: PTH208  # numbers are wanted, not paths
-        # The descriptor that the listing itself used is closed by now.
-        with contextlib.suppress(OSError):
-            status = os.fstat(number)
-            found.add((number, status.st_dev, status.st_ino))
-    return frozenset(found)
-
-
-def command(pid: int) -> str:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except OSError:
-        return "(command unknown)"
-    if state in "ZX":
-        return "(ended, not reaped)"
-    return " ".join(word.decode(errors="replace") for word in words).strip() or "(about to start)"
-
-
-def target(number: int) -> str:
-    try:
-        return str(Path(f"{DESCRIPTORS}/{number}").readlink())
-    except OSError:
-        return "(target unknown)"
-
-
-def left_behind(before: Census, patience: float) -> list[str]:
-    """Name what was gained since `before` and does not go within `patience` seconds.
+def left_behind(before: Census, seconds: float) -> list[str]:
+    """Name what was gained since `before` and does not end within that many seconds.
 
     The collector runs only when something was gained, which keeps a clean test cheap.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + seconds
     while left := Census.take().gained_since(before):
         gc.collect()
         if time.monotonic() > deadline:

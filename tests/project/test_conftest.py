@@ -10,8 +10,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def guarded(pytester: pytest.Pytester) -> Callable[[str], pytest.RunResult]:
+def guarded(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], pytest.RunResult]:
     """Run a test file in a process of its own, under this project's conftest and settings."""
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the conftest imports the kit
 
     def run(source: str) -> pytest.RunResult:
         pytester.makepyprojecttoml((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

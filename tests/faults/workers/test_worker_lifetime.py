@@ -25,7 +25,7 @@ import pytest
 from engine import Engine, EngineClosedError, EngineError, Predictor
 from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
-from tests.conftest import child_processes
+from tests._kit.processes import child_processes
 from tests.faults.conftest import aeventually, eventually
 from tests.faults.worker_bodies import AsyncModel, FileGate, Journal, Model, number_of_worker, numbers_after_worker
 
