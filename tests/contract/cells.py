@@ -16,6 +16,7 @@ import pytest
 
 from engine import Engine, NoPartialsError, PredictionCancelledError, fold
 from engine.testing import MARK, Journal, Kind, Script, Transcript, arrival, described, expected
+from tests._kit.waits import auntil
 
 RUNNERS: Final = (None, "inline", "thread")
 PROCESS: Final = "process"
@@ -474,16 +475,9 @@ async def astop_by_leaving(cell: Cell) -> None:
         left = Left(outcome)
         del stream
         gc.collect(0)
-        await until(lambda: not cell.stop_after or (ends_with_finally(cell) and bool(caught)))
+        await auntil(lambda: not cell.stop_after or (ends_with_finally(cell) and bool(caught)))
     place = place_for_asyncio(cell.kind, cell.runner)
     check_abandoned(cell, left, place, [each.category for each in caught], needs_owner=True)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    for _ in range(2_000):
-        if is_so():
-            return
-        await asyncio.sleep(0.0005)
 
 
 async def astop_by_cancel(cell: Cell) -> None:
@@ -494,7 +488,7 @@ async def astop_by_cancel(cell: Cell) -> None:
     with pytest.raises(PredictionCancelledError):
         await anext(stream)
     assert [each async for each in stream] == []
-    await until(lambda: ends_with_finally(cell))
+    await auntil(lambda: ends_with_finally(cell))
     check_stopped(cell, "cancelled", stream, place_for_asyncio(cell.kind, cell.runner))
 
 
@@ -519,7 +513,7 @@ async def astop_by_cancelled_task(cell: Cell) -> None:
         raised = error
     assert raised is None or isinstance(raised.__context__, asyncio.CancelledError)
     MARK.set("changed")
-    await until(lambda: ends_with_finally(cell))
+    await auntil(lambda: ends_with_finally(cell))
     check_stopped(cell, "closed", found[0], place_for_asyncio(cell.kind, cell.runner), raised=raised)
 
 

@@ -9,8 +9,6 @@ import pytest
 
 from engine.runners import Body, Channel
 
-LIMIT: Final = 20.0  # seconds any wait may take
-
 
 def counts() -> Iterator[int]:
     yield from range(3)

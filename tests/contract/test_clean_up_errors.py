@@ -13,7 +13,8 @@ import pytest
 from engine import Engine, PredictorError
 from engine.runners import Body, Channel, Report
 from engine.runners.ending import Ending
-from tests.contract.ended_streams import EVERY, LIMIT, HandsOverByHand, counts, logged
+from tests._kit.waits import TIMEOUT
+from tests.contract.ended_streams import EVERY, HandsOverByHand, counts, logged
 
 # What a clean-up raises comes out of `close()` in every cell, and stands in the outcome.
 
@@ -124,7 +125,7 @@ class Stubborn:
     def gen(self) -> Iterator[int]:
         yield 0
         self.reached.set()
-        self.go.wait(LIMIT)
+        self.go.wait(TIMEOUT)
         raise LookupError("at last")
 
     async def agen(self) -> AsyncIterator[int]:
@@ -143,10 +144,10 @@ def test_what_a_pull_raises_that_was_waited_for_in_vain_is_logged(caplog: pytest
         next(stream)
         reader = threading.Thread(target=next, args=(stream, None))
         reader.start()
-        assert body.reached.wait(LIMIT)
+        assert body.reached.wait(TIMEOUT)
         stream.close()
         body.go.set()
-        reader.join(LIMIT)
+        reader.join(TIMEOUT)
         assert logged(caplog, LookupError) == 1
 
 
@@ -159,7 +160,7 @@ def test_what_a_pull_in_a_task_raises_is_logged_where_its_stopper_is_cancelled(
         stream = muna.predictions.astream(body.agen)
         await anext(stream)
         reader = asyncio.ensure_future(anext(stream))
-        assert await asyncio.to_thread(body.reached.wait, LIMIT)
+        assert await asyncio.to_thread(body.reached.wait, TIMEOUT)
         closer = asyncio.create_task(stream.aclose())
         await asyncio.sleep(0)
         closer.cancel()
@@ -168,6 +169,6 @@ def test_what_a_pull_in_a_task_raises_is_logged_where_its_stopper_is_cancelled(
         with suppress(StopAsyncIteration):
             await reader
 
-    with Engine(discover=False, grace=LIMIT) as muna:
+    with Engine(discover=False, grace=TIMEOUT) as muna:
         asyncio.run(scenario(muna))
     assert logged(caplog, LookupError) == 1

@@ -13,7 +13,8 @@ from engine import AsyncPredictionStream, Outcome, PredictionCancelledError, Pre
 from engine._reducers import reducer_of
 from engine.runners import deferred
 from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
-from tests.contract.ended_streams import LIMIT, logged, told
+from tests._kit.waits import TIMEOUT
+from tests.contract.ended_streams import logged, told
 
 # A stream whose predictor is still to be found ends as any other.
 
@@ -28,7 +29,7 @@ class Opened:
 
     def show_in(self, _outcome: Outcome) -> None:
         self.is_shown.set()
-        self.go.wait(LIMIT)
+        self.go.wait(TIMEOUT)
 
     def cancel(self) -> None:
         self.cancelled += 1
@@ -47,13 +48,13 @@ def test_a_cancellation_that_comes_as_a_stream_is_opened_is_told_by_what_was_ope
 
     def open_first(*about: str) -> PredictionCancelledError:
         reader.start()
-        assert opened.is_shown.wait(LIMIT)
+        assert opened.is_shown.wait(TIMEOUT)
         return PredictionCancelledError(*about)
 
     monkeypatch.setattr(deferred, "PredictionCancelledError", open_first)
     stream.cancel()
     opened.go.set()
-    reader.join(LIMIT)
+    reader.join(TIMEOUT)
     assert (seen, opened.cancelled) == ([1], 1)
 
 

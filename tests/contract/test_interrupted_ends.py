@@ -15,7 +15,8 @@ from engine.runners import Body, base, inline
 from engine.runners.base import Execution
 from engine.runners.owned import OwnedExecution
 from engine.runners.task import TaskExecution
-from tests.contract.ended_streams import LIMIT, counts
+from tests._kit.waits import TIMEOUT
+from tests.contract.ended_streams import counts
 
 # Wherever Ctrl-C comes into the end of a call, that ends, and its body with it, once nothing refers to it.
 
@@ -83,7 +84,7 @@ def test_a_call_whose_end_ctrl_c_interrupts_lets_go_of_everything_once_it_is_dro
     kind: str, runner: str | None, point: Point, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = Kept()
-    with Engine(discover=False, grace=LIMIT) as muna:
+    with Engine(discover=False, grace=TIMEOUT) as muna:
         predictor = Predictor("@tests/kept", getattr(body, kind), concurrency=1)
         slots = muna._resolver.resolve(predictor).slots
         assert slots is not None
@@ -98,7 +99,7 @@ def test_a_call_whose_end_ctrl_c_interrupts_lets_go_of_everything_once_it_is_dro
                 list(partials)
         monkeypatch.undo()
         del stream, partials
-        slots.wait_for(slots.leases, LIMIT)
+        slots.wait_for(slots.leases, TIMEOUT)
         assert body.seen == ["begun", "finalised"]
         assert slots.leases == ()
         assert not muna._open_calls
@@ -137,7 +138,7 @@ def test_a_stop_in_a_task_that_ctrl_c_interrupts_is_carried_out_by_the_loop_once
         with pytest.raises(KeyboardInterrupt):
             stream.cancel()
         del stream
-        assert await asyncio.to_thread(body.finalised.wait, LIMIT)
+        assert await asyncio.to_thread(body.finalised.wait, TIMEOUT)
         assert outcome.state == "cancelled"
         assert muna._open_calls.executions() == ()
 

@@ -18,7 +18,8 @@ from engine import Engine, Outcome, PredictionCancelledError, PredictorError, fo
 from engine.runners import Channel, Report
 from engine.runners.deferred import DeferredExecution
 from engine.runners.process.inlet import Inlet
-from tests.contract.ended_streams import EVERY, LIMIT
+from tests._kit.waits import TIMEOUT
+from tests.contract.ended_streams import EVERY
 
 # However a call ends, its inputs live no longer than the exception that it ended with: no collector is needed.
 
@@ -57,7 +58,7 @@ def cleans_up_with(error: type[BaseException] | None) -> dict[str, Callable[[Wei
 
 
 async def waits(weighty: Weighty) -> list[Weighty]:
-    await asyncio.sleep(LIMIT)
+    await asyncio.sleep(TIMEOUT)
     return [weighty]
 
 
@@ -89,9 +90,9 @@ async def ends_by(muna: Engine, predictor: Any, consumer: str, runner: str | Non
             del partials
     inputs = {}
     if is_async:
-        assert await asyncio.to_thread(is_gone.wait, LIMIT)
+        assert await asyncio.to_thread(is_gone.wait, TIMEOUT)
     else:
-        assert is_gone.wait(LIMIT)
+        assert is_gone.wait(TIMEOUT)
 
 
 def refuse(_state: object, _value: object) -> object:
@@ -105,7 +106,7 @@ def refuse(_state: object, _value: object) -> object:
 def test_an_input_is_freed_without_a_collector_however_its_call_ends(
     kind: str, consumer: str, runner: str | None, error: type[BaseException] | None, how: str
 ) -> None:
-    with Engine(discover=False, grace=LIMIT, workers=1) as muna, uncollected():
+    with Engine(discover=False, grace=TIMEOUT, workers=1) as muna, uncollected():
         ending = ends_by(muna, cleans_up_with(error)[kind], consumer, runner, how)
         if consumer == "asyncio":
             asyncio.run(ending)
@@ -116,7 +117,7 @@ def test_an_input_is_freed_without_a_collector_however_its_call_ends(
 
 @pytest.mark.parametrize("runner", [None, "inline", "thread"])
 def test_an_input_is_freed_without_a_collector_where_the_task_that_waits_is_cancelled(runner: str | None) -> None:
-    with Engine(discover=False, grace=LIMIT) as muna, uncollected():
+    with Engine(discover=False, grace=TIMEOUT) as muna, uncollected():
         asyncio.run(ends_by(muna, waits, "asyncio", runner, "task cancelled"))
 
 
@@ -165,7 +166,7 @@ def test_what_a_late_stream_refers_to_is_freed_without_a_collector(how: str, mun
         assert not is_gone.is_set()
         assert [type(each.exception) for each in outcomes] == [LookupError]
         outcomes.clear()
-        assert is_gone.wait(LIMIT)
+        assert is_gone.wait(TIMEOUT)
 
 
 def inlet() -> Any:
@@ -194,11 +195,11 @@ def test_an_outcome_keeps_nothing_that_was_made_in_vain(how: str) -> None:
         while True:
             yield Weighty()
 
-    with Engine(discover=False, grace=LIMIT) as muna:
+    with Engine(discover=False, grace=TIMEOUT) as muna:
         stream = muna.predictions.stream(weights, runner="thread", prefetch=3)
         next(stream.values())
         execution: Any = stream._execution
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + TIMEOUT
         while not execution.ending.items and time.monotonic() < deadline:
             time.sleep(0.001)
         waiting = [value.is_gone for value, _ in execution.ending.items]
@@ -206,5 +207,5 @@ def test_an_outcome_keeps_nothing_that_was_made_in_vain(how: str) -> None:
         outcome = stream.outcome
         del stream, execution
         assert waiting
-        assert all(is_gone.wait(LIMIT) for is_gone in waiting)
+        assert all(is_gone.wait(TIMEOUT) for is_gone in waiting)
         assert outcome.ended

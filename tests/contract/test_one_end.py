@@ -13,7 +13,8 @@ from engine import Engine, EngineClosedError, Outcome, PredictionCancelledError,
 from engine.runners import Body, Channel, Report
 from engine.runners.base import Execution
 from engine.runners.owned import OwnedExecution
-from tests.contract.ended_streams import EVERY, LIMIT, HandsOverByHand, counts, told
+from tests._kit.waits import TIMEOUT
+from tests.contract.ended_streams import EVERY, HandsOverByHand, counts, told
 
 
 class Plugin:
@@ -276,7 +277,7 @@ def test_a_coroutine_that_is_closed_while_it_pulls_a_stream_just_stopped_raises_
 ) -> None:
     async def waiting() -> AsyncIterator[int]:
         yield 0
-        await asyncio.sleep(LIMIT)
+        await asyncio.sleep(TIMEOUT)
 
     async def scenario() -> None:
         stream = muna.predictions.astream(waiting)

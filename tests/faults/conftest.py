@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
-import functools
 import inspect
 import itertools
-import threading
-import time
-import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import pytest
 
 from engine import Engine
+from tests._kit.gates import Gate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -29,116 +25,8 @@ if TYPE_CHECKING:
     from engine import AsyncPredictionStream, Prediction, PredictionStream
     from engine._records import Outcome
 
-LIMIT: Final = 20.0  # seconds any single wait of a test may take before it counts as a hang
 PARTIALS: Final = ("first", "second")
 END: Final = "(the stream has ended)"
-
-
-def show_every_stack() -> None:
-    """The evidence of a hang."""
-    faulthandler.dump_traceback(file=2)
-
-
-class Gate:
-    """Where a body, or a test, waits until another thread opens it; for threads and for asyncio tasks."""
-
-    made: ClassVar[weakref.WeakSet[Gate]] = weakref.WeakSet()
-
-    def __init__(self) -> None:
-        self.made.add(self)
-        self._event = threading.Event()
-        self._lock = threading.Lock()
-        self._waiting: list[Callable[[], object]] = []
-
-    @property
-    def is_open(self) -> bool:
-        return self._event.is_set()
-
-    def open(self) -> None:
-        with self._lock:
-            self._event.set()
-            waiting, self._waiting = self._waiting, []
-        for wake in waiting:
-            with contextlib.suppress(RuntimeError):  # that loop is closed: whoever waited is gone
-                wake()
-
-    def wait(self) -> None:
-        if not self._event.wait(LIMIT):
-            show_every_stack()
-            raise TimeoutError("the gate was never opened")
-
-    async def attend(self) -> None:
-        """Wait in an asyncio task."""
-        loop = asyncio.get_running_loop()
-        arrived = asyncio.Event()
-        with self._lock:
-            if self._event.is_set():
-                return
-            self._waiting.append(functools.partial(loop.call_soon_threadsafe, arrived.set))
-        await asyncio.wait_for(arrived.wait(), LIMIT)
-
-
-class Elsewhere:
-    """Runs something in a thread of its own while the `with` goes on; what it raises fails the test."""
-
-    def __init__(self, action: Callable[[], object]) -> None:
-        self._action = action
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="elsewhere", daemon=True)
-
-    def _run(self) -> None:
-        try:
-            self._action()
-        except BaseException as error:
-            self._error = error
-
-    @property
-    def is_over(self) -> bool:
-        return not self._thread.is_alive()
-
-    def join(self) -> None:
-        self._thread.join(LIMIT)
-        if self._thread.is_alive():
-            show_every_stack()
-            pytest.fail("what ran in the other thread hangs")
-        if self._error is not None:
-            raise self._error
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exit_arguments: object) -> None:
-        self.join()
-
-
-def eventually(is_so: Callable[[], object], what: str) -> None:
-    """Poll, with a bound, for what another thread is about to do."""
-    deadline = time.monotonic() + LIMIT
-    while not is_so():
-        if time.monotonic() > deadline:
-            show_every_stack()
-            pytest.fail(f"it never came true that {what}")
-        time.sleep(0.001)
-
-
-async def aeventually(is_so: Callable[[], object], what: str) -> None:
-    """The same in a scenario: where an event loop runs, it goes on meanwhile."""
-    if not _is_on_a_loop():
-        eventually(is_so, what)
-        return
-    deadline = time.monotonic() + LIMIT
-    while not is_so():
-        assert time.monotonic() < deadline, f"it never came true that {what}"
-        await asyncio.sleep(0.001)
-
-
-def _is_on_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 @attrs.define
@@ -373,7 +261,7 @@ class Cell:
 
     def waits_at(self, gate: Gate) -> Callable[[], Any]:
         """What a body of this kind calls, and awaits, to wait at a gate."""
-        return gate.attend if self.is_async else gate.wait
+        return gate.await_ if self.is_async else gate.wait
 
     def run(self, scenario: Callable[[Consumer], Coroutine[Any, Any, None]], **options: Any) -> None:
         """Run a scenario as this cell's consumer, with an engine that is closed after it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
-    from tests.faults.worker_bodies import FileGate, Journal
+    from tests._kit.gates import FileGate, Journal
 
 
 @attrs.frozen

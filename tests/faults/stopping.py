@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import PredictionCancelledError
-from tests.faults.conftest import END, Gate
+from tests._kit.gates import Gate
+from tests.faults.conftest import END
 
 if TYPE_CHECKING:
     from collections.abc import Callable

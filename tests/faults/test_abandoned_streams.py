@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import Engine, Predictor
-from tests.faults.conftest import Elsewhere, Fault, aeventually, predictor_with
+from tests._kit.waits import OtherThread, auntil
+from tests.faults.conftest import Fault, predictor_with
 from tests.faults.stopping import drained
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def test_an_abandoned_endless_stream_is_finalised_with_one_warning_where_that_ne
         reader = consumer.open(predictor)
         assert [await reader.pull() for _ in range(3)] == [0, 1, 2]
         reader.drop()
-        await aeventually(lambda: finalised, "the body was finalised")
+        await auntil(lambda: finalised, "the body was finalised")
         again = consumer.open(predictor)  # its one slot is free
         assert await again.pull() == 0
         await again.close()
@@ -83,9 +84,9 @@ def test_a_stream_abandoned_in_a_cycle_is_finalised_by_a_collector_in_any_thread
         assert await reader.pull() == 0
         Knot(reader.stream, reader._values)
         reader.drop()
-        with Elsewhere(gc.collect):
+        with OtherThread(gc.collect):
             pass
-        await aeventually(lambda: finalised == [1], "the body was finalised")
+        await auntil(lambda: finalised == [1], "the body was finalised")
         assert await consumer.still_works()
 
     yielding.run(scenario)
@@ -125,9 +126,9 @@ def test_finalising_an_abandoned_stream_needs_no_lock_of_the_engine(yielding: Ce
             assert await reader.pull() == 0
             Knot(reader.stream, reader._values)
             reader.drop()
-            with lock, Elsewhere(gc.collect) as collecting:
+            with lock, OtherThread(gc.collect) as collecting:
                 collecting.join()
-            await aeventually(lambda expected=count: len(finalised) == expected, "the body was finalised")  # type: ignore[misc]
+            await auntil(lambda expected=count: len(finalised) == expected, "the body was finalised")  # type: ignore[misc]
 
     yielding.run(scenario)
 
@@ -180,7 +181,7 @@ def test_a_consumer_that_fails_without_with_has_abandoned_its_stream(yielding: C
         except ConsumerFailed as error:
             assert finalised == []  # the error's own frames still hold the stream
             del error
-        await aeventually(lambda: finalised == [1], "the body was finalised")
+        await auntil(lambda: finalised == [1], "the body was finalised")
         assert await consumer.still_works()
 
     with warnings.catch_warnings(record=True) as told:

@@ -15,9 +15,10 @@ import pytest
 from starlette.responses import StreamingResponse
 
 from engine import AsyncPredictionStream, Engine
-from tests.faults.waits import auntil, within
+from tests._kit.gates import FileGate, Journal
+from tests._kit.waits import auntil, within
 from tests.faults.watched_loops import run
-from tests.faults.worker_bodies import AGES, FileGate, Journal
+from tests.faults.worker_bodies import AGES
 
 # From 3.12 on a task may run its first step where it is made.
 EAGER: Any = getattr(asyncio, "eager_task_factory", None)

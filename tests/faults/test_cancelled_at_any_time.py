@@ -10,7 +10,9 @@ import pytest
 
 from engine import PredictionCancelledError, Predictor
 from engine.runners.base import Execution
-from tests.faults.conftest import Elsewhere, Fault, Gate, aeventually, each_cell, predictor_with
+from tests._kit.gates import Gate
+from tests._kit.waits import OtherThread, auntil
+from tests.faults.conftest import Fault, each_cell, predictor_with
 from tests.faults.stopping import drained, is_cancelled, waiting, when
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def test_a_stream_cancelled_between_two_partials_ends_once(yielding: Cell, read:
         for _ in range(times):
             reader.stream.cancel()
         assert await reader.has_ended("cancelled")
-        await aeventually(lambda: fault.finalised == 1, "the body was finalised")
+        await auntil(lambda: fault.finalised == 1, "the body was finalised")
         assert await consumer.still_works()
 
     yielding.run(scenario)
@@ -72,11 +74,11 @@ def test_a_call_cancelled_while_its_body_waits_ends_once(cell: Cell, times: int)
             for _ in range(times):
                 reader.stream.cancel()
 
-        with Elsewhere(when(reached, cancel)):
+        with OtherThread(when(reached, cancel)):
             assert await is_cancelled(reader)
         assert await consumer.still_works()
         go.open()
-        await aeventually(lambda: fault.finalised == 1, "the body was finalised")
+        await auntil(lambda: fault.finalised == 1, "the body was finalised")
 
     cell.run(scenario)
     assert (fault.started, fault.finalised) == (1, 1)
@@ -129,12 +131,12 @@ def test_a_cancel_that_comes_whenever_it_likes_never_reaches_the_next_call(cell:
                     assert seen == list(cell.partials)
                 healthy = Fault(partials=(repeat, repeat + 1))
                 assert (await consumer.create(predictor_with(cell.kind, healthy))).value == repeat + 1
-            await aeventually(lambda: fault.finalised == fault.started, "every body was finalised")
+            await auntil(lambda: fault.finalised == fault.started, "every body was finalised")
         finally:
             is_over.set()
             turn.release()
 
-    with Elsewhere(cancels):
+    with OtherThread(cancels):
         cell.run(scenario)
 
 
@@ -203,12 +205,12 @@ def test_a_partial_that_waits_in_the_buffer_is_never_delivered_after_the_cancell
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, fault), prefetch=8)
         await drained(reader, 1)
-        await aeventually(lambda: reached.is_open, "the body ran past its last partial")
+        await auntil(lambda: reached.is_open, "the body ran past its last partial")
         reader.stream.cancel()
         assert await is_cancelled(reader)
         assert reader.outcome.count == 1
         go.open()
-        await aeventually(lambda: fault.finalised == 1, "the body was finalised")
+        await auntil(lambda: fault.finalised == 1, "the body was finalised")
 
     cell.run(scenario)
 

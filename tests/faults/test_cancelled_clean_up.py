@@ -15,9 +15,10 @@ import anyio
 import pytest
 
 from engine import AsyncPredictionStream, Engine, PredictionCancelledError, PredictorError
-from tests.faults.waits import auntil, within
+from tests._kit.gates import FileGate, Journal
+from tests._kit.waits import auntil, within
 from tests.faults.watched_loops import run
-from tests.faults.worker_bodies import AGES, FileGate, Journal
+from tests.faults.worker_bodies import AGES
 
 # What else may happen to a clean-up.
 

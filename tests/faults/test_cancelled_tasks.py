@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from engine import Engine, Predictor, PredictorError
+from tests._kit.waits import TIMEOUT, auntil, within
 from tests.faults.consumers import aconsume, areturns, consume, waiting_async_body
 from tests.faults.scripts import run_script_in_debug_mode
-from tests.faults.waits import PATIENCE, auntil, within
 
 # 75: the consumer's task is cancelled.
 
@@ -91,7 +91,7 @@ def test_cancelling_the_consumer_of_a_thread_leaves_at_once_and_the_slot_comes_b
 
     def waits() -> str:
         reached.set()
-        assert go.wait(PATIENCE)
+        assert go.wait(TIMEOUT)
         return "done"
 
     predictor = Predictor("@tests/waits", waits, concurrency=1)

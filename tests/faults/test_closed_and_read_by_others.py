@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import Engine, PredictionCancelledError
-from tests.faults.conftest import END, Elsewhere, Fault, Gate, aeventually, each_cell, eventually, predictor_with
+from tests._kit.gates import Gate
+from tests._kit.waits import OtherThread, auntil, until
+from tests.faults.conftest import END, Fault, each_cell, predictor_with
 from tests.faults.stopping import GRACE, drained, waiting, when
 
 if TYPE_CHECKING:
@@ -33,12 +35,12 @@ def test_closing_from_another_thread_wakes_the_one_that_waits(cell: Cell, place:
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, fault), prefetch=0)
         await drained(reader, place == "middle")
-        with Elsewhere(when(reached, reader.stream.close)):
+        with OtherThread(when(reached, reader.stream.close)):
             assert await reader.pull() is END
         assert cell.is_async or not go.is_open
         go.open()
         assert await reader.has_ended("closed")
-        await aeventually(lambda: fault.finalised == 1, "the body was finalised")
+        await auntil(lambda: fault.finalised == 1, "the body was finalised")
         assert await consumer.still_works()
 
     cell.run(scenario, grace=GRACE)
@@ -53,16 +55,16 @@ def test_closing_from_another_thread_lets_a_running_pull_finish_first(cell: Cell
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, fault))
         await drained(reader, cell.is_yielding)
-        closed = Elsewhere(when(reached, reader.stream.close))
+        closed = OtherThread(when(reached, reader.stream.close))
         call = reader.stream._execution.call
 
         def release() -> None:
-            eventually(lambda: call.stopping, "the request to close is posted")
+            until(lambda: call.stopping, "the request to close is posted")
             assert fault.finalised == 0
             assert not closed.is_over
             go.open()
 
-        with Elsewhere(release), closed:
+        with OtherThread(release), closed:
             assert await reader.pull() is END
         assert fault.finalised == 1
         assert await reader.has_ended("closed")
@@ -80,7 +82,7 @@ def test_closing_from_another_thread_between_two_pulls_finalises_before_it_retur
         reader = consumer.open(predictor_with(cell.kind, fault), prefetch=0)
         if cell.is_yielding:
             await drained(reader, 1)
-        with Elsewhere(reader.stream.close):
+        with OtherThread(reader.stream.close):
             pass
         assert fault.finalised == int(cell.is_yielding)
         assert await reader.has_ended("closed")
@@ -112,7 +114,7 @@ def test_closing_leaving_and_dropping_in_any_order_ends_a_stream_once(yielding: 
                 async with reader.opened():
                     pass
         reader.drop()
-        await aeventually(lambda: fault.finalised, "the body was finalised")
+        await auntil(lambda: fault.finalised, "the body was finalised")
         assert await consumer.still_works()
 
     yielding.run(scenario)
@@ -162,7 +164,7 @@ def test_a_body_that_closes_its_own_stream_does_not_wait_for_itself(cell: Cell, 
         else:
             await reader.close()
         assert await reader.has_ended("closed")
-        await aeventually(lambda: fault.finalised == 1, "the body was finalised")
+        await auntil(lambda: fault.finalised == 1, "the body was finalised")
         streams.clear()
 
     cell.run(scenario)
@@ -195,7 +197,7 @@ def test_two_threads_share_a_stream_without_losing_or_doubling_a_partial(cell: C
                     assert cell.is_in_lockstep
                     values = stream.values()
 
-        with Elsewhere(lambda: read(taken[0])), Elsewhere(lambda: read(taken[1])):
+        with OtherThread(lambda: read(taken[0])), OtherThread(lambda: read(taken[1])):
             pass
         assert stream.outcome.state == "done"
         assert stream.outcome.count == len(partials)
@@ -252,7 +254,7 @@ def test_a_second_reader_during_a_pull_is_told_so(cell: Cell) -> None:
             finally:
                 go.open()
 
-        with Elsewhere(when(reached, read_too)):
+        with OtherThread(when(reached, read_too)):
             assert await reader.rest() == list(cell.partials)
         assert await reader.has_ended("done")
 
@@ -270,7 +272,7 @@ def test_a_stop_that_comes_just_before_a_function_gives_something_async_is_heard
     reached, go, never = Gate(), Gate(), Gate()
 
     async def waits() -> AsyncIterator[str]:
-        await never.attend()
+        await never.await_()
         yield "too late"
 
     def gives() -> AsyncIterator[str]:
@@ -284,10 +286,10 @@ def test_a_stop_that_comes_just_before_a_function_gives_something_async_is_heard
 
         def stop() -> None:
             reached.wait()
-            with Elsewhere(getattr(stream, how)):
-                eventually(lambda: stream._execution.call.stopping, "the stop is posted")  # type: ignore[union-attr]
+            with OtherThread(getattr(stream, how)):
+                until(lambda: stream._execution.call.stopping, "the stop is posted")  # type: ignore[union-attr]
                 go.open()
 
-        with Elsewhere(stop), pytest.raises(ends[how]):
+        with OtherThread(stop), pytest.raises(ends[how]):
             next(stream)
     assert caplog.messages == []

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineClosedError, NestingError, PredictionStream
+from tests._kit.waits import TIMEOUT, auntil, in_other_thread, until
 from tests.faults.waiting_predictors import Gate, coloured, plain
-from tests.faults.waits import PATIENCE, auntil, in_time, until
 
 # 102: closing under live streams.
 
@@ -28,7 +28,7 @@ def test_each_stream_that_was_open_gets_one_engine_closed_error_and_is_finalised
     streams = [muna.predictions.stream(getattr(gate, kind), runner=runner, prefetch=0) for gate in gates]
     for stream in streams:
         assert next(stream).value == "first"
-    in_time(muna.close)
+    in_other_thread(muna.close)
     for stream, gate in zip(streams, gates, strict=True):
         assert gate.finished.is_set()
         with pytest.raises(EngineClosedError):
@@ -60,15 +60,15 @@ def test_readers_that_wait_are_woken_with_one_engine_closed_error(kind: str, run
     ]
     for reader, gate in zip(readers, gates, strict=True):
         reader.start()
-        assert gate.reached.wait(PATIENCE)
-    in_time(muna.close)
+        assert gate.reached.wait(TIMEOUT)
+    in_other_thread(muna.close)
     for reader in readers:
-        reader.join(PATIENCE)
+        reader.join(TIMEOUT)
         assert not reader.is_alive()
     assert ends == [["closed"]] * 5
     for gate in gates:
         gate.go.set()
-        assert gate.finished.wait(PATIENCE)
+        assert gate.finished.wait(TIMEOUT)
 
 
 @pytest.mark.fault(102)
@@ -77,13 +77,13 @@ def test_closing_does_not_wait_for_bodies_that_cannot_be_stopped() -> None:
     muna = Engine(discover=False, grace=0.05)
     stream = muna.predictions.stream(gate.sync, runner="thread")
     assert next(stream).value == "first"
-    assert gate.reached.wait(PATIENCE)
+    assert gate.reached.wait(TIMEOUT)
     started = time.monotonic()
-    in_time(muna.close)
-    assert time.monotonic() - started < PATIENCE / 2
+    in_other_thread(muna.close)
+    assert time.monotonic() - started < TIMEOUT / 2
     assert not gate.finished.is_set()
     gate.go.set()
-    assert gate.finished.wait(PATIENCE)
+    assert gate.finished.wait(TIMEOUT)
     with pytest.raises(EngineClosedError):
         next(stream)
 
@@ -99,7 +99,7 @@ def test_aclose_finalises_the_streams_of_its_own_loop_too(runner: str | None, ki
         streams = [muna.predictions.astream(getattr(gate, kind), runner=runner, prefetch=0) for gate in gates]
         for stream in streams:
             assert (await anext(stream)).value == "first"
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await muna.aclose()
         for stream, gate in zip(streams, gates, strict=True):
             assert gate.finished.is_set()
@@ -128,7 +128,7 @@ def test_tasks_that_wait_in_a_predictor_get_one_engine_closed_error(runner: str 
         muna = Engine(discover=False)
         readers = [asyncio.create_task(read(muna, gate)) for gate in gates]
         await auntil(lambda: all(gate.reached.is_set() for gate in gates), "the waits in the bodies")
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await muna.aclose()
             assert await asyncio.gather(*readers) == ["closed"] * 5
         assert all(gate.finished.is_set() for gate in gates)
@@ -159,7 +159,7 @@ def test_closing_an_engine_lets_the_bodies_on_its_own_loop_clean_up_with_all_tha
             if place == "rests" and consumer != "create":
                 yield [1]  # it waits until another is asked for
             reached.set()
-            await asyncio.sleep(PATIENCE)
+            await asyncio.sleep(TIMEOUT)
         finally:
             asked.set()
             await answered.wait()
@@ -169,7 +169,7 @@ def test_closing_an_engine_lets_the_bodies_on_its_own_loop_clean_up_with_all_tha
     async def aread() -> None:
         async for _ in muna.predictions.astream(yields, runner="thread").values():
             is_taken.set()
-            await asyncio.to_thread(closing.wait, PATIENCE)
+            await asyncio.to_thread(closing.wait, TIMEOUT)
 
     def read() -> None:
         with contextlib.suppress(EngineClosedError):
@@ -180,15 +180,15 @@ def test_closing_an_engine_lets_the_bodies_on_its_own_loop_clean_up_with_all_tha
             else:
                 for _ in muna.predictions.stream(yields).values():
                     is_taken.set()
-                    closing.wait(PATIENCE)
+                    closing.wait(TIMEOUT)
 
     muna, closing = Engine(discover=False), threading.Event()
     reader = threading.Thread(target=read)
     reader.start()
-    assert (is_taken if place == "rests" and consumer != "create" else reached).wait(PATIENCE)
+    assert (is_taken if place == "rests" and consumer != "create" else reached).wait(TIMEOUT)
     muna.close()
     closing.set()
-    reader.join(PATIENCE)
+    reader.join(TIMEOUT)
     assert seen == ["end"]
 
 
@@ -211,7 +211,7 @@ def test_an_async_body_whose_engine_is_closed_while_it_computes_is_stopped_at_it
         until(is_closed, "the end of the engine")
         try:
             seen.append("computed")
-            await asyncio.sleep(PATIENCE)
+            await asyncio.sleep(TIMEOUT)
         finally:
             for _ in range(3):
                 await asyncio.sleep(0)
@@ -225,7 +225,7 @@ def test_an_async_body_whose_engine_is_closed_while_it_computes_is_stopped_at_it
     muna = Engine(discover=False)
     closer = threading.Thread(target=muna.close)
     asyncio.run(main())
-    closer.join(PATIENCE)
+    closer.join(TIMEOUT)
     assert seen == ["computed", "end"]
 
 
@@ -240,10 +240,10 @@ def test_a_sync_close_on_a_loops_own_thread_does_not_wait_for_that_loops_streams
         assert (await anext(stream)).value == "first"
         started = time.monotonic()
         muna.close()
-        assert time.monotonic() - started < PATIENCE / 2
+        assert time.monotonic() - started < TIMEOUT / 2
         with pytest.raises(EngineClosedError):
             await anext(stream)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not gate.finished.is_set():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.001)
@@ -331,7 +331,7 @@ def test_of_two_threads_that_close_one_waits_for_the_other() -> None:
 
         def teardown(self) -> None:
             reached.set()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
             steps.append("torn down")
 
     muna = Engine(discover=False)
@@ -343,13 +343,13 @@ def test_of_two_threads_that_close_one_waits_for_the_other() -> None:
 
     first, second = threading.Thread(target=close, daemon=True), threading.Thread(target=close, daemon=True)
     first.start()
-    assert reached.wait(PATIENCE)
+    assert reached.wait(TIMEOUT)
     second.start()
     second.join(0.05)
     assert second.is_alive()
     go.set()
     for thread in (first, second):
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
     assert steps == ["torn down", "closed", "closed"]
 
@@ -372,7 +372,7 @@ def test_a_predictor_that_closes_its_own_engine_gets_an_error_and_the_engine_goe
 
     for predictor in (closes, acloses):
         with pytest.raises(NestingError, match="close it from outside"):
-            in_time(lambda predictor=predictor: muna.predictions.create(predictor, runner=runner))  # type: ignore[misc]
+            in_other_thread(lambda predictor=predictor: muna.predictions.create(predictor, runner=runner))  # type: ignore[misc]
     asyncio.run(main())
     assert muna.predictions.create(plain).value == "plain"
 
@@ -384,7 +384,7 @@ def test_a_predictor_may_make_and_close_an_engine_of_its_own(muna: Engine) -> No
             return own.predictions.create(coloured).value
 
     for runner in (None, "thread"):
-        assert in_time(lambda runner=runner: muna.predictions.create(nested, runner=runner)).value == "coloured"  # type: ignore[misc]
+        assert in_other_thread(lambda runner=runner: muna.predictions.create(nested, runner=runner)).value == "coloured"  # type: ignore[misc]
 
 
 @pytest.mark.fault(103)
@@ -397,7 +397,7 @@ def test_calls_that_race_with_closing_work_or_are_refused_and_never_hang() -> No
         def call(
             runner: str | None, predictor: Any, muna: Engine = muna, ends: Any = ends, barrier: Any = barrier
         ) -> None:
-            barrier.wait(PATIENCE)
+            barrier.wait(TIMEOUT)
             try:
                 for _ in range(50):
                     muna.predictions.create(predictor, runner=runner)
@@ -414,9 +414,9 @@ def test_calls_that_race_with_closing_work_or_are_refused_and_never_hang() -> No
         ]
         for caller in callers:
             caller.start()
-        barrier.wait(PATIENCE)
+        barrier.wait(TIMEOUT)
         muna.close()
         for caller in callers:
-            caller.join(PATIENCE)
+            caller.join(TIMEOUT)
             assert not caller.is_alive(), "a call hangs"
         assert set(ends) <= {"refused", "worked"}

@@ -13,8 +13,8 @@ import pytest
 
 from engine import Engine, EngineClosedError, Predictor
 from engine.runners.slots import Slots
+from tests._kit.waits import TIMEOUT, in_other_thread, until
 from tests.faults.waiting_predictors import Waiting, created
-from tests.faults.waits import PATIENCE, in_time, until
 
 # 102: closing while `create` waits, for each of what it may wait for.
 
@@ -42,14 +42,14 @@ def test_a_create_that_waits_for_its_owner_is_woken_with_an_engine_closed_error(
         return muna.predictions.create(predictor, runner="thread", errors=errors)
 
     def close() -> None:
-        assert waiting.reached.wait(PATIENCE)
+        assert waiting.reached.wait(TIMEOUT)
         muna.close()
 
     closer = threading.Thread(target=close)
     closer.start()
     with pytest.raises(EngineClosedError):
-        in_time(create)
-    closer.join(PATIENCE)
+        in_other_thread(create)
+    closer.join(TIMEOUT)
     assert not closer.is_alive()
     assert muna._open_calls.executions() == ()
     waiting.go.set()
@@ -75,13 +75,13 @@ def test_a_create_that_waits_for_its_slot_is_woken_with_an_engine_closed_error_a
 
     holder, closer = threading.Thread(target=hold), threading.Thread(target=close)
     holder.start()
-    assert waiting.reached.wait(PATIENCE)
+    assert waiting.reached.wait(TIMEOUT)
     closer.start()
     with pytest.raises(EngineClosedError):
-        in_time(lambda: created(muna, predictor, consumer))
-    closer.join(PATIENCE)
-    holder.join(PATIENCE)
-    assert (muna._open_calls.executions(), slots.waiting, len(slots.leases)) == ((), 0, 1)
+        in_other_thread(lambda: created(muna, predictor, consumer))
+    closer.join(TIMEOUT)
+    holder.join(TIMEOUT)
+    assert (muna.predictions.open_calls, slots.waiting, len(slots.leases)) == ((), 0, 1)
     waiting.go.set()
     until(lambda: slots.leases == (), "the end of the body that held the slot")
     assert waiting.calls == ["body"]
@@ -100,11 +100,11 @@ def test_a_create_whose_engine_closes_in_the_moment_it_gets_its_slot_gives_that_
 
     def take_and_close(self: Slots, body: Any) -> None:
         take(self, body)
-        in_time(muna.close)
+        in_other_thread(muna.close)
 
     async def atake_and_close(self: Slots, body: Any) -> None:
         await atake(self, body)
-        in_time(muna.close)
+        in_other_thread(muna.close)
 
     monkeypatch.setattr(Slots, "take", take_and_close)
     monkeypatch.setattr(Slots, "atake", atake_and_close)
@@ -118,7 +118,7 @@ def test_an_engine_closed_error_of_create_is_gone_once_nobody_refers_to_it() -> 
     muna = Engine(discover=False, grace=0.05)
 
     def close() -> None:
-        assert waiting.reached.wait(PATIENCE)
+        assert waiting.reached.wait(TIMEOUT)
         muna.close()
         waiting.go.set()
 
@@ -131,7 +131,7 @@ def test_an_engine_closed_error_of_create_is_gone_once_nobody_refers_to_it() -> 
             created(muna, waiting.body, "sync")
         except EngineClosedError as error:
             reference = weakref.ref(error)
-        closer.join(PATIENCE)
+        closer.join(TIMEOUT)
         until(lambda: reference() is None, "the end of the error, without a collector")
     finally:
         gc.enable()

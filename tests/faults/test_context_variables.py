@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from engine import AsyncPredictionStream, Engine
+from tests._kit.waits import auntil, within
 from tests.faults.consumers import aconsume
-from tests.faults.waits import auntil, within
 
 colour: ContextVar[str] = ContextVar("colour", default="none")
 

@@ -14,9 +14,9 @@ import pytest
 from engine import Engine, Predictor, current_call
 from engine._predictors.body import Body
 from engine.runners.ending import Ending
+from tests._kit.waits import TIMEOUT, until
 from tests.faults.scripts import run_script, signalled
 from tests.faults.waiting_predictors import Waiting, created
-from tests.faults.waits import PATIENCE, until
 
 # 108: Ctrl-C.
 
@@ -284,7 +284,7 @@ def test_a_body_that_had_begun_when_ctrl_c_interrupted_its_start_keeps_its_slot_
         started = Started(muna, kind, monkeypatch)
 
         def when_begun(_body: Any) -> None:
-            assert waiting.reached.wait(PATIENCE)
+            assert waiting.reached.wait(TIMEOUT)
             interrupt()
 
         started.interrupt(when_begun)
@@ -338,7 +338,7 @@ def test_a_stream_whose_body_had_begun_when_ctrl_c_interrupted_its_start_is_clos
     async def coloured() -> str:
         reached.set()
         try:
-            await asyncio.sleep(PATIENCE)
+            await asyncio.sleep(TIMEOUT)
         finally:
             heard.append("to stop")
         return "given"
@@ -350,7 +350,7 @@ def test_a_stream_whose_body_had_begun_when_ctrl_c_interrupted_its_start_is_clos
         started = Started(muna, kind, monkeypatch)
 
         def when_begun(_body: Any) -> None:
-            assert reached.wait(PATIENCE)
+            assert reached.wait(TIMEOUT)
             interrupt()
 
         async def read() -> None:
@@ -384,7 +384,7 @@ def test_a_body_that_had_not_begun_when_ctrl_c_interrupted_its_start_never_runs(
         start, finish = Body.start, Ending.finish
 
         def start_late(body: Body) -> Any:
-            begin.wait(PATIENCE)
+            begin.wait(TIMEOUT)
             return start(body)
 
         def finish_and_tell(ending: Ending, end: Any) -> None:
@@ -398,7 +398,7 @@ def test_a_body_that_had_not_begun_when_ctrl_c_interrupted_its_start_never_runs(
             created(muna, predictor, consumer)
         assert slots.leases == ()
         begin.set()
-        assert ended.wait(PATIENCE)
+        assert ended.wait(TIMEOUT)
         started.interrupt(lambda _body: None)
         assert waiting.calls == []
         assert created(muna, predictor, consumer) == "given"

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from engine import PredictorError
-from tests.faults.conftest import Fault, Gate, aeventually, predictor_with
+from tests._kit.gates import Gate
+from tests._kit.waits import auntil
+from tests.faults.conftest import Fault, predictor_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,7 +214,7 @@ def test_an_exception_that_cannot_be_shown_is_logged_without_a_second_failure(
         reader = consumer.open(predictor_with(yielding.kind, fault), prefetch=0)
         await reader.pull()
         reader.stream.cancel()
-        await aeventually(lambda: kind.__name__ in caplog.text, "the log names the exception")
+        await auntil(lambda: kind.__name__ in caplog.text, "the log names the exception")
 
     yielding.run(scenario)
     assert fault.finalised == 1
@@ -507,7 +509,7 @@ def test_an_input_is_freed_with_the_exception_that_held_it_and_needs_no_collecto
         await fail_with(consumer, weighty)
         del weighty
         # An owner thread lets go a moment after its consumer; nothing else has to happen.
-        await aeventually(lambda: reference() is None, "the input was freed")
+        await auntil(lambda: reference() is None, "the input was freed")
 
     gc.collect()
     gc.disable()
@@ -623,7 +625,7 @@ def test_what_a_finally_raises_after_a_cancel_goes_to_the_log(yielding: Cell, ca
         reader = consumer.open(predictor_with(yielding.kind, fault), prefetch=0)
         await reader.pull()
         reader.stream.cancel()
-        await aeventually(lambda: "clean-up of a cancelled body" in caplog.text, "the log tells of the clean-up")
+        await auntil(lambda: "clean-up of a cancelled body" in caplog.text, "the log tells of the clean-up")
         assert await consumer.still_works()
 
     yielding.run(scenario)
@@ -641,7 +643,7 @@ def test_what_a_finally_raises_in_an_abandoned_stream_goes_to_the_log(
         reader = consumer.open(predictor_with(yielding.kind, fault), prefetch=0)
         await reader.pull()
         reader.drop()
-        await aeventually(lambda: "clean-up of an abandoned body" in caplog.text, "the log tells of the clean-up")
+        await auntil(lambda: "clean-up of an abandoned body" in caplog.text, "the log tells of the clean-up")
         assert await consumer.still_works()
 
     yielding.run(scenario)
@@ -664,7 +666,7 @@ def test_what_a_waiting_body_raises_when_it_is_cancelled_goes_to_the_log(
 
     async def scenario(consumer: Consumer) -> None:
         from engine import PredictionCancelledError
-        from tests.faults.conftest import Elsewhere
+        from tests._kit.waits import OtherThread
 
         reader = consumer.open(predictor_with(owned.kind, fault))
 
@@ -672,10 +674,10 @@ def test_what_a_waiting_body_raises_when_it_is_cancelled_goes_to_the_log(
             reached.wait()
             reader.stream.cancel()
 
-        with Elsewhere(cancel), pytest.raises(PredictionCancelledError):
+        with OtherThread(cancel), pytest.raises(PredictionCancelledError):
             await reader.pull()
         go.open()
-        await aeventually(lambda: "clean-up of a waiting body" in caplog.text, "the log tells of the clean-up")
+        await auntil(lambda: "clean-up of a waiting body" in caplog.text, "the log tells of the clean-up")
         assert await reader.has_ended("cancelled")
 
     owned.run(scenario)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import Engine
-from tests.faults.conftest import END, Elsewhere, Fault, Gate, aeventually, predictor_with
+from tests._kit.gates import Gate
+from tests._kit.waits import OtherThread, auntil
+from tests.faults.conftest import END, Fault, predictor_with
 from tests.faults.stopping import drained, waiting, when
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def test_extreme_numbers_that_mean_something_work(cell: Cell, grace: float, pref
         await drained(reader, 1)
         await reader.close()
         assert await reader.has_ended("closed")
-        await aeventually(lambda: fault.finalised == 2, "the body was finalised")
+        await auntil(lambda: fault.finalised == 2, "the body was finalised")
 
     cell.run(scenario, grace=grace)
 
@@ -86,7 +88,7 @@ def test_deadlines_and_durations_do_not_read_the_wall_clock(cell: Cell, monkeypa
         assert whole is not None
         assert 0 <= first <= whole < 60_000
         slow = consumer.open(predictor_with(cell.kind, fault), prefetch=0)
-        with Elsewhere(when(reached, go.open)):
+        with OtherThread(when(reached, go.open)):
             await slow.pull()
             await slow.close()
         assert fault.finalised == 1

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineClosedError, PluginError
+from tests._kit.waits import TIMEOUT, auntil, in_other_thread
 from tests.faults.waiting_predictors import plain
-from tests.faults.waits import PATIENCE, auntil, in_time
 
 # 107: set-up that fails, hangs or is slow.
 
@@ -133,7 +133,7 @@ def test_first_calls_from_many_threads_wait_for_one_setup(muna: Engine, is_async
         def setup(self) -> None:
             setups.append(1)
             reached.set()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
 
         def predict(self) -> str:
             return "fine"
@@ -154,10 +154,10 @@ def test_first_calls_from_many_threads_wait_for_one_setup(muna: Engine, is_async
     ]
     for thread in threads:
         thread.start()
-    assert reached.wait(PATIENCE)
+    assert reached.wait(TIMEOUT)
     go.set()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
     assert got == ["fine"] * 8
     assert setups == [1]
@@ -170,7 +170,7 @@ def test_a_setup_that_hangs_blocks_no_other_predictor_and_is_left_by_a_cancelled
     class Hangs:
         def setup(self) -> None:
             reached.set()
-            go.wait(PATIENCE)
+            go.wait(TIMEOUT)
 
         def predict(self) -> str:
             return "fine"
@@ -182,10 +182,10 @@ def test_a_setup_that_hangs_blocks_no_other_predictor_and_is_left_by_a_cancelled
         assert (await muna.predictions.acreate(plain)).value == "plain"
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await caller
         go.set()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await muna.predictions.acreate(Hangs)).value == "fine"
 
     with Engine(discover=False, grace=0.1) as muna:
@@ -199,7 +199,7 @@ def test_an_engine_closes_in_spite_of_a_setup_that_hangs() -> None:
     class Hangs:
         def setup(self) -> None:
             reached.set()
-            go.wait(PATIENCE)
+            go.wait(TIMEOUT)
 
         def predict(self) -> str:
             return "fine"
@@ -218,10 +218,10 @@ def test_an_engine_closes_in_spite_of_a_setup_that_hangs() -> None:
 
     caller = threading.Thread(target=call, daemon=True)
     caller.start()
-    assert reached.wait(PATIENCE)
-    in_time(muna.close)
-    caller.join(PATIENCE)
+    assert reached.wait(TIMEOUT)
+    in_other_thread(muna.close)
+    caller.join(TIMEOUT)
     assert ends == ["closed"]
     go.set()
     # What was set up in spite of the closed engine is let go as well.
-    assert torn_down.wait(PATIENCE)
+    assert torn_down.wait(TIMEOUT)

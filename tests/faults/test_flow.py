@@ -16,7 +16,7 @@ import pytest
 
 from engine import Engine, EngineBusyError, EngineError, PredictionCancelledError, Predictor
 from engine.runners import thread as thread_runner
-from tests.faults.waits import PATIENCE, until
+from tests._kit.waits import TIMEOUT, until
 
 STILL = 0.05  # seconds in which nothing more may happen
 
@@ -43,7 +43,7 @@ class Source:
     def sync(self) -> Iterator[int]:
         try:
             for number in range(self.length):
-                self.first_is_taken.wait(PATIENCE if number == 1 else 0.0)
+                self.first_is_taken.wait(TIMEOUT if number == 1 else 0.0)
                 self.produced = number + 1
                 yield number
         finally:
@@ -52,7 +52,7 @@ class Source:
     async def coloured(self) -> AsyncIterator[int]:
         try:
             for number in range(self.length):
-                self.first_is_taken.wait(PATIENCE if number == 1 else 0.0)
+                self.first_is_taken.wait(TIMEOUT if number == 1 else 0.0)
                 self.produced = number + 1
                 yield number
         finally:
@@ -133,7 +133,7 @@ def test_a_producer_that_waits_for_room_is_stopped_at_once(muna: Engine, kind: s
             next(stream)
     else:
         stream.close()
-    assert source.finished.wait(PATIENCE)
+    assert source.finished.wait(TIMEOUT)
     assert list(stream) == []
     assert source.produced == 4
 
@@ -367,7 +367,7 @@ class Lingering:
             yield 1
             yield 2
         finally:
-            self.go.wait(PATIENCE)
+            self.go.wait(TIMEOUT)
 
 
 def begun(muna: Engine, predictor: Any, **options: Any) -> Any:
@@ -520,8 +520,8 @@ def test_a_sync_iterator_of_an_async_body_that_no_thread_may_take_is_that_calls_
     consume: Callable[[], Any] = {
         "create": lambda: muna.predictions.create(predictor),
         "stream": lambda: list(muna.predictions.stream(predictor).values()),
-        "acreate": lambda: asyncio.run(asyncio.wait_for(acreates(), PATIENCE)),
-        "astream": lambda: asyncio.run(asyncio.wait_for(areads(), PATIENCE)),
+        "acreate": lambda: asyncio.run(asyncio.wait_for(acreates(), TIMEOUT)),
+        "astream": lambda: asyncio.run(asyncio.wait_for(areads(), TIMEOUT)),
     }[consumer]
     for _ in range(2):
         with pytest.raises(EngineError, match="0 predictor bodies run in threads"):

@@ -14,19 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from engine import EngineClosedError, NoPartialsError, Predictor, fold
+from tests._kit.gates import Gate
+from tests._kit.waits import OtherThread, auntil
 from tests.faults.awkward_values import DISGUISED, AsyncWrapped, Wrapped
-from tests.faults.conftest import (
-    END,
-    PARTIALS,
-    YIELDING,
-    Cell,
-    Elsewhere,
-    Fault,
-    Gate,
-    aeventually,
-    each_cell,
-    predictor_with,
-)
+from tests.faults.conftest import END, PARTIALS, YIELDING, Cell, Fault, each_cell, predictor_with
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -551,9 +542,9 @@ def test_create_over_an_endless_generator_is_ended_by_closing_the_engine(cell: C
             going.wait()
             consumer.engine.close()
 
-        with Elsewhere(close), pytest.raises(EngineClosedError):
+        with OtherThread(close), pytest.raises(EngineClosedError):
             await consumer.create(yields if cell.kind == "gen" else async_yields)
-        await aeventually(lambda: finalised == [1], "the body was finalised")
+        await auntil(lambda: finalised == [1], "the body was finalised")
 
     cell.run(scenario)
 

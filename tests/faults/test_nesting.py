@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from engine import Engine, NestingError, Predictor, current_call
-from engine._policies.opening import DEEPEST
-from tests.faults.waits import in_time, within_this_task
+from engine._policies.executor import DEEPEST
+from tests._kit.waits import in_other_thread, within
 
 # 97: a predictor that asks for what it holds.
 
@@ -28,7 +28,7 @@ def test_a_sync_predictor_that_waits_for_its_own_slot_gets_a_nesting_error(
 
     muna.predictors.register(Predictor("@tests/again", again, concurrency=1))
     with pytest.raises(NestingError, match="@tests/again") as caught:
-        in_time(lambda: muna.predictions.create("@tests/again", runner=runner))
+        in_other_thread(lambda: muna.predictions.create("@tests/again", runner=runner))
     assert "@tests/again" in caught.value.holder
 
 
@@ -47,11 +47,11 @@ def test_an_async_predictor_that_waits_for_its_own_slot_gets_a_nesting_error(
 
     async def main() -> None:
         with pytest.raises(NestingError, match="@tests/again"):
-            await within_this_task(muna.predictions.acreate("@tests/again", runner=runner))
+            await within(muna.predictions.acreate("@tests/again", runner=runner))
 
     asyncio.run(main())
     with pytest.raises(NestingError, match="@tests/again"):
-        in_time(lambda: muna.predictions.create("@tests/again"))
+        in_other_thread(lambda: muna.predictions.create("@tests/again"))
 
 
 @pytest.mark.fault(97)
@@ -72,10 +72,10 @@ def test_a_ring_of_predictors_with_one_slot_each_gets_a_nesting_error(
     for number in range(depth):
         muna.predictors.register(Predictor(f"@tests/link{number}", link(number), concurrency=1))
     with pytest.raises(NestingError, match="@tests/link0"):
-        in_time(lambda: muna.predictions.create("@tests/link0", runner=runner))
+        in_other_thread(lambda: muna.predictions.create("@tests/link0", runner=runner))
     assert starts == list(range(depth))
     with pytest.raises(NestingError, match="@tests/link0"):  # and every slot was given back
-        in_time(lambda: muna.predictions.create("@tests/link0", runner=runner))
+        in_other_thread(lambda: muna.predictions.create("@tests/link0", runner=runner))
 
 
 @pytest.mark.fault(97)
@@ -95,7 +95,7 @@ def test_predictors_with_one_slot_each_may_call_each_other_in_a_row(
 
     for number in range(depth + 1):
         muna.predictors.register(Predictor(f"@tests/link{number}", link(number), concurrency=1))
-    assert in_time(lambda: muna.predictions.create("@tests/link0", runner=outer)).value == "the end"
+    assert in_other_thread(lambda: muna.predictions.create("@tests/link0", runner=outer)).value == "the end"
 
 
 @pytest.mark.fault(97)
@@ -117,7 +117,7 @@ def test_a_slot_held_by_an_open_stream_of_the_same_thread_is_refused_naming_that
             assert stream.id in caught.value.holder
         assert muna.predictions.create("@tests/counts", runner=runner).value == 9
 
-    in_time(one_in_another)
+    in_other_thread(one_in_another)
 
 
 @pytest.mark.fault(97)
@@ -139,12 +139,12 @@ def test_a_slot_held_by_an_open_stream_of_the_same_task_is_refused_and_of_anothe
         async with muna.predictions.astream("@tests/counts", runner=runner) as stream:
             await anext(stream)
             with pytest.raises(NestingError, match=stream.id):
-                await within_this_task(muna.predictions.acreate("@tests/counts", runner=runner))
+                await within(muna.predictions.acreate("@tests/counts", runner=runner))
             other = asyncio.create_task(muna.predictions.acreate("@tests/counts", runner=runner))
             for _ in range(20):
                 await asyncio.sleep(0)
             assert not other.done()
-        assert (await within_this_task(other)).value == 9
+        assert (await within(other)).value == 9
 
     asyncio.run(main())
 
@@ -185,7 +185,7 @@ def test_a_stream_that_its_task_left_is_waited_for_by_the_next_call_of_that_task
             muna.predictions.create("@tests/counts")
         assert (await muna.predictions.acreate("@tests/counts", runner=runner)).value == 9
 
-    in_time(lambda: asyncio.run(main()))
+    in_other_thread(lambda: asyncio.run(main()))
 
 
 @pytest.mark.fault(97)
@@ -197,7 +197,7 @@ def test_a_sync_call_of_an_async_predictor_on_the_engines_own_loop_is_refused(mu
         return muna.predictions.create(inner).value
 
     with pytest.raises(NestingError, match="await acreate"):
-        in_time(lambda: muna.predictions.create(outer))
+        in_other_thread(lambda: muna.predictions.create(outer))
 
 
 @pytest.mark.fault(97)
@@ -212,7 +212,7 @@ def test_a_sync_call_of_an_async_predictor_from_a_sync_one_the_engines_loop_wait
         return muna.predictions.create(middle, runner="thread").value  # blocks the engine's loop until it is done
 
     with pytest.raises(NestingError, match="await acreate"):
-        in_time(lambda: muna.predictions.create(outer))
+        in_other_thread(lambda: muna.predictions.create(outer))
 
 
 @pytest.mark.fault(97)
@@ -226,7 +226,7 @@ def test_a_sync_predictor_awaited_by_an_async_one_may_call_async_ones(muna: Engi
     async def outer() -> Any:
         return (await muna.predictions.acreate(middle)).value
 
-    assert in_time(lambda: muna.predictions.create(outer)).value == "innermost"
+    assert in_other_thread(lambda: muna.predictions.create(outer)).value == "innermost"
 
 
 @pytest.mark.fault(97)
@@ -239,9 +239,9 @@ def test_a_class_whose_setup_calls_itself_gets_a_nesting_error(muna: Engine) -> 
             return "never"
 
     with pytest.raises(NestingError, match="Selfish"):
-        in_time(lambda: muna.predictions.create(Selfish))
+        in_other_thread(lambda: muna.predictions.create(Selfish))
     with pytest.raises(NestingError, match="Selfish"):
-        in_time(lambda: muna.load(Selfish))
+        in_other_thread(lambda: muna.load(Selfish))
 
 
 @pytest.mark.fault(97)
@@ -254,15 +254,15 @@ def test_a_class_whose_async_setup_calls_itself_gets_a_nesting_error(muna: Engin
             return "never"
 
     with pytest.raises(NestingError, match="Selfish"):
-        in_time(lambda: muna.predictions.create(Selfish))
+        in_other_thread(lambda: muna.predictions.create(Selfish))
     with pytest.raises(NestingError, match="Selfish"):
-        in_time(lambda: muna.load(Selfish))
+        in_other_thread(lambda: muna.load(Selfish))
 
     async def main() -> None:
         with pytest.raises(NestingError, match="Selfish"):
-            await within_this_task(muna.predictions.acreate(Selfish))
+            await within(muna.predictions.acreate(Selfish))
         with pytest.raises(NestingError, match="Selfish"):
-            await within_this_task(muna.aload(Selfish))
+            await within(muna.aload(Selfish))
 
     asyncio.run(main())
 
@@ -284,7 +284,7 @@ def test_two_classes_whose_setups_call_each_other_get_a_nesting_error(muna: Engi
             return "never"
 
     with pytest.raises(NestingError, match="One"):
-        in_time(lambda: muna.predictions.create(One))
+        in_other_thread(lambda: muna.predictions.create(One))
 
 
 @pytest.mark.fault(97)
@@ -305,7 +305,7 @@ def test_a_class_may_call_other_predictors_in_setup_and_predict(muna: Engine, ru
             yield self.word
             yield muna.predictions.create(Inner, runner=runner).value
 
-    values = in_time(lambda: list(muna.predictions.stream(Outer, runner=runner).values()))
+    values = in_other_thread(lambda: list(muna.predictions.stream(Outer, runner=runner).values()))
     assert values == ["inner", "inner"]
 
 
@@ -328,7 +328,7 @@ def test_a_sync_predictor_that_calls_itself_for_ever_is_refused_at_a_stated_dept
 
     muna.predictors.register("@tests/for-ever", for_ever)
     with pytest.raises(NestingError, match=f"{DEEPEST + 1} deep .*@tests/for-ever in @tests/for-ever"):
-        in_time(lambda: muna.predictions.create("@tests/for-ever", runner=runner))
+        in_other_thread(lambda: muna.predictions.create("@tests/for-ever", runner=runner))
     assert depths == list(range(DEEPEST + 1))
     assert muna.predictions.create(lambda: "fine", runner=runner).value == "fine"
 
@@ -349,14 +349,14 @@ def test_an_async_predictor_that_calls_itself_for_ever_is_refused_at_a_stated_de
 
     async def main() -> None:
         with pytest.raises(NestingError, match=f"{DEEPEST + 1} deep .*@tests/for-ever in @tests/for-ever"):
-            await within_this_task(muna.predictions.acreate("@tests/for-ever", runner=runner))
+            await within(muna.predictions.acreate("@tests/for-ever", runner=runner))
 
     muna.predictors.register("@tests/for-ever", for_ever)
     asyncio.run(main())
     assert depths == list(range(DEEPEST + 1))
     depths.clear()
     with pytest.raises(NestingError, match="deep"):
-        in_time(lambda: muna.predictions.create("@tests/for-ever"))
+        in_other_thread(lambda: muna.predictions.create("@tests/for-ever"))
     assert depths == list(range(DEEPEST + 1))
 
 
@@ -366,7 +366,7 @@ def test_predictors_that_stay_within_the_stated_depth_work(muna: Engine, runner:
     def counts_down(number: int) -> Any:
         return muna.predictions.create(counts_down, {"number": number - 1}, runner=runner).value if number else "down"
 
-    created = in_time(lambda: muna.predictions.create(counts_down, {"number": DEEPEST}, runner=runner))
+    created = in_other_thread(lambda: muna.predictions.create(counts_down, {"number": DEEPEST}, runner=runner))
     assert created.value == "down"
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from engine import Engine, PredictionStream
+from tests._kit.waits import TIMEOUT, until
 from tests.faults.scripts import LIVE, run_script
 from tests.faults.waiting_predictors import Gate, coloured, plain
-from tests.faults.waits import PATIENCE, until
 
 # 104 and 105: the interpreter exits.
 
@@ -214,7 +214,7 @@ def test_a_dropped_engines_live_streams_are_finalised(kind: str, runner: str | N
         warnings.simplefilter("ignore", ResourceWarning)
         use()
         gc.collect()
-    assert gate.finished.wait(PATIENCE)
+    assert gate.finished.wait(TIMEOUT)
 
 
 @pytest.mark.fault(106)

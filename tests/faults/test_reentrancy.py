@@ -13,7 +13,7 @@ import cloudpickle
 import pytest
 
 from engine import Engine, EngineClosedError, EngineError, NestingError, Prediction, Predictor, fold
-from tests.faults.waits import in_time, until, within_this_task
+from tests._kit.waits import in_other_thread, until, within
 
 # 99: an engine, or a stream of it, that would travel.
 
@@ -70,7 +70,7 @@ def test_a_finally_may_call_the_engine_and_close_its_own_stream(muna: Engine, ru
         state: str = streams[0].outcome.state
         return state
 
-    assert in_time(consume) == "closed"
+    assert in_other_thread(consume) == "closed"
     assert made == ["made"]
     streams.clear()
 
@@ -96,7 +96,7 @@ def test_an_async_finally_may_call_the_engine_and_close_its_own_stream(muna: Eng
     async def main() -> None:
         streams.append(muna.predictions.astream(body, runner=runner))
         await anext(streams[0])
-        await within_this_task(streams[0].aclose())
+        await within(streams[0].aclose())
         assert streams[0].outcome.state == "closed"
 
     asyncio.run(main())
@@ -129,7 +129,7 @@ def test_a_del_may_call_the_engine_and_close_streams(muna: Engine, runner: str |
         state: str = streams[0].outcome.state
         return state
 
-    assert in_time(consume) == "closed"
+    assert in_other_thread(consume) == "closed"
     until(lambda: "made" in made, "a finaliser")
     streams.clear()
     gc.collect()
@@ -158,7 +158,7 @@ def test_a_done_callback_may_call_the_engine_and_cancel_streams(muna: Engine, ru
         future.set_result(None)
         pull = asyncio.create_task(anext(stream, None))
         with pytest.raises(EngineError, match="cancelled"):
-            await within_this_task(pull)
+            await within(pull)
         assert made == ["made"]
 
     asyncio.run(main())
@@ -180,7 +180,7 @@ def test_a_consumer_may_call_the_same_predictor_and_close_inside_its_loop(muna: 
                 stream.close()
         return got
 
-    assert in_time(consume) == [0, 4, 1, 4, 2, 4]
+    assert in_other_thread(consume) == [0, 4, 1, 4, 2, 4]
 
 
 @pytest.mark.fault(100)
@@ -192,7 +192,7 @@ def test_a_predictor_may_register_and_unregister_predictors(muna: Engine, runner
         muna.predictors.unregister("@tests/made")
         return value
 
-    assert in_time(lambda: muna.predictions.create(registers, runner=runner)).value == "made"
+    assert in_other_thread(lambda: muna.predictions.create(registers, runner=runner)).value == "made"
 
 
 # 101: no code of the user's runs while the engine holds a lock.
@@ -363,11 +363,11 @@ def test_while_a_plugin_is_asked_for_its_predictors_other_threads_register_and_c
     class Plugin:
         @hookimpl
         def engine_predictors(self) -> Iterator[Predictor]:
-            in_time(elsewhere)
+            in_other_thread(elsewhere)
             yield Predictor("@tests/plugged", lambda: "plugged")
 
     with Engine(discover=False, plugins=[Plugin()]) as muna:
-        assert in_time(lambda: muna.predictions.create("@tests/plugged")).value == "plugged"
+        assert in_other_thread(lambda: muna.predictions.create("@tests/plugged")).value == "plugged"
         assert list(muna.predictors) == ["@tests/plugged", "@tests/registered"]
     assert done == ["called"]
 
@@ -398,7 +398,7 @@ def test_a_teardown_that_closes_its_engine_again_is_refused_and_the_engine_is_cl
     muna = Engine(discover=False)
     muna.predictions.create(AsyncCloses if is_async else Closes)
     with pytest.raises(NestingError, match="close it from outside"):
-        in_time(muna.close)
+        in_other_thread(muna.close)
     assert steps == ["teardown"]
     with pytest.raises(EngineClosedError):
         muna.predictions.create(len, {"obj": ""})
@@ -417,4 +417,4 @@ def test_a_teardown_that_lets_another_thread_close_does_not_deadlock() -> None:
 
     muna = Engine(discover=False)
     muna.predictions.create(WaitsForACloser)
-    in_time(muna.close)
+    in_other_thread(muna.close)

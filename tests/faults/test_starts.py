@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError
-from tests.faults.conftest import LIMIT, Elsewhere
+from tests._kit.waits import TIMEOUT, OtherThread
 from tests.faults.worker_bodies import number_of_worker
 
 REFUSAL: Final = "can't start new thread"
@@ -70,7 +70,7 @@ def stream(predictor: Any, runner: str | None = None) -> Callable[[Engine], Any]
 
 
 def in_asyncio(scenario: Callable[[Engine], Coroutine[Any, Any, Any]]) -> Callable[[Engine], Any]:
-    return lambda muna: asyncio.run(asyncio.wait_for(scenario(muna), LIMIT))
+    return lambda muna: asyncio.run(asyncio.wait_for(scenario(muna), TIMEOUT))
 
 
 def acreate(predictor: Any, runner: str | None = None) -> Callable[[Engine], Any]:
@@ -156,10 +156,10 @@ def test_where_a_thread_cannot_be_started_the_call_fails_the_next_works_and_the_
                 else:
                     assert not starts.is_reached
 
-            with Elsewhere(fails):
+            with OtherThread(fails):
                 pass
             monkeypatch.undo()
-            with Elsewhere(lambda muna=muna: scenario(muna)):  # type: ignore[misc]
+            with OtherThread(lambda muna=muna: scenario(muna)):  # type: ignore[misc]
                 pass
         if not starts.is_reached:
             assert number  # at least one was
@@ -193,7 +193,7 @@ def test_where_ctrl_c_interrupts_the_start_of_a_thread_the_next_call_works_and_t
             if not has_begun:  # the system has it run a moment later
                 for thread in interrupted:
                     start(thread)
-            with Elsewhere(lambda muna=muna: scenario(muna)):  # type: ignore[misc]
+            with OtherThread(lambda muna=muna: scenario(muna)):  # type: ignore[misc]
                 pass
         if not starts.is_reached:
             assert number

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from engine import Engine
+from tests._kit.waits import TIMEOUT, auntil, within
 from tests.faults.consumers import waiting_async_body
-from tests.faults.waits import PATIENCE, auntil, within
 
 # 73: async generators left open.
 
@@ -116,7 +116,7 @@ def test_closing_while_another_task_pulls_a_thread_ends_that_pull(muna: Engine) 
         try:
             yield "first"
             reached.set()
-            assert go.wait(PATIENCE)
+            assert go.wait(TIMEOUT)
             yield "late"
         finally:
             finished.set()

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine import Predictor, current_call
-from tests.faults.conftest import PARTIALS, Elsewhere, Fault, Gate, aeventually, each_cell, eventually, predictor_with
+from tests._kit.gates import Gate
+from tests._kit.waits import OtherThread, auntil, until
+from tests.faults.conftest import PARTIALS, Fault, each_cell, predictor_with
 from tests.faults.stopping import GRACE, drained, is_cancelled, waiting, when
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def test_a_stuck_body_is_left_at_once_counted_and_keeps_its_slot_until_it_ends(
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor, prefetch=0)
         await drained(reader, place == "middle")
-        with Elsewhere(when(reached, reader.stream.cancel)):
+        with OtherThread(when(reached, reader.stream.cancel)):
             assert await is_cancelled(reader)
         assert fault.finalised == 0
         assert abandoned_threads(consumer) == 1
@@ -72,13 +74,13 @@ def test_a_stuck_body_is_left_at_once_counted_and_keeps_its_slot_until_it_ends(
         assert slots is not None
 
         def release() -> None:
-            eventually(lambda: slots._queue, "the next call waits for the slot")
+            until(lambda: slots._queue, "the next call waits for the slot")
             assert (fault.started, fault.finalised) == (1, 0)
             go.open()
 
-        with Elsewhere(release):
+        with OtherThread(release):
             assert (await consumer.create(predictor)).value == PARTIALS[-1]
-        await aeventually(lambda: abandoned_threads(consumer) == 0, "the thread is no longer counted")
+        await auntil(lambda: abandoned_threads(consumer) == 0, "the thread is no longer counted")
         assert (fault.started, fault.finalised) == (2, 2)
 
     threaded.run(scenario)
@@ -98,14 +100,14 @@ def test_closing_a_stuck_stream_returns_after_the_grace_and_says_so(
             reached.wait()
             await reader.close()
         else:
-            with Elsewhere(when(reached, reader.stream.cancel)):
+            with OtherThread(when(reached, reader.stream.cancel)):
                 assert await is_cancelled(reader)
             await reader.close()
         assert not go.is_open
         assert fault.finalised == 0
         assert abandoned_threads(consumer) == 1
         go.open()
-        await aeventually(lambda: fault.finalised == 1, "the body ended")
+        await auntil(lambda: fault.finalised == 1, "the body ended")
 
     threaded.run(scenario, grace=GRACE)
     assert ("did not stop within" in caplog.text) == threaded.is_yielding
@@ -118,13 +120,13 @@ def test_closing_the_engine_does_not_wait_for_a_stuck_thread(threaded: Cell) -> 
 
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(threaded.kind, fault))
-        with Elsewhere(when(reached, reader.stream.cancel)):
+        with OtherThread(when(reached, reader.stream.cancel)):
             assert await is_cancelled(reader)
         await consumer.close()
         assert not go.is_open  # it is still stuck, and the engine is closed
         assert fault.finalised == 0
         go.open()
-        await aeventually(lambda: fault.finalised == 1, "the body ended")
+        await auntil(lambda: fault.finalised == 1, "the body ended")
 
     threaded.run(scenario, grace=GRACE)
 
@@ -139,14 +141,14 @@ def test_a_body_in_lockstep_sees_the_request_and_may_stop_itself(cell: Cell) -> 
         call = current_call()
         assert call is not None
         reached.open()
-        eventually(lambda: call.stopping, "the call is asked to stop")
+        until(lambda: call.stopping, "the call is asked to stop")
         seen.append(call.stopping)
 
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, Fault(looks)))
-        with Elsewhere(when(reached, reader.stream.cancel)):
+        with OtherThread(when(reached, reader.stream.cancel)):
             assert await is_cancelled(reader)
-        await aeventually(lambda: seen == [True], "the body saw the request")
+        await auntil(lambda: seen == [True], "the body saw the request")
         assert await consumer.still_works()
 
     cell.run(scenario)
@@ -162,7 +164,7 @@ def test_an_async_body_that_swallows_its_cancellation_is_given_up(cell: Cell, ca
         while not go.is_open:
             try:
                 reached.open()
-                await go.attend()
+                await go.await_()
             except asyncio.CancelledError:
                 continue
 
@@ -170,12 +172,12 @@ def test_an_async_body_that_swallows_its_cancellation_is_given_up(cell: Cell, ca
 
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, fault))
-        with Elsewhere(when(reached, reader.stream.cancel)):
+        with OtherThread(when(reached, reader.stream.cancel)):
             assert await is_cancelled(reader)
         assert await consumer.still_works()
         go.open()
         reader.drop()  # in lock-step nobody steps a body that was given up: it ends when it is let go of
-        await aeventually(lambda: fault.finalised == 1, "the body was finalised")
+        await auntil(lambda: fault.finalised == 1, "the body was finalised")
 
     cell.run(scenario, grace=GRACE)
 
@@ -233,7 +235,7 @@ def test_a_body_that_yields_instead_of_ending_is_logged_when_it_was_cancelled(
         await drained(reader, 1)
         reader.stream.cancel()
         assert await is_cancelled(reader)
-        await aeventually(lambda: "ignored GeneratorExit" in caplog.text, "the log tells of the body")
+        await auntil(lambda: "ignored GeneratorExit" in caplog.text, "the log tells of the body")
         assert await consumer.still_works()
 
     yielding.run(scenario)
@@ -250,7 +252,7 @@ def test_close_waits_for_a_slow_finally(yielding: Cell) -> None:
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(yielding.kind, fault), prefetch=0)
         await drained(reader, 1)
-        with Elsewhere(when(reached, go.open)):
+        with OtherThread(when(reached, go.open)):
             await reader.close()
         assert go.is_open
         assert fault.finalised == 1

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from engine import AsyncPredictionStream, Engine, EngineError, PredictorError
+from tests._kit.waits import TIMEOUT, within
 from tests.faults.consumers import aconsume, areturns, consume
-from tests.faults.waits import PATIENCE, within
 
 
 def no_running_loop() -> bool:
@@ -33,11 +33,11 @@ def test_a_sync_predictor_never_blocks_the_loop_that_waits_for_it(muna: Engine, 
     go = threading.Event()
 
     def returns() -> str:
-        assert go.wait(PATIENCE), "the loop was blocked"
+        assert go.wait(TIMEOUT), "the loop was blocked"
         return "done"
 
     def yields() -> Iterator[str]:
-        assert go.wait(PATIENCE), "the loop was blocked"
+        assert go.wait(TIMEOUT), "the loop was blocked"
         yield "done"
 
     async def heart() -> None:

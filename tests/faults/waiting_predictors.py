@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from engine import Engine
-from tests.faults.waits import PATIENCE, auntil
+from tests._kit.waits import TIMEOUT, auntil
 
 
 class Gate:
@@ -24,7 +24,7 @@ class Gate:
         try:
             yield "first"
             self.reached.set()
-            self.go.wait(PATIENCE)
+            self.go.wait(TIMEOUT)
             yield "second"
         finally:
             self.finished.set()
@@ -67,7 +67,7 @@ class Waiting:
     def body(self) -> str:
         self.calls.append("body")
         self.reached.set()
-        self.go.wait(PATIENCE)
+        self.go.wait(TIMEOUT)
         return "given"
 
     async def coloured(self) -> str:

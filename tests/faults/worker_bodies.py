@@ -15,79 +15,20 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from engine import current_call
+from tests._kit.gates import BODY_TIMEOUT, FileGate, Journal
+from tests._kit.waits import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 KINDS: Final = ("def", "gen", "async", "agen")
 PARTIALS: Final = ("first", "second")
-LIMIT: Final = 30.0  # seconds a body waits for its test; only a test that fails waits as long
 AGES: Final = 60.0  # seconds that only a signal cuts short
-
-
-@attrs.frozen
-class FileGate:
-    """Where a body waits for its test, or the other way round: it is open once its file is there.
-
-    Attributes:
-        path: the file; the folder it lies in exists.
-    """
-
-    path: Path
-
-    def open(self) -> None:
-        """Put the file there, with this process's number, at one stroke."""
-        unfinished = self.path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        unfinished.write_text(str(os.getpid()))
-        unfinished.rename(self.path)
-
-    @property
-    def is_open(self) -> bool:
-        return self.path.exists()
-
-    @property
-    def opener(self) -> int:
-        """The number of the process that opened it."""
-        return int(self.path.read_text())
-
-    def wait(self) -> None:
-        """Wait in a body; in a test too, where nothing else has to go on."""
-        deadline = time.monotonic() + LIMIT
-        while not self.is_open:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the gate {self.path.name} was never opened")
-            time.sleep(0.001)
-
-    async def await_(self) -> None:
-        """Wait in an async body."""
-        import asyncio  # the others need none
-
-        deadline = time.monotonic() + LIMIT
-        while not self.is_open:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the gate {self.path.name} was never opened")
-            await asyncio.sleep(0.001)
-
-
-@attrs.frozen
-class Journal:
-    """What happened in workers, in order: one word a line."""
-
-    path: Path
-
-    def note(self, word: str) -> None:
-        with self.path.open("a") as file:
-            file.write(f"{word}\n")
-
-    @property
-    def words(self) -> list[str]:
-        return self.path.read_text().split() if self.path.exists() else []
 
 
 def _nothing() -> None:
@@ -294,11 +235,7 @@ def looks() -> None:
     """A body without a yield that looks whether it is asked to stop."""
     call = current_call()
     assert call is not None
-    deadline = time.monotonic() + LIMIT
-    while not call.stopping:
-        if time.monotonic() > deadline:
-            raise TimeoutError("nobody asked this call to stop")
-        time.sleep(0.001)
+    until(lambda: call.stopping, "this call is asked to stop", BODY_TIMEOUT)
 
 
 async def rests() -> None:

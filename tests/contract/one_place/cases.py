@@ -28,10 +28,12 @@ from engine.runners.base import Execution
 from engine.runners.ending import Ending
 from engine.runners.process.pool import Pool
 from engine.runners.slots import Slots
-from tests.faults.conftest import END, LIMIT, Cell, Consumer, Elsewhere, aeventually, eventually
-from tests.faults.worker_bodies import FileGate, Journal, Trouble, predictor_with
+from tests._kit.gates import FileGate, Journal
+from tests._kit.waits import TIMEOUT, OtherThread, auntil, begun, until
+from tests.faults.conftest import END, Cell, Consumer
+from tests.faults.worker_bodies import Trouble, predictor_with
 
-GRACE: Final = 1.5 * LIMIT  # seconds: what comes to its end within a wait of these tests has done so before the grace
+GRACE: Final = 1.5 * TIMEOUT  # seconds: what comes to its end within a wait of these tests has done so before the grace
 FINALISED: Final = ["start", "finally"]
 
 
@@ -373,7 +375,7 @@ class Case:
 
     async def check_finalised(self) -> None:
         """Whether the body began once, and runs its `finally` once, within the grace."""
-        await aeventually(lambda: self.journal.words == FINALISED, "the body is finalised")
+        await auntil(lambda: self.journal.words == FINALISED, "the body is finalised")
 
 
 _numbers: Final = itertools.count()
@@ -414,7 +416,7 @@ def taken(slots: Slots, *, is_inside: bool = False) -> Iterator[None]:
     """Have a call of another thread's hold the only slot of a predictor; with `is_inside` what follows is its part."""
     call = Call("@me/holder", "thread", None)
     body = Body(call, int, (), {}, False, copy_context())
-    with Elsewhere(lambda: slots.take(body)):
+    with OtherThread(lambda: slots.take(body)):
         pass
     token = current.set(call if is_inside else None)
     try:
@@ -456,12 +458,11 @@ class Clock:
     ring: Callable[[Execution], object]
     is_on_loop: bool = False
     has_rung: bool = False
-    _threads: list[Elsewhere] = attrs.field(factory=list)
+    _threads: list[OtherThread] = attrs.field(factory=list)
 
     def wind_up(self, execution: Execution) -> None:
         loop = asyncio.get_running_loop() if self.is_on_loop else None
-        self._threads.append(Elsewhere(partial(self._run, weakref.ref(execution), execution.ending, loop)))
-        self._threads[0].__enter__()
+        self._threads.append(begun(partial(self._run, weakref.ref(execution), execution.ending, loop)))
 
     def _run(self, reference: Any, ending: Any, loop: asyncio.AbstractEventLoop | None) -> None:
         self.moment(ending)
@@ -469,7 +470,7 @@ class Clock:
             self._ring(reference)
         else:
             loop.call_soon_threadsafe(self._ring, reference)
-            eventually(lambda: self.has_rung, "the loop rings")
+            until(lambda: self.has_rung, "the loop rings")
 
     def _ring(self, reference: Any) -> None:
         self.ring(reference())
@@ -479,7 +480,7 @@ class Clock:
         self._ring(lambda: execution)
 
     def wait(self) -> None:
-        eventually(lambda: self.has_rung, "the clock rings")
+        until(lambda: self.has_rung, "the clock rings")
 
     def join(self) -> None:
         for thread in self._threads:
@@ -491,13 +492,13 @@ def moment_of(case: Case, moment: str) -> Callable[[Any], object]:
 
     def comes(ending: Any) -> None:
         if moment == "slot":
-            eventually(lambda: case.slots.waiting, "the call waits for a slot")
+            until(lambda: case.slots.waiting, "the call waits for a slot")
         elif moment == "worker":
-            eventually(lambda: pool_of(case.muna).waiting, "the call waits for a worker")
+            until(lambda: pool_of(case.muna).waiting, "the call waits for a worker")
         else:
             case.at.wait()
         if moment in {"before", "middle"}:
-            eventually(lambda: ending.count >= has_first and is_waited_for(ending), "the consumer waits")
+            until(lambda: ending.count >= has_first and is_waited_for(ending), "the consumer waits")
 
     return comes
 

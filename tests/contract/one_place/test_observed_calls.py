@@ -18,6 +18,7 @@ from engine._records import Outcome
 from engine.runners import base
 from engine.runners.base import Execution
 from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
+from tests._kit.waits import TIMEOUT, OtherThread, auntil
 from tests.contract.one_place.cases import (
     ASYNC,
     FINALISED,
@@ -34,7 +35,7 @@ from tests.contract.one_place.cases import (
     read_all,
     taken,
 )
-from tests.faults.conftest import END, LIMIT, Elsewhere, aeventually
+from tests.faults.conftest import END
 
 # An observer hears of each call.
 
@@ -127,8 +128,8 @@ async def loses_its_task(case: Case, reading: Any, moment: str) -> None:
             raise
 
     task = asyncio.ensure_future(reads())
-    await aeventually(lambda: case.slots.waiting if moment == "slot" else case.at.is_open, "it waits")
-    await aeventually(lambda: count or moment != "middle" or case.place.is_create, "it has its first partial")
+    await auntil(lambda: case.slots.waiting if moment == "slot" else case.at.is_open, "it waits")
+    await auntil(lambda: count or moment != "middle" or case.place.is_create, "it has its first partial")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -295,7 +296,7 @@ def test_a_stream_that_is_ended_as_its_first_pull_comes_never_begins(
 
         def now() -> float:
             monkeypatch.undo()
-            with Elsewhere(stops):
+            with OtherThread(stops):
                 return 0.0
 
         monkeypatch.setattr(base, "perf_counter", now)
@@ -320,12 +321,12 @@ def test_a_stream_that_is_stopped_as_its_loop_ends_was_not_abandoned(tmp_path: P
     class Handle(Witness):
         def finished(self, execution: Execution, outcome: Outcome) -> None:
             super().finished(execution, outcome)
-            assert has_ended.wait(LIMIT)
+            assert has_ended.wait(TIMEOUT)
 
     async def whole(case: Case, reading: Any) -> None:
         assert await reading.pull() is not END
-        stopping.__enter__()
-        await aeventually(lambda: case.witness.told[1:], "it is stopped")
+        stopping.start()
+        await auntil(lambda: case.witness.told[1:], "it is stopped")
 
     with new_engine() as muna:
         witness = Handle()
@@ -335,7 +336,7 @@ def test_a_stream_that_is_stopped_as_its_loop_ends_was_not_abandoned(tmp_path: P
             for each in muna._open_calls.executions():
                 each.cancel()
 
-        stopping = Elsewhere(stop_all)
+        stopping = OtherThread(stop_all)
         case = Case(muna, witness, Place("avalues", None), ASYNC, tmp_path / "case")
         case.have()
         case.run(whole)
@@ -366,7 +367,7 @@ async def is_cancelled_while_it_is_described(case: Case, reading: Any) -> None:
         reading.stream.cancel()
         case.go.open()
 
-    with Elsewhere(cancels), pytest.raises(PredictionCancelledError):
+    with OtherThread(cancels), pytest.raises(PredictionCancelledError):
         await reading.pull()
     assert await reading.has_ended("cancelled")
     case.check_not_told()

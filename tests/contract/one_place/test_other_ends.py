@@ -14,6 +14,7 @@ from engine import Engine, EngineClosedError, NestingError, PayloadError, Worker
 from engine._predictors.body import Body
 from engine.runners import Channel
 from engine.runners.base import Execution
+from tests._kit.waits import OtherThread, auntil, until
 from tests.contract.one_place.cases import (
     ASYNC,
     GEN,
@@ -32,7 +33,7 @@ from tests.contract.one_place.cases import (
     read_all,
     taken,
 )
-from tests.faults.conftest import END, Elsewhere, aeventually, eventually
+from tests.faults.conftest import END
 from tests.faults.worker_bodies import is_killed
 
 # What else ends a call, or keeps it from beginning.
@@ -42,8 +43,8 @@ async def loses_its_engine(case: Case, reading: Any, moment: str) -> None:
     with contextlib.ExitStack() as stack:
         if moment == "held":
             assert await reading.pull() is not END
-            stack.enter_context(Elsewhere(case.muna.close))
-            await aeventually(lambda: case.witness.told[1:], "the engine closes")
+            stack.enter_context(OtherThread(case.muna.close))
+            await auntil(lambda: case.witness.told[1:], "the engine closes")
         with pytest.raises(EngineClosedError) as caught:
             await reading.pull()
         assert await reading.has_ended("closed")
@@ -53,8 +54,8 @@ async def loses_its_engine(case: Case, reading: Any, moment: str) -> None:
 
 def close_in_the_middle(case: Case, execution: Execution) -> None:
     """Close the engine from another thread, and let the body on once its call has heard of that."""
-    with Elsewhere(case.muna.close):
-        eventually(lambda: execution.call.stopping, "the engine closes")
+    with OtherThread(case.muna.close):
+        until(lambda: execution.call.stopping, "the engine closes")
         case.let_on()
 
 

@@ -12,8 +12,8 @@ import pytest
 from engine import Call, PredictionCancelledError
 from engine._predictors.body import Body
 from engine.runners.base import Execution
-from engine.runners.process.pool import Pool
-from engine.runners.process.queue import Need
+from engine.runners.process.pool import Need, Pool
+from tests._kit.waits import OtherThread, auntil
 from tests.contract.one_place.cases import (
     ASYNC,
     DEF,
@@ -31,7 +31,7 @@ from tests.contract.one_place.cases import (
     pool_of,
     taken,
 )
-from tests.faults.conftest import END, Elsewhere, aeventually
+from tests.faults.conftest import END
 
 # What a call may have to wait for.
 
@@ -40,7 +40,7 @@ from tests.faults.conftest import END, Elsewhere, aeventually
 def busy(pool: Pool) -> Iterator[None]:
     """Have the only worker serve a call of another thread's."""
     body, found = Body(Call("@me/holder", "process", None), int, (), {}, False, copy_context()), []
-    with Elsewhere(lambda: found.append(pool.take(body, Need()))):
+    with OtherThread(lambda: found.append(pool.take(body, Need()))):
         pass
     try:
         yield
@@ -88,7 +88,7 @@ def stop(case: Case, moment: str, how: str) -> None:
             count = 1
         if moment == "held":
             case.at.open()
-            await aeventually(lambda: clock.has_rung, "the clock rings")
+            await auntil(lambda: clock.has_rung, "the clock rings")
         with pytest.raises(type(error)) as caught:
             await reading.pull()
         assert state == "cancelled" or caught.value is error
@@ -97,7 +97,7 @@ def stop(case: Case, moment: str, how: str) -> None:
         if moment in {"before", "middle", "held"}:
             await case.check_finalised()
 
-    with Elsewhere(lets_on):
+    with OtherThread(lets_on):
         case.run(whole)
     clock.join()
     case.witness.on_start = id

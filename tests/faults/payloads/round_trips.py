@@ -9,8 +9,9 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, PayloadError
+from tests._kit.gates import Journal
 from tests.faults.conftest import Cell, Consumer
-from tests.faults.worker_bodies import KINDS, Journal, number_of_worker
+from tests.faults.worker_bodies import KINDS, number_of_worker
 
 MIB: Final = 1 << 20
 LIMIT: Final = 30.0  # seconds a script may take

@@ -22,11 +22,13 @@ from engine._wire import segments as _segments
 from engine._wire.frames import ITEM, pack
 from engine._wire.segments import SHARED_FROM, Segment
 from engine._worker.pipes import Pipes
-from tests.conftest import child_processes
+from tests._kit.gates import Journal
+from tests._kit.processes import child_processes
+from tests._kit.waits import OtherThread, until
 from tests.faults.awkward_values import gives_back, yields_back
-from tests.faults.conftest import END, Cell, Consumer, Elsewhere, eventually
+from tests.faults.conftest import END, Cell, Consumer
 from tests.faults.payloads.round_trips import LIMIT, MIB, each_way, each_yielding, number_of, values_of
-from tests.faults.worker_bodies import AGES, Journal
+from tests.faults.worker_bodies import AGES
 
 # 29: sizes.
 
@@ -282,7 +284,7 @@ def test_partials_that_find_no_room_beside_others_overtake_none() -> None:
 def continue_once_full(muna: Engine, pid: int) -> None:
     """Wait until the pipe to a stopped worker is full, then have that go on."""
     (worker,) = muna._workers()._pool.workers
-    eventually(lambda: bool(worker.unsent), "the pipe is full")
+    until(lambda: bool(worker.unsent), "the pipe is full")
     os.kill(pid, signal.SIGCONT)
 
 
@@ -296,7 +298,7 @@ def test_inputs_larger_than_the_pipe_wait_for_a_worker_that_does_not_read_yet(
         monkeypatch.setattr(Segment, "grow", lambda *_: False)
 
         os.kill(pid, signal.SIGSTOP)
-        with Elsewhere(functools.partial(continue_once_full, muna, pid)):
+        with OtherThread(functools.partial(continue_once_full, muna, pid)):
             assert muna.predictions.create(gives_back, {"value": value}, runner="process").value == value
 
         async def scenario() -> None:
@@ -330,22 +332,22 @@ def test_a_call_whose_inputs_are_still_on_their_way_can_be_left(
             stream = muna.predictions.stream(takes, inputs, runner="process")
 
             def close() -> None:
-                eventually(lambda: bool(worker.unsent), "the pipe is full")
+                until(lambda: bool(worker.unsent), "the pipe is full")
                 stream.close()
 
-            with Elsewhere(close):
+            with OtherThread(close):
                 assert next(stream, END) == END
             assert stream.outcome.state == "closed"
         else:
 
             async def scenario() -> None:
                 call = asyncio.create_task(muna.predictions.acreate(takes, inputs, runner="process"))
-                await asyncio.to_thread(eventually, lambda: bool(worker.unsent), "the pipe is full")
+                await asyncio.to_thread(until, lambda: bool(worker.unsent), "the pipe is full")
                 call.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await call
 
             asyncio.run(scenario())
-        eventually(lambda: pid not in child_processes(), "a worker that does not answer is killed")
+        until(lambda: pid not in child_processes(), "a worker that does not answer is killed")
         assert journal.words == []
         assert muna.predictions.create(takes, inputs, runner="process").value == 4 * MIB

@@ -17,12 +17,13 @@ from engine import Engine, PayloadError, WorkerLostError
 from engine._wire.frames import pack_command
 from engine.runners.process import commands
 from engine.runners.process import worker as workers
-from tests.conftest import child_processes
+from tests._kit.gates import FileGate, Journal
+from tests._kit.processes import child_processes
 from tests.faults import awkward_values
 from tests.faults.awkward_values import HERE, THERE, UNPACKABLE, Earthquake, HardToPack, gives_back, raising
 from tests.faults.conftest import Cell, Consumer
 from tests.faults.payloads.round_trips import each_cell, each_way, predictor_giving, refused, values_of
-from tests.faults.worker_bodies import AGES, FileGate, Journal, numbers_after_worker
+from tests.faults.worker_bodies import AGES, numbers_after_worker
 
 # 17: inputs that cannot travel.
 

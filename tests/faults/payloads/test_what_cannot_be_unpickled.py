@@ -12,11 +12,12 @@ import pytest
 
 from engine import Engine, PayloadError, PredictorError, WorkerLostError
 from engine._wire import incremental as _incremental
-from tests.conftest import child_processes
+from tests._kit.gates import Journal
+from tests._kit.processes import child_processes
 from tests.faults.awkward_values import HERE, THERE, Earthquake, HardToUnpack, gives_back, raising
 from tests.faults.conftest import Cell, Consumer
 from tests.faults.payloads.round_trips import each_cell, each_way, number_of, predictor_giving, refused, values_of
-from tests.faults.worker_bodies import Journal, numbers_after_worker
+from tests.faults.worker_bodies import numbers_after_worker
 
 # 20, 21: what cannot be unpickled.
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,19 +21,6 @@ each_consumer = pytest.mark.parametrize("consumer", ["sync", "asyncio"])
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-
-
-def state_of(pid: int) -> str | None:
-    """The letter the system has for what a process does; `None` for one that is over, reaped or not."""
-    told = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        letter = ""
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may go while it is read
-            letter = told.read_text().rpartition(")")[2].strip()[:1]
-    else:
-        ps = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        letter = ps.stdout.strip()[:1]
-    return None if letter in {"", "Z", "X"} else letter
 
 
 def process_of(muna: Engine) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from engine import Engine, PredictionCancelledError
+from tests._kit.gates import FileGate
 from tests.faults.conftest import Cell, Consumer, Reader
 from tests.faults.conftest import _step_through as step_through
-from tests.faults.worker_bodies import KINDS, FileGate, number_of_worker
+from tests.faults.worker_bodies import KINDS, number_of_worker
 
 GRACE = 0.2  # seconds from one rung to the next where the ladder is climbed on purpose
 LONG = 10.0  # seconds; where no rung but the first must be reached

@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from engine import Engine, PredictorError
-from tests.faults.conftest import eventually
+from tests._kit.waits import until
 from tests.faults.workers.failures import (
     PLACES,
     KeywordsOnly,
@@ -322,4 +322,4 @@ def test_what_a_finally_raises_in_a_worker_comes_out_of_close_or_goes_to_the_log
         stream.cancel()
         check_worker_lives(lasting, pid)
         story = "error after its stream was left: OSError: in clean-up"
-        eventually(lambda: story in caplog.text, "the log tells of the clean-up")
+        until(lambda: story in caplog.text, "the log tells of the clean-up")

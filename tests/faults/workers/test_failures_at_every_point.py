@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from engine import Engine, PayloadError, Prediction, PredictorError, WorkerLostError
+from tests._kit.gates import Journal
 from tests.faults.conftest import Cell, Consumer
-from tests.faults.worker_bodies import Journal, Trouble, predictor_with
+from tests.faults.worker_bodies import Trouble, predictor_with
 from tests.faults.workers.failures import (
     PLACES,
     KeywordsOnly,

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from engine import Engine
-from tests.conftest import child_processes
-from tests.faults.conftest import Elsewhere, eventually
+from tests._kit.gates import FileGate
+from tests._kit.processes import child_processes
+from tests._kit.waits import OtherThread, until
 from tests.faults.producers import forks, forks_and_stands, stands
-from tests.faults.worker_bodies import KINDS, FileGate, number_of_worker
+from tests.faults.worker_bodies import KINDS, number_of_worker
 
 GRACE = 0.5  # seconds; no test here needs more than the first rung
 
@@ -55,7 +56,7 @@ def test_a_worker_starts_and_serves_while_other_threads_hold_the_locks_of_loggin
     logging.getLogger("engine")  # there already, as in any program that logs
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "slow_gate", types.SimpleNamespace(wait=waits))
-    with Elsewhere(holds) as holding, Engine(discover=False, workers=1, grace=GRACE) as muna:
+    with OtherThread(holds) as holding, Engine(discover=False, workers=1, grace=GRACE) as muna:
         assert reached.wait(10)
         pid = muna.predictions.create(logs, runner="process").value
         assert pid in child_processes()
@@ -123,7 +124,7 @@ def test_a_child_that_forks_again_has_no_thread_of_the_engines_and_takes_none_of
         with muna.predictions.stream(yields, runner="process", prefetch=2) as stream:
             assert next(stream).value == 1
             gate.wait()
-        eventually(lambda: stream.outcome.rung is not None, "its worker has let go")
+        until(lambda: stream.outcome.rung is not None, "its worker has let go")
         assert stream.outcome.rung == "asked"
 
 
@@ -144,8 +145,8 @@ def test_a_predictor_that_forks_in_a_worker_is_warned_of_no_threads_but_its_own(
             if kind in {"gen", "agen"}:
                 assert [next(stream).value for _ in range(101)] == [*range(100), []]
             else:
-                with Elsewhere(leaves):
+                with OtherThread(leaves):
                     assert list(stream.values()) == []
-        eventually(lambda: stream.outcome.rung is not None, "its worker has let go")
+        until(lambda: stream.outcome.rung is not None, "its worker has let go")
         assert stream.outcome.rung == "asked"
         assert muna.predictions.create(number_of_worker, runner="process").value == pid

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from engine import Engine, PredictorError
+from tests._kit.gates import Journal
 from tests.faults.conftest import Cell, Consumer
-from tests.faults.worker_bodies import Journal, Trouble
+from tests.faults.worker_bodies import Trouble
 from tests.faults.workers.failures import OfItsOwn, caught, check_worker_lives, each_point, failure_of, notes_of, pid_of
 
 # What cannot be shown, or must not be.

@@ -18,9 +18,10 @@ from engine.runners.process import inlet as inlet_module
 from engine.runners.process import runner as process
 from engine.runners.process.inlet import Inlet
 from engine.runners.process.worker import Worker
+from tests._kit.gates import FileGate, Journal
+from tests._kit.waits import TIMEOUT, OtherThread, until
 from tests.faults.awkward_values import gives_back
-from tests.faults.conftest import LIMIT, Elsewhere, eventually
-from tests.faults.worker_bodies import FileGate, Journal, number_of_worker, numbers_after_worker
+from tests.faults.worker_bodies import number_of_worker, numbers_after_worker
 from tests.faults.workers.stopping import LONG
 
 # What the interruption of a call leaves behind.
@@ -201,12 +202,12 @@ def test_a_reader_of_a_call_that_its_runner_stopped_hears_of_a_cancellation_at_o
     is_async: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for what its worker still says, which may be long in coming."""
-    monkeypatch.setattr(inlet_module, "POLL_INTERVAL", 10 * LIMIT)
+    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 10 * TIMEOUT)
     dispatcher: Any = object()
     inlet = Inlet(None, "@tests/stopped", dispatcher)
     inlet.request_stop()
-    with Elsewhere(lambda: asyncio.run(inlet.wait_task()) if is_async else inlet.wait()):
-        eventually(lambda: inlet.end_waiters, "the reader waits")
+    with OtherThread(lambda: asyncio.run(inlet.wait_task()) if is_async else inlet.wait()):
+        until(lambda: inlet.end_waiters, "the reader waits")
         assert inlet.claim("cancelled")
         inlet.is_over = True
         inlet.request_stop()

@@ -16,19 +16,13 @@ import pytest
 
 from engine import Engine, Predictor, WorkerLostError
 from engine._wire.frames import DONE, ITEM, ITEMS
-from tests.conftest import child_processes
+from tests._kit.gates import FileGate, Journal
+from tests._kit.processes import child_processes, state_of
+from tests._kit.waits import OtherThread, auntil
 from tests.faults import worker_bodies
-from tests.faults.conftest import Cell, Elsewhere, aeventually
-from tests.faults.worker_bodies import (
-    FileGate,
-    Interception,
-    Journal,
-    Trouble,
-    number_of_worker,
-    numbers_after_worker,
-    predictor_with,
-)
-from tests.faults.workers.losses import GRACE, kill, process_of, state_of
+from tests.faults.conftest import Cell
+from tests.faults.worker_bodies import Interception, Trouble, number_of_worker, numbers_after_worker, predictor_with
+from tests.faults.workers.losses import GRACE, kill, process_of
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Consumer, Reader
@@ -83,7 +77,7 @@ def test_a_worker_killed_before_the_first_partial_costs_its_own_call_and_no_othe
             gate, its_trouble = trouble(kind)
             predictor = Predictor("@tests/killed", predictor_with(kind, its_trouble), concurrency=1)
             reader = consumer.open(predictor)
-            with Elsewhere(killing(gate)):
+            with OtherThread(killing(gate)):
                 error = await has_lost_its_worker(reader, 0)
             assert (error.tag, error.pid) == ("@tests/killed", pid)
             assert gate.opener == pid
@@ -92,7 +86,7 @@ def test_a_worker_killed_before_the_first_partial_costs_its_own_call_and_no_othe
             assert "memory" in str(error)  # the system kills in this way where there is none left
             assert its_trouble.journal.words == ["start"]  # it is not tried again
         gate, its_trouble = trouble("create")
-        with Elsewhere(killing(gate)), pytest.raises(WorkerLostError) as raised:
+        with OtherThread(killing(gate)), pytest.raises(WorkerLostError) as raised:
             await consumer.create(predictor_with(kinds[0], its_trouble))
         assert raised.value.pid == gate.opener
         assert its_trouble.journal.words == ["start"]
@@ -115,7 +109,7 @@ def test_partials_that_had_left_a_killed_worker_are_delivered_before_its_loss(
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(kind, trouble), prefetch=8)
         assert await reader.pull() == partials[0]
-        await aeventually(lambda: gate.is_open, "every partial has left")
+        await auntil(lambda: gate.is_open, "every partial has left")
         kill(gate.opener)
         assert [await reader.pull() for _ in range(2)] == list(partials[1:])
         await has_lost_its_worker(reader, 3)
@@ -224,7 +218,7 @@ def test_a_worker_killed_at_any_point_of_a_call_costs_its_neighbour_nothing_and_
             for _ in range(20):
                 number += 1
                 assert (point, await neighbour.pull()) == (point, number)
-            await aeventually(lambda: len(child_processes()) == children, f"one killed {point} is reaped")
+            await auntil(lambda: len(child_processes()) == children, f"one killed {point} is reaped")
         assert (await consumer.create(number_of_worker)).value != pid
         await neighbour.close()
 

@@ -17,16 +17,12 @@ import attrs
 import pytest
 
 from engine import Engine, EngineClosedError, PredictionCancelledError
+from tests._kit.gates import FileGate, Journal
+from tests._kit.processes import is_child
+from tests._kit.waits import OtherThread, auntil, until
 from tests.faults import worker_bodies
-from tests.faults.conftest import Cell, Consumer, Elsewhere, aeventually, eventually
-from tests.faults.worker_bodies import (
-    FileGate,
-    Journal,
-    Trouble,
-    number_of_worker,
-    numbers_after_worker,
-    predictor_with,
-)
+from tests.faults.conftest import Cell, Consumer
+from tests.faults.worker_bodies import Trouble, number_of_worker, numbers_after_worker, predictor_with
 from tests.faults.workers.stopping import (
     GRACE,
     SLACK,
@@ -42,15 +38,6 @@ from tests.faults.workers.stopping import (
 
 if TYPE_CHECKING:
     from engine._records import Outcome
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process of ours runs, or has ended and was not reaped."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class Neighbour:
@@ -108,7 +95,7 @@ def stop_in_thread(muna: Engine, predictor: Callable[[], Any], stuck: FileGate, 
         moments.append(time.monotonic())
         getattr(stream, how)()
 
-    with Elsewhere(when(stuck, stop)):
+    with OtherThread(when(stuck, stop)):
         if how == "cancel":
             with pytest.raises(PredictionCancelledError):
                 list(stream)
@@ -143,7 +130,7 @@ def stop_in_task(muna: Engine, predictor: Callable[[], Any], stuck: FileGate, ho
                 pass
 
         reading = asyncio.create_task(read())
-        await aeventually(lambda: stuck.is_open, "the body is stuck")
+        await auntil(lambda: stuck.is_open, "the body is stuck")
         moment = time.monotonic()
         if how == "aclose":
             await stream.aclose()
@@ -182,9 +169,9 @@ def test_a_stuck_body_is_gone_within_twice_the_grace_and_costs_its_neighbour_not
             predictor = predictor_with(kind, Trouble(journal, announced(gate, stuck.strike), place))
             outcome, moment = WAYS[how](muna, predictor, gate)
             assert neighbour.goes_on()
-            eventually(lambda pid=gate.opener: not is_there(pid), f"the worker is gone after {how}")  # type: ignore[misc]
+            until(lambda pid=gate.opener: not is_child(pid), f"the worker is gone after {how}")  # type: ignore[misc]
             seconds = time.monotonic() - moment
-            eventually(lambda outcome=outcome: outcome.rung, "the rung is told")  # type: ignore[misc]
+            until(lambda outcome=outcome: outcome.rung, "the rung is told")  # type: ignore[misc]
             assert outcome.rung == stuck.rung, how
             assert GRACE * RUNGS.index(stuck.rung) <= seconds < 2 * GRACE + SLACK
             assert journal.words == ["start", "finally"][: 2 if stuck.rung == "terminated" else 1]
@@ -235,7 +222,7 @@ def test_a_call_that_is_stuck_around_its_body_is_stopped_like_any(place: str, tm
     given = SleepsThere(gate, is_made_there=False) if place == "input" else None
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         stream = muna.predictions.stream(predictor, {"given": given}, runner="process")
-        with Elsewhere(when(gate, stream.cancel)), pytest.raises(PredictionCancelledError):
+        with OtherThread(when(gate, stream.cancel)), pytest.raises(PredictionCancelledError):
             next(stream)
         if place != "partial":
             prediction = muna.predictions.create(predictor, {"given": "next"}, runner="process")
@@ -257,10 +244,10 @@ def test_a_worker_that_is_stopped_while_idle_is_killed_when_a_call_or_its_engine
         (worker,) = muna._workers()._pool.workers
 
         def cancel_once_told() -> None:
-            eventually(worker.unread, "the order is sent")
+            until(worker.unread, "the order is sent")
             stream.cancel()
 
-        with Elsewhere(cancel_once_told), pytest.raises(PredictionCancelledError):
+        with OtherThread(cancel_once_told), pytest.raises(PredictionCancelledError):
             next(stream)
         replaced = muna.predictions.create(number_of_worker, runner="process").value
         assert replaced != pid
@@ -269,7 +256,7 @@ def test_a_worker_that_is_stopped_while_idle_is_killed_when_a_call_or_its_engine
         os.kill(replaced, signal.SIGSTOP)
         moment = time.monotonic()
     assert time.monotonic() - moment < 2 * GRACE + SLACK
-    assert not is_there(replaced)
+    assert not is_child(replaced)
 
 
 @pytest.mark.fault(46, 47, 48)
@@ -291,7 +278,7 @@ def test_closing_an_engine_ends_every_stuck_worker_within_twice_the_grace(tmp_pa
     moment = time.monotonic()
     muna.close()
     assert time.monotonic() - moment < 2 * GRACE + SLACK
-    assert not any(is_there(gate.opener) for gate in gates)
+    assert not any(is_child(gate.opener) for gate in gates)
     for stream in streams:
         with pytest.raises(EngineClosedError):
             next(stream)
@@ -318,7 +305,7 @@ def test_an_async_body_is_cancelled_by_the_request_and_by_sigterm_and_killed_if_
         for times, rung in enumerate(RUNGS):
             gate = FileGate(tmp_path / rung)
             reader = consumer.open(swallowing(times, gate))
-            with Elsewhere(when(gate, reader.stream.cancel)):
+            with OtherThread(when(gate, reader.stream.cancel)):
                 assert await is_cancelled(reader)
             assert (await serving(consumer) == gate.opener) == (rung == "asked")
             assert reader.outcome.rung == rung
@@ -336,11 +323,11 @@ def test_a_consumer_leaves_a_stuck_body_at_once_and_its_worker_serves_on_once_it
 
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor)
-        with Elsewhere(when(reached, reader.stream.cancel)):
+        with OtherThread(when(reached, reader.stream.cancel)):
             assert await is_cancelled(reader)
         assert journal.words == ["start"]  # the body is where it was, and its consumer is gone
         assert rung_of(reader) is None
-        with Elsewhere(go.open):
+        with OtherThread(go.open):
             assert await serving(consumer) == reached.opener
         assert reader.outcome.rung == "asked"
         assert journal.words == ["start", "finally"]

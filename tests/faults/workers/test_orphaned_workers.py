@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from engine import Engine
-from tests.faults.conftest import Elsewhere, eventually
-from tests.faults.workers.losses import GRACE, kill, process_of, state_of
+from tests._kit.processes import state_of
+from tests._kit.waits import OtherThread, until
+from tests.faults.workers.losses import GRACE, kill, process_of
 
 # 12: the engine's own process dies.
 
@@ -78,13 +79,13 @@ os.kill(os.getpid(), signal.SIGKILL)
         child, *pids = map(int, parent.stdout.readline().split())
         try:
             assert len(set(pids)) == 5
-            eventually(lambda: state_of(pids[2]) == "T", "one of them is stopped")
+            until(lambda: state_of(pids[2]) == "T", "one of them is stopped")
             assert [pid for pid in pids if state_of(pid) is None] == []
             parent.stdin.write("now\n")
             parent.stdin.flush()
             assert parent.wait(5.0) == -signal.SIGKILL
             moment = time.monotonic()
-            eventually(lambda: all(state_of(pid) is None for pid in pids), "every worker is gone")
+            until(lambda: all(state_of(pid) is None for pid in pids), "every worker is gone")
             assert time.monotonic() - moment < 2.0
             assert state_of(child) is not None
         finally:
@@ -97,7 +98,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_worker_outlives_the_thread_that_started_it() -> None:
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         started: list[int] = []
-        with Elsewhere(lambda: started.append(process_of(muna))):
+        with OtherThread(lambda: started.append(process_of(muna))):
             pass
         for _ in range(3):
             assert process_of(muna) == started[0]

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from engine import Engine
+from tests._kit.gates import FileGate, Journal
+from tests._kit.waits import OtherThread, auntil
 from tests.faults import worker_bodies
-from tests.faults.conftest import Cell, Consumer, Elsewhere, aeventually
+from tests.faults.conftest import Cell, Consumer
 from tests.faults.worker_bodies import (
-    FileGate,
-    Journal,
     Trouble,
     anumbers_after_worker,
     number_of_worker,
@@ -76,7 +76,7 @@ def test_a_body_that_yields_instead_of_ending_is_closed_all_the_same_and_its_wor
         cancelled.stream.cancel()
         assert await is_cancelled(cancelled)
         assert await serving(consumer) == pid
-        await aeventually(lambda: "ignored GeneratorExit" in caplog.text, "what nobody waited for is in the log")
+        await auntil(lambda: "ignored GeneratorExit" in caplog.text, "what nobody waited for is in the log")
 
     run(cell, scenario, lasting)
 
@@ -90,7 +90,7 @@ def test_close_waits_for_a_slow_finally(cell: Cell, tmp_path: Path, lasting: Eng
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor_with(cell.kind, trouble), prefetch=0)
         assert await reader.pull() == "first"
-        with Elsewhere(when(reached, go.open)):
+        with OtherThread(when(reached, go.open)):
             await reader.close()
         assert go.is_open
         assert reader.outcome.rung == "asked"
@@ -176,7 +176,7 @@ def test_two_readers_share_a_stream_without_losing_or_doubling_a_partial(cell: C
         if cell.is_asyncio:
             await asyncio.gather(aread(taken[0]), aread(taken[1]))
         else:
-            with Elsewhere(partial(read, taken[0])), Elsewhere(partial(read, taken[1])):
+            with OtherThread(partial(read, taken[0])), OtherThread(partial(read, taken[1])):
                 pass
         assert stream.outcome.state == "done"
         assert sorted(taken[0] + taken[1]) == list(range(500))
@@ -235,7 +235,7 @@ def test_a_stream_abandoned_in_a_cycle_is_finalised_by_any_collector_whatever_lo
             outcome = reader.outcome
             Knot(reader.stream, reader._values)
             reader.drop()
-            with lock, Elsewhere(gc.collect) as collecting:
+            with lock, OtherThread(gc.collect) as collecting:
                 collecting.join()
             assert outcome.state == "closed"
             assert await serving(consumer) == pid

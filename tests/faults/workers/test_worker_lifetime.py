@@ -25,9 +25,10 @@ import pytest
 from engine import Engine, EngineClosedError, EngineError, Predictor
 from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
+from tests._kit.gates import FileGate, Journal
 from tests._kit.processes import child_processes
-from tests.faults.conftest import aeventually, eventually
-from tests.faults.worker_bodies import AsyncModel, FileGate, Journal, Model, number_of_worker, numbers_after_worker
+from tests._kit.waits import auntil, until
+from tests.faults.worker_bodies import AsyncModel, Model, number_of_worker, numbers_after_worker
 
 LIMIT: Final = 30.0  # seconds a script may take
 GRACE: Final = 0.5
@@ -90,7 +91,7 @@ def is_gone(pid: int) -> bool:
 
 def worker_of(tmp_path: Path) -> int:
     gate = FileGate(tmp_path / "worker")
-    eventually(lambda: gate.is_open, "the predictor has begun")
+    until(lambda: gate.is_open, "the predictor has begun")
     return gate.opener
 
 
@@ -147,7 +148,7 @@ def test_an_engine_closes_though_the_loop_of_a_task_that_was_granted_a_worker_do
             executor.submit(next, stream).result(LIMIT)
     task = loop.create_task(muna.predictions.acreate(number_of_worker, runner="process"))
     if is_over := way == "freed-after-it-stopped":
-        loop.run_until_complete(aeventually(lambda: pool.waiting == 1, "the task waits"))
+        loop.run_until_complete(auntil(lambda: pool.waiting == 1, "the task waits"))
         is_still.set()
     turning = threading.Thread(target=turn, args=(task,))
     if not is_over:
@@ -156,7 +157,7 @@ def test_an_engine_closes_though_the_loop_of_a_task_that_was_granted_a_worker_do
     assert is_still.wait(LIMIT)
     assert pool.waiting == 1 or way.startswith("started")  # then it may have been granted one by now
     stream.close()
-    eventually(lambda: pool.workers and pool.waiting == 0, "a worker is granted to the task")
+    until(lambda: pool.workers and pool.waiting == 0, "a worker is granted to the task")
     muna.close()
     assert child_processes() == before
     go_on.set()
@@ -250,7 +251,7 @@ def test_a_program_that_ends_with_a_live_stream_keeps_its_code_says_nothing_and_
     assert (found, out) == (code, "a partial\n")
     assert err.endswith(told)
     assert err.count("\n") == (0 if not told else 4)  # Python's own traceback of the script, and no more
-    eventually(lambda: is_gone(worker_of(tmp_path)), "the worker is gone")
+    until(lambda: is_gone(worker_of(tmp_path)), "the worker is gone")
     assert (tmp_path / "worker.finally").exists() == (name != "os._exit")
 
 
@@ -290,7 +291,7 @@ def test_an_engine_that_is_dropped_lets_its_workers_go_with_one_warning() -> Non
         warnings.simplefilter("always")
         pid = drop()
         gc.collect()
-        eventually(lambda: child_processes() == before, "no worker is left")
+        until(lambda: child_processes() == before, "no worker is left")
     assert is_gone(pid)
     assert [each.category for each in caught] == [ResourceWarning]
 
@@ -371,7 +372,7 @@ def test_a_program_that_is_told_to_end_takes_its_workers_with_it(handler: str, t
     process.terminate()
     found, _, err = end(process)
     assert (found, err) == ((7 if handler else -signal.SIGTERM), "")
-    eventually(lambda: is_gone(pid), "the worker is gone")
+    until(lambda: is_gone(pid), "the worker is gone")
     assert (tmp_path / "worker.finally").exists() == bool(handler)
 
 
@@ -461,7 +462,7 @@ def test_a_program_that_blocks_sigterm_still_has_the_finally_of_a_stuck_body_run
             with muna.predictions.stream(sleeps, runner="process", prefetch=1) as stream:
                 next(stream)
                 gate.wait()
-            eventually(lambda: stream.outcome.rung is not None, "its worker has let go")
+            until(lambda: stream.outcome.rung is not None, "its worker has let go")
             assert stream.outcome.rung == "terminated"
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -577,7 +578,7 @@ def test_a_class_is_torn_down_in_its_worker_by_unload_and_set_up_again_by_the_ne
         assert muna.predictions.create("@me/model").value == pid
         with ThreadPoolExecutor(1) as threads:
             busy = threads.submit(muna.predictions.create, "@me/model", {"wait": 2 * GRACE})
-            eventually(lambda: bool(muna._workers()._pool.leases), "the call has begun")
+            until(lambda: bool(muna._workers()._pool.leases), "the call has begun")
             with pytest.raises(EngineError, match=r"@me/model is in use by the open prediction"):
                 muna.unload("@me/model")
             busy.result()
@@ -657,7 +658,7 @@ def test_a_setup_that_hangs_in_a_worker_ends_with_its_engine(tmp_path: Path) -> 
 
     thread = threading.Thread(target=load)
     thread.start()
-    eventually(lambda: gate.is_open, "the setup has begun")
+    until(lambda: gate.is_open, "the setup has begun")
     muna.close()
     thread.join(10)
     assert [type(error) for error in caught] == [EngineClosedError]

@@ -19,10 +19,12 @@ import pytest
 
 from engine import Engine, PredictionCancelledError, Predictor
 from engine._wire.frames import DONE, ITEM, ITEMS
-from tests.conftest import child_processes
+from tests._kit.gates import FileGate, Journal
+from tests._kit.processes import child_processes
+from tests._kit.waits import OtherThread, auntil, until
 from tests.faults import worker_bodies
-from tests.faults.conftest import END, Cell, Consumer, Elsewhere, Reader, aeventually, eventually
-from tests.faults.worker_bodies import KINDS, FileGate, Interception, Journal, Trouble, predictor_with
+from tests.faults.conftest import END, Cell, Consumer, Reader
+from tests.faults.worker_bodies import KINDS, Interception, Trouble, predictor_with
 from tests.faults.workers.stopping import (
     CELLS,
     announced,
@@ -42,25 +44,25 @@ from tests.faults.workers.stopping import (
 async def closed_while_it_waits(reader: Reader, reached: FileGate) -> str:
     """`next` is woken by a close in another thread, or task."""
     if not hasattr(reader.stream, "aclose"):
-        with Elsewhere(when(reached, reader.stream.close)):
+        with OtherThread(when(reached, reader.stream.close)):
             assert await reader.pull() is END
         return "closed"
     reading = asyncio.ensure_future(reader.pull())
-    await aeventually(lambda: reached.is_open, "the body is reached")
+    await auntil(lambda: reached.is_open, "the body is reached")
     await reader.close()
     assert await reading is END
     return "closed"
 
 
 async def cancelled_while_it_waits(reader: Reader, reached: FileGate) -> str:
-    with Elsewhere(when(reached, reader.stream.cancel)), pytest.raises(PredictionCancelledError):
+    with OtherThread(when(reached, reader.stream.cancel)), pytest.raises(PredictionCancelledError):
         await reader.pull()
     return "cancelled"
 
 
 async def left_by_a_cancelled_task(reader: Reader, reached: FileGate) -> str:
     reading = asyncio.ensure_future(reader.pull())
-    await aeventually(lambda: reached.is_open, "the body is reached")
+    await auntil(lambda: reached.is_open, "the body is reached")
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
@@ -70,7 +72,7 @@ async def left_by_a_cancelled_task(reader: Reader, reached: FileGate) -> str:
 async def left_by_a_deadline(reader: Reader, reached: FileGate) -> str:
     async def read_in_time() -> None:
         async with asyncio.timeout(None) as deadline:
-            arrival = asyncio.ensure_future(aeventually(lambda: reached.is_open, "the body is reached"))
+            arrival = asyncio.ensure_future(auntil(lambda: reached.is_open, "the body is reached"))
             arrival.add_done_callback(lambda _: deadline.reschedule(0))
             await reader.pull()
 
@@ -120,7 +122,7 @@ def test_a_task_cancelled_in_acreate_stops_its_body_and_the_worker_serves_on(
         creating = asyncio.ensure_future(
             consumer.create(predictor_with(cell.kind, Trouble(journal, announced(reached, heeds))))
         )
-        await aeventually(lambda: reached.is_open, "the body is reached")
+        await auntil(lambda: reached.is_open, "the body is reached")
         creating.cancel()
         with pytest.raises(asyncio.CancelledError):
             await creating
@@ -240,7 +242,7 @@ def test_a_cancel_that_comes_whenever_it_likes_never_reaches_the_next_call_on_th
         assert ends == {"cancelled", "done"}
         assert journal.words.count("start") == journal.words.count("finally")
 
-    with Elsewhere(cancels):
+    with OtherThread(cancels):
         run(cell, scenario, lasting)
 
 
@@ -261,10 +263,10 @@ def test_a_request_to_stop_that_comes_late_does_not_reach_the_next_call(
 
         def ask_late() -> None:
             worker.ask_to_stop(late)
-            eventually(lambda: not is_unread(worker.stops_pipe), "it has read the request")
+            until(lambda: not is_unread(worker.stops_pipe), "it has read the request")
             go.open()
 
-        with Elsewhere(when(reached, ask_late)):
+        with OtherThread(when(reached, ask_late)):
             assert await reader.rest() == list(cell.partials)
         assert await reader.has_ended("done")
         assert worker.calls == late + 1
@@ -298,7 +300,7 @@ def test_a_partial_that_leaves_a_worker_after_the_cancellation_is_never_delivere
         reader = consumer.open(predictor, prefetch=0)
         if cell.is_yielding:
             assert await reader.pull() == "first"
-        with Elsewhere(when(parked, reader.stream.cancel)):
+        with OtherThread(when(parked, reader.stream.cancel)):
             assert await is_cancelled(reader)
         assert rung_of(reader) is None
         go.open()
@@ -322,7 +324,7 @@ def test_a_partial_that_waits_to_be_read_is_never_delivered_after_the_cancellati
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(predictor, prefetch=8)
         assert await reader.pull() == "first"
-        await aeventually(lambda: parked.is_open, "the second partial is on its way")
+        await auntil(lambda: parked.is_open, "the second partial is on its way")
         reader.stream.cancel()
         assert await is_cancelled(reader)
         go.open()

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from engine import Engine
-from tests.faults.conftest import Cell, Consumer, Elsewhere, aeventually, eventually
+from tests._kit.gates import FileGate
+from tests._kit.waits import OtherThread, auntil, until
+from tests.faults.conftest import Cell, Consumer
 from tests.faults.conftest import _step_through as step_through
 from tests.faults.producers import Tally, bursts, counts, echo, megabytes, overflows
-from tests.faults.worker_bodies import FileGate
 
 STILL = 0.05  # seconds in which nothing more may happen
 GRACE = 0.5  # seconds; no test here needs more than the first rung
@@ -43,7 +44,7 @@ def run(cell: Cell, scenario: Callable[[Consumer], Coroutine[Any, Any, None]], m
 
 async def settles_within(least: int, most: int, tally: Tally) -> None:
     """Hold a producer to so many partials: it makes `least` of them, and never more than `most`."""
-    await aeventually(lambda: tally.count >= least, f"{least} partials were made, and not {tally.count}")
+    await auntil(lambda: tally.count >= least, f"{least} partials were made, and not {tally.count}")
     deadline = time.monotonic() + STILL
     while time.monotonic() < deadline:
         assert least <= tally.count <= most
@@ -165,8 +166,8 @@ def test_a_log_line_that_a_full_pipe_left_over_arrives_while_the_body_computes_o
         warn("x" * (1 << 20))
         gate.wait()
 
-    with Elsewhere(lambda: lasting.predictions.create(warns, runner="process")) as calling:
-        eventually(lambda: "x" * (1 << 20) in caplog.text, "all of the line is in the log")
+    with OtherThread(lambda: lasting.predictions.create(warns, runner="process")) as calling:
+        until(lambda: "x" * (1 << 20) in caplog.text, "all of the line is in the log")
         assert not calling.is_over
         gate.open()
 

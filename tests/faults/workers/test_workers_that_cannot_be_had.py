@@ -19,10 +19,11 @@ from engine import Engine, EngineError, Predictor, WorkerLostError
 from engine.runners.process import runner as process
 from engine.runners.process.spawn import start_worker
 from engine.runners.process.worker import Worker
-from tests.conftest import child_processes, open_descriptors
-from tests.faults.conftest import Cell, Elsewhere, eventually
+from tests._kit.processes import child_processes, open_descriptors, state_of
+from tests._kit.waits import OtherThread, until
+from tests.faults.conftest import Cell
 from tests.faults.worker_bodies import number_of_worker, numbers_after_worker
-from tests.faults.workers.losses import GRACE, each_consumer, kill, once_sending, process_of, state_of
+from tests.faults.workers.losses import GRACE, each_consumer, kill, once_sending, process_of
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Consumer
@@ -143,7 +144,7 @@ def test_a_call_that_waits_while_a_worker_starts_is_served_by_another_that_is_fr
         pid = next(stream).value
         with monkeypatch.context() as patched:
             patched.setattr(process, "start_worker", fail_late)
-            with Elsewhere(call):
+            with OtherThread(call):
                 assert is_begun.wait(GRACE)
                 stream.close()
             assert (pids, pool.is_starting) == ([pid], True)
@@ -168,14 +169,14 @@ def is_moved_unread(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Call
     pid = process_of(muna)
     (worker,) = muna._workers()._pool.workers
     os.kill(pid, signal.SIGSTOP)
-    eventually(lambda: state_of(pid) == "T", "it is stopped")
+    until(lambda: state_of(pid) == "T", "it is stopped")
 
     def kill_once_told() -> None:
-        eventually(worker.unread, "the order is sent")
+        until(worker.unread, "the order is sent")
         trouble()
         kill(pid)
 
-    with Elsewhere(kill_once_told):
+    with OtherThread(kill_once_told):
         process_of(muna)
 
 

@@ -18,10 +18,11 @@ import pytest
 
 from engine import Engine, PayloadError, WorkerLostError
 from engine.runners.process import supervisor
-from tests.conftest import child_processes
-from tests.faults.conftest import eventually
+from tests._kit.gates import Journal
+from tests._kit.processes import child_processes
+from tests._kit.waits import until
 from tests.faults.producers import aecho, afailing, athree, echo, failing, holdings, three
-from tests.faults.worker_bodies import Journal, number_of_worker, numbers_after_worker
+from tests.faults.worker_bodies import number_of_worker, numbers_after_worker
 
 GRACE = 0.5  # seconds; no test here needs more than the first rung
 
@@ -139,7 +140,7 @@ def test_a_worker_that_is_idle_for_long_is_let_go_torn_down_and_replaced_when_it
             assert next(stream).value == pid
             monkeypatch.setattr(supervisor, "IDLE", 0.0)
             assert [next(stream).value for _ in range(500)] == list(range(500))  # busy: it is kept
-        eventually(lambda: pid not in child_processes(), "the idle worker is gone")
+        until(lambda: pid not in child_processes(), "the idle worker is gone")
         assert journal.words == ["torn-down"]
         monkeypatch.setattr(supervisor, "IDLE", 60.0)
         other = muna.predictions.create(Model, runner="process").value

@@ -22,27 +22,16 @@ from engine.runners.process import reader as reader_module
 from engine.runners.process.inlet import Inlet
 from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
-from tests.conftest import child_processes
+from tests._kit.gates import FileGate, Journal
+from tests._kit.processes import child_processes, is_child, state_of
+from tests._kit.waits import OtherThread, auntil, until
 from tests.faults import worker_bodies
-from tests.faults.conftest import Cell, Elsewhere, aeventually, eventually
-from tests.faults.worker_bodies import (
-    KINDS,
-    FileGate,
-    Journal,
-    Trouble,
-    number_of_worker,
-    numbers_after_worker,
-    predictor_with,
-)
-from tests.faults.workers.losses import GRACE, each_consumer, kill, once_sending, process_of, state_of
+from tests.faults.conftest import Cell
+from tests.faults.worker_bodies import KINDS, Trouble, number_of_worker, numbers_after_worker, predictor_with
+from tests.faults.workers.losses import GRACE, each_consumer, kill, once_sending, process_of
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Consumer
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process of ours runs, or has ended and was not reaped."""
-    return pid in child_processes()
 
 
 # 5, 8: dead while nobody needs it.
@@ -52,12 +41,12 @@ def is_there(pid: int) -> bool:
 def test_a_worker_that_died_while_idle_is_replaced_and_nobody_hears_of_it(caplog: pytest.LogCaptureFixture) -> None:
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         seen = [process_of(muna)]
-        for is_over in (lambda pid: not is_there(pid), lambda pid: state_of(pid) is None):  # noticed by then, or not
+        for is_over in (lambda pid: not is_child(pid), lambda pid: state_of(pid) is None):  # noticed by then, or not
             kill(seen[-1])
-            eventually(lambda is_over=is_over: is_over(seen[-1]), "it is over")  # type: ignore[misc]
+            until(lambda is_over=is_over: is_over(seen[-1]), "it is over")  # type: ignore[misc]
             seen.append(process_of(muna))
         assert len(set(seen)) == len(seen)
-        eventually(lambda: not is_there(seen[1]), "it is reaped")
+        until(lambda: not is_child(seen[1]), "it is reaped")
     assert caplog.text == ""
 
 
@@ -98,13 +87,13 @@ def test_a_worker_killed_after_it_was_told_and_before_it_read_it_is_replaced_and
         pid = (await consumer.create(number_of_worker)).value
         (worker,) = consumer.engine._workers()._pool.workers
         os.kill(pid, signal.SIGSTOP)
-        await aeventually(lambda: state_of(pid) == "T", "it is stopped")
+        await auntil(lambda: state_of(pid) == "T", "it is stopped")
 
         def kill_once_told() -> None:
-            eventually(worker.unread, "the order is sent")
+            until(worker.unread, "the order is sent")
             kill(pid)
 
-        with Elsewhere(kill_once_told):
+        with OtherThread(kill_once_told):
             assert await consumer.read(predictor_with("gen", Trouble(journal))) == ["first", "second"]
         assert journal.words == ["start", "finally"]
         assert (await consumer.create(number_of_worker)).value != pid
@@ -124,7 +113,7 @@ def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_nobody
     def escalate_at_once(supervisor: Supervisor, inlet: Inlet) -> None:
         escalate(supervisor, inlet)
         if threading.current_thread() is not supervisor._thread:  # else the supervisor was the one that found it closed
-            eventually(lambda: inlet.is_sent and not inlet.is_disconnected, "the call is sent to another worker")
+            until(lambda: inlet.is_sent and not inlet.is_cut, "the call is sent to another worker")
 
     monkeypatch.setattr(Supervisor, "escalate", escalate_at_once)
 
@@ -132,13 +121,13 @@ def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_nobody
         pid = (await consumer.create(number_of_worker)).value
         (worker,) = consumer.engine._workers()._pool.workers
         os.kill(pid, signal.SIGSTOP)
-        await aeventually(lambda: state_of(pid) == "T", "it is stopped")
+        await auntil(lambda: state_of(pid) == "T", "it is stopped")
 
         def kill_once_told() -> None:
-            eventually(worker.unread, "the order is sent")
+            until(worker.unread, "the order is sent")
             kill(pid)
 
-        with Elsewhere(kill_once_told):
+        with OtherThread(kill_once_told):
             assert await consumer.read(predictor_with("gen", Trouble(journal))) == ["first", "second"]
         assert journal.words == ["start", "finally"]
 
@@ -163,7 +152,7 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
     def let_it_be_replaced(inlet: Inlet) -> None:
         if inlet.is_disconnected:
             is_at_rest.set()
-            eventually(lambda: inlet.is_sent and not inlet.is_disconnected, "the call is sent to another worker")
+            until(lambda: inlet.is_sent and not inlet.is_cut, "the call is sent to another worker")
 
     def park_late(parked: Any, is_news: Any, seconds: float, ready: Any = None) -> None:
         inlet = getattr(is_news, "__self__", None)
@@ -184,15 +173,15 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         runner = consumer.engine._workers()
         (worker,) = runner._pool.workers
         os.kill(pid, signal.SIGSTOP)
-        await aeventually(lambda: state_of(pid) == "T", "it is stopped")
+        await auntil(lambda: state_of(pid) == "T", "it is stopped")
 
         def kill_once_told() -> None:
-            eventually(worker.unread, "the order is sent")
+            until(worker.unread, "the order is sent")
             runner._supervisor.post(hold, None)
             assert is_held.wait(GRACE)
             kill(pid)
 
-        with Elsewhere(kill_once_told):
+        with OtherThread(kill_once_told):
             assert await consumer.read(predictor_with("gen", Trouble(journal))) == ["first", "second"]
         assert journal.words == ["start", "finally"]
 
@@ -220,15 +209,15 @@ def test_a_second_reader_waits_until_a_call_whose_worker_died_idle_was_sent_to_a
             else:
                 mine.extend(stream.values())
 
-        second = Elsewhere(partial(read, taken[1]))
+        second = OtherThread(partial(read, taken[1]))
 
         def let_another_read(worker: Worker) -> None:
-            second.__enter__()
-            eventually(lambda: worker.inlet is None or worker.inlet.consumers, "the second reader waits")
+            second.start()
+            until(lambda: worker.inlet is None or worker.inlet.consumers, "the second reader waits")
 
         await consumer.create(number_of_worker)
         once_sending(monkeypatch, let_another_read)
-        with Elsewhere(partial(read, taken[0])):
+        with OtherThread(partial(read, taken[0])):
             pass
         second.join()
         assert stream.outcome.state == "done"
@@ -253,7 +242,7 @@ def test_a_call_that_is_stopped_while_it_is_sent_to_a_worker_that_is_gone_ends_o
         def stop(worker: Worker) -> None:
             is_seen_to = threading.Event()
             if is_noticed:
-                eventually(lambda: worker not in supervisor._workers, "the warden knows that it is over")
+                until(lambda: worker not in supervisor._workers, "the warden knows that it is over")
             stream.cancel()
             supervisor.post(lambda _nothing: is_seen_to.set(), None)
             assert is_seen_to.wait(GRACE)
@@ -323,7 +312,7 @@ def test_an_event_loop_hears_the_worker_that_takes_the_descriptors_of_one_that_w
         def lose_it() -> None:
             kill(worker.pid)
             for _ in range(3):  # by then it is noticed, and closed if that can be done
-                eventually(lambda: worker not in supervisor._workers, "the warden knows that it is over")
+                until(lambda: worker not in supervisor._workers, "the warden knows that it is over")
                 is_seen_to = threading.Event()
                 supervisor.post(lambda _nothing, event=is_seen_to: event.set(), None)
                 assert is_seen_to.wait(GRACE)
@@ -381,8 +370,8 @@ def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it
 
                     def get(self, key: Any, default: Any = None) -> Any:
                         kill(worker.pid)
-                        eventually(lambda: inlet.end is not None, "the call is lost")
-                        eventually(lambda: worker.answers == -1, "the worker is closed")
+                        until(lambda: inlet.end is not None, "the call is lost")
+                        until(lambda: worker.answers == -1, "the worker is closed")
                         worker.registrations = {}
                         return default
 
@@ -426,7 +415,7 @@ def test_a_worker_that_ends_in_a_del_after_the_result_was_sent_dies_idle(
             fuse = worker_bodies.Fuse(os.getpid(), gate)
             assert muna.predictions.create(burning(kind), {"fuse": fuse}, runner="process").value == "unharmed"
             gate.wait()
-            eventually(lambda pid=gate.opener: not is_there(pid), "the worker is gone")  # type: ignore[misc]
+            until(lambda pid=gate.opener: not is_child(pid), "the worker is gone")  # type: ignore[misc]
         assert process_of(muna) in child_processes()
     assert caplog.text == ""
 
