@@ -15,6 +15,7 @@ from engine.runners import Body, base, inline
 from engine.runners.base import Execution
 from engine.runners.owned import OwnedExecution
 from engine.runners.task import TaskExecution
+from tests._kit.internals import open_calls_of
 from tests._kit.waits import TIMEOUT
 from tests.contract.ended_streams import counts
 
@@ -102,7 +103,7 @@ def test_a_call_whose_end_ctrl_c_interrupts_lets_go_of_everything_once_it_is_dro
         slots.wait_for(slots.leases, TIMEOUT)
         assert body.seen == ["begun", "finalised"]
         assert slots.leases == ()
-        assert not muna._open_calls
+        assert not open_calls_of(muna)
 
 
 def test_a_call_that_ctrl_c_interrupts_as_its_end_is_told_is_taken_out_of_those_that_run(
@@ -121,7 +122,7 @@ def test_a_call_that_ctrl_c_interrupts_as_its_end_is_told_is_taken_out_of_those_
         with pytest.raises(KeyboardInterrupt):
             muna.predictions.create(counts, runner="thread")
         assert len(calls) > 2
-        assert not muna._open_calls
+        assert not open_calls_of(muna)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -181,4 +182,4 @@ def test_ctrl_c_in_a_clean_up_on_the_main_thread_reaches_the_caller_and_the_body
             end_by[how]()
         assert finalised == [True]
         assert stream.outcome.ended
-        assert not muna._open_calls
+        assert not open_calls_of(muna)

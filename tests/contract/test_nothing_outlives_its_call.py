@@ -18,6 +18,7 @@ from engine import Engine, Outcome, PredictionCancelledError, PredictorError, fo
 from engine.runners import Channel, Report
 from engine.runners.deferred import DeferredExecution
 from engine.runners.process.inlet import Inlet
+from tests._kit.internals import execution_of, opening_of
 from tests._kit.waits import TIMEOUT
 from tests.contract.ended_streams import EVERY
 
@@ -149,8 +150,8 @@ def test_what_a_late_stream_refers_to_is_freed_without_a_collector(how: str, mun
         weighty = Weighty()
         is_gone = weighty.is_gone
         if how == "failed":
-            loaded = muna._resolver.resolve(fail)
-            open_now = partial(muna.predictions._opened, loaded, {"weighty": weighty}, "thread", None, None)
+            loaded = muna.predictions.resolve(fail)
+            open_now = partial(opening_of, muna, loaded, {"weighty": weighty}, "thread", None, None)
         else:
             open_now = partial(fail, weighty)
         execution = DeferredExecution(open_now, "@tests/none")
@@ -198,7 +199,7 @@ def test_an_outcome_keeps_nothing_that_was_made_in_vain(how: str) -> None:
     with Engine(discover=False, grace=TIMEOUT) as muna:
         stream = muna.predictions.stream(weights, runner="thread", prefetch=3)
         next(stream.values())
-        execution: Any = stream._execution
+        execution: Any = execution_of(stream)
         deadline = time.monotonic() + TIMEOUT
         while not execution.ending.items and time.monotonic() < deadline:
             time.sleep(0.001)

@@ -13,6 +13,7 @@ from engine import Engine, EngineClosedError, Outcome, PredictionCancelledError,
 from engine.runners import Body, Channel, Report
 from engine.runners.base import Execution
 from engine.runners.owned import OwnedExecution
+from tests._kit.internals import WAIT_OF_A_TASK, WAIT_OF_A_THREAD
 from tests._kit.waits import TIMEOUT
 from tests.contract.ended_streams import EVERY, HandsOverByHand, counts, told
 
@@ -121,7 +122,7 @@ def test_of_two_readers_that_come_first_one_begins_the_call(consumer: str, monke
         started.append("body")
         yield from range(4)
 
-    wait_first, wait_task = OwnedExecution._start_and_wait, OwnedExecution._wait_task
+    wait_first, wait_task = WAIT_OF_A_THREAD.now, WAIT_OF_A_TASK.now
     seen: list[int] = []
 
     def wait_after_another(execution: OwnedExecution) -> None:
@@ -137,8 +138,8 @@ def test_of_two_readers_that_come_first_one_begins_the_call(consumer: str, monke
     async def read(stream: Any) -> list[int]:
         return [value async for value in stream.values()]
 
-    monkeypatch.setattr(OwnedExecution, "_start_and_wait", wait_after_another)
-    monkeypatch.setattr(OwnedExecution, "_wait_task", wait_task_after_another)
+    WAIT_OF_A_THREAD.replace(monkeypatch, wait_after_another)
+    WAIT_OF_A_TASK.replace(monkeypatch, wait_task_after_another)
     with Engine(discover=False, grace=0.05) as muna:
         predictor = Predictor("@tests/body", body, concurrency=1)
         if consumer == "sync":

@@ -41,6 +41,7 @@ from engine import (
     PredictionStream,
     WorkerLostError,
 )
+from tests._kit.internals import workers_of
 from tests._kit.processes import child_processes, open_descriptors
 from tests._kit.waits import TIMEOUT
 from tests.engine.soaked import ASYNC, LIVES, MIXED, SYNC, partial_of
@@ -450,7 +451,7 @@ def disturb(soak: Soak, is_over: threading.Event, seed: int) -> None:
     while not is_over.wait(0.002):
         if soak.calls >= kill_due:
             kill_due += EACH_KILL
-            workers = dice.choice((soak.lasting, soak.passing))._workers()._pool.workers
+            workers = workers_of(dice.choice((soak.lasting, soak.passing)))
             if workers:
                 victim = dice.choice(workers)
                 soak.killed.add(victim.pid)

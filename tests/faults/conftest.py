@@ -127,7 +127,7 @@ class Reader:
     def __init__(self, stream: PredictionStream | AsyncPredictionStream) -> None:
         self.stream: Any = stream
         self._is_async = hasattr(stream, "aclose")
-        self._values: Any = stream.values()
+        self.values: Any = stream.values()
 
     @property
     def outcome(self) -> Outcome:
@@ -137,8 +137,8 @@ class Reader:
     async def pull(self) -> Any:
         """The next partial, or `END`."""
         if self._is_async:
-            return await anext(self._values, END)
-        return next(self._values, END)
+            return await anext(self.values, END)
+        return next(self.values, END)
 
     async def prediction(self) -> Prediction | str:
         """The next prediction, or `END`, through the stream itself."""
@@ -176,7 +176,7 @@ class Reader:
 
     def drop(self) -> None:
         """Let go of the stream, as a consumer does that forgets about it."""
-        self.stream = self._values = None
+        self.stream = self.values = None
 
 
 @attrs.frozen

@@ -82,7 +82,7 @@ def test_a_stream_abandoned_in_a_cycle_is_finalised_by_a_collector_in_any_thread
     async def scenario(consumer: Consumer) -> None:
         reader = consumer.open(endless(yielding.kind, finalised))
         assert await reader.pull() == 0
-        Knot(reader.stream, reader._values)
+        Knot(reader.stream, reader.values)
         reader.drop()
         with OtherThread(gc.collect):
             pass
@@ -124,7 +124,7 @@ def test_finalising_an_abandoned_stream_needs_no_lock_of_the_engine(yielding: Ce
         for count, lock in enumerate(idle, 1):
             reader = consumer.open(endless(yielding.kind, finalised))
             assert await reader.pull() == 0
-            Knot(reader.stream, reader._values)
+            Knot(reader.stream, reader.values)
             reader.drop()
             with lock, OtherThread(gc.collect) as collecting:
                 collecting.join()

@@ -11,6 +11,7 @@ import pytest
 
 from engine import Engine, PredictionCancelledError
 from tests._kit.gates import Gate
+from tests._kit.internals import execution_of
 from tests._kit.waits import OtherThread, auntil, until
 from tests.faults.conftest import END, Fault, each_cell, predictor_with
 from tests.faults.stopping import GRACE, drained, waiting, when
@@ -56,7 +57,7 @@ def test_closing_from_another_thread_lets_a_running_pull_finish_first(cell: Cell
         reader = consumer.open(predictor_with(cell.kind, fault))
         await drained(reader, cell.is_yielding)
         closed = OtherThread(when(reached, reader.stream.close))
-        call = reader.stream._execution.call
+        call = execution_of(reader.stream).call
 
         def release() -> None:
             until(lambda: call.stopping, "the request to close is posted")
@@ -287,7 +288,7 @@ def test_a_stop_that_comes_just_before_a_function_gives_something_async_is_heard
         def stop() -> None:
             reached.wait()
             with OtherThread(getattr(stream, how)):
-                until(lambda: stream._execution.call.stopping, "the stop is posted")  # type: ignore[union-attr]
+                until(lambda: execution_of(stream).call.stopping, "the stop is posted")
                 go.open()
 
         with OtherThread(stop), pytest.raises(ends[how]):

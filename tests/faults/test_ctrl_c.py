@@ -14,6 +14,7 @@ import pytest
 from engine import Engine, Predictor, current_call
 from engine._predictors.body import Body
 from engine.runners.ending import Ending
+from tests._kit.internals import loop_of, threads_of
 from tests._kit.waits import TIMEOUT, until
 from tests.faults.scripts import run_script, signalled
 from tests.faults.waiting_predictors import Waiting, created
@@ -254,7 +255,7 @@ class Started:
     """The start of the runner of a kind, which Ctrl-C interrupts before or after what it starts has begun."""
 
     def __init__(self, muna: Engine, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        runner: Any = muna._threads if kind == "body" else muna._loop
+        runner: Any = threads_of(muna) if kind == "body" else loop_of(muna)
         self._start = runner.start
         self._then: Callable[[Any], None] = lambda _body: None
         monkeypatch.setattr(type(runner), "start", lambda _runner, *given: self._interrupted(*given))
@@ -315,10 +316,10 @@ def test_ctrl_c_while_an_owners_thread_starts_arrives_alone_and_leaves_that_thre
             muna.predictions.create(waiting.body, runner="thread")
         monkeypatch.undo()
         assert caught.value.__context__ is None
-        until(lambda: len(muna._threads.idle) == 1, "the owner's rest")
-        (owner,) = muna._threads.owners
+        until(lambda: len(threads_of(muna).idle) == 1, "the owner's rest")
+        (owner,) = threads_of(muna).owners
         assert created(muna, waiting.body, "sync") == "given"
-        assert muna._threads.owners == {owner}
+        assert threads_of(muna).owners == {owner}
 
 
 @pytest.mark.parametrize("consumer", ["sync", "asyncio"])

@@ -16,6 +16,7 @@ import pytest
 
 from engine import Engine, EngineBusyError, EngineError, PredictionCancelledError, Predictor
 from engine.runners import thread as thread_runner
+from tests._kit.internals import COUNT_OF_THREADS, threads_of
 from tests._kit.waits import TIMEOUT, until
 
 STILL = 0.05  # seconds in which nothing more may happen
@@ -416,7 +417,7 @@ def test_a_burst_of_streams_that_were_left_a_moment_ago_makes_no_other_call_fail
         assert muna.predictions.create(three, {"number": 0}, runner="thread").value == 2
         assert asyncio.run(muna.predictions.acreate(three, {"number": 0})).value == 2
         assert next(begun(muna, lingering)).value == 2
-        assert muna._threads.abandoned == number + 1
+        assert threads_of(muna).abandoned == number + 1
         lingering.go.set()
 
 
@@ -446,12 +447,12 @@ def test_threads_that_outlast_their_consumers_by_the_grace_make_their_predictor_
         with pytest.raises(EngineBusyError, match=r"^5 threads still run"):
             asyncio.run(muna.predictions.acreate("@tests/other"))
         other.go.set()
-        until(lambda: muna._threads.abandoned == 3, "the end of two threads")
+        until(lambda: threads_of(muna).abandoned == 3, "the end of two threads")
         calls("@tests/other")
         with pytest.raises(EngineBusyError, match="@tests/one"):
             calls("@tests/one")
         one.go.set()
-        until(lambda: muna._threads.abandoned == 0, "the end of the others")
+        until(lambda: threads_of(muna).abandoned == 0, "the end of the others")
         calls("@tests/one")
 
 
@@ -477,13 +478,13 @@ def test_the_threads_that_run_are_looked_through_once_a_grace_however_many_calls
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks: list[int] = []
-    look = thread_runner.ThreadRunner._served
+    look = COUNT_OF_THREADS.now
 
     def counted(runner: thread_runner.ThreadRunner) -> Any:
         looks.append(1)
         return look(runner)
 
-    monkeypatch.setattr(thread_runner.ThreadRunner, "_served", counted)
+    COUNT_OF_THREADS.replace(monkeypatch, counted)
     with Engine(discover=False, grace=60.0) as muna:
         streams = [begun(muna, three, inputs={"number": 0}, prefetch=0) for _ in range(100)]
         assert [list(stream.values()) for stream in streams] == [[1, 2]] * 100

@@ -10,6 +10,7 @@ import pytest
 
 from engine import Predictor, current_call
 from tests._kit.gates import Gate
+from tests._kit.internals import threads_of, waiters_of
 from tests._kit.waits import OtherThread, auntil, until
 from tests.faults.conftest import PARTIALS, Fault, each_cell, predictor_with
 from tests.faults.stopping import GRACE, drained, is_cancelled, waiting, when
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def abandoned_threads(consumer: Consumer) -> int:
-    return consumer.engine._threads.abandoned
+    return threads_of(consumer.engine).abandoned
 
 
 # 46, 47, 48: bodies that cannot be stopped.
@@ -74,7 +75,7 @@ def test_a_stuck_body_is_left_at_once_counted_and_keeps_its_slot_until_it_ends(
         assert slots is not None
 
         def release() -> None:
-            until(lambda: slots._queue, "the next call waits for the slot")
+            until(lambda: waiters_of(slots), "the next call waits for the slot")
             assert (fault.started, fault.finalised) == (1, 0)
             go.open()
 

@@ -21,6 +21,7 @@ import attrs
 import pytest
 
 from engine import Engine, Predictor
+from tests._kit.internals import threads_of
 from tests._kit.waits import TIMEOUT
 
 if TYPE_CHECKING:
@@ -176,8 +177,8 @@ def is_settled(engine: Engine, tally: Tally, predictor: Predictor) -> bool:
     slots = engine._resolver.resolve(predictor).slots
     assert slots is not None
     started, finalised = tally.counts
-    is_over = finalised >= started and not engine._open_calls.executions() and not slots.leases
-    return is_over and engine._threads.abandoned == 0
+    is_over = finalised >= started and not engine.predictions.open_calls and not slots.leases
+    return is_over and threads_of(engine).abandoned == 0
 
 
 def leave_all(engine: Engine, tally: Tally, predictor: Predictor, runner: str | None, way: str) -> None:

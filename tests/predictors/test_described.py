@@ -27,6 +27,7 @@ from engine import (
     Predictor,
     WorkerLostError,
 )
+from tests._kit.internals import worker_of, workers_of
 from tests._kit.waits import auntil
 
 HOME: Final = """
@@ -165,7 +166,7 @@ def test_the_first_call_may_be_any_and_what_it_finds_is_kept(home: Engine, way: 
         values_of(home, way, "home/draw", {"size": "small"})
     assert str(first.value) == str(second.value)
     assert first.value.valid == ("text", "size", "copies")
-    (worker,) = home._workers()._pool.workers
+    worker = worker_of(home)
     assert worker.calls == 1  # it was asked once what there is, and ran nothing
     drawn = values_of(home, way, "@home/draw", {"text": "cat", "copies": 2})
     assert drawn == ["cat (small)"] * (2 if is_stream else 1)
@@ -177,7 +178,7 @@ def test_the_first_call_may_be_any_and_what_it_finds_is_kept(home: Engine, way: 
     with pytest.raises(RuntimeError, match="of the home") as failed:
         values_of(home, way, "@home/fails", {"text": "cat"})
     assert 'raise RuntimeError("of the home")' in failed.value.__notes__[0]
-    assert home._workers()._pool.workers == (worker,)
+    assert workers_of(home) == (worker,)
 
 
 def test_a_first_stream_can_be_read_by_its_snapshots_before_anything_is_known(home: Engine) -> None:
@@ -343,7 +344,7 @@ def test_what_distributions_offer_is_described_too_and_a_failure_names_them(home
             assert "Traceback" not in str(caught.value)
             assert "".join(traceback.format_exception(caught.value)).count("raise OSError") == 1
             assert "".join(traceback.format_exception(copied(caught.value))).count("raise OSError") == 1
-        assert [each.calls for each in muna._workers()._pool.workers] == [1 + 4 + 4]  # described, run, not imported
+        assert [each.calls for each in workers_of(muna)] == [1 + 4 + 4]  # described, run, not imported
     assert "broken_home" not in sys.modules
 
 
@@ -393,7 +394,7 @@ def test_a_stream_that_is_left_before_it_is_described_starts_nothing(home: Engin
     with pytest.raises(PredictionCancelledError):
         next(cancelled)
     assert (closed.outcome.state, cancelled.outcome.state) == ("closed", "cancelled")
-    assert home._workers()._pool.workers == ()
+    assert workers_of(home) == ()
 
 
 def test_what_means_nothing_here_is_checked_in_the_worker(home: Engine) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError, PluginError, Predictor, PredictorNotFoundError
+from tests._kit.internals import process_runner_of, threads_of
 from tests._kit.waits import TIMEOUT, auntil, until
 from tests.registry.lookups import WAYS, Counter, created, late, streamed, value_of
 
@@ -212,8 +213,8 @@ def test_a_record_that_stands_for_nothing_any_more_is_not_kept(muna: Engine) -> 
 
 @pytest.mark.parametrize("target", ["early_home:Model", Counter], ids=["by-name", "by-value"])
 def test_workers_are_told_the_limit_of_the_record_that_is_registered_now(muna: Engine, target: Any) -> None:
-    workers = muna._workers()
-    limits = [workers._predictors.get("@home/say", target, limit).need.limit for limit in (1, 2, 1)]
+    workers = process_runner_of(muna)
+    limits = [workers.encoded("@home/say", target, limit).need.limit for limit in (1, 2, 1)]
 
     assert limits == [1, 2, 1]
 
@@ -225,7 +226,7 @@ def test_many_first_calls_of_asyncio_wait_for_one_import_in_one_thread(muna: Eng
         calls = [asyncio.create_task(call(muna, "@home/say")) for call in (created, streamed) for _ in range(20)]
         await auntil(gate.reached.is_set, "it is imported")
         await asyncio.sleep(0)
-        assert len(muna._threads.owners) == 1
+        assert len(threads_of(muna).owners) == 1
         calls[0].cancel()  # it is the one that imports: another goes on for all
         gate.go.set()
         assert (await asyncio.gather(*calls, return_exceptions=True))[1:] == ["early"] * 39

@@ -22,6 +22,7 @@ from engine import (
 )
 from engine._registry import plugins, sources
 from engine.runners import Runner, own
+from tests._kit.internals import threads_of
 from tests._kit.waits import TIMEOUT, auntil
 from tests.registry.lookups import WAYS, Counter, created, late, streamed, value_of
 
@@ -122,7 +123,7 @@ def test_many_first_calls_of_asyncio_wait_for_one_look_in_one_thread(slow: Slow)
         async with Engine([Predictor("@me/late", late)], discover=False, plugins=[slow]) as muna:
             calls = [asyncio.create_task(created(muna, "@me/late")) for _ in range(50)]
             await auntil(slow.reached.is_set, "a plugin is imported")
-            assert len(muna._threads.owners) == 1
+            assert len(threads_of(muna).owners) == 1
             calls[0].cancel()  # it is the one that looks: another goes on for all
             slow.go.set()
             assert (await asyncio.gather(*calls, return_exceptions=True))[1:] == ["late"] * 49

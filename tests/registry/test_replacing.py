@@ -8,7 +8,8 @@ import pytest
 
 from engine._errors import DuplicatePredictorError, EngineError, InvalidTagError, PluginError, PredictorNotFoundError
 from engine._predictors.predictor import Predictor
-from tests._kit.waits import TIMEOUT
+from tests._kit.internals import leave_as_a_fork_may
+from tests._kit.waits import TIMEOUT, joined
 from tests.registry.registries import Failing, Offering, one, registry_of, shout, two
 
 
@@ -197,11 +198,7 @@ def test_whoever_is_told_may_use_the_registry_from_another_thread() -> None:
 
 def test_a_registry_makes_anew_after_a_fork_the_locks_that_no_thread_will_release() -> None:
     registry = registry_of()
-    registry._writing.acquire()
-    registry._is_discovering = True
-    holder = threading.Thread(target=registry._discovery.acquire)
-    holder.start()
-    holder.join(TIMEOUT)
+    joined(leave_as_a_fork_may(registry))
 
     registry.after_fork()
     registry.register(shout)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineError, NestingError, Predictor
+from tests._kit.internals import waiters_of
 from tests._kit.waits import TIMEOUT, auntil, joined, started, until
 from tests.engine.conftest import ANYWHERE, BOTH
 
@@ -152,7 +153,7 @@ def test_threads_that_wait_for_a_slot_are_served_in_the_order_they_came(
     assert reached.wait(TIMEOUT)
     for number in range(1, 6):
         callers.append(call(number))
-        until(lambda number=number: len(slots._queue) == number, "the wait")  # type: ignore[misc]
+        until(lambda number=number: len(waiters_of(slots)) == number, "the wait")  # type: ignore[misc]
     go.set()
     joined(*callers)
     assert served == [0, 1, 2, 3, 4, 5]
@@ -196,7 +197,7 @@ def test_a_call_that_comes_when_a_slot_is_released_waits_behind_the_calls_queued
         holder = muna.predictions.stream("@tests/one", {"number": 0}, runner=runner, prefetch=0)
         next(holder)
         waiting = started(lambda: muna.predictions.create("@tests/one", {"number": 1}, runner=runner))
-        until(lambda: len(slots._queue) == 1, "the wait")
+        until(lambda: len(waiters_of(slots)) == 1, "the wait")
         holder.close()
         muna.predictions.create("@tests/one", {"number": 2}, runner=runner)
         joined(waiting)
@@ -255,7 +256,7 @@ def test_a_wait_for_a_slot_ends_when_the_stream_is_cancelled_or_closed(muna: Eng
                     ends.append(type(error).__name__)
 
             reader = started(read)
-            until(lambda: len(slots._queue) == 1, "the wait")
+            until(lambda: len(waiters_of(slots)) == 1, "the wait")
             getattr(stream, stop)()
             joined(reader)
             assert ends == (["PredictionCancelledError"] if stop == "cancel" else [])

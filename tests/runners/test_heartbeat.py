@@ -25,6 +25,7 @@ from engine import Engine, EngineClosedError, PayloadError, PredictionCancelledE
 from engine._wire.segments import Segment
 from engine.runners.process.spawn import start_worker
 from engine.runners.process.worker import Worker
+from tests._kit.internals import WORD_OF_AN_ENCODING
 from tests._kit.waits import TIMEOUT
 
 if TYPE_CHECKING:
@@ -37,18 +38,18 @@ ROWS: Final = [{"a": number} for number in range(20_000)]  # some hundred KiB of
 LARGE: Final = bytes(1 << 19)
 
 
-class Gate:
+class LoopGate:
     """Holds up what passes it, in any thread, until the loop's heartbeat was heard often enough meanwhile."""
 
     def __init__(self) -> None:
         self.beats = 0
         self.passed = 0
-        self._enough = threading.Event()
+        self.enough = threading.Event()
         self.is_shut = threading.Event()  # somebody stands before it
 
     def hold(self) -> None:
         self.is_shut.set()
-        assert self._enough.wait(TIMEOUT), "the loop did not turn"
+        assert self.enough.wait(TIMEOUT), "the loop did not turn"
         self.passed += 1
 
     async def beat(self) -> None:
@@ -57,11 +58,11 @@ class Gate:
             if self.is_shut.is_set():
                 self.beats += 1
                 if self.beats == ENOUGH:
-                    self._enough.set()
+                    self.enough.set()
 
 
 @contextlib.asynccontextmanager
-async def heartbeat(gate: Gate) -> AsyncIterator[None]:
+async def heartbeat(gate: LoopGate) -> AsyncIterator[None]:
     beating = asyncio.create_task(gate.beat())
     try:
         yield
@@ -89,8 +90,8 @@ def worker() -> Iterator[Engine]:
 
 
 @pytest.fixture
-def gate() -> Gate:
-    return Gate()
+def gate() -> LoopGate:
+    return LoopGate()
 
 
 def echo(value: Any) -> Any:
@@ -105,7 +106,7 @@ def letters() -> Iterator[str]:
 
 
 @pytest.fixture
-def held_start(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Gate:
+def held_start(gate: LoopGate, monkeypatch: pytest.MonkeyPatch) -> LoopGate:
     """Have each start of a worker wait at the gate."""
 
     def start(facts: Start) -> Worker:
@@ -118,7 +119,7 @@ def held_start(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 @pytest.mark.parametrize("consumer", ["acreate", "astream", "aload"])
 @in_loop
-async def test_the_loop_turns_while_the_first_worker_starts(consumer: str, held_start: Gate) -> None:
+async def test_the_loop_turns_while_the_first_worker_starts(consumer: str, held_start: LoopGate) -> None:
     async with Engine(discover=False, workers=1) as muna, heartbeat(held_start):
         if consumer == "acreate":
             prediction = await muna.predictions.acreate(echo, {"value": 1}, runner="process")
@@ -134,7 +135,7 @@ async def test_the_loop_turns_while_the_first_worker_starts(consumer: str, held_
 
 @in_loop
 async def test_the_loop_turns_while_a_worker_that_died_idle_is_replaced(
-    held_start: Gate, monkeypatch: pytest.MonkeyPatch
+    held_start: LoopGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send = Worker.send
     lost: list[int] = []
@@ -149,7 +150,7 @@ async def test_the_loop_turns_while_a_worker_that_died_idle_is_replaced(
 
     async with Engine(discover=False, workers=1) as muna, heartbeat(held_start):
         await muna.predictions.acreate(echo, {"value": 1}, runner="process")
-        held_start._enough.clear()
+        held_start.enough.clear()
         monkeypatch.setattr(Worker, "send", send_too_late)
         prediction = await muna.predictions.acreate(echo, {"value": 2}, runner="process")
         assert prediction.value == 2
@@ -158,7 +159,7 @@ async def test_the_loop_turns_while_a_worker_that_died_idle_is_replaced(
 
 
 @in_loop
-async def test_a_worker_started_for_a_task_that_was_cancelled_serves_the_next_call(held_start: Gate) -> None:
+async def test_a_worker_started_for_a_task_that_was_cancelled_serves_the_next_call(held_start: LoopGate) -> None:
     async with Engine(discover=False, workers=1) as muna:
         left = asyncio.create_task(muna.predictions.acreate(echo, {"value": 1}, runner="process"))
         await asyncio.to_thread(held_start.is_shut.wait, TIMEOUT)
@@ -188,7 +189,9 @@ async def test_why_a_worker_could_not_be_started_reaches_the_call_that_waits_and
 
 
 @in_loop
-async def test_an_engine_that_closes_while_a_worker_starts_waits_for_it_and_leaves_nothing(held_start: Gate) -> None:
+async def test_an_engine_that_closes_while_a_worker_starts_waits_for_it_and_leaves_nothing(
+    held_start: LoopGate,
+) -> None:
     muna = Engine(discover=False, workers=1)
     waiting = asyncio.create_task(muna.predictions.acreate(echo, {"value": 1}, runner="process"))
     await asyncio.to_thread(held_start.is_shut.wait, TIMEOUT)
@@ -229,7 +232,7 @@ def measured_again(value: Any) -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize("consumer", ["acreate", "astream"])
 @in_loop
 async def test_the_loop_turns_while_large_inputs_are_encoded(
-    worker: Engine, consumer: str, part: Any, gate: Gate
+    worker: Engine, consumer: str, part: Any, gate: LoopGate
 ) -> None:
     noting = Noting(gate.hold)
     inputs = {"value": [part, noting]}
@@ -255,7 +258,7 @@ async def test_what_is_small_is_encoded_where_it_is_and_costs_no_other_thread(wo
 
 @in_loop
 async def test_the_loop_turns_while_buffers_are_copied_to_where_a_worker_finds_them(
-    worker: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    worker: Engine, gate: LoopGate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Segment.write
 
@@ -289,7 +292,7 @@ async def test_inputs_that_change_while_they_are_encoded_are_refused_with_advice
 @pytest.mark.parametrize("way", ["cancelled", "closed"])
 @in_loop
 async def test_a_call_that_ends_while_its_inputs_are_encoded_waits_for_nothing_and_the_rest_is_left(
-    way: str, gate: Gate
+    way: str, gate: LoopGate
 ) -> None:
     first, second = Noting(gate.hold), Noting()
     inputs = {"value": [ROWS, first, list(range(100_000)), second]}
@@ -314,7 +317,7 @@ async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_tha
     worker: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, released, is_over = threading.Event(), threading.Event(), threading.Event()
-    tell = engine.runners.process.offload.run_offloaded
+    tell = WORD_OF_AN_ENCODING.now
 
     def told(*facts: Any) -> None:
         tell(*facts)
@@ -324,7 +327,7 @@ async def test_a_call_that_is_stopped_is_stopped_even_where_its_encoding_saw_tha
         begun.set()
         assert released.wait(TIMEOUT)
 
-    monkeypatch.setattr(engine.runners.process.offload, "run_offloaded", told)
+    WORD_OF_AN_ENCODING.replace(monkeypatch, told)
     value = [ROWS, Noting(hold), list(range(100_000))]
     stream = worker.predictions.astream(echo, {"value": value}, runner="process")
     pull = asyncio.ensure_future(anext(stream.values()))
@@ -345,7 +348,7 @@ def variable_seen() -> int:
 
 
 @in_loop
-async def test_the_loop_turns_while_a_large_context_variable_is_encoded(worker: Engine, gate: Gate) -> None:
+async def test_the_loop_turns_while_a_large_context_variable_is_encoded(worker: Engine, gate: LoopGate) -> None:
     engine.runners.carry("tests.runners.test_heartbeat:held_variable")
     noting = Noting(gate.hold)
     held_variable.set([ROWS, noting])
@@ -369,7 +372,7 @@ def measuring(part: Any) -> Callable[[], Any]:
 @pytest.mark.parametrize("consumer", ["acreate", "astream"])
 @in_loop
 async def test_the_loop_turns_while_a_large_predictor_is_encoded_once_for_all_who_call_it(
-    worker: Engine, consumer: str, gate: Gate
+    worker: Engine, consumer: str, gate: LoopGate
 ) -> None:
     noting = Noting(gate.hold)
     predictor = measuring([LARGE, noting])
@@ -398,7 +401,7 @@ async def test_each_call_of_a_predictor_that_cannot_travel_is_told_why(worker: E
 
 @in_loop
 async def test_a_call_that_is_cancelled_while_its_predictor_is_encoded_keeps_nobody_else_from_it(
-    worker: Engine, gate: Gate
+    worker: Engine, gate: LoopGate
 ) -> None:
     predictor = measuring([LARGE, Noting(gate.hold)])
     left, other = (asyncio.ensure_future(worker.predictions.acreate(predictor, runner="process")) for _ in range(2))
@@ -453,7 +456,7 @@ def test_what_runs_workers_is_imported_beside_the_loop(verb: str) -> None:
 class Rebuilt:
     """Passes a gate when it is unpickled in the process that has set one."""
 
-    gate: Gate | None = None
+    gate: LoopGate | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuilt, ()
@@ -466,7 +469,7 @@ def rebuilt() -> Rebuilt:
 
 
 @pytest.fixture
-def held_arrival(gate: Gate) -> Iterator[Gate]:
+def held_arrival(gate: LoopGate) -> Iterator[LoopGate]:
     Rebuilt.gate = gate
     yield gate
     Rebuilt.gate = None
@@ -489,7 +492,7 @@ def large_then_failing() -> Iterator[Any]:
 
 
 @in_loop
-async def test_the_loop_turns_while_a_large_result_is_decoded(worker: Engine, held_arrival: Gate) -> None:
+async def test_the_loop_turns_while_a_large_result_is_decoded(worker: Engine, held_arrival: LoopGate) -> None:
     async with heartbeat(held_arrival):
         prediction = await worker.predictions.acreate(large, runner="process")
         assert len(prediction.value[0]) == 20_000
@@ -501,7 +504,7 @@ async def test_the_loop_turns_while_a_large_result_is_decoded(worker: Engine, he
 
 @in_loop
 async def test_large_partials_are_decoded_beside_the_loop_and_arrive_in_order(
-    worker: Engine, held_arrival: Gate
+    worker: Engine, held_arrival: LoopGate
 ) -> None:
     async with heartbeat(held_arrival):
         stream = worker.predictions.astream(large_and_small, {"count": 3}, runner="process")
@@ -526,7 +529,7 @@ async def test_two_tasks_share_a_stream_of_large_partials_without_losing_or_doub
 @in_loop
 async def test_a_stream_that_is_closed_while_a_large_partial_is_decoded_ends_and_the_next_call_works(
     worker: Engine,
-    held_arrival: Gate,
+    held_arrival: LoopGate,
 ) -> None:
     stream = worker.predictions.astream(large_and_small, {"count": 3}, runner="process")
     values = stream.values()

@@ -24,6 +24,7 @@ from engine import Engine, NestingError, Predictor
 from engine._predictors.body import Body
 from engine.runners.parking import park_thread
 from engine.runners.slots import LongWait, Slots, Waiter
+from tests._kit.internals import blocker_of, let_log_again, waiters_of
 from tests._kit.waits import TIMEOUT, Clock, auntil, until
 from tests.runners.process.pool_of_fakes import body_of, call_of
 
@@ -97,11 +98,11 @@ class Scene:
         return called
 
     def waiter(self, thread: Thread) -> Any:
-        return next((each for each in tuple(self.slots._queue) if each.thread is thread.itself), None)
+        return next((each for each in tuple(waiters_of(self.slots)) if each.thread is thread.itself), None)
 
     def is_in_vain(self, thread: Thread) -> bool:
-        """Whether a thread that waits would be refused if it looked at this time."""
-        return self.slots._blocker(self.waiter(thread)) is not None
+        """Whether a thread that waits would be refused if it looked just now."""
+        return blocker_of(self.slots, self.waiter(thread)) is not None
 
     def pass_a_grace(self) -> None:
         self.clock.now += GRACE
@@ -362,8 +363,8 @@ def test_a_task_that_waits_for_a_sync_stream_of_its_own_thread_is_refused_after_
     async def main() -> None:
         called = asyncio.create_task(scene.muna.predictions.acreate(TAG, runner="inline"))
         await auntil(lambda: scene.slots.waiting, "the wait for the slot")
-        [waiter] = scene.slots._queue
-        assert scene.slots._blocker(waiter) is None
+        [waiter] = waiters_of(scene.slots)
+        assert blocker_of(scene.slots, waiter) is None
         scene.pass_a_grace()
         waiter.wake()
         with pytest.raises(NestingError, match="waited 30 s in vain"):
@@ -481,14 +482,14 @@ def test_a_long_wait_tells_how_many_calls_wait_and_names_a_few_of_the_leases(
     slots = Slots("@me/it", 5)
     for _ in range(5):
         slots.take(body_of(call_of()))
-    slots._queue.extend(Waiter(call_of()) for _ in range(200))
+    waiters_of(slots).extend(Waiter(call_of()) for _ in range(200))
     for _ in range(200):
         LongWait(slots.tag, slots).report()
     [message] = [record.getMessage() for record in caplog.records]
     assert message.startswith("@me/it has been waited for during 0 s, and 200 calls wait for it; held by the open")
     assert message.endswith(" and 2 more")
     monkeypatch.setattr(engine.runners.slots, "_LOG_INTERVAL", 0.0)
-    slots._next_log_at = 0.0
+    let_log_again(slots)
     for _ in range(3):
         LongWait(slots.tag, slots).report()  # a while later
     assert len(caplog.records) == 4

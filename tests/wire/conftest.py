@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import cloudpickle
 import pytest
 
-from engine._wire import by_reference as _by_reference
+from tests._kit.internals import known_modules
 from tests.wire.failing import Loud
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def forgotten() -> Iterator[None]:
     """Have modules of a test, and what is noted about them, forgotten after it."""
     modules, noted = dict(sys.modules), cloudpickle.list_registry_pickle_by_value()
-    known = dict(_by_reference._known)
+    known = dict(known_modules())
     yield
-    _by_reference._known.clear()
-    _by_reference._known.update(known)
+    known_modules().clear()
+    known_modules().update(known)
     for name in set(cloudpickle.list_registry_pickle_by_value()) - set(noted):
         cloudpickle.cloudpickle._PICKLE_BY_VALUE_MODULES.discard(name)
     for name in set(sys.modules) - set(modules):

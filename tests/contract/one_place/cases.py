@@ -26,9 +26,9 @@ from engine._records import Outcome, current
 from engine.runners import Channel, own
 from engine.runners.base import Execution
 from engine.runners.ending import Ending
-from engine.runners.process.pool import Pool
 from engine.runners.slots import Slots
 from tests._kit.gates import FileGate, Journal
+from tests._kit.internals import pool_of
 from tests._kit.waits import TIMEOUT, OtherThread, auntil, begun, until
 from tests.faults.conftest import END, Cell, Consumer
 from tests.faults.worker_bodies import Trouble, predictor_with
@@ -348,9 +348,9 @@ class Case:
             return Created(partial(consumer.create, self.predictor))
         reader = consumer.open(self.predictor)
         if self.place.consumer == "records":
-            reader._values = iter(reader.stream)
+            reader.values = iter(reader.stream)
         elif self.place.consumer == "arecords":
-            reader._values = aiter(reader.stream)
+            reader.values = aiter(reader.stream)
         return reader
 
     # What is to be seen of it.
@@ -501,9 +501,3 @@ def moment_of(case: Case, moment: str) -> Callable[[Any], object]:
             until(lambda: ending.count >= has_first and is_waited_for(ending), "the consumer waits")
 
     return comes
-
-
-def pool_of(muna: Engine) -> Pool:
-    runner: Any = muna._runners["process"]
-    pool: Pool = runner._runner._pool
-    return pool

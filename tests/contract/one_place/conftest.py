@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import Engine
+from tests._kit.internals import open_calls_of
 from tests.contract.one_place.cases import Cases, Place, new_engine
 from tests.faults.worker_bodies import number_of_worker
 
@@ -42,7 +43,7 @@ def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def cases(crew: Engine, place: Place, tmp_path: Path) -> Iterator[Cases]:
     if place.runner == "process":
         yield Cases(crew, tmp_path)
-        crew._open_calls.observers = ()
+        open_calls_of(crew).observers = ()
         return
     with new_engine() as muna:
         yield Cases(muna, tmp_path)

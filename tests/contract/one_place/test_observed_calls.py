@@ -18,6 +18,7 @@ from engine._records import Outcome
 from engine.runners import base
 from engine.runners.base import Execution
 from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
+from tests._kit.internals import execution_of
 from tests._kit.waits import TIMEOUT, OtherThread, auntil
 from tests.contract.one_place.cases import (
     ASYNC,
@@ -285,7 +286,7 @@ def test_a_stream_that_is_ended_as_its_first_pull_comes_never_begins(
     error = TimeoutError("late")
 
     async def whole(case: Case, reading: Any) -> None:
-        execution = reading.stream._execution
+        execution = execution_of(reading.stream)
         execution = getattr(execution, "_execution", execution)  # a task's is behind what its consumer holds
 
         def stops() -> None:
@@ -378,7 +379,7 @@ def test_a_call_that_is_still_to_be_described_has_not_begun(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def whole(case: Case, reading: Any) -> None:
-        assert isinstance(reading.stream._execution, DeferredExecution | AsyncDeferredExecution)
+        assert isinstance(execution_of(reading.stream), DeferredExecution | AsyncDeferredExecution)
         await scenario(case, reading)
 
     scenarios = [reads_to_its_end, closes, cancels, is_never_pulled, is_closed_before, is_cancelled_before]

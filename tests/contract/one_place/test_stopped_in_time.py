@@ -13,6 +13,7 @@ from engine import Call, PredictionCancelledError
 from engine._predictors.body import Body
 from engine.runners.base import Execution
 from engine.runners.process.pool import Need, Pool
+from tests._kit.internals import pool_of
 from tests._kit.waits import OtherThread, auntil
 from tests.contract.one_place.cases import (
     ASYNC,
@@ -28,7 +29,6 @@ from tests.contract.one_place.cases import (
     each_place,
     each_place_at,
     moment_of,
-    pool_of,
     taken,
 )
 from tests.faults.conftest import END

@@ -24,6 +24,7 @@ from engine._wire import by_reference as _by_reference
 from engine._wire import targets as _targets
 from engine._wire.by_reference import is_importable_module
 from engine.runners.process import runner as process
+from tests._kit.internals import encodings_of, modules_in_workers
 from tests._kit.waits import auntil, until
 from tests.faults.awkward_values import gives_back
 from tests.faults.payloads.round_trips import LIMIT, each_way, values_of
@@ -297,7 +298,7 @@ def test_a_task_that_waits_for_anothers_encoding_sends_what_was_assigned_before_
         assert await asyncio.to_thread(is_encoded.wait, LIMIT)
         level = "new"
         second = asyncio.create_task(muna.predictions.acreate(tells, runner="process"))
-        (encoding,) = muna._workers()._encodings.values()
+        (encoding,) = encodings_of(muna).values()
         await auntil(lambda: len(encoding.parked()) == 2, "both wait for it")
         go_on.set()
         return [each.value for each in await asyncio.gather(first, second)]
@@ -325,7 +326,7 @@ def test_once_no_worker_has_a_reloaded_module_as_it_was_a_predictor_and_its_inpu
         Voice = write("made_up_twice", "after it").Voice
         assert values_of(muna, "create", is_voice, {"voice": Voice("Ada")}) == [(True, first)]
         os.kill(first, signal.SIGKILL)
-        until(lambda: not _by_reference._workers, "the worker is over")
+        until(lambda: not modules_in_workers(), "the worker is over")
         is_still_known, second = values_of(muna, "create", is_voice, {"voice": Voice("Ada")})[0]
         assert values_of(muna, "create", is_one_too, {"voice": Voice("Ada")}) == [(True, second)]
         assert (is_known, is_still_known, second == first) == (True, True, False)

@@ -23,6 +23,7 @@ from engine._wire.frames import ITEM, pack
 from engine._wire.segments import SHARED_FROM, Segment
 from engine._worker.pipes import Pipes
 from tests._kit.gates import Journal
+from tests._kit.internals import memory_of, worker_of
 from tests._kit.processes import child_processes
 from tests._kit.waits import OtherThread, until
 from tests.faults.awkward_values import gives_back, yields_back
@@ -219,7 +220,7 @@ with Engine(discover=False, workers=1) as muna:
     assert stream.outcome.rung == "asked"
     assert [int(value[-1]) for value in predictions.stream(acounts, runner="process", prefetch=8).values()] == [1, 2, 3]
     asyncio.run(main(muna))
-    (worker,) = muna._workers()._pool.workers
+    worker = worker_of(muna)
     assert (worker.inbound.size, worker.outbound.size) == (0, 0)
     assert os.fstat(worker.inbound._descriptor).st_size == os.fstat(worker.outbound._descriptor).st_size == 0
 """
@@ -234,7 +235,7 @@ def test_where_shared_memory_is_full_everything_goes_through_the_pipe(monkeypatc
 
 @pytest.mark.fault(90)
 def test_large_payloads_do_go_through_shared_memory_where_there_is_room(muna: Engine, worker: int) -> None:
-    (one,) = muna._workers()._pool.workers
+    one = worker_of(muna)
     assert values_of(muna, "stream", gives_back, {"value": bytes(16 * MIB)}) == [bytes(16 * MIB)]
     assert one.inbound.size >= 16 * MIB
     assert one.outbound.size >= 16 * MIB
@@ -245,10 +246,10 @@ def test_memory_for_a_giant_input_is_given_back_as_soon_as_a_call_does_without_i
     muna: Engine, worker: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_segments, "SEGMENT_LIMIT", 2 * MIB)
-    (one,) = muna._workers()._pool.workers
+    one = worker_of(muna)
 
     def room() -> int:
-        status = os.fstat(one.inbound._descriptor)
+        status = os.fstat(memory_of(one.inbound))
         return status.st_blocks * 512 if hasattr(os, "memfd_create") else status.st_size
 
     for size in (8 * MIB, 5 * MIB):  # giant calls in a row use the same memory
@@ -283,7 +284,7 @@ def test_partials_that_find_no_room_beside_others_overtake_none() -> None:
 
 def continue_once_full(muna: Engine, pid: int) -> None:
     """Wait until the pipe to a stopped worker is full, then have that go on."""
-    (worker,) = muna._workers()._pool.workers
+    worker = worker_of(muna)
     until(lambda: bool(worker.unsent), "the pipe is full")
     os.kill(pid, signal.SIGCONT)
 
@@ -325,7 +326,7 @@ def test_a_call_whose_inputs_are_still_on_their_way_can_be_left(
     inputs = {"value": bytes(4 * MIB)}
     with Engine(discover=False, workers=1, grace=0.1) as muna:
         pid = number_of(muna)
-        (worker,) = muna._workers()._pool.workers
+        worker = worker_of(muna)
         monkeypatch.setattr(Segment, "grow", lambda *_: False)
         os.kill(pid, signal.SIGSTOP)
         if consumer == "sync":

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from engine import Engine, NestingError, PredictionCancelledError
-from engine.runners.process import commands
-from engine.runners.process import inlet as inlet_module
-from engine.runners.process import runner as process
+from engine.runners.process import inlet as wire_module
 from engine.runners.process.inlet import Inlet
 from engine.runners.process.worker import Worker
 from tests._kit.gates import FileGate, Journal
+from tests._kit.internals import FRAME_OF_A_CALL, leases_of, process_runner_of
 from tests._kit.waits import TIMEOUT, OtherThread, until
 from tests.faults.awkward_values import gives_back
 from tests.faults.worker_bodies import number_of_worker, numbers_after_worker
@@ -64,7 +63,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
     kind: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, go_on, late = threading.Event(), threading.Event(), list[Callable[[], None]]()
-    make_frame = commands.command_frame
+    make_frame = FRAME_OF_A_CALL.now
     inputs = {"value": [bytes(1 << 16)] * 8 + [bytearray(1 << 20)]}
 
     def frame(*facts: Any) -> Any:
@@ -81,8 +80,8 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
 
     with Engine(discover=False, workers=1, grace=LONG) as muna:
         number = muna.predictions.create(number_of_worker, runner="process").value
-        runner = muna._workers()
-        offload = runner.offload
+        runner = process_runner_of(muna)
+        aside = runner.aside
 
         def interrupted(channel: Any, work: Callable[[], None]) -> None:
             if not isinstance(channel, Inlet):
@@ -94,16 +93,16 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
                 late.append(work)
             raise _Interrupted
 
-        monkeypatch.setattr(process, "command_frame", frame)
-        monkeypatch.setattr(runner, "offload", interrupted)
+        FRAME_OF_A_CALL.replace(monkeypatch, frame)
+        monkeypatch.setattr(runner, "aside", interrupted)
         with pytest.raises(_Interrupted):
             asyncio.run(call(muna))
-        assert bool(runner._pool.leases) is (moment == "after")
+        assert bool(leases_of(muna)) is (moment == "after")
         go_on.set()
         for work in late:
             work()
         assert muna.predictions.create(number_of_worker, runner="process").value == number
-        assert (runner._pool.leases, muna._open_calls.executions()) == ((), ())
+        assert (leases_of(muna), muna.predictions.open_calls) == ((), ())
 
 
 @pytest.mark.fault(97)

@@ -18,6 +18,7 @@ import pytest
 
 from engine import Engine, EngineClosedError, PredictionCancelledError
 from tests._kit.gates import FileGate, Journal
+from tests._kit.internals import worker_of
 from tests._kit.processes import is_child
 from tests._kit.waits import OtherThread, auntil, until
 from tests.faults import worker_bodies
@@ -241,7 +242,7 @@ def test_a_worker_that_is_stopped_while_idle_is_killed_when_a_call_or_its_engine
         pid = muna.predictions.create(number_of_worker, runner="process").value
         os.kill(pid, signal.SIGSTOP)
         stream = muna.predictions.stream(predictor_with("gen", Trouble(journal)), runner="process")
-        (worker,) = muna._workers()._pool.workers
+        worker = worker_of(muna)
 
         def cancel_once_told() -> None:
             until(worker.unread, "the order is sent")

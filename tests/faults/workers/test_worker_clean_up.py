@@ -233,7 +233,7 @@ def test_a_stream_abandoned_in_a_cycle_is_finalised_by_any_collector_whatever_lo
             reader = consumer.open(predictor)
             assert [await reader.pull() for _ in range(3)] == [pid, 0, 1]
             outcome = reader.outcome
-            Knot(reader.stream, reader._values)
+            Knot(reader.stream, reader.values)
             reader.drop()
             with lock, OtherThread(gc.collect) as collecting:
                 collecting.join()

@@ -26,6 +26,7 @@ from engine import Engine, EngineClosedError, EngineError, Predictor
 from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
 from tests._kit.gates import FileGate, Journal
+from tests._kit.internals import leases_of, pool_of, shorten_grace_of_workers, worker_of
 from tests._kit.processes import child_processes
 from tests._kit.waits import auntil, until
 from tests.faults.worker_bodies import AsyncModel, Model, number_of_worker, numbers_after_worker
@@ -89,7 +90,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def worker_of(tmp_path: Path) -> int:
+def opener_of(tmp_path: Path) -> int:
     gate = FileGate(tmp_path / "worker")
     until(lambda: gate.is_open, "the predictor has begun")
     return gate.opener
@@ -141,7 +142,7 @@ def test_an_engine_closes_though_the_loop_of_a_task_that_was_granted_a_worker_do
             results.append(error)
 
     muna = Engine(discover=False, workers=1, grace=GRACE)
-    pool = muna._workers()._pool
+    pool = pool_of(muna)
     stream = muna.predictions.stream(numbers_after_worker, runner="process")
     if way.startswith("freed"):
         with ThreadPoolExecutor(1) as executor:  # another thread's stream may be waited for
@@ -251,7 +252,7 @@ def test_a_program_that_ends_with_a_live_stream_keeps_its_code_says_nothing_and_
     assert (found, out) == (code, "a partial\n")
     assert err.endswith(told)
     assert err.count("\n") == (0 if not told else 4)  # Python's own traceback of the script, and no more
-    until(lambda: is_gone(worker_of(tmp_path)), "the worker is gone")
+    until(lambda: is_gone(opener_of(tmp_path)), "the worker is gone")
     assert (tmp_path / "worker.finally").exists() == (name != "os._exit")
 
 
@@ -308,7 +309,7 @@ def test_a_forked_program_starts_workers_of_its_own_and_leaves_the_parents_alone
             stream = muna.predictions.stream(endless, {"path": sys.argv[1]}, runner="process")
             values = stream.values()
             print(next(values), flush=True)
-            mine = muna._workers()._pool.workers[0].pid
+            mine = workers_of(muna)[0].pid
             child = os.fork()
             if not child:
                 try:
@@ -346,7 +347,7 @@ def test_ctrl_c_at_a_terminal_is_the_programs_alone_and_the_predictor_cleans_up(
                 pass
         """,
     )
-    pid = worker_of(tmp_path)
+    pid = opener_of(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
     found, _, err = end(process)
     assert found == -signal.SIGINT
@@ -368,7 +369,7 @@ def test_a_program_that_is_told_to_end_takes_its_workers_with_it(handler: str, t
                 pass
         """,
     )
-    pid = worker_of(tmp_path)
+    pid = opener_of(tmp_path)
     process.terminate()
     found, _, err = end(process)
     assert (found, err) == ((7 if handler else -signal.SIGTERM), "")
@@ -578,7 +579,7 @@ def test_a_class_is_torn_down_in_its_worker_by_unload_and_set_up_again_by_the_ne
         assert muna.predictions.create("@me/model").value == pid
         with ThreadPoolExecutor(1) as threads:
             busy = threads.submit(muna.predictions.create, "@me/model", {"wait": 2 * GRACE})
-            until(lambda: bool(muna._workers()._pool.leases), "the call has begun")
+            until(lambda: bool(leases_of(muna)), "the call has begun")
             with pytest.raises(EngineError, match=r"@me/model is in use by the open prediction"):
                 muna.unload("@me/model")
             busy.result()
@@ -592,7 +593,7 @@ def test_load_and_unload_follow_the_default_runner_of_the_engine(model: type[Mod
         muna.predictors.register("@me/model", partial(model, journal))
         muna.load("@me/model")
         assert muna.loaded == ("@me/model",)
-        [worker] = muna._workers()._pool.workers
+        worker = worker_of(muna)
         assert muna.predictions.create("@me/model").value == worker.pid
         muna.unload("@me/model")
         assert list(muna.loaded) == []
@@ -630,7 +631,7 @@ def test_loading_warms_a_worker_for_functions_and_from_asyncio_too() -> None:
             muna.predictors.register("@me/number", number_of_worker)
             await muna.aload("@me/number", runner="process")
             assert muna.loaded == ("@me/number",)
-            [worker] = muna._workers()._pool.workers
+            worker = worker_of(muna)
             assert (await muna.predictions.acreate("@me/number", runner="process")).value == worker.pid
             await muna.aunload("@me/number", runner="process")
 
@@ -685,7 +686,7 @@ def test_what_a_worker_that_was_busy_tears_down_before_its_next_call_fails_neith
 
     tags = ["@me/one", "@me/two"]
     with Engine([Predictor(tag, partial(Model, tag)) for tag in tags], discover=False, workers=1, grace=LIMIT) as muna:
-        muna._workers()._grace = 0.01  # for which an unload waits for the worker
+        shorten_grace_of_workers(muna, 0.01)  # for which an unload waits for the worker
         assert [muna.predictions.create(tag, runner="process").value for tag in tags] == tags
         stream = muna.predictions.stream(numbers_after_worker, runner="process")
         with ThreadPoolExecutor(1) as executor:  # another thread's stream may be waited for

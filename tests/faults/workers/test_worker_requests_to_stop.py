@@ -20,6 +20,7 @@ import pytest
 from engine import Engine, PredictionCancelledError, Predictor
 from engine._wire.frames import DONE, ITEM, ITEMS
 from tests._kit.gates import FileGate, Journal
+from tests._kit.internals import worker_of
 from tests._kit.processes import child_processes
 from tests._kit.waits import OtherThread, auntil, until
 from tests.faults import worker_bodies
@@ -257,7 +258,7 @@ def test_a_request_to_stop_that_comes_late_does_not_reach_the_next_call(
 
     async def scenario(consumer: Consumer) -> None:
         await serving(consumer)
-        (worker,) = lasting._workers()._pool.workers
+        worker = worker_of(lasting)
         late = worker.calls
         reader = consumer.open(predictor)
 

@@ -19,6 +19,7 @@ from engine import Engine, EngineError, Predictor, WorkerLostError
 from engine.runners.process import runner as process
 from engine.runners.process.spawn import start_worker
 from engine.runners.process.worker import Worker
+from tests._kit.internals import leases_of, pool_of, worker_of, workers_of
 from tests._kit.processes import child_processes, open_descriptors, state_of
 from tests._kit.waits import OtherThread, until
 from tests.faults.conftest import Cell
@@ -132,7 +133,7 @@ def test_a_call_that_waits_while_a_worker_starts_is_served_by_another_that_is_fr
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     with Engine(discover=False, workers=2, grace=GRACE) as muna:
-        pool = muna._workers()._pool
+        pool = pool_of(muna)
 
         def call() -> None:
             if consumer == "sync":
@@ -167,7 +168,7 @@ def is_moved_unsent(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Call
 def is_moved_unread(muna: Engine, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]) -> None:
     """The supervisor finds out that a worker died before it read its call."""
     pid = process_of(muna)
-    (worker,) = muna._workers()._pool.workers
+    worker = worker_of(muna)
     os.kill(pid, signal.SIGSTOP)
     until(lambda: state_of(pid) == "T", "it is stopped")
 
@@ -200,5 +201,5 @@ def test_where_no_worker_can_be_started_for_a_call_under_way_it_fails_and_the_ne
         with pytest.raises(BlockingIOError):
             scenario(muna, monkeypatch, lambda: monkeypatch.setattr(subprocess, "Popen", no_process))
         monkeypatch.setattr(subprocess, "Popen", popen)
-        assert (muna._workers()._pool.leases, muna._workers()._pool.workers) == ((), ())
+        assert (leases_of(muna), workers_of(muna)) == ((), ())
         assert process_of(muna) in child_processes()

@@ -23,6 +23,14 @@ from engine.runners.process.inlet import Inlet
 from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
 from tests._kit.gates import FileGate, Journal
+from tests._kit.internals import (
+    WATCH_OF_A_LOOP,
+    leases_of,
+    supervised_by,
+    supervisor_of,
+    thread_of,
+    worker_of,
+)
 from tests._kit.processes import child_processes, is_child, state_of
 from tests._kit.waits import OtherThread, auntil, until
 from tests.faults import worker_bodies
@@ -85,7 +93,7 @@ def test_a_worker_killed_after_it_was_told_and_before_it_read_it_is_replaced_and
 
     async def scenario(consumer: Consumer) -> None:
         pid = (await consumer.create(number_of_worker)).value
-        (worker,) = consumer.engine._workers()._pool.workers
+        worker = worker_of(consumer.engine)
         os.kill(pid, signal.SIGSTOP)
         await auntil(lambda: state_of(pid) == "T", "it is stopped")
 
@@ -110,16 +118,17 @@ def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_nobody
     journal = Journal(tmp_path / "journal")
     escalate = Supervisor.escalate
 
-    def escalate_at_once(supervisor: Supervisor, inlet: Inlet) -> None:
-        escalate(supervisor, inlet)
-        if threading.current_thread() is not supervisor._thread:  # else the supervisor was the one that found it closed
+    def see_to_it_at_once(supervisor: Supervisor, inlet: Inlet) -> None:
+        see_to(supervisor, inlet)
+        # Else the supervisor was the one that found it closed.
+        if threading.current_thread() is not thread_of(supervisor):
             until(lambda: inlet.is_sent and not inlet.is_cut, "the call is sent to another worker")
 
     monkeypatch.setattr(Supervisor, "escalate", escalate_at_once)
 
     async def scenario(consumer: Consumer) -> None:
         pid = (await consumer.create(number_of_worker)).value
-        (worker,) = consumer.engine._workers()._pool.workers
+        worker = worker_of(consumer.engine)
         os.kill(pid, signal.SIGSTOP)
         await auntil(lambda: state_of(pid) == "T", "it is stopped")
 
@@ -142,7 +151,7 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
     """Between the look that finds no worker to hear and the sleep that follows, there may be one."""
     journal = Journal(tmp_path / "journal")
     is_held, is_at_rest = threading.Event(), threading.Event()
-    park_thread, watch = _parking.park_thread, Inlet._watch
+    park_thread, watch = _parking.park_thread, WATCH_OF_A_LOOP.now
 
     def hold(_nothing: None) -> None:
         """The supervisor sees to nothing until the reader is about to sleep."""
@@ -164,20 +173,19 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         watch(inlet, loop)
         let_it_be_replaced(inlet)
 
-    monkeypatch.setattr(reader_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
-    monkeypatch.setattr(reader_module, "park_thread", park_late)
-    monkeypatch.setattr(Inlet, "_watch", watch_early)
+    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
+    monkeypatch.setattr(wire_module, "park_thread", park_late)
+    WATCH_OF_A_LOOP.replace(monkeypatch, watch_early)
 
     async def scenario(consumer: Consumer) -> None:
         pid = (await consumer.create(number_of_worker)).value
-        runner = consumer.engine._workers()
-        (worker,) = runner._pool.workers
+        worker = worker_of(consumer.engine)
         os.kill(pid, signal.SIGSTOP)
         await auntil(lambda: state_of(pid) == "T", "it is stopped")
 
         def kill_once_told() -> None:
             until(worker.unread, "the order is sent")
-            runner._supervisor.post(hold, None)
+            supervisor_of(consumer.engine).post(hold, None)
             assert is_held.wait(GRACE)
             kill(pid)
 
@@ -236,13 +244,13 @@ def test_a_call_that_is_stopped_while_it_is_sent_to_a_worker_that_is_gone_ends_o
     journal = Journal(tmp_path / "journal")
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         process_of(muna)
-        supervisor = muna._workers()._supervisor
+        supervisor = supervisor_of(muna)
         stream = muna.predictions.stream(predictor_with("gen", Trouble(journal)), runner="process")
 
         def stop(worker: Worker) -> None:
             is_seen_to = threading.Event()
             if is_noticed:
-                until(lambda: worker not in supervisor._workers, "the warden knows that it is over")
+                until(lambda: worker not in supervised_by(supervisor), "the warden knows that it is over")
             stream.cancel()
             supervisor.post(lambda _nothing: is_seen_to.set(), None)
             assert is_seen_to.wait(GRACE)
@@ -253,7 +261,7 @@ def test_a_call_that_is_stopped_while_it_is_sent_to_a_worker_that_is_gone_ends_o
         assert list(stream) == []
         assert (stream.outcome.state, journal.words) == ("cancelled", [])
         assert muna.predictions.create(number_of_worker, runner="process").value in child_processes()
-        assert muna._workers()._pool.leases == ()
+        assert leases_of(muna) == ()
 
 
 # 78: an event loop and the pipes it watches.
@@ -305,14 +313,14 @@ def test_an_event_loop_hears_the_worker_that_takes_the_descriptors_of_one_that_w
 
     async def with_a_worker_that_goes(muna: Engine, *ends: int) -> None:
         first = (await muna.predictions.acreate(number_of_worker, runner="process")).value
-        supervisor = muna._workers()._supervisor
-        (worker,) = muna._workers()._pool.workers
+        supervisor = supervisor_of(muna)
+        worker = worker_of(muna)
         was = worker.answers
 
         def lose_it() -> None:
             kill(worker.pid)
             for _ in range(3):  # by then it is noticed, and closed if that can be done
-                until(lambda: worker not in supervisor._workers, "the warden knows that it is over")
+                until(lambda: worker not in supervised_by(supervisor), "the warden knows that it is over")
                 is_seen_to = threading.Event()
                 supervisor.post(lambda _nothing, event=is_seen_to: event.set(), None)
                 assert is_seen_to.wait(GRACE)
@@ -352,7 +360,7 @@ def test_where_an_event_loop_cannot_watch_a_worker_the_call_fails_and_the_next_i
 def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it_is_that_calls_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    watch = Inlet._watch
+    watch = WATCH_OF_A_LOOP.now
 
     async def scenario() -> None:
         async with Engine(discover=False, workers=1, grace=GRACE) as muna:
@@ -362,7 +370,7 @@ def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it
                 if worker is None or not inlet.is_sent:
                     watch(inlet, loop)
                     return
-                monkeypatch.setattr(Inlet, "_watch", watch)
+                WATCH_OF_A_LOOP.replace(monkeypatch, watch)
                 assert worker.registrations == {}
 
                 class Late(dict[Any, Any]):
@@ -378,7 +386,7 @@ def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it
                 worker.registrations = Late()
                 watch(inlet, loop)
 
-            monkeypatch.setattr(Inlet, "_watch", lose_it)
+            WATCH_OF_A_LOOP.replace(monkeypatch, lose_it)
             with pytest.raises(WorkerLostError):
                 await muna.predictions.acreate(worker_bodies.sleeps, runner="process")
             assert (await muna.predictions.acreate(number_of_worker, runner="process")).value in child_processes()

@@ -21,6 +21,7 @@ from engine._records import Call
 from engine.runners.process.pool import Pool
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
+from tests._kit.internals import waiters_of
 from tests._kit.waits import TIMEOUT, OtherThread, begun, until
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def taking(scene: Scene, way: str, need: Need = Need(), body: Body | None = None
     consumer = begun(take if way == "sync" else lambda: asyncio.run(atake()))
 
     def waits() -> bool:
-        return any(each.call is its_body.call and each.parked for each in scene.pool._queue)
+        return any(each.call is its_body.call and each.parked for each in waiters_of(scene.pool))
 
     until(lambda: waits() or consumer.is_over)
     return consumer

@@ -13,6 +13,7 @@ from engine import NestingError
 from engine._records import Call
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
+from tests._kit.internals import blocker_of, waiters_of
 from tests._kit.waits import TIMEOUT, auntil, begun, in_other_thread, until
 from tests.runners.process.pool_of_fakes import CLASS, OTHER_CLASS, Fake, Scene, call_of
 
@@ -54,12 +55,12 @@ def test_a_thread_that_holds_the_only_worker_waits_a_grace_for_another_to_give_i
         return scene.take()
 
     waiting = begun(hold_and_wait)
-    until(lambda: any(each.call is not held for each in scene.pool._queue))
-    [wish] = scene.pool._queue
+    until(lambda: any(each.call is not held for each in waiters_of(scene.pool)))
+    [wish] = waiters_of(scene.pool)
     [worker] = scene.workers
     for seconds, is_in_vain in ((0.0, False), (29.9, False), (0.1, True)):
         now[0] += seconds
-        assert (scene.pool._blocker(wish) is not None) is is_in_vain
+        assert (blocker_of(scene.pool, wish) is not None) is is_in_vain
     if comes_back:
         scene.release(worker)
         assert waiting.join() is worker
@@ -227,7 +228,7 @@ def test_a_thread_may_wait_for_one_who_waits_for_one_who_goes_on() -> None:
         scene.release(mine)
 
     first = begun(hold_and_wait)
-    until(lambda: any(each.need is OTHER_CLASS for each in scene.pool._queue))
+    until(lambda: any(each.need is OTHER_CLASS for each in waiters_of(scene.pool)))
     second = begun(lambda: scene.take(CLASS))
     scene.await_waiting(2)
     scene.release(theirs)

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from engine.runners.process.pool import Need
+from tests._kit.internals import starts_of
 from tests._kit.waits import TIMEOUT, auntil, begun, until
 from tests.runners.process.pool_of_fakes import CLASS, Scene, each_way, leave, taking
 
@@ -102,7 +103,7 @@ def test_a_start_that_fails_is_told_to_nobody_where_those_left_are_enough_for_al
     assert first.join() is worker
     scene.fakes.trouble.append(BlockingIOError("try again"))
     scene.fakes.turns.release()
-    until(lambda: len(scene.pool._starting) == 1)
+    until(lambda: len(starts_of(scene.pool)) == 1)
     assert scene.waiting() == 1
     scene.fakes.turns.release()
     assert second.join() is scene.fakes.made[1]

@@ -11,6 +11,7 @@ import pytest
 
 import engine.runners.slots
 from engine.runners.process.pool import Pool
+from tests._kit.internals import REFUSAL_BY_A_POOL
 from tests._kit.waits import begun, in_other_thread, until
 from tests.runners.process.pool_of_fakes import Scene, each_way, taking
 
@@ -22,14 +23,14 @@ def test_a_long_wait_for_a_start_alone_is_not_logged_as_if_a_call_had_the_worker
     way: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: Counter[int] = Counter()
-    refuse = Pool._refuse
+    refuse = REFUSAL_BY_A_POOL.now
 
     def count_looks(self: Pool, waiter: Any) -> None:
         looks[id(self)] += 1
         refuse(self, waiter)
 
     monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 0.0)
-    monkeypatch.setattr(Pool, "_refuse", count_looks)
+    REFUSAL_BY_A_POOL.replace(monkeypatch, count_looks)
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
     call = taking(scene, way)
@@ -43,14 +44,14 @@ def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: Counter[int] = Counter()
-    refuse = Pool._refuse
+    refuse = REFUSAL_BY_A_POOL.now
 
     def count_looks(self: Pool, waiter: Any) -> None:
         looks[id(waiter)] += 1
         refuse(self, waiter)
 
     monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 0.0)
-    monkeypatch.setattr(Pool, "_refuse", count_looks)
+    REFUSAL_BY_A_POOL.replace(monkeypatch, count_looks)
     scene = Scene.of(2)
     for seen in (1, 2):
         held = [in_other_thread(scene.take) for _ in range(2)]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
+from tests._kit.internals import lock_of, starts_of, waiters_of
 from tests.runners.process.pool_of_fakes import CLASS, Fake, Scene, body_of, used
 
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
@@ -141,7 +142,7 @@ class Story:
         """Have a start fail: of those who wait for one, somebody is told if those left are not enough."""
         if not self.scene.pool.is_starting:
             return
-        told, left = self.told, len(self.scene.pool._starting) - 1
+        told, left = self.told, len(starts_of(self.scene.pool)) - 1
         expecting = min(self.eligible(), self.most - len(self.scene.workers))
         self.failed += 1
         self.scene.fakes.trouble.append(BlockingIOError("try again"))
@@ -171,7 +172,7 @@ class Story:
             for _ in range(6):
                 await asyncio.sleep(0.0 if is_settled else 0.0005)  # threads come to what they do
             is_settled = is_settled and self.is_still()
-        workers, starts = self.scene.workers, len(self.scene.pool._starting)
+        workers, starts = self.scene.workers, len(starts_of(self.scene.pool))
         assert len(workers) + starts <= self.most
         places = Counter(key for worker in workers for key in worker.has)
         assert all(places[need.key] <= need.limit for need in NEEDS)
@@ -186,8 +187,8 @@ class Story:
     def is_still(self) -> bool:
         """Whether no thread of the pool's has anything to do."""
         pool, fakes = self.scene.pool, self.scene.fakes
-        with pool._lock:
-            moving = sum(request.gone is not None for request in pool._queue)
+        with lock_of(pool):
+            moving = sum(request.gone is not None for request in waiters_of(pool))
             passed = self.turns if fakes.turns is not None else fakes.begun
-            are_held = fakes.begun - fakes.held == passed and len(pool._starting) == fakes.held
+            are_held = fakes.begun - fakes.held == passed and len(starts_of(pool)) == fakes.held
             return are_held and moving == len(self.replacing)

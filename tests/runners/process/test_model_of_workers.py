@@ -35,6 +35,7 @@ from engine._wire.segments import Segment
 from engine.runners.process import pool, queue, supervisor
 from engine.runners.process import runner as process
 from engine.runners.process import worker as workers
+from tests._kit.internals import descriptors_of, process_runner_of, supervisor_of
 from tests.runners.process.far_worker import (
     NONSENSE,
     TEMPERS,
@@ -638,7 +639,7 @@ def test_a_worker_granted_to_a_call_that_gives_up_while_the_engine_closes_ends_a
     machine.open_one(Plan(is_async=False, window=None, body=predict, pulls=1))
     machine.end(0, "done")
     [far] = machine.fars
-    runner: Any = machine.muna._workers._runner
+    runner, its_supervisor = process_runner_of(machine.muna), supervisor_of(machine.muna)
     looked = threading.Semaphore(0)
     taken: list[Any] = []
 
@@ -646,7 +647,7 @@ def test_a_worker_granted_to_a_call_that_gives_up_while_the_engine_closes_ends_a
         taken.append(really_take(self, body, need))
         runner.close_soon()
         for _ in range(2):  # it has looked with all there was to see once it does the second
-            runner._supervisor.post(lambda _: looked.release(), None)
+            its_supervisor.post(lambda _: looked.release(), None)
             assert looked.acquire(timeout=LIMIT)
         raise InterruptedError
 
@@ -685,4 +686,4 @@ def test_each_descriptor_of_a_worker_is_closed_once_whoever_closes_it(monkeypatc
     loop.close()
     assert len(closed) == len(set(closed))
     assert {near.exit_pipe, near.report} <= set(closed)
-    assert near._descriptors == []
+    assert descriptors_of(near) == []

@@ -24,6 +24,7 @@ import pytest
 from hypothesis import settings
 
 from engine import Engine, PredictionCancelledError, WorkerLostError
+from tests._kit.internals import workers_of
 
 CALLS: Final = 10_000 if settings().max_examples > 1_000 else 1_000
 SEED: Final = 4711
@@ -210,7 +211,7 @@ def kill_at_random(muna: Engine, tally: Tally, until: Callable[[], bool], seed: 
     while not until():
         if tally.calls >= due:
             due += EACH_KILL
-            workers = muna._workers()._pool.workers
+            workers = workers_of(muna)
             if workers:
                 victim = dice.choice(workers)
                 tally.killed.add(victim.pid)

@@ -13,6 +13,7 @@ import engine.runners.process.pool
 from engine import EngineClosedError, PredictionCancelledError
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker
+from tests._kit.internals import GOING_IN_A_POOL
 from tests._kit.waits import auntil, begun, in_other_thread
 from tests.runners.process.pool_of_fakes import CLASS, Scene, body_of, call_of, each_way, taking
 
@@ -143,7 +144,7 @@ def test_many_calls_that_come_while_workers_start_are_not_each_held_against_all_
     def compare(_waits: object) -> set[Any]:
         raise AssertionError("this takes long for a long queue")
 
-    monkeypatch.setattr(engine.runners.process.pool, "able_to_go_on", compare)
+    GOING_IN_A_POOL.replace(monkeypatch, compare)
     scene = Scene.of(2)
     scene.fakes.gate = threading.Event()
     calls = [taking(scene, way) for _ in range(9)]

@@ -11,6 +11,7 @@ import engine.runners.process.pool
 import engine.runners.slots
 from engine import EngineError, PredictionCancelledError
 from engine.runners.process.pool import Need
+from tests._kit.internals import starts_of
 from tests._kit.waits import TIMEOUT, auntil, begun, in_other_thread, until
 from tests.runners.process.pool_of_fakes import CLASS, Scene, body_of, call_of, each_way, leave, taking
 
@@ -116,7 +117,7 @@ def test_of_two_calls_that_wait_the_first_takes_what_comes_first_and_the_second_
     scene.fakes.gate = threading.Event()
     first, second = taking(scene, way), taking(scene, way)
     until(lambda: scene.fakes.begun == 2)
-    assert (scene.waiting(), len(scene.pool._starting)) == (2, 1)  # there is room for one
+    assert (scene.waiting(), len(starts_of(scene.pool))) == (2, 1)  # there is room for one
     if is_freed_first:
         scene.release(worker)
         assert first.join() is worker

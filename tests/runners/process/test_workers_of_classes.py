@@ -8,6 +8,7 @@ import pytest
 
 from engine import PredictionCancelledError
 from engine.runners.process.pool import Need
+from tests._kit.internals import starts_of
 from tests._kit.waits import TIMEOUT, begun
 from tests.runners.process.pool_of_fakes import CLASS, OTHER_CLASS, Scene, body_of, call_of, each_way, taking
 
@@ -83,8 +84,8 @@ def test_a_class_that_may_be_set_up_once_has_one_worker_started_and_where_its_fi
     home = scene.take()
     scene.fakes.gate = threading.Event()
     first, second = taking(scene, way, CLASS), taking(scene, way, CLASS)
-    assert (scene.waiting(), len(scene.pool._starting)) == (2, 1)
-    scene.release(home)
+    assert (scene.waiting(), len(starts_of(scene.pool))) == (2, 1)
+    scene.give(home)
     assert first.join() is home
     scene.fakes.gate.set()
     scene.pool.join(TIMEOUT)
