@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pytest
 
     from engine import AsyncPredictionStream, Engine, PredictionStream
+    from engine._loaded import LoadedPredictor
     from engine._registry.registry import Registry
     from engine._wire.segments import Segment
     from engine.runners.base import Execution, OpenCalls
@@ -33,6 +34,38 @@ def open_calls_of(engine: Engine) -> OpenCalls:
     return engine._open_calls
 
 
+def executions_of(engine: Engine) -> tuple[Execution | Any, ...]:
+    """The calls of an engine that have begun and not ended."""
+    return engine._open_calls.executions()
+
+
+def close_calls_of(engine: Engine) -> Any:
+    """End the calls of an engine as its own end does, and nothing else of it."""
+    return engine._close_calls()
+
+
+def observe(engine: Engine, observer: Any) -> None:
+    """Have an observer told of every call of an engine that begins from now on."""
+    engine._placement.observe(observer)
+
+
+def check_runner(engine: Engine, name: str | None) -> None:
+    """See whether an engine has a runner of this name, as its first call does."""
+    engine._placement.check(name)
+
+
+def loaded_of(engine: Engine, predictor: Any) -> LoadedPredictor:
+    """What an engine knows of a predictor, which need not be set up yet."""
+    return engine._resolver.resolve(predictor)
+
+
+def slots_of(engine: Engine, predictor: Any) -> Slots:
+    """The slots of a predictor in this process."""
+    slots = loaded_of(engine, predictor).slots
+    assert slots is not None
+    return slots
+
+
 def threads_of(engine: Engine) -> ThreadRunner:
     """What runs an engine's sync bodies in owner threads."""
     return engine._threads
@@ -48,10 +81,10 @@ def process_runner_of(engine: Engine) -> ProcessRunner:
     return engine._workers()
 
 
-def opening_of(engine: Engine, *arguments: Any) -> Any:
-    """Open a call of a loaded predictor, as the executor does once it has found it."""
+def opened(engine: Engine, *facts: Any) -> Any:
+    """Open the execution of a sync stream of a loaded predictor, as an engine does once it has found it."""
     executor: Any = engine.predictions
-    return executor._opened(*arguments)
+    return executor._opened(*facts)
 
 
 def execution_of(stream: PredictionStream | AsyncPredictionStream) -> Execution | Any:
@@ -211,11 +244,11 @@ class Seam:
         patch.setattr(self.home, self.name, function)
 
 
-WAIT_OF_A_THREAD: Final = Seam("engine.runners.owned:OwnedExecution._wait_first")
+WAIT_OF_A_THREAD: Final = Seam("engine.runners.owned:OwnedExecution._start_and_wait")
 WAIT_OF_A_TASK: Final = Seam("engine.runners.owned:OwnedExecution._wait_task")
 COUNT_OF_THREADS: Final = Seam("engine.runners.thread:ThreadRunner._served")
 WATCH_OF_A_LOOP: Final = Seam("engine.runners.process.inlet:Inlet._watch")
 REFUSAL_BY_A_POOL: Final = Seam("engine.runners.process.pool:Pool._refuse")
 GOING_IN_A_POOL: Final = Seam("engine.runners.process.pool:Pool._going")
 FRAME_OF_A_CALL: Final = Seam("engine.runners.process.runner:_frame")
-WORD_OF_AN_ENCODING: Final = Seam("engine.runners.process.runner:_tell")
+WORD_OF_AN_ENCODING: Final = Seam("engine.runners.process.runner:_run_offloaded")

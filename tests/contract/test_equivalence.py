@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from engine import Engine, Reducer
 from engine._reducers import reducer_of
 from engine.testing import KINDS, Fail, Give, Journal, Kind, Pause, Return, Script, SetMark, Step, described, expected
+from tests._kit.internals import executions_of
 from tests.contract.cells import (
     AREADERS,
     ASTOPPERS,
@@ -190,7 +191,7 @@ def check_every_cell(  # noqa: PLR0917
                 one = cell(runner)
                 with naming(runner, aconsume):
                     one.run(aconsume(one))
-    assert muna._open_calls.executions() == ()
+    assert executions_of(muna) == ()
 
 
 def check_every_cell_in_a_worker(worker: Worker, kind: Kind, case: Case) -> None:
@@ -206,7 +207,7 @@ def check_every_cell_in_a_worker(worker: Worker, kind: Kind, case: Case) -> None
         one = cell()
         with naming(PROCESS, aconsume):
             one.run(aconsume(one))
-    assert worker.muna._open_calls.executions() == ()
+    assert executions_of(worker.muna) == ()
     assert worker.is_the_same_process(), "a body cost its worker"
     for file in worker.folder.iterdir():
         file.unlink()

@@ -15,7 +15,7 @@ from engine.runners import Body, base, inline
 from engine.runners.base import Execution
 from engine.runners.owned import OwnedExecution
 from engine.runners.task import TaskExecution
-from tests._kit.internals import open_calls_of
+from tests._kit.internals import executions_of, open_calls_of, slots_of
 from tests._kit.waits import TIMEOUT
 from tests.contract.ended_streams import counts
 
@@ -87,7 +87,7 @@ def test_a_call_whose_end_ctrl_c_interrupts_lets_go_of_everything_once_it_is_dro
     body = Kept()
     with Engine(discover=False, grace=TIMEOUT) as muna:
         predictor = Predictor("@tests/kept", getattr(body, kind), concurrency=1)
-        slots = muna._resolver.resolve(predictor).slots
+        slots = slots_of(muna, predictor)
         assert slots is not None
         stream = muna.predictions.stream(predictor, runner=runner)
         partials = stream.values()
@@ -141,7 +141,7 @@ def test_a_stop_in_a_task_that_ctrl_c_interrupts_is_carried_out_by_the_loop_once
         del stream
         assert await asyncio.to_thread(body.finalised.wait, TIMEOUT)
         assert outcome.state == "cancelled"
-        assert muna._open_calls.executions() == ()
+        assert executions_of(muna) == ()
 
     with Engine(discover=False) as muna:
         asyncio.run(scenario(muna))

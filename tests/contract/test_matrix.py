@@ -50,6 +50,7 @@ from engine import (
 )
 from engine.runners import Channel
 from tests._kit.gates import Gate
+from tests._kit.internals import loaded_of
 from tests._kit.waits import TIMEOUT, Clock, auntil, until
 
 
@@ -1339,7 +1340,7 @@ def test_a_call_that_would_wait_for_its_own_thread_or_task_is_refused(
 ) -> None:
     muna = reader.muna
     single = Predictor("@me/single", giving(kind, [["mutable"]] * 3), concurrency=1)
-    loaded = muna._resolver.resolve(single)
+    loaded = loaded_of(muna, single)
     for slots in (loaded.slots, loaded.slots_elsewhere["process"]):
         monkeypatch.setattr(slots, "grace", 0.01)  # for a thread, a grace has to pass
 

@@ -18,7 +18,7 @@ from engine import Engine, Outcome, PredictionCancelledError, PredictorError, fo
 from engine.runners import Channel, Report
 from engine.runners.deferred import DeferredExecution
 from engine.runners.process.inlet import Inlet
-from tests._kit.internals import execution_of, opening_of
+from tests._kit.internals import execution_of, loaded_of, opened
 from tests._kit.waits import TIMEOUT
 from tests.contract.ended_streams import EVERY
 
@@ -150,8 +150,8 @@ def test_what_a_late_stream_refers_to_is_freed_without_a_collector(how: str, mun
         weighty = Weighty()
         is_gone = weighty.is_gone
         if how == "failed":
-            loaded = muna.predictions.resolve(fail)
-            open_now = partial(opening_of, muna, loaded, {"weighty": weighty}, "thread", None, None)
+            loaded = loaded_of(muna, fail)
+            open_now = partial(opened, muna, loaded, {"weighty": weighty}, "thread", None, None)
         else:
             open_now = partial(fail, weighty)
         execution = DeferredExecution(open_now, "@tests/none")

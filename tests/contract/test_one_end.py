@@ -13,7 +13,7 @@ from engine import Engine, EngineClosedError, Outcome, PredictionCancelledError,
 from engine.runners import Body, Channel, Report
 from engine.runners.base import Execution
 from engine.runners.owned import OwnedExecution
-from tests._kit.internals import WAIT_OF_A_TASK, WAIT_OF_A_THREAD
+from tests._kit.internals import WAIT_OF_A_TASK, WAIT_OF_A_THREAD, executions_of, observe
 from tests._kit.waits import TIMEOUT
 from tests.contract.ended_streams import EVERY, HandsOverByHand, counts, told
 
@@ -147,7 +147,7 @@ def test_of_two_readers_that_come_first_one_begins_the_call(consumer: str, monke
         else:
             seen += asyncio.run(read(muna.predictions.astream(predictor, runner="thread")))
         assert (started, seen) == (["body"], [0, 1, 2, 3])
-        assert muna._open_calls.executions() == ()
+        assert executions_of(muna) == ()
 
 
 # An observer is told of the beginning and the end of each call that begins, of both once, and of no other.
@@ -228,7 +228,7 @@ def test_an_observer_is_told_once_of_the_beginning_and_the_end_of_a_call(
 ) -> None:
     observer = Observer()
     with Engine(discover=False, grace=0.05, workers=1) as muna:
-        muna._placement.observe(observer)
+        observe(muna, observer)
         ending = end(muna, Predictor("@tests/fails", BODIES[kind]), consumer, runner, how)
         if consumer == "asyncio":
             asyncio.run(ending)

@@ -20,6 +20,7 @@ import pytest
 from engine import Call, Engine, NestingError, current_call, hookimpl
 from engine.runners import Body, Channel, Report, own
 from engine.testing import KINDS, Give, Journal, Kind, Return, RunnerConformance, Script, expected, yields
+from tests._kit.internals import executions_of
 
 
 class TestDefault(RunnerConformance):
@@ -42,7 +43,7 @@ class Lent(Engine):
     def __exit__(self, *_: object) -> None:
         deadline = time.monotonic() + 5.0
         # What was dropped is finalised in its worker, which tells a little later.
-        while live := self._open_calls.executions():
+        while live := executions_of(self):
             assert time.monotonic() < deadline, live
             time.sleep(0.001)
 

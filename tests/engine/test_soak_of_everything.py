@@ -41,7 +41,7 @@ from engine import (
     PredictionStream,
     WorkerLostError,
 )
-from tests._kit.internals import workers_of
+from tests._kit.internals import executions_of, workers_of
 from tests._kit.processes import child_processes, open_descriptors
 from tests._kit.waits import TIMEOUT
 from tests.engine.soaked import ASYNC, LIVES, MIXED, SYNC, partial_of
@@ -567,11 +567,11 @@ def warm_up(muna: Engine) -> None:
 def settle(soak: Soak) -> None:
     """Wait until no body runs any more that began in this process, and the engines that were closed are collected."""
     deadline = time.monotonic() + TIMEOUT
-    while (LIVES.going_on or soak.lasting.predictions.open_calls) and time.monotonic() < deadline:
+    while (LIVES.going_on or executions_of(soak.lasting)) and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)
     assert LIVES.going_on == 0
-    assert soak.lasting._open_calls.executions() == ()
+    assert executions_of(soak.lasting) == ()
     closed = [weakref.ref(muna) for muna in soak.closed]
     soak.closed.clear()
     while any(reference() is not None for reference in closed) and time.monotonic() < deadline:

@@ -11,6 +11,7 @@ import pytest
 from engine import PredictionCancelledError, Predictor
 from engine.runners.base import Execution
 from tests._kit.gates import Gate
+from tests._kit.internals import executions_of
 from tests._kit.waits import OtherThread, auntil
 from tests.faults.conftest import Fault, each_cell, predictor_with
 from tests.faults.stopping import drained, is_cancelled, waiting, when
@@ -162,7 +163,7 @@ def test_a_stop_in_the_very_moment_a_call_begins_is_its_end(
         else:
             assert await reader.has_ended("closed")
         assert reader.outcome.count == 0
-        assert consumer.engine._open_calls.executions() == ()
+        assert executions_of(consumer.engine) == ()
         reader.drop()  # without a warning
         assert await consumer.still_works()
 

@@ -13,6 +13,7 @@ import pytest
 
 from engine import Engine, EngineClosedError, Predictor
 from engine.runners.slots import Slots
+from tests._kit.internals import executions_of, slots_of
 from tests._kit.waits import TIMEOUT, in_other_thread, until
 from tests.faults.waiting_predictors import Waiting, created
 
@@ -30,7 +31,7 @@ def test_a_create_that_waits_for_its_owner_is_woken_with_an_engine_closed_error(
     predictor = Predictor(
         "@tests/waits", waiting.model() if place == "setup" else getattr(waiting, place), concurrency=1
     )
-    slots = muna._resolver.resolve(predictor).slots
+    slots = slots_of(muna, predictor)
     assert slots is not None
 
     async def acreate() -> Any:
@@ -51,7 +52,7 @@ def test_a_create_that_waits_for_its_owner_is_woken_with_an_engine_closed_error(
         in_other_thread(create)
     closer.join(TIMEOUT)
     assert not closer.is_alive()
-    assert muna._open_calls.executions() == ()
+    assert executions_of(muna) == ()
     waiting.go.set()
     until(lambda: slots.leases == (), "the end of the body, which gives its slot back")
     assert waiting.calls == ["body"]
@@ -62,7 +63,7 @@ def test_a_create_that_waits_for_its_slot_is_woken_with_an_engine_closed_error_a
     waiting = Waiting()
     muna = Engine(discover=False, grace=0.05)
     predictor = Predictor("@tests/waits", waiting.body, concurrency=1)
-    slots = muna._resolver.resolve(predictor).slots
+    slots = slots_of(muna, predictor)
     assert slots is not None
 
     def hold() -> None:
@@ -81,7 +82,7 @@ def test_a_create_that_waits_for_its_slot_is_woken_with_an_engine_closed_error_a
         in_other_thread(lambda: created(muna, predictor, consumer))
     closer.join(TIMEOUT)
     holder.join(TIMEOUT)
-    assert (muna.predictions.open_calls, slots.waiting, len(slots.leases)) == ((), 0, 1)
+    assert (executions_of(muna), slots.waiting, len(slots.leases)) == ((), 0, 1)
     waiting.go.set()
     until(lambda: slots.leases == (), "the end of the body that held the slot")
     assert waiting.calls == ["body"]
@@ -94,7 +95,7 @@ def test_a_create_whose_engine_closes_in_the_moment_it_gets_its_slot_gives_that_
     waiting = Waiting()
     muna = Engine(discover=False, grace=0.05)
     predictor = Predictor("@tests/waits", waiting.body, concurrency=1)
-    slots = muna._resolver.resolve(predictor).slots
+    slots = slots_of(muna, predictor)
     assert slots is not None
     take, atake = Slots.take, Slots.atake
 
@@ -110,7 +111,7 @@ def test_a_create_whose_engine_closes_in_the_moment_it_gets_its_slot_gives_that_
     monkeypatch.setattr(Slots, "atake", atake_and_close)
     with pytest.raises(EngineClosedError):
         created(muna, predictor, consumer)
-    assert (slots.leases, waiting.calls, muna._open_calls.executions()) == ((), [], ())
+    assert (slots.leases, waiting.calls, executions_of(muna)) == ((), [], ())
 
 
 def test_an_engine_closed_error_of_create_is_gone_once_nobody_refers_to_it() -> None:

@@ -14,7 +14,7 @@ import pytest
 from engine import Engine, Predictor, current_call
 from engine._predictors.body import Body
 from engine.runners.ending import Ending
-from tests._kit.internals import loop_of, threads_of
+from tests._kit.internals import loop_of, slots_of, threads_of
 from tests._kit.waits import TIMEOUT, until
 from tests.faults.scripts import run_script, signalled
 from tests.faults.waiting_predictors import Waiting, created
@@ -280,7 +280,7 @@ def test_a_body_that_had_begun_when_ctrl_c_interrupted_its_start_keeps_its_slot_
     waiting = Waiting()
     with Engine(discover=False, grace=0.05) as muna:
         predictor = Predictor("@tests/waits", waiting.stubborn if kind == "coloured" else waiting.body, concurrency=1)
-        slots = muna._resolver.resolve(predictor).slots
+        slots = slots_of(muna, predictor)
         assert slots is not None
         started = Started(muna, kind, monkeypatch)
 
@@ -346,7 +346,7 @@ def test_a_stream_whose_body_had_begun_when_ctrl_c_interrupted_its_start_is_clos
 
     with Engine(discover=False) as muna:
         predictor = Predictor("@tests/waits", body if kind == "body" else coloured, concurrency=1)
-        slots = muna._resolver.resolve(predictor).slots
+        slots = slots_of(muna, predictor)
         assert slots is not None
         started = Started(muna, kind, monkeypatch)
 
@@ -378,7 +378,7 @@ def test_a_body_that_had_not_begun_when_ctrl_c_interrupted_its_start_never_runs(
     waiting.go.set()
     with Engine(discover=False, grace=0.05) as muna:
         predictor = Predictor("@tests/waits", getattr(waiting, kind), concurrency=1)
-        slots = muna._resolver.resolve(predictor).slots
+        slots = slots_of(muna, predictor)
         assert slots is not None
         started = Started(muna, kind, monkeypatch)
         begin, ended = threading.Event(), threading.Event()

@@ -16,7 +16,7 @@ import pytest
 
 from engine import Engine, EngineBusyError, EngineError, PredictionCancelledError, Predictor
 from engine.runners import thread as thread_runner
-from tests._kit.internals import COUNT_OF_THREADS, threads_of
+from tests._kit.internals import COUNT_OF_THREADS, executions_of, slots_of, threads_of
 from tests._kit.waits import TIMEOUT, until
 
 STILL = 0.05  # seconds in which nothing more may happen
@@ -389,7 +389,7 @@ def cancel_all_tasks(muna: Engine, predictor: Any, number: int) -> None:
 
     async def main() -> None:
         tasks = [asyncio.create_task(read()) for _ in range(number)]
-        while len(muna._open_calls.executions()) < number:  # noqa: ASYNC110 - streams set no event
+        while len(executions_of(muna)) < number:  # noqa: ASYNC110 - streams set no event
             await asyncio.sleep(0.001)
         for task in tasks:
             task.cancel()
@@ -508,7 +508,7 @@ def test_a_sync_iterator_of_an_async_body_that_no_thread_may_take_is_that_calls_
         return Iterating()
 
     predictor = Predictor("@tests/gives", gives, concurrency=1, yields=True)
-    slots = muna._resolver.resolve(predictor).slots
+    slots = slots_of(muna, predictor)
     assert slots is not None
     monkeypatch.setattr(thread_runner, "MOST_THREADS", 0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, NestingError, Predictor, current_call
-from engine._policies.executor import DEEPEST
+from engine._policies.opening import DEEPEST
 from tests._kit.waits import in_other_thread, within
 
 # 97: a predictor that asks for what it holds.

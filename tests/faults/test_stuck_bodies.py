@@ -10,7 +10,7 @@ import pytest
 
 from engine import Predictor, current_call
 from tests._kit.gates import Gate
-from tests._kit.internals import threads_of, waiters_of
+from tests._kit.internals import slots_of, threads_of, waiters_of
 from tests._kit.waits import OtherThread, auntil, until
 from tests.faults.conftest import PARTIALS, Fault, each_cell, predictor_with
 from tests.faults.stopping import GRACE, drained, is_cancelled, waiting, when
@@ -71,7 +71,7 @@ def test_a_stuck_body_is_left_at_once_counted_and_keeps_its_slot_until_it_ends(
         assert fault.finalised == 0
         assert abandoned_threads(consumer) == 1
         assert await consumer.still_works()
-        slots = consumer.engine._resolver.resolve(predictor).slots
+        slots = slots_of(consumer.engine, predictor)
         assert slots is not None
 
         def release() -> None:

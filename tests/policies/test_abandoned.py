@@ -21,7 +21,7 @@ import attrs
 import pytest
 
 from engine import Engine, Predictor
-from tests._kit.internals import threads_of
+from tests._kit.internals import executions_of, slots_of, threads_of
 from tests._kit.waits import TIMEOUT
 
 if TYPE_CHECKING:
@@ -174,10 +174,10 @@ CELLS: Final = [
 
 
 def is_settled(engine: Engine, tally: Tally, predictor: Predictor) -> bool:
-    slots = engine._resolver.resolve(predictor).slots
+    slots = slots_of(engine, predictor)
     assert slots is not None
     started, finalised = tally.counts
-    is_over = finalised >= started and not engine.predictions.open_calls and not slots.leases
+    is_over = finalised >= started and not executions_of(engine) and not slots.leases
     return is_over and threads_of(engine).abandoned == 0
 
 
@@ -229,7 +229,7 @@ def test_a_thousand_streams_left_half_way_leave_nothing_and_are_finalised_once_e
         else:
             asyncio.run(aleave_all(engine, tally, predictor, runner, way))
         assert tally.counts == (TIMES, TIMES)
-        assert engine._open_calls.executions() == ()
+        assert executions_of(engine) == ()
         assert is_settled(engine, tally, predictor)
         # Owners are kept for the next call, but only as many as were ever busy at one time.
         assert threading.active_count() - before <= 2 * ROUND
@@ -251,7 +251,7 @@ def test_a_loop_that_ends_closes_every_stream_that_was_left_open_there() -> None
         assert tally.counts == (ROUND, ROUND)
         assert len(told) == ROUND
         assert {stream.outcome.state for stream in streams} == {"closed"}
-        assert engine._open_calls.executions() == ()
+        assert executions_of(engine) == ()
 
 
 @pytest.mark.fault(61)
@@ -275,7 +275,7 @@ def test_a_loop_that_never_closed_its_streams_is_kept_no_longer_than_to_the_next
         del loop, streams
         gc.collect()
         assert tally.counts == (3, 3)
-        assert engine._open_calls.executions() == ()
+        assert executions_of(engine) == ()
         asyncio.run(half_read(engine, yields, 1))
         gc.collect()
         assert kept() is None

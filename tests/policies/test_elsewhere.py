@@ -17,6 +17,7 @@ import pytest
 from engine import Engine, EngineError, InvalidInputError, NestingError, PluginError, Prediction, Predictor
 from engine.runners import Body, Channel, own
 from engine.testing import KINDS, RunnerConformance
+from tests._kit.internals import check_runner
 from tests.policies.elsewhere import FarRunner, LastingRunner
 
 FAR: Final = """
@@ -306,7 +307,7 @@ def test_an_engine_that_used_it_and_is_not_closed_says_so() -> None:
 
     def leave() -> None:
         muna = Engine(discover=False, plugins=[quiet])
-        muna._placement.check("far")
+        check_runner(muna, "far")
         del muna
         gc.collect()
 
@@ -323,7 +324,7 @@ def test_what_its_close_raises_comes_out_of_the_engines_once_all_else_is_closed(
     other.name = "other"
     muna = Engine(discover=False, plugins=[Quiet(close=close), other])
     for name in ("far", "other", "thread"):
-        muna._placement.check(name)
+        check_runner(muna, name)
     with pytest.raises(OSError, match="the line is down"):
         muna.close()
     assert other.closed == 1
@@ -338,7 +339,7 @@ def test_ctrl_c_while_one_is_closed_leaves_none_of_the_others_open() -> None:
     other.name = "other"
     muna = Engine(discover=False, plugins=[Quiet(close=close), other])
     for name in ("far", "other"):
-        muna._placement.check(name)
+        check_runner(muna, name)
     with pytest.raises(KeyboardInterrupt):
         muna.close()
     assert other.closed == 1
@@ -347,7 +348,7 @@ def test_ctrl_c_while_one_is_closed_leaves_none_of_the_others_open() -> None:
 def test_a_forked_child_leaves_it_to_its_parent() -> None:
     quiet = Quiet()
     with Engine(discover=False, plugins=[quiet]) as muna:
-        muna._placement.check("far")
+        check_runner(muna, "far")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of threads that others left
             child = os.fork()
@@ -460,7 +461,7 @@ def test_one_that_cannot_tell_what_is_loaded_is_logged_and_the_others_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with Engine([Predictor("@me/pid", os.getpid)], discover=False, plugins=[Quiet(loaded=fails)]) as muna:
-        muna._placement.check("far")
+        check_runner(muna, "far")
         muna.load("@me/pid")
         assert muna.loaded == ("@me/pid",)
     assert "the runner 'far': error in loaded()" in caplog.text

@@ -14,6 +14,7 @@ from engine import Engine, EngineClosedError, EngineError, NestingError, Predict
 from engine.runners import slots as slots_module
 from engine.runners.pinned import PinnedThread
 from engine.runners.slots import Slots
+from tests._kit.internals import loaded_of
 from tests._kit.waits import TIMEOUT, joined, started, until
 from tests.runners.bound_instances import CALLS, TAG, Notes, bound, pinned_threads
 
@@ -109,7 +110,7 @@ def test_unload_waits_for_the_call_that_runs_and_tears_down_in_its_thread(notes:
     with Engine(discover=False, grace=TIMEOUT) as muna:
         caller = started(lambda: muna.predictions.create(stuck.model, runner="thread"))
         assert stuck.reached.wait(TIMEOUT)
-        loaded = muna.predictions.resolve(stuck.model)
+        loaded = loaded_of(muna, stuck.model)
         unloader = started(lambda: muna.unload(stuck.model))
         until(lambda: not loaded.is_ready, "the unloading")
         stuck.go.set()

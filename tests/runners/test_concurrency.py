@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, EngineError, NestingError, Predictor
-from tests._kit.internals import waiters_of
+from tests._kit.internals import slots_of, waiters_of
 from tests._kit.waits import TIMEOUT, auntil, joined, started, until
 from tests.engine.conftest import ANYWHERE, BOTH
 
@@ -147,7 +147,7 @@ def test_threads_that_wait_for_a_slot_are_served_in_the_order_they_came(
     def call(number: int) -> threading.Thread:
         return started(lambda: muna.predictions.create("@tests/one", {"number": number}, runner=runner))
 
-    slots = muna._resolver.resolve("@tests/one").slots
+    slots = slots_of(muna, "@tests/one")
     assert slots is not None
     callers = [call(0)]
     assert reached.wait(TIMEOUT)
@@ -190,7 +190,7 @@ def test_a_call_that_comes_when_a_slot_is_released_waits_behind_the_calls_queued
         yield number
 
     muna.predictors.register(Predictor("@tests/one", one, concurrency=1))
-    slots = muna._resolver.resolve("@tests/one").slots
+    slots = slots_of(muna, "@tests/one")
     assert slots is not None
     for _ in range(20):
         served.clear()
@@ -242,7 +242,7 @@ def test_a_wait_for_a_slot_ends_when_the_stream_is_cancelled_or_closed(muna: Eng
     muna.predictors.register(Predictor("@tests/holds", holds, concurrency=1))
     holder = started(lambda: muna.predictions.create("@tests/holds", {"wait": True}))
     assert reached.wait(TIMEOUT)
-    slots = muna.predictions.resolve("@tests/holds").slots
+    slots = slots_of(muna, "@tests/holds")
     assert slots is not None
     for runner in (None, "thread"):
         for stop in ("cancel", "close"):

@@ -24,7 +24,7 @@ from engine import Engine, NestingError, Predictor
 from engine._predictors.body import Body
 from engine.runners.parking import park_thread
 from engine.runners.slots import LongWait, Slots, Waiter
-from tests._kit.internals import blocker_of, let_log_again, waiters_of
+from tests._kit.internals import blocker_of, let_log_again, slots_of, waiters_of
 from tests._kit.waits import TIMEOUT, Clock, auntil, until
 from tests.runners.process.pool_of_fakes import body_of, call_of
 
@@ -81,7 +81,7 @@ class Scene:
 
     @property
     def slots(self) -> Any:
-        return self.muna._resolver.resolve(TAG).slots
+        return slots_of(self.muna, TAG)
 
     def stream(self, runner: str | None = None) -> Any:
         stream = self.muna.predictions.stream(TAG, runner=runner, prefetch=0)

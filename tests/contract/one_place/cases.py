@@ -28,7 +28,7 @@ from engine.runners.base import Execution
 from engine.runners.ending import Ending
 from engine.runners.slots import Slots
 from tests._kit.gates import FileGate, Journal
-from tests._kit.internals import pool_of
+from tests._kit.internals import executions_of, loaded_of, observe, pool_of
 from tests._kit.waits import TIMEOUT, OtherThread, auntil, begun, until
 from tests.faults.conftest import END, Cell, Consumer
 from tests.faults.worker_bodies import Trouble, predictor_with
@@ -330,8 +330,8 @@ class Case:
 
     @property
     def slots(self) -> Slots:
-        loaded = self.muna._resolver.resolve(self.predictor)
-        slots = loaded.slots_elsewhere["process"] if self.place.runner == "process" else loaded.slots
+        loaded = loaded_of(self.muna, self.predictor)
+        slots: Slots | None = loaded.slots_elsewhere["process"] if self.place.runner == "process" else loaded.slots
         assert slots is not None
         return slots
 
@@ -366,12 +366,12 @@ class Case:
         outcome = None if reading is None else reading.outcome
         if outcome is not None:
             assert (outcome.state, outcome.count, outcome.exception) == (state, finished.count, error)
-        assert self.muna._open_calls.executions() == ()
+        assert executions_of(self.muna) == ()
 
     def check_not_told(self) -> None:
         assert self.witness.told == []
         assert self.journal.words == []
-        assert self.muna._open_calls.executions() == ()
+        assert executions_of(self.muna) == ()
 
     async def check_finalised(self) -> None:
         """Whether the body began once, and runs its `finally` once, within the grace."""
@@ -388,7 +388,7 @@ class Cases:
         self.muna = muna
         self.witness = Witness()
         self._folder = folder
-        muna._placement.observe(self.witness)
+        observe(muna, self.witness)
 
     def make(self, place: Place, kind: Kind) -> Case:
         return Case(self.muna, self.witness, place, kind, self._folder / str(next(_numbers)))

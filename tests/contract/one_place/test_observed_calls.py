@@ -18,7 +18,7 @@ from engine._records import Outcome
 from engine.runners import base
 from engine.runners.base import Execution
 from engine.runners.deferred import AsyncDeferredExecution, DeferredExecution
-from tests._kit.internals import execution_of
+from tests._kit.internals import check_runner, close_calls_of, execution_of, executions_of, loaded_of, observe
 from tests._kit.waits import TIMEOUT, OtherThread, auntil
 from tests.contract.one_place.cases import (
     ASYNC,
@@ -249,12 +249,12 @@ def test_a_call_is_told_of_though_its_way_was_the_shortest_before(
 
     assert [call(), call()] == [1, 1]
     if not callable(target):  # the way of that is looked for at each call
-        loaded = muna._resolver.resolve(target)
+        loaded = loaded_of(muna, target)
         assert loaded.is_plain if is_async and runner is None else is_async or loaded.places == {runner: FAST}
     witness, later = Witness(), Witness()
-    muna._placement.observe(witness)
+    observe(muna, witness)
     assert call() == 1
-    muna._placement.observe(later)
+    observe(muna, later)
     assert call() == 1
     assert [(each.what, each.state) for each in witness.told] == [("started", "pending"), ("finished", "done")] * 2
     assert [each.what for each in later.told] == ["started", "finished"]
@@ -265,7 +265,7 @@ def test_an_observer_that_comes_late_hears_nothing_of_a_call_that_had_begun(plac
     async def whole(case: Case, reading: Any) -> None:
         await reading.pull()
         late = Witness()
-        case.muna._placement.observe(late)
+        observe(case.muna, late)
         await read_all(reading)
         case.check_told("done", case.kind.partials, None, reading)
         assert late.told == []
@@ -293,7 +293,7 @@ def test_a_stream_that_is_ended_as_its_first_pull_comes_never_begins(
             if how == "stopped":
                 execution.stop("failed", error)
             else:
-                case.muna._close_calls()
+                close_calls_of(case.muna)
 
         def now() -> float:
             monkeypatch.undo()
@@ -309,7 +309,7 @@ def test_a_stream_that_is_ended_as_its_first_pull_comes_never_begins(
 
     for kind in place.kinds:
         with about(kind), new_engine() as muna:
-            muna._placement.check(place.runner)  # else its first call looks for plugins, which takes time, too
+            check_runner(muna, place.runner)  # else its first call looks for plugins, which takes time, too
             case = Cases(muna, tmp_path).make(place, kind)
             case.have()
             case.run(whole)
@@ -331,10 +331,10 @@ def test_a_stream_that_is_stopped_as_its_loop_ends_was_not_abandoned(tmp_path: P
 
     with new_engine() as muna:
         witness = Handle()
-        muna._placement.observe(witness)
+        observe(muna, witness)
 
         def stop_all() -> None:
-            for each in muna._open_calls.executions():
+            for each in executions_of(muna):
                 each.cancel()
 
         stopping = OtherThread(stop_all)

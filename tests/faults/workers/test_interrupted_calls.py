@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from engine import Engine, NestingError, PredictionCancelledError
-from engine.runners.process import inlet as wire_module
+from engine.runners.process import inlet as inlet_module
 from engine.runners.process.inlet import Inlet
 from engine.runners.process.worker import Worker
 from tests._kit.gates import FileGate, Journal
-from tests._kit.internals import FRAME_OF_A_CALL, leases_of, process_runner_of
+from tests._kit.internals import FRAME_OF_A_CALL, executions_of, leases_of, process_runner_of
 from tests._kit.waits import TIMEOUT, OtherThread, until
 from tests.faults.awkward_values import gives_back
 from tests.faults.worker_bodies import number_of_worker, numbers_after_worker
@@ -53,7 +53,7 @@ def test_a_call_interrupted_while_it_is_sent_leaves_its_worker_to_the_next(
             call() if kind == "create" else next(stream)
         stream.close()
         assert muna.predictions.create(number_of_worker, runner="process").value > 0
-        assert muna._open_calls.executions() == ()
+        assert executions_of(muna) == ()
 
 
 @pytest.mark.fault(108)
@@ -81,7 +81,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
     with Engine(discover=False, workers=1, grace=LONG) as muna:
         number = muna.predictions.create(number_of_worker, runner="process").value
         runner = process_runner_of(muna)
-        aside = runner.aside
+        offload = runner.offload
 
         def interrupted(channel: Any, work: Callable[[], None]) -> None:
             if not isinstance(channel, Inlet):
@@ -94,7 +94,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
             raise _Interrupted
 
         FRAME_OF_A_CALL.replace(monkeypatch, frame)
-        monkeypatch.setattr(runner, "aside", interrupted)
+        monkeypatch.setattr(runner, "offload", interrupted)
         with pytest.raises(_Interrupted):
             asyncio.run(call(muna))
         assert bool(leases_of(muna)) is (moment == "after")
@@ -102,7 +102,7 @@ def test_a_large_call_interrupted_as_a_thread_begins_to_send_it_keeps_its_worker
         for work in late:
             work()
         assert muna.predictions.create(number_of_worker, runner="process").value == number
-        assert (leases_of(muna), muna.predictions.open_calls) == ((), ())
+        assert (leases_of(muna), executions_of(muna)) == ((), ())
 
 
 @pytest.mark.fault(97)
@@ -201,7 +201,7 @@ def test_a_reader_of_a_call_that_its_runner_stopped_hears_of_a_cancellation_at_o
     is_async: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for what its worker still says, which may be long in coming."""
-    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 10 * TIMEOUT)
+    monkeypatch.setattr(inlet_module, "POLL_INTERVAL", 10 * TIMEOUT)
     dispatcher: Any = object()
     inlet = Inlet(None, "@tests/stopped", dispatcher)
     inlet.request_stop()

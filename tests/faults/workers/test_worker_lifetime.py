@@ -26,7 +26,7 @@ from engine import Engine, EngineClosedError, EngineError, Predictor
 from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
 from tests._kit.gates import FileGate, Journal
-from tests._kit.internals import leases_of, pool_of, shorten_grace_of_workers, worker_of
+from tests._kit.internals import executions_of, leases_of, pool_of, shorten_grace_of_workers, worker_of
 from tests._kit.processes import child_processes
 from tests._kit.waits import auntil, until
 from tests.faults.worker_bodies import AsyncModel, Model, number_of_worker, numbers_after_worker
@@ -620,7 +620,7 @@ def test_what_a_teardown_raises_in_a_worker_comes_out_of_close(model: type[Model
     muna.predictions.create("@me/model")
     with pytest.raises(LookupError, match="it does not let go"):
         muna.close()
-    assert muna._open_calls.executions() == ()
+    assert executions_of(muna) == ()
 
 
 def test_loading_warms_a_worker_for_functions_and_from_asyncio_too() -> None:

@@ -118,11 +118,11 @@ def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_nobody
     journal = Journal(tmp_path / "journal")
     escalate = Supervisor.escalate
 
-    def see_to_it_at_once(supervisor: Supervisor, inlet: Inlet) -> None:
-        see_to(supervisor, inlet)
+    def escalate_at_once(supervisor: Supervisor, inlet: Inlet) -> None:
+        escalate(supervisor, inlet)
         # Else the supervisor was the one that found it closed.
         if threading.current_thread() is not thread_of(supervisor):
-            until(lambda: inlet.is_sent and not inlet.is_cut, "the call is sent to another worker")
+            until(lambda: inlet.is_sent and not inlet.is_disconnected, "the call is sent to another worker")
 
     monkeypatch.setattr(Supervisor, "escalate", escalate_at_once)
 
@@ -161,7 +161,7 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
     def let_it_be_replaced(inlet: Inlet) -> None:
         if inlet.is_disconnected:
             is_at_rest.set()
-            until(lambda: inlet.is_sent and not inlet.is_cut, "the call is sent to another worker")
+            until(lambda: inlet.is_sent and not inlet.is_disconnected, "the call is sent to another worker")
 
     def park_late(parked: Any, is_news: Any, seconds: float, ready: Any = None) -> None:
         inlet = getattr(is_news, "__self__", None)
@@ -173,8 +173,8 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         watch(inlet, loop)
         let_it_be_replaced(inlet)
 
-    monkeypatch.setattr(wire_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
-    monkeypatch.setattr(wire_module, "park_thread", park_late)
+    monkeypatch.setattr(inlet_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
+    monkeypatch.setattr(inlet_module, "park_thread", park_late)
     WATCH_OF_A_LOOP.replace(monkeypatch, watch_early)
 
     async def scenario(consumer: Consumer) -> None:

@@ -64,7 +64,7 @@ def test_a_worker_granted_to_a_task_that_has_not_heard_of_it_is_free_once_the_po
         worker = in_other_thread(scene.take)
         task = asyncio.create_task(scene.atake())
         await auntil(lambda: scene.waiting() == 1)
-        scene.give(worker)
+        scene.release(worker)
         assert worker.lease is not None
         scene.pool.close()
         assert scene.retire(time.monotonic()) == [worker]
@@ -90,7 +90,7 @@ def test_what_is_started_for_a_task_whose_loop_does_not_turn_as_the_pool_closes_
         task = asyncio.create_task(scene.atake())
         await auntil(lambda: scene.waiting() == 1)
         scene.fakes.gate = threading.Event()
-        scene.drop(worker)
+        scene.evict(worker)
         until(lambda: scene.fakes.begun == 2)
         scene.pool.close()
         if fails:

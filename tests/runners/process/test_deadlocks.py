@@ -150,7 +150,7 @@ def test_a_task_that_holds_the_only_worker_is_refused_and_another_task_of_its_lo
         assert held.id in caught.value.holder
         other = asyncio.create_task(scene.atake())
         await auntil(lambda: scene.waiting() == 1)
-        scene.give(worker)
+        scene.release(worker)
         assert await other is worker
 
     asyncio.run(scenario())
@@ -169,7 +169,7 @@ def test_a_sync_wait_that_blocks_the_loop_of_the_task_that_holds_the_only_worker
         scene.pool.grace = TIMEOUT
         go = asyncio.Event()
         if is_there:
-            scene.give(in_other_thread(lambda: scene.take(Need(1))))
+            scene.release(in_other_thread(lambda: scene.take(Need(1))))
 
         async def hold() -> None:
             worker = await scene.atake(Need(1), held)
@@ -193,7 +193,7 @@ def test_a_stream_that_a_task_opened_for_others_before_it_ended_keeps_no_task_fr
         worker = await asyncio.create_task(scene.atake())  # as asyncio.wait_for opens streams before Python 3.12
         other = asyncio.create_task(scene.atake())
         await auntil(lambda: scene.waiting() == 1 or other.done())
-        scene.give(worker)
+        scene.release(worker)
         assert await other is worker
 
     asyncio.run(scenario())
@@ -277,7 +277,7 @@ def test_a_thread_that_keeps_one_instance_of_a_class_busy_may_wait_for_another_t
     scene, twice = Scene.of(3), Need(9, 2)
     mine = scene.take(twice)
     scene.fakes.gate = threading.Event()
-    first = begun(lambda: scene.give(scene.take(twice)))
+    first = begun(lambda: scene.release(scene.take(twice)))
     scene.await_waiting(1)
     timer = threading.Timer(0.01, scene.fakes.gate.set)
     timer.start()

@@ -99,7 +99,7 @@ def test_a_start_that_fails_is_told_to_nobody_where_those_left_are_enough_for_al
     scene.fakes.turns = threading.Semaphore(0)
     first, second = taking(scene, way), taking(scene, way)
     until(lambda: scene.fakes.held == 2)
-    scene.give(worker)
+    scene.release(worker)
     assert first.join() is worker
     scene.fakes.trouble.append(BlockingIOError("try again"))
     scene.fakes.turns.release()

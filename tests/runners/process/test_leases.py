@@ -112,9 +112,9 @@ def test_starting_a_worker_holds_no_lock_so_others_come_and_go_meanwhile() -> No
     scene.fakes.gate = threading.Event()
     starting = taking(scene, "sync", Need(2))
     assert not starting.is_over
-    scene.give(worker)
+    scene.release(worker)
     assert starting.join() is worker
-    scene.give(other)
+    scene.release(other)
     assert in_other_thread(lambda: scene.take(Need(1))) is other
     assert scene.pool.is_starting
     scene.fakes.gate.set()

@@ -56,9 +56,9 @@ def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any
     for seen in (1, 2):
         held = [in_other_thread(scene.take) for _ in range(2)]
         looks.clear()
-        waiting = [begun(lambda: scene.give(scene.take()))]
+        waiting = [begun(lambda: scene.release(scene.take()))]
         scene.await_waiting(1)
-        waiting += [begun(lambda: scene.give(scene.take())) for _ in range(19)]
+        waiting += [begun(lambda: scene.release(scene.take())) for _ in range(19)]
         until(lambda: len(looks) == 20 and min(looks.values()) > 2)  # one as it came, one before it was logged
         for worker in held:
             scene.release(worker)

@@ -41,6 +41,7 @@ from engine._wire.frames import (
 )
 from engine.runners.process.spawn import _open
 from engine.runners.process.worker import Worker
+from tests._kit.internals import executions_of
 from tests._kit.waits import TIMEOUT
 
 GRACE: Final = 0.05
@@ -331,7 +332,7 @@ class Affairs(RuleBasedStateMachine):
                 if reader.stream is not None and reader.stream.outcome.state != "pending":
                     assert reader.stream.outcome.ended
                 reader.thread.shutdown()
-            assert self.muna._open_calls.executions() == ()
+            assert executions_of(self.muna) == ()
             assert all(not fake.is_alive for fake in self.fakes)
         finally:
             for fake in self.fakes:

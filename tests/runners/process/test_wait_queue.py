@@ -60,7 +60,7 @@ def test_tasks_and_threads_wait_in_one_line_and_nobody_who_comes_later_goes_firs
         await auntil(lambda: scene.waiting() == 2)
         third = asyncio.create_task(consume("later task"))
         await auntil(lambda: scene.waiting() == 3)
-        scene.give(worker)
+        scene.release(worker)
         await consume("last")  # the worker is free, and was so last, but others wait for it
         await asyncio.gather(first, third)
         await asyncio.to_thread(second.join)
@@ -76,16 +76,16 @@ def test_a_call_that_waits_for_a_certain_worker_keeps_nobody_from_another() -> N
     scene.await_waiting(1)
     other = in_other_thread(scene.take)
     assert other is not certain
-    scene.give(other)
+    scene.release(other)
     assert in_other_thread(scene.take) is other
-    scene.give(certain)
+    scene.release(certain)
     assert pinned.join() is certain
 
 
 def test_an_errand_waits_for_the_very_worker_it_is_for() -> None:
     scene = Scene.of(2)
     certain, other = scene.take(), scene.take()
-    scene.give(other)
+    scene.release(other)
     errand = begun(lambda: scene.take(Need(only=cast("Worker", certain))))
     scene.await_waiting(1)
     later = begun(lambda: [scene.take(), scene.take()])

@@ -192,7 +192,7 @@ def test_a_call_that_was_stopped_on_a_loop_that_does_not_turn_gets_no_worker_and
         with pytest.raises(BlockingIOError):
             second.join()
     scene.pool.join(TIMEOUT)
-    assert (scene.waiting(), scene.fakes.begun) == (1, 1 if way == "give" else 2)
+    assert (scene.waiting(), scene.fakes.begun) == (1, 1 if way == "release" else 2)
     assert body.recheck is not None
     body.recheck()
     with pytest.raises(PredictionCancelledError):

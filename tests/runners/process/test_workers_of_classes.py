@@ -85,7 +85,7 @@ def test_a_class_that_may_be_set_up_once_has_one_worker_started_and_where_its_fi
     scene.fakes.gate = threading.Event()
     first, second = taking(scene, way, CLASS), taking(scene, way, CLASS)
     assert (scene.waiting(), len(starts_of(scene.pool))) == (2, 1)
-    scene.give(home)
+    scene.release(home)
     assert first.join() is home
     scene.fakes.gate.set()
     scene.pool.join(TIMEOUT)
