@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine._wire.segments import Segment
     from engine.runners.base import Execution, OpenCalls
     from engine.runners.loop import LoopRunner
+    from engine.runners.process.encoding import EncodedPredictor
     from engine.runners.process.pool import Pool
     from engine.runners.process.runner import ProcessRunner
     from engine.runners.process.supervisor import Supervisor
@@ -164,7 +165,12 @@ def thread_of(supervisor: Supervisor) -> threading.Thread | None:
 
 def encodings_of(engine: Engine) -> MutableMapping[Any, Any]:
     """The predictors that are just being encoded for workers, and what those wait at that want them, too."""
-    return process_runner_of(engine)._encodings
+    return process_runner_of(engine)._predictors._under_way
+
+
+def encoded_for_workers(engine: Engine, tag: str, target: Any, limit: int) -> EncodedPredictor:
+    """A predictor as an engine's workers are sent it, encoded now where it was not."""
+    return process_runner_of(engine)._predictors.get(tag, target, limit)
 
 
 def shorten_grace_of_workers(engine: Engine, seconds: float) -> None:
@@ -249,6 +255,6 @@ WAIT_OF_A_TASK: Final = Seam("engine.runners.owned:OwnedExecution._wait_task")
 COUNT_OF_THREADS: Final = Seam("engine.runners.thread:ThreadRunner._served")
 WATCH_OF_A_LOOP: Final = Seam("engine.runners.process.inlet:Inlet._watch")
 REFUSAL_BY_A_POOL: Final = Seam("engine.runners.process.pool:Pool._refuse")
-GOING_IN_A_POOL: Final = Seam("engine.runners.process.pool:Pool._going")
-FRAME_OF_A_CALL: Final = Seam("engine.runners.process.runner:_frame")
-WORD_OF_AN_ENCODING: Final = Seam("engine.runners.process.runner:_run_offloaded")
+GOING_IN_A_POOL: Final = Seam("engine.runners.process.pool:able_to_go_on")
+FRAME_OF_A_CALL: Final = Seam("engine.runners.process.runner:command_frame")
+WORD_OF_AN_ENCODING: Final = Seam("engine.runners.process.offload:run_offloaded")

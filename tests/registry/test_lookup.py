@@ -19,7 +19,7 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineClosedError, PluginError, Predictor, PredictorNotFoundError
-from tests._kit.internals import process_runner_of, threads_of
+from tests._kit.internals import encoded_for_workers, threads_of
 from tests._kit.waits import TIMEOUT, auntil, until
 from tests.registry.lookups import WAYS, Counter, created, late, streamed, value_of
 
@@ -213,8 +213,7 @@ def test_a_record_that_stands_for_nothing_any_more_is_not_kept(muna: Engine) -> 
 
 @pytest.mark.parametrize("target", ["early_home:Model", Counter], ids=["by-name", "by-value"])
 def test_workers_are_told_the_limit_of_the_record_that_is_registered_now(muna: Engine, target: Any) -> None:
-    workers = process_runner_of(muna)
-    limits = [workers.encoded("@home/say", target, limit).need.limit for limit in (1, 2, 1)]
+    limits = [encoded_for_workers(muna, "@home/say", target, limit).need.limit for limit in (1, 2, 1)]
 
     assert limits == [1, 2, 1]
 

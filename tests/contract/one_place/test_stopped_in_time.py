@@ -12,7 +12,8 @@ import pytest
 from engine import Call, PredictionCancelledError
 from engine._predictors.body import Body
 from engine.runners.base import Execution
-from engine.runners.process.pool import Need, Pool
+from engine.runners.process.pool import Pool
+from engine.runners.process.queue import Need
 from tests._kit.internals import pool_of
 from tests._kit.waits import OtherThread, auntil
 from tests.contract.one_place.cases import (

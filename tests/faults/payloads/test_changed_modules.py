@@ -23,7 +23,7 @@ from engine import Engine, PayloadError, Predictor
 from engine._wire import by_reference as _by_reference
 from engine._wire import targets as _targets
 from engine._wire.by_reference import is_importable_module
-from engine.runners.process import runner as process
+from engine.runners.process import encoding as encoding_module
 from tests._kit.internals import encodings_of, modules_in_workers
 from tests._kit.waits import auntil, until
 from tests.faults.awkward_values import gives_back

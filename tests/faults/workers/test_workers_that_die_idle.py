@@ -173,8 +173,8 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         watch(inlet, loop)
         let_it_be_replaced(inlet)
 
-    monkeypatch.setattr(inlet_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
-    monkeypatch.setattr(inlet_module, "park_thread", park_late)
+    monkeypatch.setattr(reader_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
+    monkeypatch.setattr(reader_module, "park_thread", park_late)
     WATCH_OF_A_LOOP.replace(monkeypatch, watch_early)
 
     async def scenario(consumer: Consumer) -> None:

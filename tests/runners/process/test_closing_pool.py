@@ -10,7 +10,7 @@ import time
 import pytest
 
 from engine import EngineClosedError
-from engine.runners.process.pool import Need
+from engine.runners.process.queue import Need
 from tests._kit.waits import TIMEOUT, auntil, begun, in_other_thread, until
 from tests.runners.process.pool_of_fakes import CLASS, Scene, each_way, interrupting_starts, taking
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from engine.runners.process.pool import Need
+from engine.runners.process.queue import Need
 from tests._kit.internals import starts_of
 from tests._kit.waits import TIMEOUT, auntil, begun, until
 from tests.runners.process.pool_of_fakes import CLASS, Scene, each_way, leave, taking

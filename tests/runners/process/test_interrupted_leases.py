@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from engine.runners.process.pool import Need, Pool
+from engine.runners.process.pool import Pool
+from engine.runners.process.queue import Need
 from tests._kit.waits import TIMEOUT, begun, until
 from tests.runners.process.pool_of_fakes import Scene, call_of, interrupting_starts, taking
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 
-import engine.runners.process.pool
 from engine import EngineClosedError, PredictionCancelledError
 from engine.runners.process.queue import Need
 from engine.runners.process.worker import Worker

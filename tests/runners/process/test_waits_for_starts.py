@@ -10,7 +10,7 @@ import pytest
 import engine.runners.process.pool
 import engine.runners.slots
 from engine import EngineError, PredictionCancelledError
-from engine.runners.process.pool import Need
+from engine.runners.process.queue import Need
 from tests._kit.internals import starts_of
 from tests._kit.waits import TIMEOUT, auntil, begun, in_other_thread, until
 from tests.runners.process.pool_of_fakes import CLASS, Scene, body_of, call_of, each_way, leave, taking

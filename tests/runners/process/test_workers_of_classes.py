@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from engine import PredictionCancelledError
-from engine.runners.process.pool import Need
+from engine.runners.process.queue import Need
 from tests._kit.internals import starts_of
 from tests._kit.waits import TIMEOUT, begun
 from tests.runners.process.pool_of_fakes import CLASS, OTHER_CLASS, Scene, body_of, call_of, each_way, taking
