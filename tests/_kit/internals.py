@@ -113,6 +113,11 @@ def blocker_of(owner: Slots | Pool, waiter: Any) -> Any:
     return owner._blocker(waiter)
 
 
+def tokens_of(slots: Slots) -> int:
+    """How many slots of a predictor that needs no queue for them are free."""
+    return len(slots._tokens or ())
+
+
 def let_log_again(slots: Slots) -> None:
     """Have the next long wait for a slot be logged, however short ago one was."""
     slots._next_log_at = 0.0

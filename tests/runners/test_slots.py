@@ -24,7 +24,7 @@ from engine import Engine, NestingError, Predictor
 from engine._predictors.body import Body
 from engine.runners.parking import park_thread
 from engine.runners.slots import LongWait, Slots, Waiter
-from tests._kit.internals import blocker_of, let_log_again, slots_of, waiters_of
+from tests._kit.internals import blocker_of, let_log_again, slots_of, tokens_of, waiters_of
 from tests._kit.waits import TIMEOUT, Clock, auntil, until
 from tests.runners.process.pool_of_fakes import body_of, call_of
 
@@ -514,3 +514,50 @@ def test_a_slot_that_could_not_be_held_is_not_lost(monkeypatch: pytest.MonkeyPat
     slots.take(body)
     body.release_slot()
     asyncio.run(asyncio.wait_for(wait(), TIMEOUT))
+
+
+@contextmanager
+def interrupted_at(codes: set[Any], step: int) -> Iterator[list[int]]:
+    """Have Ctrl-C come as Python hears it while these functions run: as one is entered, or a call in it has returned.
+
+    Args:
+        codes: of the functions.
+        step: which of these times it comes at, from 1.
+
+    Yields:
+        The times there were.
+    """
+    times = [0]
+
+    def profile(frame: Any, what: str, _argument: object) -> None:
+        if frame.f_code in codes and what in {"call", "c_return"}:
+            times[0] += 1
+            if times[0] == step:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield times
+    finally:
+        sys.setprofile(before)
+
+
+def test_a_slot_is_free_again_wherever_ctrl_c_interrupts_its_taking_or_its_release() -> None:
+    codes = {getattr(Slots, name).__code__ for name in ("take", "_takes_token", "_release")} | {
+        Body.release_slot.__code__
+    }
+    interrupted = 0
+    while True:
+        slots, body = Slots("@me/it", 1), body_of(call_of())
+        try:
+            with interrupted_at(codes, interrupted + 1):
+                slots.take(body)
+                body.release_slot()
+            break
+        except KeyboardInterrupt:
+            interrupted += 1
+        body.release_slot()  # as whatever drops the body does
+        assert (tokens_of(slots), slots.leases) == (1, ())
+    assert interrupted > 6
