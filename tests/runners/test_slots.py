@@ -22,20 +22,13 @@ import pytest
 import engine.runners.slots
 from engine import Engine, NestingError, Predictor
 from engine._predictors.body import Body
-from engine.runners.parking import park_thread
 from engine.runners.slots import LongWait, Slots, Waiter
-from tests._kit.internals import blocker_of, let_log_again, slots_of, tokens_of, waiters_of
+from tests._kit.internals import blocker_of, is_parked, let_log_again, slots_of, tokens_of, waiters_of
 from tests._kit.waits import TIMEOUT, Clock, auntil, until
 from tests.runners.process.pool_of_fakes import body_of, call_of
 
 GRACE: Final = 30.0  # seconds, by the clock of the tests
 TAG: Final = "@tests/counts"
-
-
-def is_parked(thread: threading.Thread) -> bool:
-    """Whether a thread waits in the engine at this time."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code is park_thread.__code__
 
 
 def counts() -> Iterator[int]:
@@ -101,7 +94,7 @@ class Scene:
         return next((each for each in tuple(waiters_of(self.slots)) if each.thread is thread.itself), None)
 
     def is_in_vain(self, thread: Thread) -> bool:
-        """Whether a thread that waits would be refused if it looked just now."""
+        """Whether a thread that waits would be refused if it looked at this time."""
         return blocker_of(self.slots, self.waiter(thread)) is not None
 
     def pass_a_grace(self) -> None:

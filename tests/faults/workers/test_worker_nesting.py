@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from engine import Engine, NestingError, PayloadError, Predictor, current_call
-from engine.runners.parking import park_thread
-from tests._kit.internals import workers_of
+from tests._kit.internals import is_parked, workers_of
 
 MODULE = """
     import os
@@ -127,12 +126,6 @@ def test_a_call_that_would_wait_for_a_worker_of_its_own_thread_is_refused_naming
             muna.predictions.create(nested.node, {"levels": 0}, runner="process")
         assert len(list(stream)) == 1
         assert muna.predictions.create(nested.node, {"levels": 0}, runner="process").value
-
-
-def is_parked(thread: threading.Thread) -> bool:
-    """Whether a thread waits in the engine just now."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code is park_thread.__code__
 
 
 @pytest.mark.fault(97)
