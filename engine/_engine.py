@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from engine.runners.base import BodyRunner, FullRunner, InOwner, Loaded
     from engine.runners.process.runner import ProcessRunner
 
-_LONGEST: Final = 3600.0  # seconds; a longer wait for somebody's clean-up is a mistake
-_SHORTLY: Final = 0.1  # seconds a thread that carries large values waits for the next: starting one costs little beside
-_MOMENT: Final = 0.1  # seconds in which a thread whose calls are over is ready for the next thing
+_LONGEST_GRACE: Final = 3600.0  # seconds; a longer wait for a clean-up is a mistake
+_CARRIER_KEEP_ALIVE: Final = 0.1  # seconds; to start a thread costs little beside the large values it carries
+_TEARDOWN_WAIT: Final = 0.1  # seconds in which a thread whose calls are over begins with a teardown
 _numbers: Final = count(1)  # tells the engines of a process from each other
 _engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
 
@@ -73,7 +73,7 @@ class Engine:
             runner, or `None`: the caller itself where its colour fits, else an owner thread or the engine's own loop.
             A name that only a plugin could have is looked up at the first call, for plugins are not looked for before.
         workers: worker processes at one time; `None` for as many as there are processors to use. They are started one
-            by one, when calls need them, with the working directory and environment of this moment.
+            by one, when calls need them, with the working directory and environment there are now.
         grace: seconds that closing waits for a body's clean-up; in a worker, seconds from one rung to the next: it is
             asked, then gets SIGTERM, then SIGKILL.
 
@@ -105,13 +105,13 @@ class Engine:
         self._threads = ThreadRunner(self._grace)
         self._loop = LoopRunner(self._threads.hand_over)
         self._threads.hand_over_async = self._loop.hand_over
-        self._workers = _Workers(_count(workers), self._grace, Start.here())
+        self._workers = _LazyProcessRunner(_count(workers), self._grace, Start.here())
         own = self._own_runners()
         names = tuple(filter(None, own))
         self._registry = Registry(predictors, discover=discover, plugins=plugins, block=block, reserved=names)
         self._predictors = Predictors(self._registry)
         self._runners = Runners(own, self._registry, self._grace)
-        if not (discover or plugins):  # nobody else can offer it
+        if not (discover or plugins):  # no plugin can offer it
             self._runners[runner]
         self._number = next(_numbers)
         self._loaded_predictors = LoadedPredictors(self._loop, self._threads, self._number, self._grace)
@@ -132,6 +132,7 @@ class Engine:
         self._registry.on_change = self._resolver.evict
 
     def _own_runners(self) -> Mapping[str | None, FullRunner]:
+        """The engine's runners by name; the one under `None` serves calls that choose none."""
         owners = self._threads, self._loop, self._grace
         default = DefaultRunner(*owners)
         workers: FullRunner = default if is_worker() else self._workers  # a worker starts no workers
@@ -226,7 +227,7 @@ class Engine:
     # Closing.
 
     def close(self) -> None:
-        """End every live stream, tear class predictors down, let threads and the loop go; within the grace.
+        """End every live stream, tear class predictors down, end threads and the loop; within the grace.
 
         A stream that was open gets one `EngineClosedError`. Closing twice does nothing; of two threads one waits for
         the other. On an event loop's own thread that loop's streams are cancelled without waiting for them.
@@ -239,7 +240,7 @@ class Engine:
         self._close(self._grace)
 
     async def aclose(self) -> None:
-        """End what `close` ends, without blocking the event loop, and wait, within the grace, for its streams, too.
+        """Close the engine without blocking the event loop, and wait, within the grace, for that loop's streams.
 
         Raises:
             NestingError: a predictor of this engine calls it.
@@ -249,6 +250,7 @@ class Engine:
         await close_off_loop(self._close, self._grace)
 
     def _refuse_to_close_itself(self) -> None:
+        """Refuse to wait, on behalf of a call of this engine, for the end of that call."""
         call = current_call()
         while call is not None and call.engine != self._number:
             call = call.parent
@@ -256,13 +258,14 @@ class Engine:
             raise NestingError(f"{call.tag} tried to close the engine that runs it: close it from outside", str(call))
 
     def _close(self, grace: float) -> None:
+        """End everything, once; of several threads that close an engine one does, and the others wait for it."""
         if not self._closing.is_first():
             self._closed.wait_end(2 * grace + 1.0)  # another thread closes it, and takes no longer than that
             return
         self._is_closed = True
         try:
             self._close_calls()
-            self._runners.close_soon()  # while classes are torn down here
+            self._runners.close_soon()  # first: workers stop while classes are torn down here
             failures = self._tear_down(0.0 if is_on_a_loop() else grace)
             failures += self._runners.close(grace)
             self._loop.close(grace)
@@ -285,6 +288,7 @@ class Engine:
             each.stop("closed", each.closed_error())
 
     def _tear_down(self, grace: float) -> list[BaseException]:
+        """Tear every class predictor down within the grace, and give what that raised."""
         deadline = perf_counter() + grace
         failures: list[BaseException] = []
         for loaded in self._loaded_predictors:
@@ -296,8 +300,8 @@ class Engine:
                 warn(f"{loaded.profile.tag} is torn down while {', '.join(map(str, left))} still uses it")
             for instance in instances:
                 try:
-                    patience = None if is_on_a_loop() else max(_MOMENT, deadline - perf_counter())
-                    loaded.teardown(instance, grace or _LONGEST, patience)
+                    wait = None if is_on_a_loop() else max(_TEARDOWN_WAIT, deadline - perf_counter())
+                    loaded.teardown(instance, grace or _LONGEST_GRACE, wait)
                 except BaseException as error:
                     failures.append(error)
         return failures
@@ -337,7 +341,7 @@ class Engine:
         return started or any(loaded.is_set_up for loaded in self._loaded_predictors)
 
     def __del__(self) -> None:
-        """Let go of everything, without waiting, if nobody closed it."""
+        """Release everything, without waiting, where the engine was not closed."""
         if getattr(self, "_is_closed", True) or sys.is_finalizing() or not hasattr(self, "_executor"):
             return
         if not self._has_started:
@@ -351,11 +355,11 @@ class Engine:
         warnings.warn("an engine was left unclosed; close it, or use `with Engine()`", ResourceWarning, stacklevel=2)
 
     def _close_at_exit(self) -> None:
-        """Close what nobody closed before the interpreter ended."""
+        """Close an engine that the program did not close."""
         self._close(self._grace)
 
 
-Engine.__module__ = "engine"  # where people import it from
+Engine.__module__ = "engine"  # where users import it from
 
 
 def resolver_of(engine: Engine) -> Resolver:
@@ -373,13 +377,13 @@ def _policies() -> tuple[type[Resolver], type[Opener], type[Executor]]:
 
 
 def _seconds(grace: object) -> float:
-    if isinstance(grace, (int, float)) and not isinstance(grace, bool) and 0 <= grace <= _LONGEST:
+    if isinstance(grace, (int, float)) and not isinstance(grace, bool) and 0 <= grace <= _LONGEST_GRACE:
         return float(grace)
-    raise ValueError(f"grace must be a number of seconds from 0 to {_LONGEST}, not {quote(grace)}")
+    raise ValueError(f"grace must be a number of seconds from 0 to {_LONGEST_GRACE}, not {quote(grace)}")
 
 
-class _Workers:
-    """An engine's worker processes as a runner; what runs them is imported and made when it is first asked for."""
+class _LazyProcessRunner:
+    """Stands for the process runner, with what that costs to import, until a call needs it."""
 
     name = "process"
     is_elsewhere = True
@@ -397,7 +401,7 @@ class _Workers:
         self._runner: ProcessRunner | None = None
 
     def __call__(self) -> ProcessRunner:
-        """What runs the workers.
+        """The process runner.
 
         Raises:
             EngineClosedError: the engine is closed.
@@ -408,16 +412,16 @@ class _Workers:
             if self._runner is None:
                 from engine.runners.process.runner import ProcessRunner
 
-                # Its threads do what would keep an event loop for long.
-                self._runner = ProcessRunner(*self._facts, ThreadRunner(keep_alive=_SHORTLY))
+                # Its threads do what would block an event loop.
+                self._runner = ProcessRunner(*self._facts, ThreadRunner(keep_alive=_CARRIER_KEEP_ALIVE))
             return self._runner
 
     @property
-    def is_at_hand(self) -> bool:
+    def is_ready(self) -> bool:
         if self._runner is not None:
             return True
         spec = getattr(sys.modules.get("engine.runners.process.runner"), "__spec__", None)
-        # As the import itself tells whether another thread is at it, and has to be waited for.
+        # By what the import machinery goes by: a thread that imports it just now would have to be waited for.
         return spec is not None and not getattr(spec, "_initializing", False)
 
     def prepare(self) -> None:
@@ -453,7 +457,7 @@ class _Workers:
             self._runner.close_soon()
 
     def close(self, grace: float) -> list[BaseException]:
-        if self._runner is None or is_on_a_loop():  # which has to turn before its streams let go
+        if self._runner is None or is_on_a_loop():  # which has to run before its streams are finalised
             return []
         return self._runner.close(grace)
 
@@ -467,7 +471,7 @@ def _count(workers: object) -> int | None:
 
 
 async def close_off_loop(close: Callable[[float], None], grace: float) -> None:
-    """Close in a thread of its own, while this loop goes on with its streams' clean-up."""
+    """Close in a thread, while this event loop goes on with its streams' clean-up."""
     import asyncio
 
     loop = asyncio.get_running_loop()
@@ -496,7 +500,7 @@ async def close_off_loop(close: Callable[[float], None], grace: float) -> None:
     thread = DaemonThread(run, "engine-closer")
     try:
         thread.start()
-    except RuntimeError:  # there is no thread to be had: it is closed all the same, without waiting for this loop
+    except RuntimeError:  # no thread can be started: it is closed here, without waiting for this loop
         run()
     try:
         await asyncio.shield(done)
@@ -510,7 +514,7 @@ def _close_all() -> None:
     for engine in tuple(_engines):
         try:
             engine._close_at_exit()  # noqa: SLF001 - its own module
-        except KeyboardInterrupt:  # whoever sends one does not want to wait, and knows where it came from
+        except KeyboardInterrupt:  # the user does not want to wait, and knows where it came from
             warn("the end of an engine was interrupted: what still ran was not waited for")
         except BaseException as error:
             warn("error while an engine was closed at exit", error)

@@ -248,7 +248,7 @@ class Executor:
             return await adrained(here, Reduction(reducer), started, errors)
         opening = Opening(loaded, args, kwargs, runner, check, None)
         placement, opener = self._placement, self._opener
-        chosen = placement.at_hand(loaded, runner) or await placement.at_hand_soon(loaded, runner)
+        chosen = placement.ready_runner(loaded, runner) or await placement.prepared_runner(loaded, runner)
         place = chosen.place(loaded, runner, is_task=True)
         reduction = Reduction(reducer, profile.tag)
         execution: Any = (
@@ -288,7 +288,7 @@ class Executor:
         """
         _check_prefetch(prefetch)
         loaded = self._routes.get(tag) if type(tag) is str else None
-        chosen = None if loaded is None else self._placement.at_hand(loaded, runner)
+        chosen = None if loaded is None else self._placement.ready_runner(loaded, runner)
         if loaded is None or chosen is None:
             return self._astream(tag, loaded, inputs, runner, check, prefetch)
         profile = loaded.profile
@@ -350,7 +350,7 @@ class Executor:
         """`astream` where the tag has no route, or its runner may still have to be looked for or imported."""
         placement, record = self._placement, None
         if loaded is None:
-            loaded, record = self._resolver.at_hand(tag, runner)
+            loaded, record = self._resolver.resolve_now(tag, runner)
         elif placement.must_look(loaded, runner):
             loaded = None
         if loaded is None:
@@ -358,8 +358,8 @@ class Executor:
         profile = loaded.profile
         args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
         opening = Opening(loaded, args, kwargs, runner, check, prefetch)
-        chosen = placement.at_hand(loaded, runner) or placement.runner_for(loaded, runner)
-        if chosen.is_at_hand:
+        chosen = placement.ready_runner(loaded, runner) or placement.runner_for(loaded, runner)
+        if chosen.is_ready:
             return AsyncPredictionStream(self._aopened(opening, chosen), profile.reducer)
         open_soon = partial(self._open_soon, opening, copy_context())
         return AsyncPredictionStream(AsyncDeferredExecution(open_soon, profile.tag), None)
@@ -389,11 +389,11 @@ class Executor:
     async def _open_soon(self, opening: Opening, context: Context) -> tuple[AsyncExecution, Reducer]:
         """The execution of an async stream, and its reducer, once what its runner needs is imported."""
         loaded = opening.loaded
-        chosen = await self._placement.at_hand_soon(loaded, opening.runner)
+        chosen = await self._placement.prepared_runner(loaded, opening.runner)
         return context.run(self._aopened, opening, chosen), loaded.profile.reducer
 
     def _aopened(self, opening: Opening, chosen: FullRunner) -> AsyncExecution:
-        """The execution of an async stream whose runner is at hand."""
+        """The execution of an async stream whose runner is ready."""
         place = chosen.place(opening.loaded, opening.runner, is_task=True)
         execution: AsyncExecution = (
             self._opener.task(opening, chosen) if place is None else self._opener.owned(opening, place)

@@ -101,21 +101,21 @@ class Placement:
 
     # On an event loop.
 
-    def at_hand(self, loaded: LoadedPredictor, runner: str | None) -> FullRunner | None:
+    def ready_runner(self, loaded: LoadedPredictor, runner: str | None) -> FullRunner | None:
         """The runner of an asyncio call where it is the engine's own and needs no import; else `None`."""
         try:
             chosen = self._runners.own[(loaded.profile.runner or self.default) if runner is None else runner]
         except (KeyError, TypeError):
             return None
-        return chosen if chosen.is_at_hand and (chosen.is_elsewhere or not loaded.is_described) else None
+        return chosen if chosen.is_ready and (chosen.is_elsewhere or not loaded.is_described) else None
 
-    async def at_hand_soon(self, loaded: LoadedPredictor, runner: str | None) -> FullRunner:
+    async def prepared_runner(self, loaded: LoadedPredictor, runner: str | None) -> FullRunner:
         """The runner of an asyncio call, once plugins were looked for and modules imported that it needs."""
         name = self.name_for(loaded, runner)
         if self._runners.must_look(name):
             await self._work.look(loaded.profile.tag, partial(self._runners.must_look, name))
         chosen = self.runner_for(loaded, runner)
-        if not chosen.is_at_hand:
+        if not chosen.is_ready:
             await self._work.run_once(chosen, loaded.profile.tag, chosen.prepare)
         return chosen
 

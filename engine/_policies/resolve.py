@@ -172,7 +172,7 @@ class Resolver:
 
     # On an event loop, which nothing here blocks.
 
-    def at_hand(self, tag: Any, runner: str | None) -> tuple[LoadedPredictor | None, Predictor | None]:
+    def resolve_now(self, tag: Any, runner: str | None) -> tuple[LoadedPredictor | None, Predictor | None]:
         """What is found without blocking an event loop: the loaded predictor, or else the record it will be made from.
 
         Neither, where plugins have to be looked for first.

@@ -2,7 +2,7 @@
 
 A face adds no behaviour. It hands out predictions, raw values or running reductions of its execution, which keeps the
 position and the outcome; it never keeps what it delivered. Iterators taken from a stream refer to the execution, not
-to the stream, so that a `for` loop that is left lets go of everything.
+to the stream, so that leaving a `for` loop releases everything.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class PredictionStream:
         return self._late_snapshots() if reducer is None else _snapshots(self.values(), _running(reducer))
 
     def _late_snapshots(self) -> Iterator[Any]:
+        """The snapshots of a stream that is opened by their first pull, which tells its reducer."""
         deferred: Any = self._execution
         if deferred.resolve() is not None:
             yield from _snapshots(deferred.values(), _running(deferred.reducer))
@@ -102,7 +103,7 @@ class PredictionStream:
     def cancel(self) -> None:
         """Ask the stream to end as cancelled: from any thread, at any time, any number of times; waits for nothing.
 
-        Whoever reads it gets one `PredictionCancelledError`.
+        Its consumer gets one `PredictionCancelledError`.
         """
         self._execution.cancel()
 
@@ -126,12 +127,14 @@ class PredictionStream:
 
 
 def _running(reducer: Reducer) -> Reducer:
+    """A reducer that has a value after each partial."""
     if reducer is RETURNED:
         raise ValueError("the reducer 'returned' has no running value: use values(), and outcome.returned at the end")
     return reducer
 
 
 def _snapshots(values: Iterator[Any], reducer: Reducer) -> Iterator[Any]:
+    """The running reduction of partials."""
     state = reducer.start()
     for value in values:
         state = reducer.step(state, value)
@@ -179,6 +182,7 @@ class AsyncPredictionStream:
         return self
 
     async def _resolved(self) -> None:
+        """Open the execution, where it is not, which tells its reducer."""
         deferred: Any = self._execution
         if self._reducer is None and await deferred.resolve() is not None:
             self._reducer = deferred.reducer
@@ -210,7 +214,7 @@ class AsyncPredictionStream:
         Raises:
             ValueError: the reducer is `returned`, which has no value before the end.
         """
-        return _Snapshots(self._execution, None if self._reducer is None else _running(self._reducer))
+        return _AsyncSnapshots(self._execution, None if self._reducer is None else _running(self._reducer))
 
     async def aclose(self) -> None:
         """End the stream; when this returns, the predictor's `finally` has run (within the engine's grace).
@@ -223,7 +227,7 @@ class AsyncPredictionStream:
     def cancel(self) -> None:
         """Ask the stream to end as cancelled: from any thread, at any time, any number of times; waits for nothing.
 
-        Whoever reads it gets one `PredictionCancelledError`.
+        Its consumer gets one `PredictionCancelledError`.
         """
         self._execution.cancel()
 
@@ -248,13 +252,14 @@ class AsyncPredictionStream:
 
 
 def _tag_of(execution: Any) -> str:
+    """The tag of a call, or of what is still to be opened."""
     call = execution.call
     tag: str = execution.tag if call is None else call.tag
     return tag
 
 
-class _Snapshots:
-    """The running reduction of one async stream."""
+class _AsyncSnapshots:
+    """The running reduction of one async stream; a generator would be over once one pull of it is cancelled."""
 
     __slots__ = ("_execution", "_is_begun", "_reducer", "_state")
 
@@ -264,7 +269,7 @@ class _Snapshots:
         self._is_begun = False
         self._state: Any = None
 
-    def __aiter__(self) -> _Snapshots:
+    def __aiter__(self) -> _AsyncSnapshots:
         return self
 
     async def __anext__(self) -> Any:
@@ -277,4 +282,4 @@ class _Snapshots:
 
 
 for _face in (PredictionStream, AsyncPredictionStream):
-    _face.__module__ = "engine"  # where people import them from
+    _face.__module__ = "engine"  # where users import them from

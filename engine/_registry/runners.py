@@ -30,7 +30,7 @@ class Runners:
         grace: seconds that an `unload` waits for calls.
 
     Attributes:
-        own: the engine's own, for policies to look at first.
+        own: the engine's own, which policies read first.
     """
 
     def __init__(self, own: Mapping[str | None, FullRunner], registry: Registry, grace: float) -> None:
@@ -46,7 +46,7 @@ class Runners:
         """The runner of that name, or what serves calls that choose none.
 
         Raises:
-            ValueError: nobody offers it.
+            ValueError: no plugin offers it.
             PluginError: what offers it could not be used.
         """
         try:
@@ -55,6 +55,7 @@ class Runners:
             return self._offered(name)
 
     def _offered(self, name: Any) -> AdaptedRunner:
+        """The runner of that name that a plugin offers."""
         if isinstance(name, str):
             if self._registry.must_look_for_runner(name):  # for a sync caller; a task had them looked for before
                 self._registry.look()
@@ -68,6 +69,7 @@ class Runners:
         raise no_runner(name, [*filter(None, self.own), *self._registry.runners()])
 
     def _adapt(self, name: str, runner: Runner) -> AdaptedRunner:
+        """What a plugin offers as policies see it, made at its first use; of two threads one's is kept."""
         try:
             adapted = AdaptedRunner(runner, self.own[None], self._grace)
         except Exception as error:
@@ -81,7 +83,7 @@ class Runners:
 
     @property
     def is_started(self) -> bool:
-        """Whether there is something to let go of."""
+        """Whether there is something to close."""
         return any(each.is_started for each in self)
 
     def __iter__(self) -> Iterator[FullRunner]:
@@ -90,6 +92,7 @@ class Runners:
         yield from self._met()
 
     def _met(self) -> tuple[AdaptedRunner, ...]:
+        """Those of plugins that were asked for."""
         return tuple(adapted for _, adapted in tuple(self._adapted.values()))
 
     def loaded(self) -> set[str]:
@@ -102,11 +105,11 @@ class Runners:
             each.close_soon()
 
     def close(self, grace: float) -> list[BaseException]:
-        """End what runs elsewhere, and have what plugins offered let go of what it holds; give what went wrong."""
+        """End what runs elsewhere, and close what plugins offered; give what went wrong."""
         return [error for each in self for error in each.close(grace)]
 
     def close_offered(self) -> None:
-        """Have what plugins offered let go of what it holds, where it has not yet; what goes wrong is logged."""
+        """Close what plugins offered, where it is not closed yet; what goes wrong is logged."""
         for each in self._met():
             for error in each.close(0.0):
                 warn(f"the runner {quote(each.name)}: error in close()", error)

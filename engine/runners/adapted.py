@@ -42,7 +42,7 @@ class AdaptedRunner:
     is_here = False
     is_constant = False  # its `place` may give another answer at the next call
     stays_with_caller = False
-    is_at_hand = True
+    is_ready = True
 
     def __init__(self, runner: Runner, default: FullRunner, grace: float) -> None:
         """Look at what it has."""

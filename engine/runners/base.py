@@ -217,8 +217,8 @@ class FullRunner(Protocol):
         ...
 
     @property
-    def is_at_hand(self) -> bool:
-        """Whether `place` answers at once: nothing is to be imported first, which is no work for an event loop."""
+    def is_ready(self) -> bool:
+        """Whether `place` answers at once; else `prepare` has to import something first, in a thread that may wait."""
         ...
 
     def prepare(self) -> None:

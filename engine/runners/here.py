@@ -30,7 +30,7 @@ class DefaultRunner:
     is_elsewhere = False
     is_constant = True
     stays_with_caller = False
-    is_at_hand = True
+    is_ready = True
     is_started = False  # its owners are closed by their engine
     describe = None
 
