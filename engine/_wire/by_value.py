@@ -41,7 +41,7 @@ def _reduced_code(code: types.CodeType) -> Any:
     return _code_of_file, (code.co_filename, *_plain_code(code))
 
 
-class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
+class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
     """Pickles by value what is defined in a module that the other side cannot import.
 
     Attributes:
@@ -102,7 +102,7 @@ class Cloud(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
 
     def _can_travel(self, value: Any, tried: dict[int, bool]) -> bool:
         if id(value) not in tried:
-            trial = Cloud(io.BytesIO(), self.proto, None)
+            trial = ByValuePickler(io.BytesIO(), self.proto, None)
             trial._tried, trial.reduce_failure = None, self.reduce_failure
             trial.allows_files, trial.by_value_modules = False, self.by_value_modules
             try:

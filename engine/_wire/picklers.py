@@ -77,7 +77,7 @@ class BoundedFile:
         return b"".join(self.chunks)
 
 
-class _Measure(pickle.Pickler):
+class _MeasuringPickler(pickle.Pickler):
     """Pickles without running code of the value's classes: an object of any but built-in types counts as empty text."""
 
     def reducer_override(self, obj: object) -> Any:
@@ -85,15 +85,15 @@ class _Measure(pickle.Pickler):
 
 
 def measured(value: Any, _buffers: None, most: int) -> None:
-    """Raise `TooLargeError` for a value of more than `most` bytes, as far as built-in types tell; see `_Measure`."""
-    _Measure(BoundedFile(most), PROTOCOL).dump(value)
+    """Raise `TooLargeError` for a value of more than `most` bytes, of which only built-in types count."""
+    _MeasuringPickler(BoundedFile(most), PROTOCOL).dump(value)
 
 
 class _NotByReferenceError(Exception):
     """Raised where a class or function is met that the other side cannot import."""
 
 
-class _Plain(pickle.Pickler):
+class _PlainPickler(pickle.Pickler):
     """Plain pickle that stops at any class or function that the other side cannot import."""
 
     without_constructor: Collection[int] = ()
@@ -110,7 +110,7 @@ class _Plain(pickle.Pickler):
         return _reduced(obj, self.without_constructor) if issubclass(cls, BaseException) else NotImplemented
 
 
-class _BuiltIn(_Plain):
+class _BuiltInPickler(_PlainPickler):
     """Plain pickle that stops at anything that is of no built-in type."""
 
     def reducer_override(self, _obj: Any) -> Any:
@@ -223,7 +223,7 @@ def dump(
 
     callback = None if buffers is None else out_of_band
     try:
-        plain = (_BuiltIn if by_value_modules else _Plain)(file, PROTOCOL, buffer_callback=callback)
+        plain = (_BuiltInPickler if by_value_modules else _PlainPickler)(file, PROTOCOL, buffer_callback=callback)
         plain.without_constructor = without_constructor
         plain.dump(value)
         return
@@ -249,8 +249,8 @@ def dump(
 
 def _by_value(file: Any, callback: Callable[[pickle.PickleBuffer], Any] | None) -> Any:
     """Make a pickler that takes what cannot be imported by value; cloudpickle is imported here, for that is slow."""
-    from engine._wire.by_value import Cloud
+    from engine._wire.by_value import ByValuePickler
 
-    made = Cloud(file, PROTOCOL, callback)
+    made = ByValuePickler(file, PROTOCOL, callback)
     made.reduce_failure = _reduced
     return made

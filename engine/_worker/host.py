@@ -178,7 +178,7 @@ class Host:
             if module == __name__:
                 return True
             root = module.partition(".")[0]
-            if root != "engine" and not (root in {"asyncio", "selectors"} and self.loop.is_turning):
+            if root != "engine" and not (root in {"asyncio", "selectors"} and self.loop.is_running):
                 return False
             frame = frame.f_back
         return True
@@ -187,7 +187,7 @@ class Host:
         outlet = self.outlet
         if outlet is not None:
             outlet.request_stop()
-            if self.loop.is_turning:
+            if self.loop.is_running:
                 # Like another thread: the handler may have interrupted the loop while it changed its own state.
                 self.loop.loop().call_soon_threadsafe(self.loop.cancel_owners)
 
@@ -243,7 +243,7 @@ class Host:
                 loop = self.loop.loop()
                 loop.add_reader(self.pipes.calls, loop.stop)
                 try:
-                    self.loop.turn()
+                    self.loop.run_until_stopped()
                 finally:
                     loop.remove_reader(self.pipes.calls)
             if not self.pipes.read():
@@ -268,7 +268,7 @@ class Host:
                 return
             body, is_async = self._make_body(command, frame, outlet)
             if is_async:
-                self._turn(partial(self.loop.start, body, outlet), outlet)
+                self._run_loop(partial(self.loop.start, body, outlet), outlet)
             else:
                 body.context.run(step_through, body, outlet, self._hand_over_async)
         except BaseException as error:  # `Terminated`, too, which is no failure: `finish` tells them apart
@@ -396,13 +396,13 @@ class Host:
 
     def _hand_over_async(self, body: Body, outlet: Outlet, produced: Any, elapsed: float) -> None:
         """Have a body go on, on the loop, with something async that it, being sync, produced after so many seconds."""
-        self._turn(partial(self.loop.hand_over, body, outlet, produced, elapsed), outlet)
+        self._run_loop(partial(self.loop.hand_over, body, outlet, produced, elapsed), outlet)
 
-    def _turn(self, start: Callable[[], None], outlet: Outlet) -> None:
+    def _run_loop(self, start: Callable[[], None], outlet: Outlet) -> None:
         """Run the loop until the call is over; a sync iterator that its body gave is stepped here, outside the loop."""
         start()
         while outlet.end is None and self._handed_over is None:  # a predictor may stop the loop, too
-            self.loop.turn()
+            self.loop.run_until_stopped()
         handed, self._handed_over = self._handed_over, None
         if handed is not None:
             handed()
@@ -411,12 +411,7 @@ class Host:
         """Have a body go on, once the loop has stopped, with a sync iterator that it, being async, produced."""
         body.context = copy_context()  # its own one is entered, and stays so, where this is called
         self._handed_over = partial(body.context.run, step_iterator, body, channel, iterator, elapsed)
-        self.loop.stop_turning()
-
-    def stop_turning(self) -> None:
-        """Have the loop return to `_turn` or `_next`, where it runs: the call is over."""
-        if self.loop.is_turning:
-            self.loop.stop_turning()
+        self.loop.stop_running()
 
     # Called by other threads
 

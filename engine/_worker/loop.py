@@ -21,14 +21,14 @@ class MainLoop(LoopRunner):
     """An event loop that the main thread runs while a call needs it.
 
     Attributes:
-        is_turning: the main thread runs it now.
+        is_running: the main thread runs it now.
         is_made: there is a loop.
     """
 
     def __init__(self, hand_over_sync: HandOver) -> None:
         """Make no loop yet."""
         super().__init__(hand_over_sync)
-        self.is_turning = False
+        self.is_running = False
         self.is_made = False
 
     def after_fork(self) -> None:
@@ -36,7 +36,7 @@ class MainLoop(LoopRunner):
 
     def is_current_thread(self) -> bool:
         """Whether the calling thread runs this loop now."""
-        return self.is_turning and threading.current_thread() is threading.main_thread()
+        return self.is_running and threading.current_thread() is threading.main_thread()
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Give the loop, which is made when first needed."""
@@ -68,30 +68,30 @@ class MainLoop(LoopRunner):
         task = loop.create_task(coroutine, context=context)
         if seconds is not None:
             task = loop.create_task(asyncio.wait_for(task, seconds))
-        self.is_turning = True
+        self.is_running = True
         try:
             while True:
                 try:
                     return loop.run_until_complete(task)
-                except (SystemExit, KeyboardInterrupt):  # as in `turn`
+                except (SystemExit, KeyboardInterrupt):  # as in `run_until_stopped`
                     if task.done():
                         raise
         finally:
-            self.is_turning = False
+            self.is_running = False
 
-    def turn(self) -> None:
+    def run_until_stopped(self) -> None:
         """Run the loop until it is stopped, by the host or by a predictor's task; the caller tests whether to go on."""
-        self.is_turning = True
+        self.is_running = True
         try:
             # asyncio raises these out of the loop, though they are the outcome of a task that the predictor made.
             with contextlib.suppress(SystemExit, KeyboardInterrupt):
                 self.loop().run_forever()
         finally:
-            self.is_turning = False
+            self.is_running = False
 
-    def stop_turning(self) -> None:
-        """Have `turn` return."""
-        if self.is_turning and self._loop is not None:
+    def stop_running(self) -> None:
+        """Have `run_until_stopped` return, if it runs; for the main thread."""
+        if self.is_running and self._loop is not None:
             self._loop.stop()
 
     def cancel_owners(self) -> None:

@@ -69,10 +69,6 @@ class Host(Protocol):
         """Stop the call if SIGTERM came while the main thread wrote."""
         ...
 
-    def stop_turning(self) -> None:
-        """Have the loop return where it runs: the call is over."""
-        ...
-
 
 class Outlet:
     """The producer's end of one call's channel: what the owner in the worker offers goes to the engine.
@@ -314,7 +310,7 @@ class Outlet:
         self.end = end
         host = self._host
         if host.is_terminated and not self._is_stop_requested:
-            host.stop_turning()  # SIGTERM came from outside: the process ends of it, and the engine reports how
+            host.loop.stop_running()  # SIGTERM came from outside: the process ends of it, and the engine reports how
             return
         error = None if end.error is None and self._refusal is None else self._failure_of(end)
         flush_streams()
@@ -335,8 +331,8 @@ class Outlet:
                 pipes.is_busy = False
                 if host.is_stop_deferred:
                     host.run_deferred_stop()
-        if host.loop.is_turning:
-            host.stop_turning()
+        if host.loop.is_running:
+            host.loop.stop_running()
 
     def _failure_of(self, end: Report) -> BaseException | None:
         error = None if end.error is None else sanitized(end.error)
