@@ -9,7 +9,7 @@ from typing import Any, Final
 from benchmarks._report import bars, name_of
 from benchmarks._results import Row, best_of, engine_of, limit_of, spread, views
 from engine.cli._charts import bars_as_svg
-from engine.cli._figures import in_words
+from engine.cli._numbers import with_unit
 
 BEGIN: Final = "<!-- benchmarks: begin -->\n"
 END: Final = "<!-- benchmarks: end -->\n"
@@ -114,7 +114,7 @@ def _line(case: dict[str, Any], rows: list[Row], words: str) -> str:
     engine, peers = engine_of(rows), _nearest(rows)
     if engine is None:
         return ""
-    shown = [f"{row['contender']} ({in_words(row['to_engine']['median'], 'x')})" for row in peers[:_NEAREST]]
+    shown = [f"{row['contender']} ({with_unit(row['to_engine']['median'], 'x')})" for row in peers[:_NEAREST]]
     more = len(peers) - len(shown)
     named = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
     cells = [_figure(limit_of(rows), case), _figure(best_of(rows), case), f"**{_figure(engine, case)}**", named or "—"]
@@ -123,7 +123,7 @@ def _line(case: dict[str, Any], rows: list[Row], words: str) -> str:
 
 def _figure(row: Row | None, case: dict[str, Any]) -> str:
     found = None if row is None else spread(row)
-    return "—" if found is None else in_words(found.median, case["unit"])
+    return "—" if found is None else with_unit(found.median, case["unit"])
 
 
 def picture(document: dict[str, Any]) -> str:

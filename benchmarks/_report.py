@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks._results import Row, engine_of, spread, views
 from engine.cli._charts import Bar, Curve, Section, bars_as_svg, bars_as_text, curves_as_svg, page
-from engine.cli._figures import Spread, in_words
+from engine.cli._numbers import Spread, with_unit
 
 _UNLIKE = 3  # sizes that make a curve
 
@@ -20,9 +20,9 @@ def bar(row: Row, unit: str, engine: Row | None) -> Bar:
     words = []
     limit, beside = spread(row, "to_limit"), spread(row, "to_engine")
     if limit is not None and row["role"] != "limit":
-        words.append(f"{in_words(limit.median, 'x')} limit")
+        words.append(f"{with_unit(limit.median, 'x')} limit")
     if beside is not None and row["role"] == "peer" and engine is not None:
-        words.append(f"{in_words(beside.median, 'x')} engine")
+        words.append(f"{with_unit(beside.median, 'x')} engine")
     return Bar(row["contender"], found, unit, row["role"], row["note"], ", ".join(words))
 
 
@@ -68,7 +68,7 @@ def growth(case: dict[str, Any], mine: Sequence[tuple[int, list[Row]]]) -> list[
         cells = []
         for _, rows in mine:
             found = next((spread(row) for row in rows if row["contender"] == name), None)
-            cells.append("—" if found is None else in_words(found.median, case["unit"]))
+            cells.append("—" if found is None else with_unit(found.median, case["unit"]))
         table.append((name, *cells))
     return table
 
@@ -159,7 +159,7 @@ def compared(new: dict[str, Any], old: dict[str, Any]) -> Iterator[str]:
             now, then = spread(row, "to_limit"), spread(earlier, "to_limit") if earlier else None
             if row["role"] == "engine" and now is not None and then is not None:
                 name = f"{name_of(case, row['size'], pinned=row['pinned'])}: {row['contender']}"
-                change = f"{in_words(then.median, 'x'):>8} → {in_words(now.median, 'x'):>8}"
+                change = f"{with_unit(then.median, 'x'):>8} → {with_unit(now.median, 'x'):>8}"
                 yield f"{_verdict(now, then):>8}  {change}  {name}"
 
 

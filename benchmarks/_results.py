@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._case import load
-from engine.cli._figures import Spread, spread_of
 from engine.cli._measure import machine
+from engine.cli._numbers import Spread, spread_of
 
 FORMAT = 1  # another one where a name in the document goes or means something else
 ENGINE = "predictor-engine"

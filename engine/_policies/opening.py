@@ -10,7 +10,7 @@ from engine._fork import renew_after_fork
 from engine._predictors.body import Body
 from engine._predictors.normaliser import ITERATOR, dispose
 from engine._records import LOCK_STEP, Call, current
-from engine._reducers import COLLECT, CONCAT, LAST, RETURNED
+from engine._reducers import BY_NAME
 from engine.runners.base import OpenCalls
 from engine.runners.channel import Channel
 from engine.runners.inline import InlineExecution
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine.runners.thread import ThreadRunner
 
 DEEPEST: Final = 50  # calls of predictors by predictors, one in another
-_KEPT_BY_OWNERS: Final = (LAST, CONCAT, COLLECT, RETURNED)  # no code of the user's: reduced where the body runs
+_KEPT_BY_OWNERS: Final = tuple(BY_NAME.values())  # no code of the user's: reduced where the body runs
 
 
 class Opening:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from engine._errors import printable
-from engine.cli._figures import Spread, in_words
+from engine.cli._numbers import Spread, with_unit
 from engine.cli._show import width_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Bar:
     Attributes:
         label: who it is.
         spread: what was measured; `None` where nothing was.
-        unit: that of `in_words`.
+        unit: that of `with_unit`.
         role: "limit" (the bare loop), "best" (the best that a hand can write), "engine", "peer" or "missing".
         note: why it is missing, or what else has to be known.
         text: words behind the figure, such as "12.3× bare".
@@ -54,7 +54,7 @@ class Bar:
     @property
     def figure(self) -> str:
         """Its median in words."""
-        return "—" if self.spread is None else in_words(self.spread.median, self.unit)
+        return "—" if self.spread is None else with_unit(self.spread.median, self.unit)
 
 
 @attrs.frozen
@@ -177,7 +177,7 @@ def bars_as_text(bars: Sequence[Bar], width: int, *, ascii: bool = False) -> lis
         for row, bar in zip(rows, bars, strict=True)
     ]
     if scale.is_logarithmic:
-        start = in_words(scale.low, _unit(bars))
+        start = with_unit(scale.low, _unit(bars))
         lines.append(f"bars are logarithmic and begin at {_in_ascii(start) if ascii else start}")
     return [_cut(line, width, "." if ascii else "…").rstrip() for line in lines]
 
@@ -319,7 +319,7 @@ def _tick(scale: _Scale, tick: float, unit: str, bottom: float) -> str:
     x = _percent(scale(tick))
     anchor = "" if scale(tick) < 0.06 else " end" if scale(tick) > 0.94 else " middle"  # noqa: PLR2004 - the edges
     line = _element("line", x1=x, x2=x, y1="0", y2=_px(bottom + 4), class_="grid")
-    return line + _element("text", _safe(in_words(tick, unit)), x=x, y=_px(bottom + 19), class_=f"small{anchor}")
+    return line + _element("text", _safe(with_unit(tick, unit)), x=x, y=_px(bottom + 19), class_=f"small{anchor}")
 
 
 def _drawn_bar(bar: Bar, top: float, scale: _Scale) -> list[str]:
@@ -363,7 +363,7 @@ def curves_as_svg(curves: Sequence[Curve], *, title: str, x: str, unit: str, sta
         curves: what is drawn; points that are not above zero have no place on such a scale.
         title: what is measured.
         x: what it grows with.
-        unit: that of `in_words`.
+        unit: that of `with_unit`.
         standalone: make it a file of its own, with its style; else it takes that of a `page`.
     """
     kept = [attrs.evolve(curve, points=_placed(curve.points)) for curve in curves]
@@ -391,10 +391,10 @@ def curves_as_svg(curves: Sequence[Curve], *, title: str, x: str, unit: str, sta
         return bottom - upward(value) * (bottom - top)
 
     drawn = [_element("text", _safe(f"{title_of(unit)} ↑".strip()), x="0", y="13", class_="small")]
-    drawn += [_grid_across(at_y(tick), in_words(tick, unit), names) for tick in upward.ticks()]
+    drawn += [_grid_across(at_y(tick), with_unit(tick, unit), names) for tick in upward.ticks()]
     ticks = across.ticks()
     named = ticks[:: 1 if len(ticks) <= _FEW_TICKS else 2]  # on a phone, the words of more would touch
-    drawn += [_grid_upward(at_x(tick), in_words(tick, "") if tick in named else "") for tick in ticks]
+    drawn += [_grid_upward(at_x(tick), with_unit(tick, "") if tick in named else "") for tick in ticks]
     drawn.append(_element("text", _safe(f"{x} →"), x=_percent(1 - names), y=_px(bottom + 40), class_="small end"))
     for number, curve in enumerate(kept):
         drawn += _drawn_curve(curve, at_x, at_y, _MARKS[number % len(_MARKS)])
@@ -426,9 +426,7 @@ def _span(values: Sequence[float]) -> _Scale:
 
 def _ends(curve: Curve, unit: str) -> str:
     (first, low), (last, high) = curve.points[0], curve.points[-1]
-    return (
-        f"{in_words(low.median, unit)} at {in_words(first, '')}, {in_words(high.median, unit)} at {in_words(last, '')}"
-    )
+    return f"{with_unit(low.median, unit)} at {with_unit(first, '')}, {with_unit(high.median, unit)} at {with_unit(last, '')}"
 
 
 def _grid_across(y: float, words: str, names: float) -> str:

@@ -23,7 +23,7 @@ from engine import PayloadError
 from engine._errors import quote
 from engine.cli._arguments import UsageError
 from engine.cli._charts import Bar, Section, bars_as_svg, bars_as_text, page
-from engine.cli._figures import Spread, in_words, spread_of
+from engine.cli._numbers import Spread, spread_of, with_unit
 from engine.cli._show import Output, Progress, complain, document, failure_text
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ class _Bench:
             self._warm(measured.place, min(calls, self._plan.concurrency))
         rounds = max(1, min(ROUNDS, calls // self._plan.concurrency))  # a round has a call for every reader
         each, more = divmod(calls, rounds)
-        first = in_words(measured.first_call or 0.0, "s")
+        first = with_unit(measured.first_call or 0.0, "s")
         turns = "1 round" if rounds == 1 else f"{rounds} rounds"
         self._progress.tell(f"{measured.place.name}: first call {first}, then {calls:,} calls in {turns}")
         return [each + (number < more) for number in range(rounds)]
@@ -477,7 +477,7 @@ def _conditions(plan: Plan) -> str:
     served = ""
     if plan.most < plan.concurrency:
         served = f" (the predictor serves {int(plan.most)})"
-    return f"{calls}{served}; imported in {in_words(plan.imported, 's')}"
+    return f"{calls}{served}; imported in {with_unit(plan.imported, 's')}"
 
 
 def _rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
@@ -500,7 +500,7 @@ def _rows(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
 
 
 def _words(value: float | None, unit: str) -> str:
-    return "—" if value is None else in_words(value, unit)
+    return "—" if value is None else with_unit(value, unit)
 
 
 def _median(spread: Spread | None, unit: str) -> str:
@@ -528,9 +528,9 @@ def _bar(each: Measured, spread: Spread | None, unit: str, base: tuple[Measured,
     text = ""
     if first is not None and beside is not each and first.median > 0:
         ratio = spread.median / first.median
-        text = f"{in_words(ratio, 'x')} {beside.place.name}"
+        text = f"{with_unit(ratio, 'x')} {beside.place.name}"
         if unit == "/s" and 0 < ratio < 1:  # a small share is harder to read than how many times it is fewer
-            text = f"{in_words(1 / ratio, 'x')} fewer than {beside.place.name}"
+            text = f"{with_unit(1 / ratio, 'x')} fewer than {beside.place.name}"
     return Bar(each.place.name, spread, unit, "engine", text=text)
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.cli._charts import Bar, Curve, Section, bars_as_svg, bars_as_text, curves_as_svg, page, spaced
-from engine.cli._figures import Spread, in_words, spread_of
+from engine.cli._numbers import Spread, spread_of, with_unit
 from engine.cli._show import width_of
 
 SIZES = {
@@ -91,7 +91,7 @@ def measured(text: str) -> float:
     ],
 )
 def test_a_figure_is_written_as_people_read_it(value: float, unit: str, text: str) -> None:
-    assert in_words(value, unit) == text
+    assert with_unit(value, unit) == text
 
 
 @given(positive, units)
@@ -99,7 +99,7 @@ def test_a_figure_is_written_as_people_read_it(value: float, unit: str, text: st
 @example(0.99999, "s")
 @example(1023.999, "B")
 def test_a_figure_reads_back_within_a_hundredth_and_is_never_scientific(value: float, unit: str) -> None:
-    text = in_words(value, unit)
+    text = with_unit(value, unit)
 
     assert "e" not in text
     assert len(re.sub(r"\D", "", text).strip("0")) <= 3

@@ -184,4 +184,4 @@ def test_the_command_line_has_nothing_to_measure_or_draw_with_before_it_is_asked
     )
     assert "engine.cli._arguments" in found
     assert not found & {"statistics", "html", "importlib.metadata", "traceback"}
-    assert not found & {"engine.cli._charts", "engine.cli._figures", "engine.cli._measure"}
+    assert not found & {"engine.cli._charts", "engine.cli._numbers", "engine.cli._measure"}

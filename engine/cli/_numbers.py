@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _DIGITS: Final = 3  # significant ones; more than that no benchmark repeats
 # What a unit is counted in, from small to large; a figure is written in the last that it reaches.
-_LADDERS: Final[dict[str, tuple[tuple[float, str], ...]]] = {
+_UNITS: Final[dict[str, tuple[tuple[float, str], ...]]] = {
     "s": ((1e-9, " ns"), (1e-6, " µs"), (1e-3, " ms"), (1.0, " s")),
     "B": ((1.0, " B"), (1024.0, " KiB"), (1024.0**2, " MiB"), (1024.0**3, " GiB"), (1024.0**4, " TiB")),
     "/s": ((1.0, " /s"),),
@@ -57,18 +57,18 @@ def spread_of(values: Sequence[float]) -> Spread:
     return Spread(median(values), low, high, len(values))
 
 
-def in_words(value: float, unit: str) -> str:
+def with_unit(value: float, unit: str) -> str:
     """Write a value as people read it, such as "1.24 µs" or "12,300 /s"; a round one is written short: "18 ns".
 
     Args:
         value: how much, in the unit itself: seconds for "s".
         unit: "s", "B" for bytes, "/s", "x" for a ratio, or "" for a plain number; any other is written behind it.
     """
-    ladder = _LADDERS.get(unit, ((1.0, f" {unit}"),))
+    ladder = _UNITS.get(unit, ((1.0, f" {unit}"),))
     if not math.isfinite(value):
         return f"{value}{ladder[-1][1]}"
     if value == 0:
-        return f"0{_LADDERS['s'][-1][1] if unit == 's' else ladder[0][1]}"
+        return f"0{_UNITS['s'][-1][1] if unit == 's' else ladder[0][1]}"
     fitting = [step for step in ladder if _reaches(abs(value), step[0])]
     size, name = fitting[-1] if fitting else ladder[0]
     return f"{_written(value / size)}{name}"
