@@ -6,6 +6,7 @@ Workers import this module too, so it imports no asyncio before something waits 
 from __future__ import annotations
 
 import faulthandler
+import inspect
 import sys
 import threading
 import time
@@ -51,6 +52,12 @@ async def within(awaitable: Awaitable[Value]) -> Value:
 
     async with asyncio.timeout(TIMEOUT):
         return await awaitable
+
+
+async def awaited(answer: Any) -> None:
+    """Await what a function gave, where that can be awaited."""
+    if inspect.isawaitable(answer):
+        await answer
 
 
 def is_on_a_loop() -> bool:

@@ -194,7 +194,7 @@ def read_all(descriptor: int) -> Iterator[bytes]:
     while select.select([descriptor], [], [], PATIENCE)[0]:
         try:
             held = os.read(descriptor, 65536)
-        except OSError:  # Linux says so that nobody has the terminal open any more
+        except OSError:  # Linux says so that no process has the terminal open any more
             return
         if not held:
             return

@@ -146,9 +146,9 @@ def test_bars_far_apart_are_logarithmic_and_say_so() -> None:
 
 
 def test_words_behind_bars_go_where_there_is_no_room_and_then_the_bars() -> None:
-    bars = [Bar("a", steady(1e-3), "s", text="17× what nobody needs"), Bar("b", steady(2e-3), "s")]
+    bars = [Bar("a", steady(1e-3), "s", text="17× what is not needed"), Bar("b", steady(2e-3), "s")]
 
-    assert bars_as_text(bars, 50)[0].endswith("what nobody needs")
+    assert bars_as_text(bars, 50)[0].endswith("what is not needed")
     assert bars_as_text(bars, 20) == ["a  1 ms  █████▌", "b  2 ms  ███████████"]
     assert bars_as_text(bars, 8) == ["a  1 ms", "b  2 ms"]
 

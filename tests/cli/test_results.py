@@ -202,7 +202,7 @@ def test_what_a_predictor_prints_is_not_among_its_results_wherever_it_prints_it(
 
 
 @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
-def test_a_predictor_that_prints_in_a_worker_needs_nobody_to_listen(site: Site, closed: str) -> None:
+def test_a_predictor_that_prints_in_a_worker_needs_no_reader(site: Site, closed: str) -> None:
     site.predictors(
         """
         def chatty():

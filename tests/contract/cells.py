@@ -43,7 +43,7 @@ def place_for_asyncio(kind: Kind, runner: str | None) -> str:
 
 
 class Joiner:
-    """A reducer of somebody else's."""
+    """A reducer of a caller's own."""
 
     name = "joiner"
 
@@ -140,7 +140,7 @@ class Cell:
         return found is wanted if self.folder is None else is_copy(found, wanted)
 
     def is_same_reduction(self, found: Any, wanted: Any) -> bool:
-        """The same for what a reducer made, which is nobody's own object."""
+        """The same for what a reducer made, which is no predictor's own object."""
         if self.folder is not None:
             return is_copy(found, wanted)
         return found is wanted or (type(found) is type(wanted) and bool(found == wanted))
@@ -430,7 +430,7 @@ def stop_by_leaving(cell: Cell) -> None:
 
 @attrs.frozen
 class Left:
-    """What is left of a stream that nobody refers to any more."""
+    """What is left of a stream that nothing refers to any more."""
 
     outcome: Any
 

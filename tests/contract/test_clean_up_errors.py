@@ -116,7 +116,7 @@ def test_what_a_clean_up_raises_that_a_reader_comes_to_before_its_stopper_arrive
 
 
 class Stubborn:
-    """Bodies that do not stop before they are let go of, and then fail."""
+    """Bodies that do not stop before they are abandoned, and then fail."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()

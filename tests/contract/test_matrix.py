@@ -497,7 +497,7 @@ def test_prefetch_zero_is_lock_step_for_everything(kind: str, place: Place, read
 def test_the_default_window_grows_only_while_more_than_one_partial_is_found_waiting() -> None:
     channel = Channel()
     for number in range(100):
-        assert channel.offer(number, 0.0, 0.0), "a producer ran on past a partial nobody had taken"
+        assert channel.offer(number, 0.0, 0.0), "a producer ran on past a partial that was not taken"
         channel.producers.append(lambda: None)
         assert channel.take() == (number, 0.0)
     waiting = []
@@ -1026,7 +1026,7 @@ def waits_for(reached: Path, opened: Path) -> None:
     reached.touch()
     deadline = time.monotonic() + TIMEOUT
     while not opened.exists():
-        assert time.monotonic() < deadline, "nobody opened the gate"
+        assert time.monotonic() < deadline, "the gate was never opened"
         time.sleep(0.0005)
 
 
@@ -1414,7 +1414,7 @@ def test_no_more_calls_run_at_a_time_than_the_author_allows(kind: str, place: Pl
 def test_no_more_calls_run_at_a_time_in_all_workers_than_the_author_allows(
     kind: str, place: Place, crew: Engine, tmp_path: Path
 ) -> None:
-    """The file is there as long as somebody runs: a second one could not make it."""
+    """The file is there as long as one body runs: a second one could not make it."""
     inside = tmp_path / "inside"
 
     def returns() -> int:

@@ -110,7 +110,7 @@ def test_what_a_reader_takes_as_its_stream_is_cancelled_is_counted_like_any_part
         assert (seen, stream.outcome.count, stream.outcome.state) == ([0, 1, 2], 3, "cancelled")
 
 
-# A call begins once, whoever pulls it first.
+# A call begins once, whichever consumer pulls it first.
 
 
 @pytest.mark.parametrize("consumer", ["sync", "asyncio"])
@@ -238,7 +238,7 @@ def test_an_observer_is_told_once_of_the_beginning_and_the_end_of_a_call(
     assert observer.told == TOLD_OF[how]
 
 
-# What a stream was cancelled for is shown by its outcome, whoever reads meanwhile.
+# What a stream was cancelled for is shown by its outcome, even if it is read meanwhile.
 
 
 @pytest.mark.parametrize("is_pulled", [False, True], ids=["rests", "is-pulled"])

@@ -37,7 +37,7 @@ class TestInline(RunnerConformance):
     kinds: ClassVar = {name: kind for name, kind in KINDS.items() if not (kind.is_async or kind.is_driven_async)}
 
 
-class Lent(Engine):
+class SharedEngine(Engine):
     """An engine that many tests use, with workers that are at work already: the end of a `with` leaves it open."""
 
     def __exit__(self, *_: object) -> None:
@@ -66,9 +66,9 @@ def count(large: bytes) -> Iterator[int]:
 
 
 @pytest.fixture(scope="class")
-def lent() -> Iterator[Lent]:
-    with contextlib.closing(Lent(discover=False, workers=2, grace=30.0)) as lent:
-        yield lent
+def shared() -> Iterator[SharedEngine]:
+    with contextlib.closing(SharedEngine(discover=False, workers=2, grace=30.0)) as shared:
+        yield shared
 
 
 class TestProcess(RunnerConformance):
@@ -77,16 +77,16 @@ class TestProcess(RunnerConformance):
     runner = "process"
 
     @pytest.fixture
-    def warm(self, lent: Lent) -> Lent:
-        lent.warm_up()
-        return lent
+    def warm(self, shared: SharedEngine) -> SharedEngine:
+        shared.warm_up()
+        return shared
 
     @pytest.fixture(autouse=True)
-    def leaves_nothing_behind(self, warm: Lent, leaves_nothing_behind: None) -> None:
+    def leaves_nothing_behind(self, warm: SharedEngine, leaves_nothing_behind: None) -> None:
         """Count from where the workers are there."""
 
     @pytest.fixture(autouse=True)
-    def use(self, warm: Lent, tmp_path: Path) -> None:
+    def use(self, warm: SharedEngine, tmp_path: Path) -> None:
         self.given: Engine | None = warm
         self.folder = tmp_path
 
@@ -105,7 +105,7 @@ class TestDefaultOfTheEngine(RunnerConformance):
         return Engine(discover=False, runner="thread")
 
 
-# A runner of somebody else's
+# A runner from a plugin
 
 
 class Elsewhere:

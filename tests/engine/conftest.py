@@ -1,4 +1,4 @@
-"""A diary that predictors write, and some predictors that need none."""
+"""A lifecycle that predictors write, and some predictors that need none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 colour: ContextVar[str] = ContextVar("colour", default="none")
 
 
-class Diary:
+class Lifecycle:
     """Makes class predictors of both colours that write down what happens to them."""
 
     def __init__(self) -> None:
@@ -81,8 +81,8 @@ ANYWHERE = pytest.mark.parametrize("runner", [None, "thread"])
 
 
 @pytest.fixture
-def diary() -> Diary:
-    return Diary()
+def lifecycle() -> Lifecycle:
+    return Lifecycle()
 
 
 def plain() -> str:

@@ -13,7 +13,7 @@ LARGE: Final = 40_000  # bytes, enough to go through shared memory
 
 
 class Lives:
-    """How many bodies began and ended in this process; a worker has one of its own, which nobody looks at."""
+    """How many bodies began and ended in this process; a worker has one of its own, which no test looks at."""
 
     def __init__(self) -> None:
         self.began: deque[None] = deque()

@@ -13,17 +13,19 @@ import pytest
 
 from engine import Engine, EngineClosedError
 from tests._kit.waits import TIMEOUT, auntil, joined, started, until
-from tests.engine.conftest import ANYWHERE, BOTH, Diary, acoloured, plain
+from tests.engine.conftest import ANYWHERE, BOTH, Lifecycle, acoloured, plain
 
 
 @BOTH
 @ANYWHERE
-def test_at_close_live_streams_end_before_their_class_is_torn_down(diary: Diary, kind: str, runner: str | None) -> None:
+def test_at_close_live_streams_end_before_their_class_is_torn_down(
+    lifecycle: Lifecycle, kind: str, runner: str | None
+) -> None:
     muna = Engine(discover=False)
-    stream = muna.predictions.stream(diary.make(kind), runner=runner, prefetch=0)
+    stream = muna.predictions.stream(lifecycle.make(kind), runner=runner, prefetch=0)
     next(stream)
     muna.close()
-    assert diary.lines == ["constructor", "setup", "predict", "finally", "teardown"]
+    assert lifecycle.lines == ["constructor", "setup", "predict", "finally", "teardown"]
     with pytest.raises(EngineClosedError):
         next(stream)
 
@@ -63,12 +65,12 @@ def test_a_stream_that_was_not_pulled_before_its_engine_was_closed_never_starts(
 
 
 @BOTH
-def test_aclose_ends_live_streams_before_their_class_is_torn_down(diary: Diary, kind: str) -> None:
+def test_aclose_ends_live_streams_before_their_class_is_torn_down(lifecycle: Lifecycle, kind: str) -> None:
     async def main() -> None:
         async with Engine(discover=False) as muna:
-            stream = muna.predictions.astream(diary.make(kind), prefetch=0)
+            stream = muna.predictions.astream(lifecycle.make(kind), prefetch=0)
             await anext(stream)
-        assert diary.lines == ["constructor", "setup", "predict", "finally", "teardown"]
+        assert lifecycle.lines == ["constructor", "setup", "predict", "finally", "teardown"]
 
     asyncio.run(main())
 
@@ -119,17 +121,17 @@ def test_a_class_may_be_called_by_the_teardown_of_another_or_is_refused_clearly(
     assert ends == ["closed"]
 
 
-def test_another_thread_may_close_the_engine(diary: Diary) -> None:
+def test_another_thread_may_close_the_engine(lifecycle: Lifecycle) -> None:
     muna = Engine(discover=False)
-    streams = [muna.predictions.stream(diary.sync()), muna.predictions.stream(diary.coloured())]
+    streams = [muna.predictions.stream(lifecycle.sync()), muna.predictions.stream(lifecycle.coloured())]
     for stream in streams:
         next(stream)
     joined(started(muna.close))
     for stream in streams:
         with pytest.raises(EngineClosedError):
             next(stream)
-    assert diary.lines.count("finally") == 2
-    assert diary.lines.count("teardown") == 2
+    assert lifecycle.lines.count("finally") == 2
+    assert lifecycle.lines.count("teardown") == 2
 
 
 def test_another_thread_may_close_the_engine_of_a_running_loop() -> None:
@@ -156,24 +158,24 @@ def test_another_thread_may_close_the_engine_of_a_running_loop() -> None:
     asyncio.run(main())
 
 
-def test_a_with_block_left_by_an_error_closes_and_lets_the_error_through(diary: Diary) -> None:
+def test_a_with_block_left_by_an_error_closes_and_lets_the_error_through(lifecycle: Lifecycle) -> None:
     def leave_sync() -> None:
         with Engine(discover=False) as muna:
-            muna.predictions.create(diary.sync())
+            muna.predictions.create(lifecycle.sync())
             raise LookupError
 
     with pytest.raises(LookupError):
         leave_sync()
-    assert diary.lines[-1] == "teardown"
+    assert lifecycle.lines[-1] == "teardown"
 
     async def leave() -> None:
         async with Engine(discover=False) as muna:
-            await muna.predictions.acreate(diary.coloured())
+            await muna.predictions.acreate(lifecycle.coloured())
             raise LookupError
 
     with pytest.raises(LookupError):
         asyncio.run(leave())
-    assert diary.lines[-1] == "teardown"
+    assert lifecycle.lines[-1] == "teardown"
 
 
 def test_aclose_that_is_cancelled_still_closes() -> None:
@@ -240,7 +242,7 @@ def test_an_engine_that_started_nothing_needs_no_closing_and_never_warns() -> No
     [
         lambda muna: muna.predictions.create(plain, runner="thread"),
         lambda muna: muna.predictions.create(acoloured),
-        lambda muna: muna.predictions.create(Diary().sync()),
+        lambda muna: muna.predictions.create(Lifecycle().sync()),
     ],
     ids=["a-thread", "the-loop", "a-class"],
 )

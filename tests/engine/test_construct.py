@@ -11,7 +11,7 @@ from engine import Engine, InvalidTagError, Predictor, hookimpl, predictor
 from tests.engine.conftest import plain
 
 
-def test_a_runner_that_nobody_can_offer_is_refused_when_the_engine_is_made() -> None:
+def test_a_runner_that_no_plugin_can_offer_is_refused_when_the_engine_is_made() -> None:
     with pytest.raises(ValueError, match=r"there is no runner 'proces'; did you mean 'process'\?"):
         Engine(discover=False, runner="proces")
 

@@ -205,7 +205,7 @@ def test_a_child_that_drops_or_closes_a_parents_stream_runs_no_clean_up_of_the_p
     ) == (0, "parent\n" + "finally True\n" * 3, "")
 
 
-def test_a_stream_that_never_started_belongs_to_whoever_pulls_it() -> None:
+def test_a_stream_that_never_started_belongs_to_the_process_that_pulls_it() -> None:
     code, out, errors = run_script(
         """
         muna = Engine(discover=False)
@@ -561,12 +561,12 @@ def test_a_process_pool_that_forks_may_use_the_engine_in_its_workers() -> None:
     ) == (0, "ok\n", "")
 
 
-# A signal handler forks while the main thread waits: the child comes along into that wait, where nobody will end it.
+# A signal handler forks while the main thread waits: the child comes along into that wait, which nothing will end.
 FORKING = """
 import logging
 import engine.runners.channel, engine.runners.slots
 
-engine.runners.slots._LONG_WAIT = engine.runners.parking.POLL_INTERVAL = 0.1  # how soon whoever waits looks again
+engine.runners.slots._LONG_WAIT = engine.runners.parking.POLL_INTERVAL = 0.1  # how soon what waits looks again
 logging.disable()  # of how long the wait for a slot takes
 
 held, go, children = threading.Event(), threading.Event(), []

@@ -9,34 +9,36 @@ import pytest
 
 from engine import Engine, EngineError, PluginError, PredictorNotFoundError
 from tests._kit.waits import TIMEOUT, auntil, joined, started
-from tests.engine.conftest import ANYWHERE, BOTH, Diary, colour
+from tests.engine.conftest import ANYWHERE, BOTH, Lifecycle, colour
 
 
 @BOTH
 @ANYWHERE
 def test_load_sets_a_class_up_before_its_first_call_and_unload_tears_it_down(
-    muna: Engine, diary: Diary, kind: str, runner: str | None
+    muna: Engine, lifecycle: Lifecycle, kind: str, runner: str | None
 ) -> None:
-    muna.predictors.register("@tests/model", diary.make(kind))
+    muna.predictors.register("@tests/model", lifecycle.make(kind))
     assert list(muna.loaded) == []
     muna.load("@tests/model", runner)
-    assert diary.lines == ["constructor", "setup"]
+    assert lifecycle.lines == ["constructor", "setup"]
     assert list(muna.loaded) == ["@tests/model"]
     muna.load("@tests/model", runner)
     assert muna.predictions.create("@tests/model", runner=runner).value == "two"
     muna.unload("@tests/model", runner)
     assert list(muna.loaded) == []
-    assert diary.lines == ["constructor", "setup", "predict", "finally", "teardown"]
+    assert lifecycle.lines == ["constructor", "setup", "predict", "finally", "teardown"]
     muna.unload("@tests/model", runner)
-    assert diary.lines.count("teardown") == 1
+    assert lifecycle.lines.count("teardown") == 1
     assert muna.predictions.create("@tests/model", runner=runner).value == "two"
-    assert diary.lines.count("setup") == 2
+    assert lifecycle.lines.count("setup") == 2
 
 
 @BOTH
 @ANYWHERE
-def test_aload_and_aunload_do_the_same_for_asyncio(muna: Engine, diary: Diary, kind: str, runner: str | None) -> None:
-    muna.predictors.register("@tests/model", diary.make(kind))
+def test_aload_and_aunload_do_the_same_for_asyncio(
+    muna: Engine, lifecycle: Lifecycle, kind: str, runner: str | None
+) -> None:
+    muna.predictors.register("@tests/model", lifecycle.make(kind))
 
     async def main() -> None:
         await muna.aload("@tests/model", runner)
@@ -48,7 +50,7 @@ def test_aload_and_aunload_do_the_same_for_asyncio(muna: Engine, diary: Diary, k
         assert list(muna.loaded) == []
 
     asyncio.run(main())
-    assert diary.lines == ["constructor", "setup", "predict", "finally", "teardown"]
+    assert lifecycle.lines == ["constructor", "setup", "predict", "finally", "teardown"]
 
 
 @BOTH
@@ -157,10 +159,10 @@ def test_unload_waits_for_calls_that_run_and_a_call_that_comes_meanwhile_gets_a_
 
 @BOTH
 def test_unload_refuses_after_the_grace_naming_the_stream_that_is_open_and_leaves_the_class_loaded(
-    diary: Diary, kind: str
+    lifecycle: Lifecycle, kind: str
 ) -> None:
     with Engine(discover=False, grace=0.02) as muna:
-        muna.predictors.register("@tests/model", diary.make(kind))
+        muna.predictors.register("@tests/model", lifecycle.make(kind))
         with muna.predictions.stream("@tests/model") as stream:
             next(stream)
             with pytest.raises(EngineError, match=stream.id):
@@ -168,28 +170,30 @@ def test_unload_refuses_after_the_grace_naming_the_stream_that_is_open_and_leave
             assert muna.loaded == ("@tests/model",)
             assert [prediction.value for prediction in stream] == ["two"]
         muna.unload("@tests/model")
-    assert diary.lines == ["constructor", "setup", "predict", "finally", "teardown"]
+    assert lifecycle.lines == ["constructor", "setup", "predict", "finally", "teardown"]
 
 
-def test_an_instance_belongs_to_whoever_made_it_and_is_never_set_up_or_torn_down(muna: Engine, diary: Diary) -> None:
-    model = diary.sync()()
+def test_an_instance_belongs_to_the_caller_that_made_it_and_is_never_set_up_or_torn_down(
+    muna: Engine, lifecycle: Lifecycle
+) -> None:
+    model = lifecycle.sync()()
     assert muna.predictions.create(model).value == "two"
     muna.load(model)
     muna.unload(model)
     muna.close()
-    assert diary.lines == ["constructor", "predict", "finally"]
+    assert lifecycle.lines == ["constructor", "predict", "finally"]
 
 
-def test_what_setup_and_teardown_raise_reaches_whoever_asked(muna: Engine) -> None:
+def test_what_setup_and_teardown_raise_reaches_their_caller(muna: Engine) -> None:
     class Model:
         def predict(self) -> str:
             return "fine"
 
         def teardown(self) -> None:
-            raise OSError("cannot let go")
+            raise OSError("cannot be torn down")
 
     muna.predictions.create(Model)
-    with pytest.raises(OSError, match="cannot let go"):
+    with pytest.raises(OSError, match="cannot be torn down"):
         muna.unload(Model)
     muna.unload(Model)  # it is gone all the same
 
@@ -214,11 +218,13 @@ def test_setup_runs_in_a_context_of_its_own(muna: Engine) -> None:
         colour.reset(token)
 
 
-def test_a_registered_predictor_that_is_replaced_or_unregistered_is_torn_down_with_the_engine(diary: Diary) -> None:
+def test_a_registered_predictor_that_is_replaced_or_unregistered_is_torn_down_with_the_engine(
+    lifecycle: Lifecycle,
+) -> None:
     with Engine(discover=False) as muna:
-        muna.predictors.register("@tests/model", diary.sync())
+        muna.predictors.register("@tests/model", lifecycle.sync())
         muna.predictions.create("@tests/model")
         muna.predictors.register("@tests/model", lambda: "another", replace=True)
         assert muna.predictions.create("@tests/model").value == "another"
-        assert "teardown" not in diary.lines
-    assert diary.lines == ["constructor", "setup", "predict", "finally", "teardown"]
+        assert "teardown" not in lifecycle.lines
+    assert lifecycle.lines == ["constructor", "setup", "predict", "finally", "teardown"]

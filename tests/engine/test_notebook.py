@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from engine import Engine, predictor
-from tests.engine.conftest import Diary, acoloured
+from tests.engine.conftest import Lifecycle, acoloured
 
 
-def test_a_notebook_cell_calls_async_predictors_without_await(muna: Engine, diary: Diary) -> None:
+def test_a_notebook_cell_calls_async_predictors_without_await(muna: Engine, lifecycle: Lifecycle) -> None:
     async def words() -> AsyncIterator[str]:
         for word in ("hello", "world"):
             await asyncio.sleep(0)
@@ -20,11 +20,11 @@ def test_a_notebook_cell_calls_async_predictors_without_await(muna: Engine, diar
         assert muna.predictions.create(acoloured).value == "coloured"
         assert muna.predictions.create(words).value == "world"
         assert list(muna.predictions.stream(words).values()) == ["hello", "world"]
-        assert muna.predictions.create(diary.coloured()).value == "two"
+        assert muna.predictions.create(lifecycle.coloured()).value == "two"
         with muna.predictions.stream(words) as stream:
             assert next(stream).value == "hello"
-        muna.load(diary.coloured())
-        muna.unload(diary.coloured())
+        muna.load(lifecycle.coloured())
+        muna.unload(lifecycle.coloured())
 
     asyncio.run(cell())
 

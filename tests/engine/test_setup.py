@@ -9,21 +9,23 @@ from typing import Any
 
 from engine import Engine, Predictor
 from tests._kit.waits import TIMEOUT, auntil, joined, started
-from tests.engine.conftest import ANYWHERE, BOTH, Diary
+from tests.engine.conftest import ANYWHERE, BOTH, Lifecycle
 
 
 @BOTH
 @ANYWHERE
-def test_a_plain_class_given_to_create_is_set_up_once_per_engine(diary: Diary, kind: str, runner: str | None) -> None:
-    model = diary.make(kind)
+def test_a_plain_class_given_to_create_is_set_up_once_per_engine(
+    lifecycle: Lifecycle, kind: str, runner: str | None
+) -> None:
+    model = lifecycle.make(kind)
     with Engine(discover=False) as muna, Engine(discover=False) as other:
         for _ in range(3):
             muna.predictions.create(model, runner=runner)
             list(muna.predictions.stream(model, runner=runner))
-        assert diary.lines.count("setup") == 1
+        assert lifecycle.lines.count("setup") == 1
         other.predictions.create(model, runner=runner)
-        assert diary.lines.count("setup") == 2
-    assert diary.lines.count("teardown") == 2
+        assert lifecycle.lines.count("setup") == 2
+    assert lifecycle.lines.count("teardown") == 2
 
 
 def test_partial_configures_a_class_and_each_configuration_is_its_own_predictor(muna: Engine) -> None:
@@ -47,7 +49,7 @@ def test_partial_configures_a_class_and_each_configuration_is_its_own_predictor(
 
 
 @ANYWHERE
-def test_an_async_class_lives_on_the_engines_loop_whoever_calls(muna: Engine, runner: str | None) -> None:
+def test_an_async_class_lives_on_the_engines_loop_from_wherever_it_is_called(muna: Engine, runner: str | None) -> None:
     class Model:
         async def setup(self) -> None:
             self.lock = asyncio.Lock()
@@ -71,31 +73,31 @@ def test_an_async_class_lives_on_the_engines_loop_whoever_calls(muna: Engine, ru
 
 
 def test_a_class_with_async_setup_and_a_sync_predict_is_set_up_on_the_loop_and_called_in_its_callers_thread(
-    muna: Engine, diary: Diary
+    muna: Engine, lifecycle: Lifecycle
 ) -> None:
     class Mixed:
         async def setup(self) -> None:
-            diary.note("setup")
+            lifecycle.note("setup")
 
         def predict(self) -> str:
-            diary.note("predict")
+            lifecycle.note("predict")
             return "fine"
 
         async def teardown(self) -> None:
-            diary.note("teardown")
+            lifecycle.note("teardown")
 
     assert muna.predictions.create(Mixed).value == "fine"
     muna.unload(Mixed)
-    assert diary.lines == ["setup", "predict", "teardown"]
-    assert diary.threads["predict"] == threading.get_ident()
-    assert diary.threads["setup"] == diary.threads["teardown"] != threading.get_ident()
+    assert lifecycle.lines == ["setup", "predict", "teardown"]
+    assert lifecycle.threads["predict"] == threading.get_ident()
+    assert lifecycle.threads["setup"] == lifecycle.threads["teardown"] != threading.get_ident()
 
     async def main() -> None:
         assert (await muna.predictions.acreate(Mixed)).value == "fine"
         await muna.aunload(Mixed)
 
     asyncio.run(main())
-    assert diary.lines == ["setup", "predict", "teardown"] * 2
+    assert lifecycle.lines == ["setup", "predict", "teardown"] * 2
 
 
 def test_static_and_class_methods_may_predict(muna: Engine) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from engine import Engine, PredictorNotFoundError
-from tests.engine.conftest import BOTH, Diary, acoloured
+from tests.engine.conftest import BOTH, Lifecycle, acoloured
 
 
 @BOTH
-def test_two_engines_share_nothing(diary: Diary, kind: str) -> None:
-    model = diary.make(kind)
+def test_two_engines_share_nothing(lifecycle: Lifecycle, kind: str) -> None:
+    model = lifecycle.make(kind)
     with Engine(discover=False) as one, Engine(discover=False) as other:
         one.predictors.register("@tests/model", model)
         with pytest.raises(PredictorNotFoundError):

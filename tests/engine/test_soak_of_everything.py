@@ -617,6 +617,6 @@ def test_every_call_gives_what_its_script_says_or_what_was_done_to_it_explains_a
         soak.passing.close()
     assert soak.wrong == [], "\n".join((f"with the seed {seed}:", *soak.wrong[:10]))
     assert after.grown_since(before) == []
-    assert soak.killed, "nobody was killed"
+    assert soak.killed, "no worker was killed"
     assert soak.outcomes["lost"] <= len(soak.killed)
     assert soak.outcomes["right"] >= 0.8 * soak.calls, soak.outcomes

@@ -165,7 +165,7 @@ class Fixed:
 
 
 @attrs.define
-class WaitQueue:
+class Declared:
     """An attrs class."""
 
     x: Any
@@ -201,7 +201,7 @@ class HardToHash(type):
     """Classes that will not be hashed."""
 
     def __hash__(cls) -> int:
-        raise RuntimeError("nobody hashes this")
+        raise RuntimeError("this is not to be hashed")
 
 
 class OfUnhashed(metaclass=Unhashed):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import itertools
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +17,7 @@ import pytest
 
 from engine import Engine
 from tests._kit.gates import Gate
+from tests._kit.waits import awaited
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -70,11 +70,6 @@ class Fault:
         return None if self.cleanup is None else self.cleanup()
 
 
-async def _patiently(answer: Any) -> None:
-    if inspect.isawaitable(answer):
-        await answer
-
-
 def predictor_with(kind: str, fault: Fault) -> Callable[[], Any]:
     """Make a predictor of one kind that suffers `fault`."""
 
@@ -101,28 +96,28 @@ def predictor_with(kind: str, fault: Fault) -> Callable[[], Any]:
     async def async_returns() -> Any:
         fault.begin()
         try:
-            await _patiently(fault.strike("before"))
+            await awaited(fault.strike("before"))
             return fault.partials[-1]
         finally:
-            await _patiently(fault.end())
+            await awaited(fault.end())
 
     async def async_yields() -> AsyncIterator[Any]:
         fault.begin()
         try:
-            await _patiently(fault.strike("before"))
+            await awaited(fault.strike("before"))
             for index, partial in enumerate(fault.partials):
                 if index:
-                    await _patiently(fault.strike("middle"))
+                    await awaited(fault.strike("middle"))
                 yield partial
-            await _patiently(fault.strike("after"))
+            await awaited(fault.strike("after"))
         finally:
-            await _patiently(fault.end())
+            await awaited(fault.end())
 
     return {"def": returns, "gen": yields, "async": async_returns, "agen": async_yields}[kind]
 
 
 class Reader:
-    """One stream, read the same way whoever consumes it."""
+    """One stream, read the same way in sync code and on a loop."""
 
     def __init__(self, stream: PredictionStream | AsyncPredictionStream) -> None:
         self.stream: Any = stream
@@ -175,7 +170,7 @@ class Reader:
         return True
 
     def drop(self) -> None:
-        """Let go of the stream, as a consumer does that forgets about it."""
+        """Drop the stream, as a consumer does that forgets about it."""
         self.stream = self.values = None
 
 

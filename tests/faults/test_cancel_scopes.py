@@ -162,7 +162,7 @@ async def pulls(scene: Scene) -> None:
 
 
 async def dropped(scene: Scene) -> None:
-    """Nobody closes it."""
+    """It is left open."""
     async for _ in scene.muna.predictions.astream(scene.bodies()[1], runner=scene.runner, prefetch=0).values():
         await scene.holds_partial()
 

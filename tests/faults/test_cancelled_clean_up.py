@@ -449,7 +449,9 @@ def test_a_stop_reaches_what_a_body_calls_as_a_cancellation_and_nothing_is_logge
 @pytest.mark.fault(73, 78)
 @pytest.mark.filterwarnings("ignore:a stream of:ResourceWarning")
 @pytest.mark.parametrize("left", ["dropped", "cancelled", "open", "dropped at the end"])
-def test_a_loop_that_ends_waits_for_the_clean_up_of_streams_that_nobody_reads_any_more(muna: Engine, left: str) -> None:
+def test_a_loop_that_ends_waits_for_the_clean_up_of_streams_that_no_consumer_reads_any_more(
+    muna: Engine, left: str
+) -> None:
     seen: list[str] = []
     kept: list[object] = []
 
@@ -520,7 +522,7 @@ def test_what_a_clean_up_raises_is_logged_where_its_consumer_was_cancelled_as_it
 
 @pytest.mark.fault(77)
 @pytest.mark.parametrize("turns", [0, 1])
-def test_a_cancelled_error_that_a_clean_up_raises_itself_is_its_failure_and_cancels_nobody(
+def test_a_cancelled_error_that_a_clean_up_raises_itself_is_its_failure_and_cancels_no_task(
     muna: Engine, turns: int
 ) -> None:
     async def raises() -> AsyncIterator[int]:

@@ -348,7 +348,7 @@ def test_an_engine_closed_over_a_predictor_that_never_stops_ends_and_shows_no_tr
 @pytest.mark.fault(77)
 @pytest.mark.parametrize("runner", [None, "inline", "thread"])
 @pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
-def test_a_cancelled_error_of_the_predictors_own_is_its_failure_and_cancels_nobody(
+def test_a_cancelled_error_of_the_predictors_own_is_its_failure_and_cancels_no_task(
     muna: Engine, runner: str | None, is_async: bool
 ) -> None:
     async def araises() -> AsyncIterator[int]:

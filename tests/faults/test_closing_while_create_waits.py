@@ -114,7 +114,7 @@ def test_a_create_whose_engine_closes_in_the_moment_it_gets_its_slot_gives_that_
     assert (slots.leases, waiting.calls, executions_of(muna)) == ((), [], ())
 
 
-def test_an_engine_closed_error_of_create_is_gone_once_nobody_refers_to_it() -> None:
+def test_an_engine_closed_error_of_create_is_gone_once_nothing_refers_to_it() -> None:
     waiting = Waiting()
     muna = Engine(discover=False, grace=0.05)
 

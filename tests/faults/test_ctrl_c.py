@@ -150,7 +150,7 @@ def test_ctrl_c_while_an_engine_is_closed_at_exit_says_so_in_one_line() -> None:
         """
         from engine import Engine
 
-        class Handle:
+        class Interrupted:
             def predict(self):
                 return 1
 
@@ -158,7 +158,7 @@ def test_ctrl_c_while_an_engine_is_closed_at_exit_says_so_in_one_line() -> None:
                 raise KeyboardInterrupt  # as Ctrl-C would while the interpreter ends
 
         muna = Engine(discover=False)
-        muna.load(Handle)
+        muna.load(Interrupted)
         """
     )
     assert done.returncode == 0

@@ -508,7 +508,7 @@ def test_an_input_is_freed_with_the_exception_that_held_it_and_needs_no_collecto
         reference = weakref.ref(weighty)
         await fail_with(consumer, weighty)
         del weighty
-        # An owner thread lets go a moment after its consumer; nothing else has to happen.
+        # An owner thread ends the call a little after its consumer; nothing else has to happen.
         await auntil(lambda: reference() is None, "the input was freed")
 
     gc.collect()

@@ -223,5 +223,5 @@ def test_an_engine_closes_in_spite_of_a_setup_that_hangs() -> None:
     caller.join(TIMEOUT)
     assert ends == ["closed"]
     go.set()
-    # What was set up in spite of the closed engine is let go as well.
+    # What was set up in spite of the closed engine is torn down as well.
     assert torn_down.wait(TIMEOUT)

@@ -499,7 +499,7 @@ def test_a_sync_iterator_of_an_async_body_that_no_thread_may_take_is_that_calls_
 
     class Iterating(Iterator[int]):
         def __next__(self) -> int:
-            raise AssertionError("nobody may pull it")
+            raise AssertionError("it may not be pulled")
 
         def close(self) -> None:
             closed.append(True)
@@ -532,7 +532,7 @@ def test_a_sync_iterator_of_an_async_body_that_no_thread_may_take_is_that_calls_
 
 
 @pytest.mark.fault(93)
-def test_whoever_has_read_a_stream_to_its_end_finds_its_place_free(
+def test_a_consumer_that_has_read_a_stream_to_its_end_finds_its_place_free(
     muna: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(thread_runner, "MOST_THREADS", 1)

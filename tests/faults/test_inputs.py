@@ -282,9 +282,9 @@ def test_whatever_a_users_classes_and_functions_are_called_and_say_is_printable_
 
     kind = type("Loud", (Exception,), {"__reduce__": lambda _self: 1 / 0})
     loud.__qualname__ = fails.__qualname__ = gives.__qualname__ = kind.__qualname__ = kind.__name__ = LOUD
-    holder = type("Lease", (), {"__reduce__": lambda _self: raising(ValueError, LOUD)()})
-    holder.__qualname__ = LOUD
-    held = holder()
+    reducing = type("Loud", (), {"__reduce__": lambda _self: raising(ValueError, LOUD)()})
+    reducing.__qualname__ = LOUD
+    held = reducing()
     shown = [repr(muna.predictions.create(loud, {"number": 1}))]
     shown.append(repr(muna.predictions.create(fails, errors="return")))
     calls: list[Callable[[], Any]] = [
@@ -404,7 +404,7 @@ class Point:
 
 
 @attrs.define
-class WaitQueue:
+class Declared:
     """An attrs class."""
 
     x: int
@@ -420,7 +420,7 @@ TYPED = [
     Word("text"),
     Shade.DARK,
     Point(1),
-    WaitQueue(1),
+    Declared(1),
     Shape(x=1),
     np.arange(6).reshape(2, 3)[:, ::2],
     np.float32(0.5),

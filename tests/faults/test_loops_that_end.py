@@ -90,7 +90,7 @@ def test_a_loop_closed_while_its_tasks_wait_for_a_slot_takes_no_slot_with_it(kin
         holder.start()
         assert reached.wait(10)
         loop = asyncio.new_event_loop()
-        loop.slow_callback_duration = 10.0  # seconds: a busy machine is nobody's fault here
+        loop.slow_callback_duration = 10.0  # seconds: what a busy machine delays is no fault here
         tasks = [loop.create_task(muna.predictions.acreate(predictor, runner={runner!r})) for _ in range(500)]
         while slots.waiting < 500:
             loop.run_until_complete(asyncio.sleep(0.001))

@@ -179,7 +179,7 @@ def test_an_exit_hook_registered_later_still_finds_the_engine_open() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "open\n", "")
 
 
-# 106: an engine nobody closes.
+# 106: an engine that is never closed.
 
 
 @pytest.mark.fault(106)

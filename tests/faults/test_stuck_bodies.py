@@ -134,7 +134,7 @@ def test_closing_the_engine_does_not_wait_for_a_stuck_thread(threaded: Cell) -> 
 
 @pytest.mark.fault(46)
 def test_a_body_in_lockstep_sees_the_request_and_may_stop_itself(cell: Cell) -> None:
-    """Where the consumer itself runs the body nobody can leave it: a stop is posted, and the body may look."""
+    """Where the consumer itself runs the body it cannot leave it: a stop is posted, and the body may look."""
     reached = Gate()
     seen: list[bool] = []
 
@@ -177,7 +177,7 @@ def test_an_async_body_that_swallows_its_cancellation_is_given_up(cell: Cell, ca
             assert await is_cancelled(reader)
         assert await consumer.still_works()
         go.open()
-        reader.drop()  # in lock-step nobody steps a body that was given up: it ends when it is let go of
+        reader.drop()  # in lock-step no owner steps a body that was given up: it ends when it is freed
         await auntil(lambda: fault.finalised == 1, "the body was finalised")
 
     cell.run(scenario, grace=GRACE)

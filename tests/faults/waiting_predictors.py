@@ -57,7 +57,7 @@ def created(muna: Engine, predictor: Any, consumer: str) -> Any:
 
 
 class Waiting:
-    """What a call may wait for when its engine closes; each lets go at the end of its test."""
+    """What a call may wait for when its engine closes; each ends with its test."""
 
     def __init__(self) -> None:
         self.reached = threading.Event()

@@ -1,4 +1,4 @@
-"""An event loop that fails its test with what it can tell nobody else."""
+"""An event loop that fails its test with what it can tell no caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def run(main: Awaitable[None], factory: Any = None) -> None:
-    """Run to the end, with what the loop cannot tell anybody else taken for a failure."""
+    """Run to the end, with what the loop cannot tell any caller taken for a failure."""
     told: list[dict[str, Any]] = []
 
     async def watched() -> None:

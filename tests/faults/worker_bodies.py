@@ -7,7 +7,6 @@ Workers import this module when a body refers to it, so it imports little, and n
 from __future__ import annotations
 
 import collections
-import inspect
 import itertools
 import os
 import signal
@@ -21,7 +20,7 @@ import attrs
 
 from engine import current_call
 from tests._kit.gates import BODY_TIMEOUT, FileGate, Journal
-from tests._kit.waits import until
+from tests._kit.waits import awaited, until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,11 +63,6 @@ class Trouble:
         return self.cleanup()
 
 
-async def _patiently(answer: Any) -> None:
-    if inspect.isawaitable(answer):
-        await answer
-
-
 def predictor_with(kind: str, trouble: Trouble) -> Callable[[], Any]:
     """Make a predictor of one kind that gets into `trouble`."""
 
@@ -95,22 +89,22 @@ def predictor_with(kind: str, trouble: Trouble) -> Callable[[], Any]:
     async def async_returns() -> Any:
         trouble.begin()
         try:
-            await _patiently(trouble.strike("before"))
+            await awaited(trouble.strike("before"))
             return trouble.partials[-1]
         finally:
-            await _patiently(trouble.end())
+            await awaited(trouble.end())
 
     async def async_yields() -> AsyncIterator[Any]:
         trouble.begin()
         try:
-            await _patiently(trouble.strike("before"))
+            await awaited(trouble.strike("before"))
             for index, partial in enumerate(trouble.partials):
                 if index:
-                    await _patiently(trouble.strike("middle"))
+                    await awaited(trouble.strike("middle"))
                 yield partial
-            await _patiently(trouble.strike("after"))
+            await awaited(trouble.strike("after"))
         finally:
-            await _patiently(trouble.end())
+            await awaited(trouble.end())
 
     return {"def": returns, "gen": yields, "async": async_returns, "agen": async_yields}[kind]
 
@@ -159,7 +153,7 @@ class Model:
     def teardown(self) -> None:
         self.journal.note(f"teardown:{os.getpid()}")
         if self.trouble == "teardown":
-            raise LookupError("it does not let go")
+            raise LookupError("it cannot be torn down")
 
 
 class AsyncModel(Model):
@@ -197,7 +191,7 @@ def spins() -> None:
 
 
 def turns_in_c() -> None:
-    """A loop in C that never lets go of the interpreter, so that no Python code of any thread runs."""
+    """A loop in C that never yields the interpreter, so that no Python code of any thread runs."""
     collections.deque(itertools.repeat(None), maxlen=0)
 
 
@@ -265,7 +259,7 @@ def crashes() -> None:
 
 @attrs.frozen
 class Fuse:
-    """An input that ends the worker it was sent to when it is let go of there.
+    """An input that ends the worker it was sent to when it is freed there.
 
     Attributes:
         home: the number of the process in which nothing happens.

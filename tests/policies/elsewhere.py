@@ -134,7 +134,7 @@ def sent(target: Any) -> Any:
 
 
 def serve(descriptor: int) -> None:
-    """Answer questions until nobody asks any more."""
+    """Answer questions until the other process asks no more."""
     questions: Connection[Any, Any] = Connection(descriptor)
     with Engine(discover=False) as muna:
         far = _Far(muna)
@@ -199,5 +199,5 @@ class _Far:
 
 
 def received(target: Any) -> Any:
-    """What came by value; what came by name is imported by whoever needs it."""
+    """What came by value; what came by name is imported where it is needed."""
     return cloudpickle.loads(target) if isinstance(target, bytes) else target

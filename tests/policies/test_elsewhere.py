@@ -1,4 +1,4 @@
-"""A runner of somebody else's whose bodies run in another process: what workers can be, it can be as well."""
+"""A runner from a plugin whose bodies run in another process: what workers can be, it can be as well."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def refuses(text: str = "ab"):
     yield text
     raise KeyError(text)
 
-@predictor("@far/homely", runner="thread")
-def homely() -> int:
+@predictor("@far/local", runner="thread")
+def local() -> int:
     return os.getpid()
 """
-NAMES: Final = ("letters", "later", "Model", "process", "refuses", "homely")
+NAMES: Final = ("letters", "later", "Model", "process", "refuses", "local")
 
 
 @pytest.fixture(scope="module")
@@ -178,11 +178,11 @@ def test_it_is_chosen_by_an_author_and_an_engine_as_well(far: FarRunner, module:
 def test_an_authors_choice_that_comes_to_light_by_the_description_counts_from_then_on(
     far: FarRunner, module: str
 ) -> None:
-    record = Predictor("@far/homely", f"{module}:homely")
+    record = Predictor("@far/local", f"{module}:local")
     with Engine([record], discover=False, plugins=[far], runner="far") as muna:
-        assert muna.predictions.create("@far/homely").value == far.pid
+        assert muna.predictions.create("@far/local").value == far.pid
         assert module not in sys.modules
-        assert muna.predictions.create("@far/homely").value == os.getpid()
+        assert muna.predictions.create("@far/local").value == os.getpid()
         assert module in sys.modules
 
 
@@ -416,14 +416,14 @@ def test_what_it_described_it_cannot_leave_to_its_caller(far: FarRunner, module:
 
 
 def fails(*_args: Any, **_options: Any) -> Any:
-    raise LookupError("nobody there")
+    raise LookupError("not reachable")
 
 
 @pytest.mark.parametrize("way", ["create", "acreate"])
 @pytest.mark.parametrize(
     ("describe", "reason"),
     [
-        (fails, r"the runner 'far' could not describe it: LookupError: nobody there"),
+        (fails, r"the runner 'far' could not describe it: LookupError: not reachable"),
         (
             lambda _tag, _text: {"parameters": []},
             r"describe\(\) of the runner 'far' gives what engine.runners.describe",
@@ -453,7 +453,7 @@ def test_what_load_place_and_open_raise_is_raised_where_they_were_needed() -> No
     for name in ("load", "unload", "place", "open", "start"):
         with Engine(discover=False, plugins=[Quiet(**{name: fails})]) as muna:
             step: Any = getattr(muna, name) if name.endswith("load") else muna.predictions.create
-            with pytest.raises(LookupError, match="nobody there"):
+            with pytest.raises(LookupError, match="not reachable"):
                 step(os.getpid, runner="far")
 
 

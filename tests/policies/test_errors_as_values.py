@@ -44,8 +44,8 @@ def test_errors_return_never_covers_what_is_not_the_bodys(face: str, runner: str
         return number
 
     for error, target, inputs in (
-        (PredictorNotFoundError, "@me/nobody", None),
-        (InvalidTagError, "Nobody!", None),
+        (PredictorNotFoundError, "@me/unknown", None),
+        (InvalidTagError, "Unknown!", None),
         (InvalidInputError, typed, {"number": "one"}),
         (NoPartialsError, empty, None),
     ):

@@ -72,7 +72,7 @@ def test_a_failure_that_refuses_notes_arrives_without_one(muna: Engine) -> None:
 
 
 def test_what_is_refused_before_the_body_runs_has_no_note(muna: Engine) -> None:
-    for target, inputs in (("@me/nobody", {}), (yields, {"unknown": 1})):
+    for target, inputs in (("@me/unknown", {}), (yields, {"unknown": 1})):
         with pytest.raises(EngineError) as caught:
             muna.predictions.create(target, inputs)
         assert not hasattr(caught.value, "__notes__")

@@ -12,7 +12,7 @@ from tests.policies.calls import created, typed
 
 
 @pytest.mark.parametrize("face", ["create", "acreate", "stream", "astream"])
-def test_inputs_are_checked_unless_somebody_says_otherwise(face: str, muna: Engine) -> None:
+def test_inputs_are_checked_unless_the_call_or_the_engine_says_otherwise(face: str, muna: Engine) -> None:
     async def read(tag: Any, inputs: dict[str, Any], **options: Any) -> list[Any]:
         return [each async for each in muna.predictions.astream(tag, inputs, **options).values()]
 

@@ -79,7 +79,7 @@ def test_every_peer_that_can_be_installed_is_in_the_requirements() -> None:
 # --- who is out ------------------------------------------------------------------------------------------------------
 
 
-def test_who_gives_something_else_fails_and_nobody_else_does() -> None:
+def test_a_contender_that_gives_something_else_fails_and_no_other_does() -> None:
     case = a_case()
     cleaned: list[str] = []
 
@@ -369,7 +369,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_anything_is_measured(
     assert "--readme shows all cases of a full run" in refused(["--readme", "--quick"], capsys)
 
 
-def test_a_case_that_nobody_reads_any_more_ends_with_its_process() -> None:
+def test_a_case_whose_output_is_read_no_more_ends_with_its_process() -> None:
     told = command._run("busy_loop", "brief")
     kind, _ = next(told)
     assert kind == "step"

@@ -129,7 +129,7 @@ def test_warning():
 """
 
 
-def test_what_nobody_would_hear_fails_the_test(guarded: Callable[[str], pytest.RunResult]) -> None:
+def test_an_error_that_no_caller_would_hear_of_fails_the_test(guarded: Callable[[str], pytest.RunResult]) -> None:
     result = guarded(UNHEARD)
 
     result.assert_outcomes(failed=3)

@@ -61,7 +61,7 @@ def test_a_replacement_run_again_keeps_its_standing() -> None:
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_what_a_plugin_offers_is_not_taken_in_silence(moment: str) -> None:
-    """Before plugins are looked for, nobody knows; then the tag is refused when it is used."""
+    """Before plugins are looked for, that is not known; then the tag is refused when it is used."""
     registry = registry_of(plugins=[Offering(Predictor("@me/x", one))])
     if moment == "after":
         assert len(registry) == 1
@@ -181,7 +181,7 @@ def test_every_change_of_a_tag_is_told_when_it_has_happened() -> None:
     assert told == [("@me/shout", True), ("@me/shout", True), ("@me/shout", False), ("@me/offered", False)]
 
 
-def test_whoever_is_told_may_use_the_registry_from_another_thread() -> None:
+def test_a_listener_to_changes_may_use_the_registry_from_another_thread() -> None:
     registry = registry_of()
     seen: list[list[str]] = []
 

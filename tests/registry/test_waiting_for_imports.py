@@ -112,7 +112,7 @@ def test_a_plugin_may_use_the_registry_while_it_is_imported(site: Site, monkeypa
 
 
 @pytest.mark.fault(118)
-def test_a_plugin_that_recovers_tells_whoever_kept_a_predictor_it_now_disputes(
+def test_a_plugin_that_recovers_tells_the_engine_that_kept_a_predictor_it_now_disputes(
     site: Site, switch: SimpleNamespace, clock: Clock
 ) -> None:
     site.plugin("half", HALF_WAY)

@@ -1,7 +1,7 @@
 """An event loop that waits for workers goes on turning: a heartbeat beside what takes long here.
 
 Nothing is timed. What takes long is held open by a gate that only the heartbeat opens, once it has been heard often
-enough: where the loop were kept, it would never be, and the gate's own patience ends the test.
+enough: where the loop were kept, it would never be, and the gate's own time-out ends the test.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LoopGate:
         self.beats = 0
         self.passed = 0
         self.enough = threading.Event()
-        self.is_shut = threading.Event()  # somebody stands before it
+        self.is_shut = threading.Event()  # a thread stands before it
 
     def hold(self) -> None:
         self.is_shut.set()
@@ -400,7 +400,7 @@ async def test_each_call_of_a_predictor_that_cannot_travel_is_told_why(worker: E
 
 
 @in_loop
-async def test_a_call_that_is_cancelled_while_its_predictor_is_encoded_keeps_nobody_else_from_it(
+async def test_a_call_that_is_cancelled_while_its_predictor_is_encoded_keeps_no_other_from_it(
     worker: Engine, gate: LoopGate
 ) -> None:
     predictor = measuring([LARGE, Noting(gate.hold)])
@@ -421,7 +421,7 @@ def test_what_runs_workers_is_imported_beside_the_loop(verb: str) -> None:
         import asyncio, sys, threading
         from engine import Engine, PayloadError
 
-        class Interruptions:
+        class Finder:
             seen = []
 
             def find_spec(self, name, path=None, target=None):
@@ -440,9 +440,9 @@ def test_what_runs_workers_is_imported_beside_the_loop(verb: str) -> None:
                     else:
                         await anext(muna.predictions.astream(show, inputs).values())
                 except PayloadError:
-                    print(Interruptions.seen)
+                    print(Finder.seen)
 
-        sys.meta_path.insert(0, Interruptions())
+        sys.meta_path.insert(0, Finder())
         asyncio.run(main())
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]

@@ -210,7 +210,7 @@ def test_one_that_was_loaded_is_called_by_inline_callers_in_their_own_threads_al
     assert notes.threads("setup", "teardown") == {owned}
 
 
-def test_one_that_an_inline_caller_set_up_has_one_thread_for_all_other_calls_and_is_torn_down_by_whoever_asks(
+def test_one_that_an_inline_caller_set_up_has_one_thread_for_all_other_calls_and_is_torn_down_where_it_is_asked_for(
     muna: Engine, notes: Notes
 ) -> None:
     muna.predictors.register(TAG, moving(notes))

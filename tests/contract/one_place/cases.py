@@ -178,7 +178,7 @@ def each_place_at(*moments: str) -> pytest.MarkDecorator:
 
 
 class Yonder:
-    """A runner of somebody else's: a thread for each body."""
+    """A runner from a plugin: a thread for each body."""
 
     name = "elsewhere"
 

@@ -22,7 +22,7 @@ def lasting() -> Iterator[Engine]:
 
 @pytest.fixture
 def crew(lasting: Engine) -> Engine:
-    """Give that engine with its worker at work, which has not been idle for long enough to be let go."""
+    """Give that engine with its worker at work, which has not been idle for long enough to be retired."""
     lasting.predictions.create(number_of_worker, runner="process")
     return lasting
 
@@ -34,7 +34,7 @@ def leaves_nothing_behind(crew: Engine, leaves_nothing_behind: None) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """An end that somebody hears of is nobody's news."""
+    """An end that one test hears of is not another's."""
     yield
     assert [record.getMessage() for record in caplog.get_records("call")] == []
 

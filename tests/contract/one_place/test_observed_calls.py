@@ -151,7 +151,7 @@ def test_a_call_whose_consumers_task_is_cancelled_is_told_of_once(cases: Cases, 
                 with taken(case.slots):
                     case.run(partial(loses_its_task, moment=moment))
                 assert case.journal.words == []
-            elif not place.blocks(kind):  # else nobody can cancel the task
+            elif not place.blocks(kind):  # else nothing can cancel the task
                 case.have_wait(moment)
                 case.run(partial(loses_its_task, moment=moment))
 
@@ -319,7 +319,7 @@ def test_a_stream_that_is_ended_as_its_first_pull_comes_never_begins(
 def test_a_stream_that_is_stopped_as_its_loop_ends_was_not_abandoned(tmp_path: Path) -> None:
     has_ended = threading.Event()
 
-    class Handle(Witness):
+    class SlowWitness(Witness):
         def finished(self, execution: Execution, outcome: Outcome) -> None:
             super().finished(execution, outcome)
             assert has_ended.wait(TIMEOUT)
@@ -330,7 +330,7 @@ def test_a_stream_that_is_stopped_as_its_loop_ends_was_not_abandoned(tmp_path: P
         await auntil(lambda: case.witness.told[1:], "it is stopped")
 
     with new_engine() as muna:
-        witness = Handle()
+        witness = SlowWitness()
         observe(muna, witness)
 
         def stop_all() -> None:

@@ -113,7 +113,7 @@ class Model:
 
 @pytest.fixture
 def settings(forgotten_modules: None) -> Any:
-    """A module as a script or a notebook has it: nobody else can import it, and its variables are assigned anew."""
+    """A module as a script or a notebook has it: no other process can import it, and its variables change."""
     module = types.ModuleType("made_up_settings")
     sys.modules[module.__name__] = module
     exec(SETTINGS, vars(module))

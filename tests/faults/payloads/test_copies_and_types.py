@@ -102,7 +102,7 @@ def test_neither_side_sees_the_other_change_a_partial(muna: Engine, worker: int)
             small[0] += 1
             yield board
             yield small
-            assert board[0] == small[0] == number + 1  # whoever got them writes into them
+            assert board[0] == small[0] == number + 1  # what got them writes into them
 
     received = []
     for value in muna.predictions.stream(yields, runner="process").values():
@@ -236,7 +236,7 @@ TRIPS = {
     "named-tuple": Trip(awkward_values.Named(1)),
     "dataclass": Trip(awkward_values.Point(1)),
     "frozen-dataclass": Trip(awkward_values.Fixed(1)),
-    "attrs": Trip(awkward_values.WaitQueue([1, awkward_values.WaitQueue(2)])),
+    "attrs": Trip(awkward_values.Declared([1, awkward_values.Declared(2)])),
     "dict-subclass": Trip(awkward_values.Many(a=1)),
     "pydantic": Trip(Shape(x=1)),
     "exception": Trip(ValueError("a value"), shown=repr),

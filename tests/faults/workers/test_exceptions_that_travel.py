@@ -89,7 +89,7 @@ def holding_a_lock() -> Exception:
     return ValueError("it holds a lock", threading.Lock())
 
 
-def of_a_class_nobody_has() -> Exception:
+def of_a_class_no_module_has() -> Exception:
     made: Exception = type("Unknown", (Exception,), {"__module__": "a_module_that_is_not_there"})("from nowhere")
     return made
 
@@ -211,8 +211,8 @@ def test_an_exception_whose_constructor_takes_something_else_arrives_as_it_was(
 
 
 @pytest.mark.fault(38)
-def test_a_class_that_nobody_has_arrives_by_value_or_by_name(lasting: Engine) -> None:
-    _, error = failure_of(lasting, raising("def", of_a_class_nobody_has, "before"), "sync")
+def test_a_class_that_no_module_has_arrives_by_value_or_by_name(lasting: Engine) -> None:
+    _, error = failure_of(lasting, raising("def", of_a_class_no_module_has, "before"), "sync")
     assert type(error).__name__ == "Unknown" or (isinstance(error, PredictorError) and error.type_name == "Unknown")
     assert "from nowhere" in str(error)
 
@@ -253,7 +253,7 @@ def test_nothing_a_body_raises_ends_its_worker(consumer: str, kind: str, lasting
         lambda: SystemExit(3),
         KeyboardInterrupt,
         GeneratorExit,
-        lambda: asyncio.CancelledError("nobody asked"),
+        lambda: asyncio.CancelledError("unasked"),
     ):
         seen, error = failure_of(lasting, raising(kind, make, "before"), consumer)
         assert seen == []
@@ -321,5 +321,5 @@ def test_what_a_finally_raises_in_a_worker_comes_out_of_close_or_goes_to_the_log
         next(stream)
         stream.cancel()
         check_worker_lives(lasting, pid)
-        story = "error after its stream was left: OSError: in clean-up"
-        until(lambda: story in caplog.text, "the log tells of the clean-up")
+        message = "error after its stream was left: OSError: in clean-up"
+        until(lambda: message in caplog.text, "the log tells of the clean-up")

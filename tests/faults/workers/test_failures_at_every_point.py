@@ -166,7 +166,7 @@ def test_an_input_is_freed_in_its_worker_with_the_failure_that_held_it(kind: str
         import builtins
         import gc
 
-        gc.disable()  # until somebody looks
+        gc.disable()  # until the test looks
         builtins.seen = weakref.ref(weighty)  # type: ignore[attr-defined]
         raise ValueError("it holds this frame")
 

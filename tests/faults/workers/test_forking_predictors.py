@@ -124,7 +124,7 @@ def test_a_child_that_forks_again_has_no_thread_of_the_engines_and_takes_none_of
         with muna.predictions.stream(yields, runner="process", prefetch=2) as stream:
             assert next(stream).value == 1
             gate.wait()
-        until(lambda: stream.outcome.rung is not None, "its worker has let go")
+        until(lambda: stream.outcome.rung is not None, "its worker has ended the call")
         assert stream.outcome.rung == "asked"
 
 
@@ -147,6 +147,6 @@ def test_a_predictor_that_forks_in_a_worker_is_warned_of_no_threads_but_its_own(
             else:
                 with OtherThread(leaves):
                     assert list(stream.values()) == []
-        until(lambda: stream.outcome.rung is not None, "its worker has let go")
+        until(lambda: stream.outcome.rung is not None, "its worker has ended the call")
         assert stream.outcome.rung == "asked"
         assert muna.predictions.create(number_of_worker, runner="process").value == pid

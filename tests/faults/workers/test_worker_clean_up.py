@@ -76,7 +76,7 @@ def test_a_body_that_yields_instead_of_ending_is_closed_all_the_same_and_its_wor
         cancelled.stream.cancel()
         assert await is_cancelled(cancelled)
         assert await serving(consumer) == pid
-        await auntil(lambda: "ignored GeneratorExit" in caplog.text, "what nobody waited for is in the log")
+        await auntil(lambda: "ignored GeneratorExit" in caplog.text, "what no consumer waited for is in the log")
 
     run(cell, scenario, lasting)
 

@@ -101,7 +101,7 @@ def opener_of(tmp_path: Path) -> int:
 
 @pytest.mark.fault(102)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_worker_whose_start_ctrl_c_interrupts_is_gone_and_keeps_nobody_from_closing(
+def test_a_worker_whose_start_ctrl_c_interrupts_is_gone_and_keeps_no_engine_from_closing(
     when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Supervisor.watch
@@ -230,12 +230,12 @@ def test_a_stream_opened_before_its_engine_closed_and_pulled_after_says_so_and_s
     assert child_processes() == before
 
 
-# 104, 105, 106: ends that nobody announced.
+# 104, 105, 106: ends without an announcement.
 
 ENDINGS: Final = {
     "it falls off the end": ("", 0, ""),
     "sys.exit": ("sys.exit(3)", 3, ""),
-    "an error": ("raise LookupError('nobody handles this')", 1, "LookupError: nobody handles this\n"),
+    "an error": ("raise LookupError('nothing handles this')", 1, "LookupError: nothing handles this\n"),
     "os._exit": ("os._exit(4)", 4, ""),
 }
 
@@ -463,7 +463,7 @@ def test_a_program_that_blocks_sigterm_still_has_the_finally_of_a_stuck_body_run
             with muna.predictions.stream(sleeps, runner="process", prefetch=1) as stream:
                 next(stream)
                 gate.wait()
-            until(lambda: stream.outcome.rung is not None, "its worker has let go")
+            until(lambda: stream.outcome.rung is not None, "its worker has ended the call")
             assert stream.outcome.rung == "terminated"
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -618,7 +618,7 @@ def test_what_a_teardown_raises_in_a_worker_comes_out_of_close(model: type[Model
     muna = Engine(discover=False, workers=1)
     muna.predictors.register("@me/model", partial(model, Journal(tmp_path / "journal"), "teardown"), runner="process")
     muna.predictions.create("@me/model")
-    with pytest.raises(LookupError, match="it does not let go"):
+    with pytest.raises(LookupError, match="it cannot be torn down"):
         muna.close()
     assert executions_of(muna) == ()
 

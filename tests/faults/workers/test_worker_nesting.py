@@ -189,7 +189,7 @@ def test_an_engine_or_a_stream_in_a_closure_is_refused_naming_the_variable() -> 
             muna.predictions.create(with_engine, runner="process")
         with pytest.raises(PayloadError, match=r"'stream', which the predictor .* send its values"):
             muna.predictions.create(with_stream, runner="process")
-        assert workers_of(muna) == ()  # nobody was started for that
+        assert workers_of(muna) == ()  # no worker was started for that
 
 
 @pytest.mark.fault(100)

@@ -133,7 +133,7 @@ def test_a_task_cancelled_in_acreate_stops_its_body_and_the_worker_serves_on(
     run(cell, scenario, lasting)
 
 
-# 51, 55, 57: stopped while nobody waits, in every order, any number of times.
+# 51, 55, 57: stopped while no consumer waits, in every order, any number of times.
 
 
 STEPS = ("close", "leave", "cancel")

@@ -230,7 +230,7 @@ def test_by_default_a_producer_is_at_most_a_megabyte_ahead_and_a_fixed_window_co
 
 
 @pytest.mark.fault(85)
-def test_huge_partials_need_the_memory_of_a_few_whoever_is_slow(lasting: Engine) -> None:
+def test_huge_partials_need_the_memory_of_a_few_whichever_side_is_slow(lasting: Engine) -> None:
     values = lasting.predictions.stream(megabytes, {"count": 24}, runner="process").values()
     first, _ = next(values)
     for most, data in values:  # noqa: B007 - the last one counts

@@ -1,4 +1,4 @@
-"""Nothing is left behind by thousands of calls, or by workers that are let go and replaced."""
+"""Nothing is left behind by thousands of calls, or by workers that are retired and replaced."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_calls_that_come_while_idle_workers_are_let_go_all_work(monkeypatch: pyt
                     await asyncio.sleep(0)
 
     asyncio.run(main())
-    assert len(pids) > 5  # several were let go meanwhile
+    assert len(pids) > 5  # several were retired meanwhile
 
 
 @pytest.mark.fault(96)

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from tests.faults.conftest import Consumer
 
 
-# 5, 8: dead while nobody needs it.
+# 5, 8: dead while no call needs it.
 
 
 @pytest.mark.fault(5, 15)
-def test_a_worker_that_died_while_idle_is_replaced_and_nobody_hears_of_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_that_died_while_idle_is_replaced_and_no_caller_hears_of_it(caplog: pytest.LogCaptureFixture) -> None:
     with Engine(discover=False, workers=1, grace=GRACE) as muna:
         seen = [process_of(muna)]
         for is_over in (lambda pid: not is_child(pid), lambda pid: state_of(pid) is None):  # noticed by then, or not
@@ -111,7 +111,7 @@ def test_a_worker_killed_after_it_was_told_and_before_it_read_it_is_replaced_and
 
 @pytest.mark.fault(5)
 @each_consumer
-def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_nobody_waiting_for_it(
+def test_a_worker_that_is_replaced_before_its_reader_has_looked_up_leaves_no_reader_waiting_for_it(
     consumer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The supervisor may be faster than the thread that found the pipe closed and told it so."""
@@ -173,7 +173,7 @@ def test_a_worker_that_is_replaced_while_its_reader_goes_to_sleep_is_heard_at_on
         watch(inlet, loop)
         let_it_be_replaced(inlet)
 
-    monkeypatch.setattr(reader_module, "POLL_INTERVAL", 1000.0)  # so that whoever is not woken hangs
+    monkeypatch.setattr(reader_module, "POLL_INTERVAL", 1000.0)  # so that a reader that is not woken hangs
     monkeypatch.setattr(reader_module, "park_thread", park_late)
     WATCH_OF_A_LOOP.replace(monkeypatch, watch_early)
 
@@ -250,7 +250,7 @@ def test_a_call_that_is_stopped_while_it_is_sent_to_a_worker_that_is_gone_ends_o
         def stop(worker: Worker) -> None:
             is_seen_to = threading.Event()
             if is_noticed:
-                until(lambda: worker not in supervised_by(supervisor), "the warden knows that it is over")
+                until(lambda: worker not in supervised_by(supervisor), "the supervisor knows that it is over")
             stream.cancel()
             supervisor.post(lambda _nothing: is_seen_to.set(), None)
             assert is_seen_to.wait(GRACE)
@@ -320,7 +320,7 @@ def test_an_event_loop_hears_the_worker_that_takes_the_descriptors_of_one_that_w
         def lose_it() -> None:
             kill(worker.pid)
             for _ in range(3):  # by then it is noticed, and closed if that can be done
-                until(lambda: worker not in supervised_by(supervisor), "the warden knows that it is over")
+                until(lambda: worker not in supervised_by(supervisor), "the supervisor knows that it is over")
                 is_seen_to = threading.Event()
                 supervisor.post(lambda _nothing, event=is_seen_to: event.set(), None)
                 assert is_seen_to.wait(GRACE)
@@ -395,7 +395,7 @@ def test_a_worker_that_is_lost_and_closed_while_an_event_loop_begins_to_watch_it
 
 
 def burning(kind: str) -> Callable[..., Any]:
-    """A predictor that leaves its input where it is let go of once the call is over."""
+    """A predictor that leaves its input where it is freed once the call is over."""
 
     def returns(fuse: object) -> str:
         ContextVar[object]("kept").set(fuse)
@@ -432,7 +432,7 @@ def test_a_worker_that_ends_in_a_del_after_the_result_was_sent_dies_idle(
 def test_a_worker_that_ends_in_the_del_of_an_input_before_the_result_was_sent_is_that_calls_own_loss(
     tmp_path: Path,
 ) -> None:
-    """An input is let go of with its body, and its finaliser is as much a part of the call as a `finally` is."""
+    """An input is freed with its body, and its finaliser is as much a part of the call as a `finally` is."""
 
     def returns(fuse: object) -> str:
         return "lost"

@@ -9,5 +9,5 @@ import engine.runners.slots
 
 @pytest.fixture
 def looks_only_when_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let whoever is not woken hang."""
+    """Let a waiter that is not woken hang."""
     monkeypatch.setattr(engine.runners.slots, "_LONG_WAIT", 1000.0)

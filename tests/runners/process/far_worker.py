@@ -42,12 +42,12 @@ from engine.runners.process import worker as workers
 LARGE: Final = 40_000  # bytes of a partial that goes by shared memory
 
 SILENT: Final = ("waits for SIGTERM", "waits for SIGKILL", "leaves half an answer")
-TEMPERS: Final = ("finalises", "fails in its clean-up", "gives on", "dies", "talks nonsense", *SILENT)
+REACTIONS: Final = ("finalises", "fails in its clean-up", "gives on", "dies", "talks nonsense", *SILENT)
 """How a worker takes a request to stop."""
 
 NONSENSE: Final = (
     b"\0" * 64,
-    b"Traceback (most recent call last): of somebody who prints to the wrong descriptor",
+    b"Traceback (most recent call last): of a predictor that prints to the wrong descriptor",
     b"\xe9\x63\x05\0" + b"\0" * 60,  # another version
     b"\xe9\x01\x05\0\1\0\0\0" + b"\xff" * 16,  # a giant length
     b"\xe9\x01\x01\0\1\0\0\0" + b"\0" * 16,  # an order
@@ -134,10 +134,10 @@ class Far:
     """The far ends of one worker's pipes, and what the process that has them does.
 
     Args:
-        temper: tells how it takes requests to stop just now.
+        reaction: tells how it takes requests to stop just now.
     """
 
-    def __init__(self, temper: Callable[[], str]) -> None:
+    def __init__(self, reaction: Callable[[], str]) -> None:
         ours: dict[str, int] = {}
         theirs: list[int] = []
         spawn._open(ours, theirs)
@@ -154,7 +154,7 @@ class Far:
         self.is_deaf = False  # it reads nothing
         self.is_silent = False  # it was asked for something, and only a signal gets an answer
         self.served: list[Served] = []
-        self._temper = temper
+        self._reaction = reaction
         self._lock = threading.RLock()
         self._memory = os.dup(ours["outbound"])
         self._ring = Ring(Segment(self._memory))
@@ -229,7 +229,7 @@ class Far:
             self._ring.free(taken)
 
     def _take_leave(self) -> None:
-        if self._temper() in SILENT:
+        if self._reaction() in SILENT:
             self.is_silent = True
         else:
             self.write(done(self._leave))
@@ -240,20 +240,20 @@ class Far:
         if call is None or call.is_over or call.is_asked or call.number != self._stopped:
             return
         call.is_asked = True
-        call.answer = temper = self._temper()
-        if temper == "gives on":
+        call.answer = reaction = self._reaction()
+        if reaction == "gives on":
             self.give(call.limit - call.made, "words")
-        if temper in {"gives on", "finalises"}:
+        if reaction in {"gives on", "finalises"}:
             self.end(done(call.number))
-        elif temper == "fails in its clean-up":
+        elif reaction == "fails in its clean-up":
             self.end(failed(call.number, OSError("in clean-up"), is_cleanup=True))
-        elif temper == "dies":
+        elif reaction == "dies":
             self.die(-signal.SIGSEGV)
-        elif temper == "talks nonsense":
+        elif reaction == "talks nonsense":
             self.write(NONSENSE[0])
             self.is_silent = True
         else:
-            if temper == "leaves half an answer":
+            if reaction == "leaves half an answer":
                 self.write(done(call.number)[:-3])
             self.is_silent = True
 
@@ -263,7 +263,7 @@ class Far:
             if not self.is_alive:
                 return
             if number == signal.SIGTERM:
-                if self._temper() == "waits for SIGKILL" or self.is_deaf:
+                if self._reaction() == "waits for SIGKILL" or self.is_deaf:
                     self.is_silent = True
                     return
                 self.turn()  # what it was asked for meanwhile comes first

@@ -55,9 +55,9 @@ class Reader:
         count: partials delivered.
         far: the worker that serves it, or did.
         served: the call there.
-        failure: what the worker's end of the story raises, after `sent`.
+        failure: what the call raises in its worker, after `sent`.
         reached: partials that were sent before that.
-        is_ended: whether the worker's end of the story was told, or is lost.
+        is_ended: whether the worker told of the end, or is lost.
         stop: the state its consumer, or the engine's closing, ended it in.
         owed: what a pull raises then, once.
         is_begun: whether it was ever pulled.
@@ -91,7 +91,7 @@ class Reader:
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody still holds it."""
+        """Whether a consumer still holds it."""
         return self.stream is not None
 
     @property
@@ -108,7 +108,7 @@ class Reader:
             self.sent.clear()
 
     def must_end(self, failure: type[BaseException] | None = None) -> None:
-        """Its worker's story has an end."""
+        """Its worker tells of the end."""
         if not self.is_ended:
             self.is_ended, self.failure = True, failure
             self.reached = 0 if self.served is None else self.served.made

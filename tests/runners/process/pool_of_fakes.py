@@ -177,7 +177,7 @@ OTHER_CLASS: Final = Need(8, 1)
 
 
 def leave(task: asyncio.Task[Any]) -> None:
-    """Let go of a task whose loop was closed, which would be told as pending."""
+    """Drop a task whose loop was closed, which would be told as pending."""
     with contextlib.suppress(RuntimeError, asyncio.CancelledError):
         task.get_coro().throw(asyncio.CancelledError())
     task._log_destroy_pending = False  # type: ignore[attr-defined]

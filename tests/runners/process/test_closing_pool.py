@@ -1,4 +1,4 @@
-"""A pool that closes refuses all that wait or come, and lets go of what it was about to start or grant."""
+"""A pool that closes refuses all that wait or come, and gives up what it was about to start or grant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.runners.process.pool_of_fakes import CLASS, Scene, each_way, interrup
 pytestmark = pytest.mark.usefixtures("looks_only_when_woken")
 
 
-def test_closing_while_a_worker_starts_refuses_its_call_and_gives_the_worker_to_whoever_lets_it_go() -> None:
+def test_closing_while_a_worker_starts_refuses_its_call_and_leaves_the_worker_to_be_closed() -> None:
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
     consumer = begun(scene.take)
@@ -32,7 +32,7 @@ def test_closing_while_a_worker_starts_refuses_its_call_and_gives_the_worker_to_
 
 @pytest.mark.fault(97)
 @pytest.mark.fault(103)
-def test_a_pool_that_closes_refuses_whoever_waits_or_comes() -> None:
+def test_a_pool_that_closes_refuses_every_call_that_waits_or_comes() -> None:
     async def scenario() -> None:
         scene = Scene.of(1)
         worker = in_other_thread(lambda: scene.take(Need(1)))
@@ -109,7 +109,7 @@ def test_what_is_started_for_a_task_whose_loop_does_not_turn_as_the_pool_closes_
     asyncio.run(scenario())
 
 
-def test_a_place_that_was_got_just_before_the_pool_closed_starts_nobody() -> None:
+def test_a_place_that_was_got_just_before_the_pool_closed_starts_no_worker() -> None:
     scene = Scene.of(1)
     gone = scene.take()
     scene.pool.close()
@@ -139,7 +139,7 @@ def test_closing_while_a_worker_starts_refuses_all_who_wait_at_once_and_starts_n
 
 
 @pytest.mark.fault(103)
-def test_a_pool_that_closes_just_as_a_start_begins_starts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_closes_just_as_a_start_begins_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene.of(1)
     interrupting_starts(monkeypatch, scene.pool.close, when="before")
     with pytest.raises(EngineClosedError):

@@ -200,7 +200,7 @@ def test_a_stream_that_a_task_opened_for_others_before_it_ended_keeps_no_task_fr
 
 
 @pytest.mark.fault(97)
-def test_a_thread_may_wait_while_anybody_it_waits_for_goes_on() -> None:
+def test_a_thread_may_wait_while_any_of_those_it_waits_for_goes_on() -> None:
     scene = Scene.of(2)
     mine = scene.take()
     others = in_other_thread(scene.take)

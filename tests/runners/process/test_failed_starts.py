@@ -27,7 +27,7 @@ def test_a_start_that_fails_gives_its_place_back() -> None:
 
 
 @pytest.mark.fault(11)
-def test_whoever_waits_gets_the_place_of_a_start_that_failed() -> None:
+def test_a_call_that_waits_gets_the_place_of_a_start_that_failed() -> None:
     scene = Scene.of(1)
     scene.fakes.gate = threading.Event()
     scene.fakes.trouble.append(BlockingIOError("try again"))
@@ -58,7 +58,7 @@ def test_without_a_thread_to_start_a_worker_in_a_call_fails_and_the_next_gets_it
 
 @each_way
 @pytest.mark.fault(11)
-def test_a_start_that_fails_after_its_call_took_a_freed_worker_is_nobodys_and_the_next_call_starts_another(
+def test_a_start_that_fails_after_its_call_took_a_freed_worker_fails_no_call_and_the_next_one_starts_another(
     way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene = Scene.of(2)
@@ -93,7 +93,7 @@ def test_a_start_that_fails_while_another_worker_is_freed_is_told_to_the_call_th
 
 @each_way
 @pytest.mark.fault(11)
-def test_a_start_that_fails_is_told_to_nobody_where_those_left_are_enough_for_all_who_wait(way: str) -> None:
+def test_a_start_that_fails_is_told_to_no_call_where_those_left_are_enough_for_all_that_wait(way: str) -> None:
     scene = Scene.of(3)
     worker = scene.take()
     scene.fakes.turns = threading.Semaphore(0)
@@ -165,7 +165,7 @@ def test_where_no_thread_can_be_started_each_call_is_told_and_none_hangs(
     held = scene.take()
     calls = [taking(scene, way) for _ in range(3)]
     monkeypatch.setattr(threading.Thread, "start", refuse_starters)
-    scene.evict(held)  # whoever makes room hears nothing of it
+    scene.evict(held)  # the caller that makes room hears nothing of it
     for each in calls:
         with pytest.raises(RuntimeError, match="new thread"):
             each.join()

@@ -31,7 +31,7 @@ def test_a_call_that_was_interrupted_while_it_took_a_worker_has_none_afterwards(
     scene.pool.give_up(call)
     assert waiting.join() is worker
     scene.pool.give_up(call)
-    assert worker.lease is not None  # by whoever waited
+    assert worker.lease is not None  # by the call that waited
     other.inlet = object()
     scene.pool.give_up(other.lease.call)
     assert other.lease is not None  # its call is about to be sent
@@ -55,7 +55,7 @@ def interrupted_at(codes: set[Any], step: int) -> Iterator[list[int]]:
         if frame.f_code not in codes:
             return None
         text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        if what == "line" and not text.lstrip().startswith("with "):  # as a lock is let go of, no signal is heard
+        if what == "line" and not text.lstrip().startswith("with "):  # as a lock is released, no signal is heard
             lines.append(frame.f_lineno)
             if len(lines) == step:
                 raise KeyboardInterrupt
@@ -88,7 +88,9 @@ TAKING: Final = (
 
 @pytest.mark.parametrize("need", [Need(), Need(key=7, limit=1)], ids=["function", "class"])
 @pytest.mark.parametrize("way", ["take", "replace"])
-def test_wherever_ctrl_c_interrupts_whoever_has_a_worker_started_it_is_the_pools_and_free(way: str, need: Need) -> None:
+def test_wherever_ctrl_c_interrupts_the_caller_that_has_a_worker_started_it_is_the_pools_and_free(
+    way: str, need: Need
+) -> None:
     interrupted = 0
     codes = codes_of(*TAKING, *GRANTING, "wait") if way == "take" else codes_of("replace")
     while True:
@@ -112,7 +114,7 @@ def test_wherever_ctrl_c_interrupts_whoever_has_a_worker_started_it_is_the_pools
 
 
 @pytest.mark.parametrize("way", ["release", "evict"])
-def test_wherever_ctrl_c_interrupts_whoever_gives_a_worker_back_those_who_wait_are_served(way: str) -> None:
+def test_wherever_ctrl_c_interrupts_the_caller_that_releases_a_worker_those_that_wait_are_served(way: str) -> None:
     interrupted = 0
     while True:
         scene = Scene.of(1)

@@ -55,7 +55,7 @@ def test_a_worker_that_is_dropped_leaves_its_place_to_another() -> None:
 
 
 @pytest.mark.fault(5)
-def test_a_worker_that_ended_while_it_was_free_is_never_given_to_anybody() -> None:
+def test_a_worker_that_ended_while_it_was_free_is_never_leased() -> None:
     scene = Scene.of(2)
     first = scene.take(Need(1))
     scene.release(first)
@@ -65,7 +65,7 @@ def test_a_worker_that_ended_while_it_was_free_is_never_given_to_anybody() -> No
 
 
 @pytest.mark.fault(95)
-def test_workers_that_are_let_go_are_those_that_were_free_so_long_and_nobody_gets_them() -> None:
+def test_workers_that_are_retired_are_those_that_were_free_so_long_and_no_call_gets_them() -> None:
     scene = Scene.of(3)
     long, short, busy = scene.take(Need(1)), scene.take(Need(1)), scene.take(Need(1))
     scene.release(short)

@@ -40,7 +40,7 @@ def test_a_long_wait_for_a_start_alone_is_not_logged_as_if_a_call_had_the_worker
     assert caplog.text == ""
 
 
-def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_nobody_waits_any_more(
+def test_of_all_that_wait_long_for_a_worker_one_is_logged_until_none_waits_any_more(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: Counter[int] = Counter()

@@ -2,7 +2,8 @@
 
 The workers are fakes on real pipes: no process is started, and what a worker says, and when, is a move like any other.
 What is checked after every move: partials are delivered in order and none twice (P2); a stream ends once, and in one
-state (P1); nobody waits longer than the ladder is high (P3); one stream's trouble is no other's (P4); nothing is left.
+state (P1); no consumer waits longer than the ladder is high (P3); one stream's trouble is no other's (P4); nothing is
+left.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Fake:
                 self.number, self.limit, self.sent = frame.number, order.limit, 0
             elif frame.kind == CREDIT and frame.number == self.number:
                 taken, limit = read_credit(frame)
-                assert taken <= self.sent  # nobody takes what was never made
+                assert taken <= self.sent  # no consumer takes what was never made
                 assert limit >= self.limit
                 self.limit = limit
         asked = Decoder()
@@ -280,14 +281,14 @@ class Affairs(RuleBasedStateMachine):
     def await_(self, future: Future[Any]) -> Any:
         deadline = time.monotonic() + TIMEOUT
         while not future.done():
-            assert time.monotonic() < deadline, "somebody waits for ever"
+            assert time.monotonic() < deadline, "a consumer waits for ever"
             for fake in self.fakes:
                 fake.listen()
             time.sleep(0.0005)
         return future.result()
 
     def settle(self) -> None:
-        """Let everybody go on for a moment, and note what came of the pulls."""
+        """Let all consumers go on for a while, and note what came of the pulls."""
         deadline = time.monotonic() + 0.004
         while time.monotonic() < deadline:
             for fake in self.fakes:

@@ -32,13 +32,13 @@ steps: Final = st.lists(
 
 
 @given(most=st.integers(1, 4), are_slow=st.booleans(), steps=steps)
-def test_whatever_comes_and_goes_a_worker_serves_one_call_a_class_keeps_its_limit_and_everybody_is_served_in_turn(
+def test_whatever_comes_and_goes_a_worker_serves_one_call_a_class_keeps_its_limit_and_all_are_served_in_turn(
     most: int, are_slow: bool, steps: list[tuple[str, int]]
 ) -> None:
-    asyncio.run(Story(most, are_slow).tell(steps))
+    asyncio.run(Scenario(most, are_slow).tell(steps))
 
 
-class Story:
+class Scenario:
     """Calls that come, wait, are served, stopped and lost, each in a task of its own.
 
     Where starts are slow, each waits for a step in which it ends or fails.
@@ -47,7 +47,7 @@ class Story:
     def __init__(self, most: int, are_slow: bool) -> None:
         self.scene = Scene.of(most)
         self.most = most
-        self.turns = 0  # starts that were let go on
+        self.turns = 0  # starts that were released
         if are_slow:
             self.scene.fakes.turns = threading.Semaphore(0)
         self.serving: dict[int, tuple[Need, Fake, asyncio.Future[str]]] = {}
@@ -69,7 +69,7 @@ class Story:
         while self.scene.pool.is_starting or self.serving:
             self.do("start ends" if self.scene.pool.is_starting else "release", 0)
             await self.settle()
-        assert all(task.done() for task in self.tasks.values()), "somebody was never served"
+        assert all(task.done() for task in self.tasks.values()), "a call was never served"
         for outcome in await asyncio.gather(*self.tasks.values(), return_exceptions=True):
             assert isinstance(outcome, BlockingIOError | asyncio.CancelledError | None), outcome
         assert self.scene.pool.leases == ()
@@ -86,9 +86,9 @@ class Story:
             raise
         except BlockingIOError:
             self.told += 1
-            assert self.order[need].pop(0) == number, "somebody who came earlier still waits"
+            assert self.order[need].pop(0) == number, "a call that came earlier still waits"
             raise
-        assert self.order[need].pop(0) == number, "somebody who came later was served first"
+        assert self.order[need].pop(0) == number, "a call that came later was served first"
         assert not any(worker is other for _, other, _ in self.serving.values())
         assert worker in self.scene.workers
         end: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -139,7 +139,7 @@ class Story:
             self.let_one_go_on()
 
     async def fail(self) -> None:
-        """Have a start fail: of those who wait for one, somebody is told if those left are not enough."""
+        """Have a start fail: of those that wait for one, one is told if those left are not enough."""
         if not self.scene.pool.is_starting:
             return
         told, left = self.told, len(starts_of(self.scene.pool)) - 1
@@ -178,7 +178,7 @@ class Story:
         assert all(places[need.key] <= need.limit for need in NEEDS)
         eligible, room = self.eligible(), self.most - len(workers)
         free = [worker for worker in workers if worker.lease is None]
-        assert starts >= min(eligible, room), "a call waits for a start that nobody begins"
+        assert starts >= min(eligible, room), "a call waits for a start that does not begin"
         assert not eligible or all(worker.set_up for worker in free), "a call waits beside a free worker"
         assert eligible <= room or not free, "a call waits for a start that cannot be"
         for need in NEEDS:

@@ -38,7 +38,7 @@ from engine.runners.process import worker as workers
 from tests._kit.internals import descriptors_of, process_runner_of, supervisor_of
 from tests.runners.process.far_worker import (
     NONSENSE,
-    TEMPERS,
+    REACTIONS,
     Clock,
     Far,
     Poison,
@@ -68,7 +68,7 @@ PLANS: Final = st.builds(
     st.sampled_from([predict, predict_too]),
     st.sampled_from([1, 1, 2, 0]),
 )
-tempers: Final = st.sampled_from(TEMPERS)
+reactions: Final = st.sampled_from(REACTIONS)
 
 
 class Machine(RuleBasedStateMachine):
@@ -79,7 +79,7 @@ class Machine(RuleBasedStateMachine):
         self.clock = Clock()
         self.readers: list[Reader] = []
         self.fars: list[Far] = []
-        self.temper = "finalises"
+        self.reaction = "finalises"
         self.supervisor: supervisor.Supervisor | None = None
         self.is_closed = False
         self.is_broken = False  # the test has failed
@@ -92,13 +92,13 @@ class Machine(RuleBasedStateMachine):
         self.patch.setattr(supervisor, "IDLE", 1e9)
         self.patch.setattr(supervisor, "_EXIT_GRACE", 0.0)
         self.patch.setattr(process, "start_worker", self.start_worker)
-        self.patch.setattr(process, "Supervisor", self.make_warden)
+        self.patch.setattr(process, "Supervisor", self.make_supervisor)
         self.muna = Engine(discover=False, workers=WORKERS, grace=GRACE)
         self.loop = asyncio.new_event_loop()
         self.turning = threading.Thread(target=self.loop.run_forever, name="consumer", daemon=True)
         self.turning.start()
 
-    def make_warden(self, *arguments: Any) -> supervisor.Supervisor:
+    def make_supervisor(self, *arguments: Any) -> supervisor.Supervisor:
         self.supervisor = supervisor.Supervisor(*arguments)
         return self.supervisor
 
@@ -107,7 +107,7 @@ class Machine(RuleBasedStateMachine):
             self.spawns_to_fail -= 1
             self.failed_spawns += 1
             raise BlockingIOError(errno.EAGAIN, "no process is to be had")
-        far = Far(lambda: self.temper)
+        far = Far(lambda: self.reaction)
         self.fars.append(far)
         return far.near
 
@@ -313,13 +313,13 @@ class Machine(RuleBasedStateMachine):
             reader.pulls.append(reader.threads.submit(pull, reader.stream.values()))
         self.settle()
 
-    @rule(pick=PICKS, temper=tempers)
-    def close(self, pick: int, temper: str) -> None:
+    @rule(pick=PICKS, reaction=reactions)
+    def close(self, pick: int, reaction: str) -> None:
         reader = self.one_of(self.open_ones(), pick)
         if reader is None:
             self.open_another()
             return
-        self.temper = temper
+        self.reaction = reaction
         served = reader.served
         # A body that was stopped before, for a partial that cannot be rebuilt, has cleaned up ahead of its consumer.
         is_first = not reader.is_concluded and (served is None or not served.is_asked)
@@ -335,37 +335,37 @@ class Machine(RuleBasedStateMachine):
             assert raised is None, raised
         self.settle()
 
-    @rule(pick=PICKS, temper=tempers, times=st.integers(1, 3))
-    def cancel(self, pick: int, temper: str, times: int) -> None:
+    @rule(pick=PICKS, reaction=reactions, times=st.integers(1, 3))
+    def cancel(self, pick: int, reaction: str, times: int) -> None:
         reader = self.one_of(self.open_ones(), pick)
         if reader is None:
             self.open_another()
             return
-        self.temper = temper
+        self.reaction = reaction
         reader.must_stop("cancelled", PredictionCancelledError)
         for _ in range(times):
             reader.stream.cancel()
         self.settle()
 
-    @rule(pick=PICKS, temper=tempers)
-    def cancel_the_waiting_task(self, pick: int, temper: str) -> None:
+    @rule(pick=PICKS, reaction=reactions)
+    def cancel_the_waiting_task(self, pick: int, reaction: str) -> None:
         reader = self.one_of(self.waiting(), pick)
         if reader is None:
             self.open_another()
             return
-        self.temper = temper
+        self.reaction = reaction
         reader.must_stop("cancelled")
         future = reader.pulls.pop()
         future.cancel()
         self.settle()
 
-    @rule(pick=PICKS, temper=tempers, in_cycle=st.booleans())
-    def drop(self, pick: int, temper: str, in_cycle: bool) -> None:
+    @rule(pick=PICKS, reaction=reactions, in_cycle=st.booleans())
+    def drop(self, pick: int, reaction: str, in_cycle: bool) -> None:
         reader = self.one_of(self.droppable(), pick)
         if reader is None:
             self.open_another()
             return
-        self.temper = temper
+        self.reaction = reaction
         is_abandoned = reader.is_begun and not reader.is_concluded
         if reader.is_begun:
             reader.must_stop("closed")
@@ -441,14 +441,14 @@ class Machine(RuleBasedStateMachine):
         reader.must_end(failure)
         self.settle()
 
-    @rule(pick=PICKS, temper=tempers)
-    def give_what_cannot_be_rebuilt(self, pick: int, temper: str) -> None:
+    @rule(pick=PICKS, reaction=reactions)
+    def give_what_cannot_be_rebuilt(self, pick: int, reaction: str) -> None:
         reader = self.one_of(self.giving(), pick)
         if reader is None:
             self.open_another()
             return
         far, served = self.there(reader)
-        self.temper = temper
+        self.reaction = reaction
         data = pickle.dumps(Poison())
         far.write(b"".join(pack(ITEM, served.number, pickle.dumps((0.0, ((len(data),), 0, None)), 5), [data])))
         served.made += 1
@@ -491,23 +491,23 @@ class Machine(RuleBasedStateMachine):
             far.write(b"".join(pack(LOG, 0, b"half a character: \xe2\x82")))
         elif idle is not None and what == "a deaf worker":  # it dies of the next order
             idle.is_deaf = True
-        elif what == "a long rest":  # idle workers are let go
-            self.temper = "finalises"
+        elif what == "a long rest":  # idle workers are retired
+            self.reaction = "finalises"
             self.pass_time(2e9)
         elif what == "no processes":
             self.spawns_to_fail = 1
         self.settle()
 
-    @rule(temper=tempers, is_meant=st.sampled_from([False, False, True]))
-    def close_the_engine(self, temper: str, is_meant: bool) -> None:
+    @rule(reaction=reactions, is_meant=st.sampled_from([False, False, True]))
+    def close_the_engine(self, reaction: str, is_meant: bool) -> None:
         if is_meant and len(self.fars) > 1 and not self.is_closed:
-            self.shut(temper)
+            self.shut(reaction)
 
-    def shut(self, temper: str) -> None:
-        self.temper = temper
+    def shut(self, reaction: str) -> None:
+        self.reaction = reaction
         self.is_closed = True
         for far in self.fars:
-            far.is_deaf = False  # or whoever waits may lose a worker just before its turn to be closed comes
+            far.is_deaf = False  # or a caller that waits may lose a worker just before its turn to be closed comes
         for reader in self.readers:
             if reader.is_begun:
                 reader.must_stop("closed", EngineClosedError)
@@ -545,7 +545,7 @@ class Machine(RuleBasedStateMachine):
             readers = tuple(self.readers)
             if self.is_broken:
                 self.readers.clear()
-                self.temper = "dies"
+                self.reaction = "dies"
                 with contextlib.suppress(Exception):
                     self.result(self.threads.submit(self.muna.close))
             for far in self.fars:
@@ -565,7 +565,7 @@ PARTS: Final = max(4, settings().max_examples // 25)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_order_of_events_breaks_a_promise(part: int) -> None:
     # Shrinking would take minutes, for what was promised and does not come is waited for each time; and threads make
-    # it uncertain whether a shorter story fails for the same reason.
+    # it uncertain whether a shorter run fails for the same reason.
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     unlikely = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     many = settings().max_examples // PARTS
@@ -657,10 +657,10 @@ def test_a_worker_granted_to_a_call_that_gives_up_while_the_engine_closes_ends_a
     kind, found = pull(stream.values())
     assert (kind, type(found)) == ("raised", InterruptedError)
     assert taken == [far.near]
-    machine.until(lambda: not far.is_alive, lambda: "the worker was let go")
+    machine.until(lambda: not far.is_alive, lambda: "the worker was retired")
 
 
-def test_each_descriptor_of_a_worker_is_closed_once_whoever_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_descriptor_of_a_worker_is_closed_once_whichever_thread_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """An event loop leaves in its own thread, while another one closes what led to a process that is over."""
     far = Far(lambda: "finalises")
     near = far.near

@@ -138,7 +138,7 @@ def test_a_call_that_was_given_up_before_it_could_wait_for_another_worker_leaves
 
 
 @pytest.mark.fault(5)
-def test_an_errand_for_a_certain_worker_that_is_gone_goes_to_any_other() -> None:
+def test_a_request_for_a_certain_worker_that_is_gone_goes_to_any_other() -> None:
     scene = Scene.of(1)
     gone = scene.take()
     scene.release(gone)

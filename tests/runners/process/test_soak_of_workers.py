@@ -165,7 +165,7 @@ def one_call(tally: Tally, call: Callable[[], None], name: str) -> None:
         call()
     except WorkerLostError as error:
         if error.pid not in tally.killed:
-            tally.wrong.append(f"{name}: lost a worker nobody killed: {error}")
+            tally.wrong.append(f"{name}: lost a worker that was not killed: {error}")
         tally.note("lost")
     except BaseException as error:
         tally.wrong.append(f"{name}: {type(error).__name__}: {error}")
@@ -190,7 +190,7 @@ def call_from_a_loop(muna: Engine, tally: Tally, calls: int, seed: int) -> None:
                 await acall(muna, dice)
             except WorkerLostError as error:
                 if error.pid not in tally.killed:
-                    tally.wrong.append(f"asyncio: lost a worker nobody killed: {error}")
+                    tally.wrong.append(f"asyncio: lost a worker that was not killed: {error}")
                 tally.note("lost")
             except BaseException as error:
                 tally.wrong.append(f"asyncio: {type(error).__name__}: {error}")
@@ -266,7 +266,7 @@ def test_nothing_is_lost_but_killed_calls_and_nothing_piles_up() -> None:
         tally = run(muna, CALLS, SEED + 100)
         after = Holdings.take()
     assert tally.wrong == []
-    assert tally.killed, "nobody was killed"
+    assert tally.killed, "no worker was killed"
     assert tally.outcomes["lost"] <= len(tally.killed)
     assert tally.outcomes["right"] >= 0.95 * CALLS
     assert after.descriptors <= before.descriptors + 16  # one worker more or less, with its pipes

@@ -38,7 +38,7 @@ def test_threads_are_served_in_the_order_they_came() -> None:
     assert served == [0, 1, 2, 3, 4]
 
 
-def test_tasks_and_threads_wait_in_one_line_and_nobody_who_comes_later_goes_first() -> None:
+def test_tasks_and_threads_wait_in_one_queue_and_none_that_comes_later_goes_first() -> None:
     async def scenario() -> None:
         scene = Scene.of(1)
         worker, served = in_other_thread(lambda: scene.take(Need(1))), list[str]()
@@ -68,7 +68,7 @@ def test_tasks_and_threads_wait_in_one_line_and_nobody_who_comes_later_goes_firs
     asyncio.run(scenario())
 
 
-def test_a_call_that_waits_for_a_certain_worker_keeps_nobody_from_another() -> None:
+def test_a_call_that_waits_for_a_certain_worker_keeps_no_other_from_another_one() -> None:
     scene = Scene.of(2)
     certain = scene.take(CLASS)
     pinned = begun(lambda: scene.take(CLASS))
@@ -81,16 +81,16 @@ def test_a_call_that_waits_for_a_certain_worker_keeps_nobody_from_another() -> N
     assert pinned.join() is certain
 
 
-def test_an_errand_waits_for_the_very_worker_it_is_for() -> None:
+def test_a_request_for_a_certain_worker_waits_for_that_very_one() -> None:
     scene = Scene.of(2)
     certain, other = scene.take(), scene.take()
     scene.release(other)
-    errand = begun(lambda: scene.take(Need(only=cast("Worker", certain))))
+    request = begun(lambda: scene.take(Need(only=cast("Worker", certain))))
     scene.await_waiting(1)
     later = begun(lambda: [scene.take(), scene.take()])
     scene.await_waiting(2)
     scene.release(certain)
-    assert errand.join() is certain
+    assert request.join() is certain
     scene.release(certain)
     assert later.join() == [other, certain]
 
