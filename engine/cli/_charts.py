@@ -425,8 +425,8 @@ def _span(values: Sequence[float]) -> _Scale:
 
 
 def _ends(curve: Curve, unit: str) -> str:
-    (first, low), (last, high) = curve.points[0], curve.points[-1]
-    return f"{with_unit(low.median, unit)} at {with_unit(first, '')}, {with_unit(high.median, unit)} at {with_unit(last, '')}"
+    ends = curve.points[0], curve.points[-1]
+    return ", ".join(f"{with_unit(spread.median, unit)} at {with_unit(place, '')}" for place, spread in ends)
 
 
 def _grid_across(y: float, words: str, names: float) -> str:
