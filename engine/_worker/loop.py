@@ -73,7 +73,8 @@ class MainLoop(LoopRunner):
             while True:
                 try:
                     return loop.run_until_complete(task)
-                except (SystemExit, KeyboardInterrupt):  # as in `run_until_stopped`
+                # Raised by another task, as in `run_until_stopped`; then this one is not done, and the loop goes on.
+                except (SystemExit, KeyboardInterrupt):
                     if task.done():
                         raise
         finally:
@@ -103,7 +104,7 @@ class MainLoop(LoopRunner):
         """Cancel all tasks, wait for them at most `seconds`, and close the loop."""
         import asyncio
 
-        loop, self._loop, self.is_made = self._loop, None, False
+        loop, self._loop, self.is_made = self._loop, None, False  # first: what runs below must not use the loop again
         if loop is None:
             return
         tasks = asyncio.all_tasks(loop)

@@ -40,7 +40,7 @@ class Pipes:
         self.calls = calls
         self.answers = answers
         os.set_blocking(answers, False)
-        self.decoder = Decoder()
+        self.decoder = Decoder()  # without a lock: only the main thread reads
         self.lock = threading.Lock()
         self.unsent: deque[memoryview] = deque()
         self.is_over = False
@@ -72,7 +72,7 @@ class Pipes:
         try:
             nonblocking.write(self.answers, chunks, self.unsent)
         except OSError:  # the engine is gone
-            self.unsent.clear()
+            self.unsent.clear()  # or an owner that waits for room would wait for ever
             self.is_over = True
 
     def flush(self) -> None:
@@ -127,7 +127,7 @@ class Pipes:
 
     def wake(self) -> None:
         """Have the main thread return from `wait`; any thread and any signal handler may call it."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the pipe is full of wake-ups that are not read yet: one of them will do
             os.write(self._wake_writer, b"\0")
 
     def after_fork(self) -> None:

@@ -62,11 +62,12 @@ class StopReader:
                 data = os.read(descriptor, READ_SIZE)
                 if not data:  # the engine is gone: no clean-up of a predictor's may keep this process
                     os.kill(os.getpid(), signal.SIGKILL)
+                # Nothing is ever written to the lifeline: it is ready only at its end.
                 if descriptor == self._stops:
                     self._decoder.feed(data)
             while self._decoder.frames:
                 self.on_stop(self._decoder.frames.popleft().number)
-            if self._wake_reader in ready:
+            if self._wake_reader in ready:  # last, so that no request is lost that was read with it
                 return
 
 
