@@ -12,7 +12,6 @@ import math
 import threading
 import types
 import weakref
-from collections import deque
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,8 @@ from engine._predictors.profile import Profile, function_of, options_of, profile
 from engine._records import Call, current, current_call
 from engine._wire.remote_profile import RemoteProfile, profile_of_description
 from engine.runners.base import in_use_error
-from engine.runners.parking import park_task, park_thread, wake_all
 from engine.runners.pinned import PinnedThread
+from engine.runners.single_flight import SingleFlight
 from engine.runners.slots import LongWait, Slots, current_task
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
     from engine._wire.target_snapshots import NameBinding
     from engine.runners.loop import LoopRunner
-    from engine.runners.parking import Wake
     from engine.runners.thread import ThreadRunner
 
 
@@ -228,7 +226,7 @@ class LoadedPredictor:
                 # waiting for ourselves, so it is done here, and what was posted finds it settled.
                 self._run_set_up(set_up, context)
             else:
-                set_up.wait(self.profile.tag)
+                set_up.wait_and_log(self.profile.tag)
         return function
 
     def _post_set_up(self, set_up: _SetUp, context: Context) -> None:
@@ -247,8 +245,8 @@ class LoadedPredictor:
 
     def _run_set_up(self, set_up: _SetUp, context: Context) -> None:
         """Set it up in this thread, unless that attempt was made already."""
-        if set_up.is_settled():
-            set_up.raise_failure()
+        if set_up.is_over():
+            set_up.outcome()
             return
         set_up.thread = threading.get_ident()  # a call that sets it up again from in here is refused by this
         try:
@@ -282,6 +280,7 @@ class LoadedPredictor:
             set_up, is_mine = self._join_set_up(context)
             if not is_mine:
                 await set_up.wait_task()
+                set_up.outcome()
                 continue
             try:
                 if self.function is None:  # else by another, just before
@@ -315,7 +314,11 @@ class LoadedPredictor:
         # only the thread or task that began this attempt puts `None` here; after a fork it is another process's.
         if self._set_up_now is set_up:
             self._set_up_now = None
-        set_up.settle(error)
+        if error is None:
+            set_up.succeed()
+        else:
+            set_up.fail(error)
+        set_up.finish()
 
     def _make_instance(self, context: Context) -> Any:
         instance = context.run(invoke, self._target, (), {})
@@ -482,19 +485,16 @@ async def _arun_member(instance: Any, name: str, context: Context) -> None:
         await made
 
 
-class _SetUp:
-    """One attempt to set a class up (single-flight): others that need the class meanwhile wait for it."""
+class _SetUp(SingleFlight):
+    """One attempt to set a class up: others that need the class meanwhile wait for it."""
 
-    __slots__ = ("_call", "_error", "_is_settled", "_parked", "_traceback", "is_posted", "thread")
+    __slots__ = ("_call", "is_posted", "thread")
 
     def __init__(self, call: Call | None, is_posted: bool) -> None:  # noqa: FBT001
+        super().__init__()
         self._call = call
         self.is_posted = is_posted  # whether the setup waits its turn in the thread kept for the class
         self.thread = threading.get_ident()  # where the setup runs
-        self._is_settled = False
-        self._error: BaseException | None = None
-        self._traceback: types.TracebackType | None = None
-        self._parked: deque[Wake] = deque()
 
     def refuse_nesting(self, tag: str) -> None:
         call = current_call()
@@ -502,30 +502,12 @@ class _SetUp:
         if is_chain or (self.thread == threading.get_ident() and current_task() is None):
             raise NestingError(f"{tag} is being set up, and its setup calls {tag} again: it would wait for itself", tag)
 
-    def settle(self, error: BaseException | None) -> None:
-        self._error = error
-        self._traceback = None if error is None else error.__traceback__
-        self._is_settled = True  # after the error, before the wake-ups: those that park look again once they are parked
-        wake_all(self._parked)
-
-    def is_settled(self) -> bool:
-        return self._is_settled
-
-    def wait(self, tag: str) -> None:
+    def wait_and_log(self, tag: str) -> None:
         waited = LongWait(tag, None)
-        while not self._is_settled:
-            park_thread(self._parked, self.is_settled, waited.left())
+        while not self.is_over():
+            self.wait(waited.left())
             waited.report()
-        self.raise_failure()
-
-    async def wait_task(self) -> None:
-        while not self._is_settled:
-            await park_task(self._parked, self.is_settled)
-        self.raise_failure()
-
-    def raise_failure(self) -> None:
-        if self._error is not None:
-            raise self._error.with_traceback(self._traceback)  # else it would grow with each waiter
+        self.outcome()
 
 
 class LoadedPredictors:

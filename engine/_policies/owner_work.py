@@ -6,7 +6,6 @@ single-flight: one task has it done, the others wait for its outcome.
 
 from __future__ import annotations
 
-from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +15,12 @@ from engine._records import Call
 from engine.runners.base import OpenCalls
 from engine.runners.channel import Channel
 from engine.runners.owned import OwnedExecution
-from engine.runners.parking import park_task, wake_all
+from engine.runners.single_flight import SingleFlight
 from engine.runners.slots import awaiting, current_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
-    from engine.runners.parking import Wake
     from engine.runners.thread import ThreadRunner
 
 
@@ -40,7 +37,7 @@ class OwnerWork:
         self._threads = threads
         self._look_for_plugins = look_for_plugins
         self._grace = grace
-        self._flights: dict[Any, _SingleFlight] = {}
+        self._flights: dict[Any, SingleFlight] = {}
         renew_after_fork(self)
 
     async def run(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -82,9 +79,9 @@ class OwnerWork:
         Raises:
             BaseException: what it raised.
         """
-        mine = _SingleFlight()
+        mine = SingleFlight()
         while (flight := self._flights.setdefault(key, mine)) is not mine:
-            await flight.wait()
+            await flight.wait_task()
             if flight.is_decided:  # else its task was cancelled, and one of those that waited takes over
                 return flight.outcome(), False
         try:
@@ -116,46 +113,6 @@ class OwnerWork:
     def after_fork(self) -> None:
         """Wait for no task of the parent's."""
         self._flights = {}
-
-
-class _SingleFlight:
-    """One piece of work that one task has done, and whose outcome other tasks wait for.
-
-    Attributes:
-        is_decided: whether it returned or failed; a flight whose task was cancelled did neither.
-    """
-
-    __slots__ = ("_error", "_found", "_is_over", "_parked", "_traceback", "is_decided")
-
-    def __init__(self) -> None:
-        self._parked: deque[Wake] = deque()
-        self._is_over = self.is_decided = False
-        self._found: Any = None
-        self._error: Exception | None = None
-        self._traceback: TracebackType | None = None
-
-    async def wait(self) -> None:
-        while not self._is_over:
-            await park_task(self._parked, lambda: self._is_over)
-
-    def succeed(self, found: Any) -> None:
-        self._found, self.is_decided = found, True
-
-    def fail(self, error: Exception) -> None:
-        self._error, self._traceback, self.is_decided = error, error.__traceback__, True
-
-    def finish(self) -> None:
-        self._is_over = True
-        wake_all(self._parked)
-
-    def outcome(self) -> Any:
-        error = self._error
-        if error is None:
-            return self._found
-        try:
-            raise error.with_traceback(self._traceback)  # it does not grow with every task that waited
-        finally:
-            del error, self
 
 
 async def _read_end(execution: OwnedExecution) -> None:
