@@ -379,7 +379,7 @@ class _TaskOwner:
             end.returned = produced
             self._deliver_one(produced, elapsed, now)
         elif kind is ASYNC:
-            await self._deliver_all(produced, elapsed, end)
+            await self._step_iterator(produced, elapsed, end)
         else:
             self._is_released = True
             self._channel.on_stop = None
@@ -399,7 +399,7 @@ class _TaskOwner:
             producer: Any = self._channel  # as in `_pump`
             producer.offer_only(value, elapsed * 1000.0, now)
 
-    async def _deliver_all(self, iterator: AsyncIterator[Any], elapsed: float, end: Report) -> None:
+    async def _step_iterator(self, iterator: AsyncIterator[Any], elapsed: float, end: Report) -> None:
         try:
             is_over = await self._pump(iterator, elapsed)
         except BaseException:  # the body's own failure, even if a stop was on its way
