@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Collection, MutableMapping, Sequence
 
     import pytest
@@ -98,6 +99,24 @@ def is_parked(thread: threading.Thread) -> bool:
 
     frame = sys._current_frames().get(thread.ident or 0)
     return frame is not None and frame.f_code is park_thread.__code__
+
+
+def locks_of(engine: Engine) -> list[Any]:
+    """Every lock that the engine's own objects hold."""
+    kinds = (type(threading.Lock()), type(threading.RLock()))
+    found: list[Any] = []
+    seen: set[int] = set()
+    left: list[Any] = [engine]
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, kinds):
+            found.append(each)
+        elif isinstance(each, (dict, list, tuple, set)) or f"{type(each).__module__}.".startswith("engine."):
+            left.extend(gc.get_referents(each))
+    return found
 
 
 # Slots

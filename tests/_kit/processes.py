@@ -6,7 +6,9 @@ import contextlib
 import os
 import subprocess
 from pathlib import Path
+from typing import Final
 
+SCRIPT_TIMEOUT: Final = 30.0  # seconds that a script may take
 TASKS = Path("/proc/self/task")
 DESCRIPTORS = "/proc/self/fd" if TASKS.exists() else "/dev/fd"
 

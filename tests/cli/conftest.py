@@ -24,7 +24,7 @@ import pytest
 
 from engine.cli import main
 
-PATIENCE = 30.0  # seconds until a child that does not answer fails its test
+CHILD_TIMEOUT = 30.0  # seconds until a child that does not answer fails its test
 # As `engine` itself, with Ctrl-C at work even where the tests run in the background.
 START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -72,7 +72,7 @@ class Site:
             capture_output=True,
             env=self.environment(**more),
             cwd=self.folder,
-            timeout=PATIENCE,
+            timeout=CHILD_TIMEOUT,
             check=False,
         )
 
@@ -131,7 +131,7 @@ def imported_by(site: Site, *words: str) -> set[str]:
         capture_output=True,
         env=site.environment(),
         text=True,
-        timeout=PATIENCE,
+        timeout=CHILD_TIMEOUT,
         check=True,
     )
     return set(done.stderr.split())
@@ -187,11 +187,11 @@ def on_a_terminal(site: Site, *words: str, columns: int = 20, **more: str) -> tu
         os.close(slave)
         sent = b"".join(read_all(master))
         os.close(master)
-        return process.wait(PATIENCE), sent.decode().replace("\r\n", "\n")
+        return process.wait(CHILD_TIMEOUT), sent.decode().replace("\r\n", "\n")
 
 
 def read_all(descriptor: int) -> Iterator[bytes]:
-    while select.select([descriptor], [], [], PATIENCE)[0]:
+    while select.select([descriptor], [], [], CHILD_TIMEOUT)[0]:
         try:
             held = os.read(descriptor, 65536)
         except OSError:  # Linux says so that no process has the terminal open any more

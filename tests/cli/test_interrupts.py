@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import PATIENCE, START, Command, Ran, Site, command_line
+from tests.cli.conftest import CHILD_TIMEOUT, START, Command, Ran, Site, command_line
 
 WAITING = """
 import asyncio, os, threading
@@ -74,14 +74,14 @@ def test_ctrl_c_closes_the_prediction_and_says_nothing(words: list[str], note: b
     ) as process:
         os.close(writing)
         try:
-            assert select.select([reading], [], [], PATIENCE)[0]
+            assert select.select([reading], [], [], CHILD_TIMEOUT)[0]
             begun = os.read(reading, 6)
             # In a thread the body may be there before the first partial is printed.
             assert process.stdout is not None
-            assert not out or select.select([process.stdout], [], [], PATIENCE)[0]
+            assert not out or select.select([process.stdout], [], [], CHILD_TIMEOUT)[0]
             shown = os.read(process.stdout.fileno(), 100) if out else b""
             os.killpg(process.pid, signal.SIGINT)
-            printed, told = process.communicate(timeout=PATIENCE)
+            printed, told = process.communicate(timeout=CHILD_TIMEOUT)
             assert begun + os.read(reading, 100) == note
         finally:
             process.kill()
@@ -113,7 +113,7 @@ def test_a_reader_that_leaves_ends_the_stream_quietly(options: list[str], site: 
         try:
             assert process.stdout.readline()
             process.stdout.close()
-            assert process.wait(PATIENCE) == 141
+            assert process.wait(CHILD_TIMEOUT) == 141
             assert process.stderr.read() == b""
             assert os.read(reading, 100) == b"closed"
         finally:
@@ -133,14 +133,14 @@ def test_help_into_a_closed_pipe_is_quiet_too(site: Site) -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == b""
-        assert process.wait(PATIENCE) == 141
+        assert process.wait(CHILD_TIMEOUT) == 141
 
 
 def test_the_installed_command_and_the_module_are_the_same(site: Site) -> None:
     installed = subprocess.run(
         [Path(sys.executable).parent / "engine", "create", "@muna/eager"],
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=CHILD_TIMEOUT,
         check=True,
     )
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.cli.conftest import PATIENCE, VALUES, Command, Ran, Site
+from tests.cli.conftest import CHILD_TIMEOUT, VALUES, Command, Ran, Site
 
 
 @pytest.mark.parametrize("kind", ["eager", "generator", "async-eager", "async-generator"])
@@ -218,7 +218,7 @@ def test_a_predictor_that_prints_in_a_worker_needs_no_reader(site: Site, closed:
         capture_output=True,
         env=site.environment(),
         cwd=site.folder,
-        timeout=PATIENCE,
+        timeout=CHILD_TIMEOUT,
         check=False,
     )
 
@@ -248,10 +248,10 @@ def test_each_line_reaches_a_pipe_before_the_next_partial_is_asked_for(site: Sit
         assert process.stdout is not None
         try:
             for number in range(2):
-                assert select.select([process.stdout], [], [], PATIENCE)[0]
+                assert select.select([process.stdout], [], [], CHILD_TIMEOUT)[0]
                 assert os.read(process.stdout.fileno(), 100) == f"{number}\n".encode()
                 os.write(writing, b"x")
-            assert process.wait(PATIENCE) == 0
+            assert process.wait(CHILD_TIMEOUT) == 0
         finally:
             process.kill()
             os.close(writing)

@@ -1024,10 +1024,7 @@ def test_the_event_loop_turns_while_the_engine_loads_closes_and_unloads(action: 
 def waits_for(reached: Path, opened: Path) -> None:
     """The gate of a body in a worker."""
     reached.touch()
-    deadline = time.monotonic() + TIMEOUT
-    while not opened.exists():
-        assert time.monotonic() < deadline, "the gate was never opened"
-        time.sleep(0.0005)
+    until(opened.exists, "the gate is opened")
 
 
 async def let_the_loop_turn(reached: Path, opened: Path) -> None:
@@ -1044,11 +1041,11 @@ def test_the_event_loop_turns_while_a_body_in_a_worker_blocks(
 ) -> None:
     gate = tmp_path / "reached", tmp_path / "opened"
 
-    class FileGate:
+    class Blocking:
         def wait(self) -> None:
             waits_for(*gate)
 
-    target: Any = waiting_body(shape, FileGate())
+    target: Any = waiting_body(shape, Blocking())
 
     async def main() -> None:
         turning = asyncio.create_task(let_the_loop_turn(*gate))

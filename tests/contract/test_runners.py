@@ -9,7 +9,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from pathlib import Path
@@ -21,6 +20,7 @@ from engine import Call, Engine, NestingError, current_call, hookimpl
 from engine.runners import Body, Channel, Report, own
 from engine.testing import KINDS, Give, Journal, Kind, Return, RunnerConformance, Script, expected, yields
 from tests._kit.internals import executions_of
+from tests._kit.waits import until
 
 
 class TestDefault(RunnerConformance):
@@ -41,11 +41,8 @@ class SharedEngine(Engine):
     """An engine that many tests use, with workers that are at work already: the end of a `with` leaves it open."""
 
     def __exit__(self, *_: object) -> None:
-        deadline = time.monotonic() + 5.0
         # What was dropped is finalised in its worker, which tells a little later.
-        while live := executions_of(self):
-            assert time.monotonic() < deadline, live
-            time.sleep(0.001)
+        until(lambda: not executions_of(self), "every call of this engine ends")
 
     def warm_up(self) -> None:
         """Have both workers serve at the same time, so that neither is to be started after this, nor idle for long.

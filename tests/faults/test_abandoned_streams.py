@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine import Engine, Predictor
+from engine import Predictor
+from tests._kit.internals import locks_of
+from tests._kit.streams import ConsumerFailed, Knot
 from tests._kit.waits import OtherThread, auntil
 from tests.faults.conftest import Fault, predictor_with
 from tests.faults.stopping import drained
@@ -66,14 +67,6 @@ def test_an_abandoned_endless_stream_is_finalised_with_one_warning_where_that_ne
     assert all(each.category is ResourceWarning for each in told)
 
 
-class Knot:
-    """Holds a stream in a reference cycle, so that only a collector frees it."""
-
-    def __init__(self, *held: Any) -> None:
-        self.held = held
-        self.itself = self
-
-
 @pytest.mark.fault(58)
 @pytest.mark.filterwarnings("ignore:a stream of .* was abandoned:ResourceWarning")
 def test_a_stream_abandoned_in_a_cycle_is_finalised_by_a_collector_in_any_thread(yielding: Cell) -> None:
@@ -90,24 +83,6 @@ def test_a_stream_abandoned_in_a_cycle_is_finalised_by_a_collector_in_any_thread
         assert await consumer.still_works()
 
     yielding.run(scenario)
-
-
-def locks_of(engine: Engine) -> list[Any]:
-    """Every lock the engine's own objects hold."""
-    kinds = (type(threading.Lock()), type(threading.RLock()))
-    found: list[Any] = []
-    seen: set[int] = set()
-    left: list[Any] = [engine]
-    while left:
-        each = left.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if isinstance(each, kinds):
-            found.append(each)
-        elif isinstance(each, (dict, list, tuple, set)) or f"{type(each).__module__}.".startswith("engine."):
-            left.extend(gc.get_referents(each))
-    return found
 
 
 @pytest.mark.fault(58)
@@ -134,10 +109,6 @@ def test_finalising_an_abandoned_stream_needs_no_lock_of_the_engine(yielding: Ce
 
 
 # 61: the consumer's own error.
-
-
-class ConsumerFailed(Exception):
-    """What a consumer's loop raises."""
 
 
 @pytest.mark.fault(61)

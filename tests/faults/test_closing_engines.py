@@ -243,10 +243,7 @@ def test_a_sync_close_on_a_loops_own_thread_does_not_wait_for_that_loops_streams
         assert time.monotonic() - started < TIMEOUT / 2
         with pytest.raises(EngineClosedError):
             await anext(stream)
-        deadline = time.monotonic() + TIMEOUT
-        while not gate.finished.is_set():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.001)
+        await auntil(gate.finished.is_set, "the body is finalised")
         assert [item async for item in stream] == []
 
     asyncio.run(main())

@@ -17,6 +17,7 @@ import pytest
 from engine import Engine, EngineBusyError, EngineError, PredictionCancelledError, Predictor
 from engine.runners import thread as thread_runner
 from tests._kit.internals import COUNT_OF_THREADS, executions_of, slots_of, threads_of
+from tests._kit.streams import Knot
 from tests._kit.waits import TIMEOUT, until
 
 STILL = 0.05  # seconds in which nothing more may happen
@@ -338,14 +339,6 @@ def test_streams_beyond_the_stated_number_of_threads_are_refused_and_the_others_
         next(streams[8])
     assert list(streams[8]) == []
     assert [list(stream.values()) for stream in streams[:8]] == [[1, 2]] * 8
-
-
-class Knot:
-    """Holds a stream in a reference cycle, so that only a collector frees it."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.itself = self
 
 
 @contextlib.contextmanager

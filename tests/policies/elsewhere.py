@@ -21,9 +21,9 @@ import cloudpickle
 
 from engine import Engine
 from engine.runners import Body, Channel, Report, ServedPredictor, describe
+from tests._kit.waits import TIMEOUT
 
 ROOT: Final = Path(__file__).parent.parent.parent
-PATIENCE: Final = 10.0  # seconds for the other process to end
 numbers: Final = itertools.count(1)
 
 
@@ -93,7 +93,7 @@ class FarRunner:
         """End the other process, if there is one."""
         if self._process is not None and self._here is not None:
             self._here.close()
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT)
 
     @property
     def pid(self) -> int:

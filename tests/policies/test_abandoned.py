@@ -22,6 +22,7 @@ import pytest
 
 from engine import Engine, Predictor
 from tests._kit.internals import executions_of, slots_of, threads_of
+from tests._kit.streams import ConsumerFailed, Knot
 from tests._kit.waits import TIMEOUT
 
 if TYPE_CHECKING:
@@ -78,18 +79,6 @@ def predictor_of(kind: str, tally: Tally) -> Callable[[], Any]:
             tally.ends.append(None)
 
     return {"def": returns, "gen": yields, "async": async_returns, "agen": async_yields}[kind]
-
-
-class ConsumerFailed(Exception):
-    """What a consumer's loop raises."""
-
-
-class Knot:
-    """Holds a stream in a reference cycle, so that only a collector frees it."""
-
-    def __init__(self, *held: Any) -> None:
-        self.held = held
-        self.itself = self
 
 
 # The ways to leave a stream, for sync code.

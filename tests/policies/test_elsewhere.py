@@ -18,6 +18,7 @@ from engine import Engine, EngineError, InvalidInputError, NestingError, PluginE
 from engine.runners import Body, Channel, own
 from engine.testing import KINDS, RunnerConformance
 from tests._kit.internals import check_runner
+from tests._kit.streams import FOUR, Letters, consumed
 from tests.policies.elsewhere import FarRunner, LastingRunner
 
 FAR: Final = """
@@ -91,21 +92,6 @@ def muna(far: FarRunner, module: str) -> Iterator[Engine]:
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(far: FarRunner, leaves_nothing_behind: None) -> None:
     """Count from where the other process is there."""
-
-
-def consumed(muna: Engine, predictor: Any, **options: Any) -> list[Any]:
-    """What each of the four consumers gets, in the order create, stream, acreate, astream."""
-
-    async def consume() -> list[Any]:
-        created = await muna.predictions.acreate(predictor, **options, reduce="concat")
-        async with muna.predictions.astream(predictor, **options) as stream:
-            return [created.value, [value async for value in stream.values()]]
-
-    created = muna.predictions.create(predictor, **options, reduce="concat").value
-    return [created, list(muna.predictions.stream(predictor, **options).values()), *asyncio.run(consume())]
-
-
-FOUR: Final[list[Any]] = ["ab", ["a", "b"]] * 2
 
 
 # Calls.
@@ -216,11 +202,6 @@ class Pretending:
 
     def start(self, body: Body, channel: Channel) -> None:
         threading.Thread(target=own, args=(body, channel)).start()
-
-
-class Letters:
-    def predict(self) -> Iterator[str]:
-        yield from "ab"
 
 
 def test_a_class_takes_as_many_calls_in_one_other_place_as_if_there_were_no_second() -> None:

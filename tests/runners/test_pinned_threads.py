@@ -9,7 +9,6 @@ import asyncio
 import gc
 import os
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -281,8 +280,12 @@ def test_a_child_that_an_instances_own_thread_forks_and_leaves_to_return_ends(mu
             return os.fork()
 
     child = muna.predictions.create(Forks, runner="thread").value
-    deadline = time.monotonic() + TIMEOUT
-    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    ended = 0, 0
+
+    def has_ended() -> bool:
+        nonlocal ended
+        ended = os.waitpid(child, os.WNOHANG)
+        return ended[0] != 0
+
+    until(has_ended, "the child ends")
     assert os.waitstatus_to_exitcode(ended[1]) == 0

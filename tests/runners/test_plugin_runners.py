@@ -12,6 +12,7 @@ import pytest
 
 from engine import Engine, PluginError, Predictor, current_call, hookimpl
 from engine.runners import Body, Channel, Report, Runner, ServedPredictor, own
+from tests._kit.streams import FOUR, Letters, consumed
 
 
 class Plugin:
@@ -44,27 +45,7 @@ async def letters_later() -> AsyncIterator[str]:
         yield letter
 
 
-class Letters:
-    def predict(self) -> Iterator[str]:
-        yield from "ab"
-
-
 KINDS = pytest.mark.parametrize("predictor", [letters, letters_later, Letters])
-
-
-def consumed(muna: Engine, predictor: Any, **options: Any) -> list[Any]:
-    """What each of the four consumers gets, in the order create, stream, acreate, astream."""
-
-    async def consume() -> list[Any]:
-        created = await muna.predictions.acreate(predictor, **options, reduce="concat")
-        async with muna.predictions.astream(predictor, **options) as stream:
-            return [created.value, [value async for value in stream.values()]]
-
-    created = muna.predictions.create(predictor, **options, reduce="concat").value
-    return [created, list(muna.predictions.stream(predictor, **options).values()), *asyncio.run(consume())]
-
-
-FOUR: Final[list[Any]] = ["ab", ["a", "b"]] * 2
 
 
 # A runner needs no more than a name and a start.

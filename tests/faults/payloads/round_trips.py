@@ -14,8 +14,6 @@ from tests.faults.conftest import Cell, Consumer
 from tests.faults.worker_bodies import KINDS, number_of_worker
 
 MIB: Final = 1 << 20
-LIMIT: Final = 30.0  # seconds a script may take
-
 CELLS = [Cell(kind, consumer, "process") for kind in KINDS for consumer in ("sync", "asyncio")]
 each_cell = pytest.mark.parametrize("cell", CELLS, ids=str)
 each_yielding = pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.is_yielding], ids=str)

@@ -25,9 +25,9 @@ from engine._wire import targets as _targets
 from engine._wire.by_reference import is_importable_module
 from engine.runners.process import encoding as encoding_module
 from tests._kit.internals import encodings_of, modules_in_workers
-from tests._kit.waits import auntil, until
+from tests._kit.waits import TIMEOUT, auntil, until
 from tests.faults.awkward_values import gives_back
-from tests.faults.payloads.round_trips import LIMIT, each_way, values_of
+from tests.faults.payloads.round_trips import each_way, values_of
 
 # 22, 24: modules that are not where their name says.
 
@@ -289,13 +289,13 @@ def test_a_task_that_waits_for_anothers_encoding_sends_what_was_assigned_before_
     def encoded(*facts: Any) -> bytes:
         data = encode_target(*facts)
         is_encoded.set()
-        assert go_on.wait(LIMIT)
+        assert go_on.wait(TIMEOUT)
         return data
 
     async def main() -> list[str]:
         nonlocal level
         first = asyncio.create_task(muna.predictions.acreate(tells, runner="process"))
-        assert await asyncio.to_thread(is_encoded.wait, LIMIT)
+        assert await asyncio.to_thread(is_encoded.wait, TIMEOUT)
         level = "new"
         second = asyncio.create_task(muna.predictions.acreate(tells, runner="process"))
         (encoding,) = encodings_of(muna).values()

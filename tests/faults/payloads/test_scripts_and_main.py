@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.faults.payloads.round_trips import LIMIT
+from tests._kit.processes import SCRIPT_TIMEOUT
 
 # 22, 23: predictors out of scripts.
 
@@ -259,7 +259,7 @@ def test_whatever_a_script_defines_can_run_in_a_worker_and_main_runs_once(how: s
         check=False,
         capture_output=True,
         text=True,
-        timeout=LIMIT,
+        timeout=SCRIPT_TIMEOUT,
         cwd=tmp_path,
         input=SCRIPT if how == "stdin" else "",
     )
@@ -366,7 +366,7 @@ def test_what_asks_for_main_in_a_worker_finds_what_it_finds_in_the_program(how: 
         check=False,
         capture_output=True,
         text=True,
-        timeout=LIMIT,
+        timeout=SCRIPT_TIMEOUT,
         cwd=tmp_path,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -24,11 +24,11 @@ from engine._wire.segments import SHARED_FROM, Segment
 from engine._worker.pipes import Pipes
 from tests._kit.gates import Journal
 from tests._kit.internals import memory_of, worker_of
-from tests._kit.processes import child_processes
+from tests._kit.processes import SCRIPT_TIMEOUT, child_processes
 from tests._kit.waits import OtherThread, until
 from tests.faults.awkward_values import gives_back, yields_back
 from tests.faults.conftest import END, Cell, Consumer
-from tests.faults.payloads.round_trips import LIMIT, MIB, each_way, each_yielding, number_of, values_of
+from tests.faults.payloads.round_trips import MIB, each_way, each_yielding, number_of, values_of
 from tests.faults.worker_bodies import AGES
 
 # 29: sizes.
@@ -168,7 +168,9 @@ with Engine(discover=False, workers=1, runner="process") as muna:
 
 @pytest.mark.fault(9, 90)
 def test_a_worker_cannot_cut_shared_memory_off_under_its_engine() -> None:
-    done = subprocess.run([sys.executable, "-c", VANDAL], check=False, capture_output=True, text=True, timeout=LIMIT)
+    done = subprocess.run(
+        [sys.executable, "-c", VANDAL], check=False, capture_output=True, text=True, timeout=SCRIPT_TIMEOUT
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -229,7 +231,9 @@ with Engine(discover=False, workers=1) as muna:
 @pytest.mark.fault(90)
 def test_where_shared_memory_is_full_everything_goes_through_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # which could not keep what it measures, either
-    done = subprocess.run([sys.executable, "-c", FULL], check=False, capture_output=True, text=True, timeout=LIMIT)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], check=False, capture_output=True, text=True, timeout=SCRIPT_TIMEOUT
+    )
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "finally\n" * 2)
 
 

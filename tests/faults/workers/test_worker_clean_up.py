@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +16,8 @@ import pytest
 
 from engine import Engine
 from tests._kit.gates import FileGate, Journal
+from tests._kit.internals import locks_of
+from tests._kit.streams import ConsumerFailed, Knot
 from tests._kit.waits import OtherThread, auntil
 from tests.faults import worker_bodies
 from tests.faults.conftest import Cell, Consumer
@@ -188,32 +189,6 @@ def test_two_readers_share_a_stream_without_losing_or_doubling_a_partial(cell: C
 # 57, 58, 61: abandoned.
 
 
-class Knot:
-    """Holds a stream in a reference cycle, so that only a collector frees it."""
-
-    def __init__(self, *held: Any) -> None:
-        self.held = held
-        self.itself = self
-
-
-def locks_of(engine: Engine) -> list[Any]:
-    """Every lock that the engine's own objects hold."""
-    kinds = (type(threading.Lock()), type(threading.RLock()))
-    found: list[Any] = []
-    seen: set[int] = set()
-    left: list[Any] = [engine]
-    while left:
-        each = left.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if isinstance(each, kinds):
-            found.append(each)
-        elif isinstance(each, (dict, list, tuple, set)) or f"{type(each).__module__}.".startswith("engine."):
-            left.extend(gc.get_referents(each))
-    return found
-
-
 @pytest.mark.fault(57, 58)
 @pytest.mark.filterwarnings("ignore:a stream of .* was abandoned:ResourceWarning")
 @each_yielding
@@ -242,10 +217,6 @@ def test_a_stream_abandoned_in_a_cycle_is_finalised_by_any_collector_whatever_lo
             assert outcome.rung == "asked"
 
     run(cell, scenario, lasting)
-
-
-class ConsumerFailed(Exception):
-    """What a consumer's loop raises."""
 
 
 @pytest.mark.fault(57, 61)

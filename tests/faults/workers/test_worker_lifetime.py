@@ -27,11 +27,10 @@ from engine.runners.process.supervisor import Supervisor
 from engine.runners.process.worker import Worker
 from tests._kit.gates import FileGate, Journal
 from tests._kit.internals import executions_of, leases_of, pool_of, shorten_grace_of_workers, worker_of
-from tests._kit.processes import child_processes
-from tests._kit.waits import auntil, until
+from tests._kit.processes import SCRIPT_TIMEOUT, child_processes
+from tests._kit.waits import TIMEOUT, auntil, until
 from tests.faults.worker_bodies import AsyncModel, Model, number_of_worker, numbers_after_worker
 
-LIMIT: Final = 30.0  # seconds a script may take
 GRACE: Final = 0.5
 
 OPENING: Final = """
@@ -75,7 +74,7 @@ def begin(tmp_path: Path, ending: str) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     try:
-        out, err = process.communicate(timeout=LIMIT)
+        out, err = process.communicate(timeout=SCRIPT_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
@@ -133,7 +132,7 @@ def test_an_engine_closes_though_the_loop_of_a_task_that_was_granted_a_worker_do
 
     def stand_still() -> None:
         is_still.set()
-        go_on.wait(LIMIT)
+        go_on.wait(TIMEOUT)
 
     def turn(task: asyncio.Task[Any]) -> None:
         try:
@@ -146,7 +145,7 @@ def test_an_engine_closes_though_the_loop_of_a_task_that_was_granted_a_worker_do
     stream = muna.predictions.stream(numbers_after_worker, runner="process")
     if way.startswith("freed"):
         with ThreadPoolExecutor(1) as executor:  # another thread's stream may be waited for
-            executor.submit(next, stream).result(LIMIT)
+            executor.submit(next, stream).result(TIMEOUT)
     task = loop.create_task(muna.predictions.acreate(number_of_worker, runner="process"))
     if is_over := way == "freed-after-it-stopped":
         loop.run_until_complete(auntil(lambda: pool.waiting == 1, "the task waits"))
@@ -155,7 +154,7 @@ def test_an_engine_closes_though_the_loop_of_a_task_that_was_granted_a_worker_do
     if not is_over:
         loop.call_soon(stand_still)  # the task has taken one step by then
         turning.start()
-    assert is_still.wait(LIMIT)
+    assert is_still.wait(TIMEOUT)
     assert pool.waiting == 1 or way.startswith("started")  # then it may have been granted one by now
     stream.close()
     until(lambda: pool.workers and pool.waiting == 0, "a worker is granted to the task")
@@ -164,7 +163,7 @@ def test_an_engine_closes_though_the_loop_of_a_task_that_was_granted_a_worker_do
     go_on.set()
     if is_over:
         turning.start()
-    turning.join(LIMIT)
+    turning.join(TIMEOUT)
     loop.close()
     [result] = results
     assert isinstance(result, EngineClosedError)
@@ -685,12 +684,14 @@ def test_what_a_worker_that_was_busy_tears_down_before_its_next_call_fails_neith
             raise LookupError(self.name)
 
     tags = ["@me/one", "@me/two"]
-    with Engine([Predictor(tag, partial(Model, tag)) for tag in tags], discover=False, workers=1, grace=LIMIT) as muna:
+    with Engine(
+        [Predictor(tag, partial(Model, tag)) for tag in tags], discover=False, workers=1, grace=TIMEOUT
+    ) as muna:
         shorten_grace_of_workers(muna, 0.01)  # for which an unload waits for the worker
         assert [muna.predictions.create(tag, runner="process").value for tag in tags] == tags
         stream = muna.predictions.stream(numbers_after_worker, runner="process")
         with ThreadPoolExecutor(1) as executor:  # another thread's stream may be waited for
-            executor.submit(next, stream).result(LIMIT)
+            executor.submit(next, stream).result(TIMEOUT)
         for tag in tags:
             muna.unload(tag, runner="process")
         stream.close()

@@ -14,8 +14,7 @@ from typing import Any, Final
 import pytest
 
 from engine import Engine, EngineError
-
-LIMIT: Final = 30  # seconds a script may take
+from tests._kit.processes import SCRIPT_TIMEOUT
 
 
 def script(tmp_path: Path, source: str, *flags: str, **environment: str) -> str:
@@ -27,7 +26,7 @@ def script(tmp_path: Path, source: str, *flags: str, **environment: str) -> str:
         check=False,
         capture_output=True,
         text=True,
-        timeout=LIMIT,
+        timeout=SCRIPT_TIMEOUT,
         env={**os.environ, **environment},
         cwd=tmp_path,
     )
@@ -125,7 +124,7 @@ def test_a_program_that_is_its_own_interpreter_is_never_started_again_and_again(
     source.write_text(PROGRAM.format(starts=str(journal), frozen=frozen, program=str(program)), encoding="utf-8")
     program.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{source}' \"$@\"\n", encoding="utf-8")
     program.chmod(0o755)
-    done = subprocess.run([str(program)], check=False, capture_output=True, text=True, timeout=LIMIT)
+    done = subprocess.run([str(program)], check=False, capture_output=True, text=True, timeout=SCRIPT_TIMEOUT)
     assert journal.read_text(encoding="utf-8").count("started") == starts
     lines = done.stdout.splitlines()
     assert (done.returncode, len(lines), done.stderr) == (3, starts, "")

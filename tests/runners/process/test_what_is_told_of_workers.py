@@ -7,14 +7,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 import engine.runners.slots
 from engine import Engine, WorkerLostError
-
-LIMIT: Final = 30  # seconds a script may take
+from tests._kit.waits import TIMEOUT
 
 
 def test_what_the_engine_in_a_worker_warns_of_is_in_the_log_of_the_engine_here(
@@ -57,8 +56,8 @@ def test_a_call_that_waits_long_for_a_worker_says_who_has_it(
                 next(stream)
                 waiting = threading.Thread(target=muna.predictions.create, args=(one,), kwargs={"runner": "process"})
                 waiting.start()
-                assert told.wait(LIMIT)
-            waiting.join(LIMIT)
+                assert told.wait(TIMEOUT)
+            waiting.join(TIMEOUT)
     finally:
         logging.getLogger("engine").removeHandler(listener)
     [message] = {record.getMessage() for record in caplog.records}
