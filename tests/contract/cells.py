@@ -140,7 +140,7 @@ class Cell:
         return found is wanted if self.folder is None else is_copy(found, wanted)
 
     def is_same_reduction(self, found: Any, wanted: Any) -> bool:
-        """The same for what a reducer made, which is no predictor's own object."""
+        """Whether what a reducer made is as wanted: it is no predictor's own object, so an equal one will do here."""
         if self.folder is not None:
             return is_copy(found, wanted)
         return found is wanted or (type(found) is type(wanted) and bool(found == wanted))

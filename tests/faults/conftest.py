@@ -268,7 +268,7 @@ class Cell:
             self.run_on(engine, scenario)
 
     def run_on(self, engine: Engine, scenario: Callable[[Consumer], Coroutine[Any, Any, None]]) -> None:
-        """The same with an engine that others use, too."""
+        """Run a scenario as this cell's consumer, with an engine that others use, too."""
         if self.is_asyncio:
             asyncio.run(scenario(Consumer(engine, self)))
         else:

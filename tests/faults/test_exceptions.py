@@ -58,7 +58,7 @@ async def caught(consumer: Consumer, point: Point, error: BaseException) -> Base
 
 
 async def caught_by_create(consumer: Consumer, point: Point, error: BaseException, **options: Any) -> BaseException:
-    """The same for `create`."""
+    """What `create` raises of a fault, after what must be so of its body is checked."""
     fault = Fault(raising(error), point.place)
     try:
         await consumer.create(predictor_with(point.cell.kind, fault), **options)

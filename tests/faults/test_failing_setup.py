@@ -33,7 +33,7 @@ class Fickle:
 
 
 class FickleSetup:
-    """The same, in `setup`."""
+    """Fails in its sync `setup` until told otherwise."""
 
     failures: int = 0
     made: int = 0
@@ -49,7 +49,7 @@ class FickleSetup:
 
 
 class AsyncFickleSetup:
-    """The same, on the engine's loop."""
+    """Fails in its async `setup`, on the engine's loop, until told otherwise."""
 
     failures: int = 0
     made: int = 0

@@ -124,7 +124,7 @@ def numbers_after_worker() -> Iterator[int]:
 
 
 async def anumbers_after_worker() -> AsyncIterator[int]:
-    """The same as an async generator."""
+    """Tell on a loop which process serves, then count without end."""
     yield os.getpid()
     for number in itertools.count():
         yield number
@@ -157,7 +157,7 @@ class Model:
 
 
 class AsyncModel(Model):
-    """The same for the loop of a worker."""
+    """Does on the loop of a worker what `Model` does in a thread."""
 
     async def setup(self) -> None:  # type: ignore[override]
         Model.setup(self)

@@ -113,7 +113,7 @@ def leave_to_the_collector(open_stream: Callable[[], Any]) -> None:
     Knot(stream)
 
 
-# The same for asyncio.
+# The ways to leave a stream, for asyncio.
 
 
 async def aleave_by_break(open_stream: Callable[[], Any]) -> None:

@@ -45,17 +45,17 @@ class LoopGate:
         self.beats = 0
         self.passed = 0
         self.enough = threading.Event()
-        self.is_shut = threading.Event()  # a thread stands before it
+        self.is_reached = threading.Event()  # a thread stands before it
 
     def hold(self) -> None:
-        self.is_shut.set()
+        self.is_reached.set()
         assert self.enough.wait(TIMEOUT), "the loop did not turn"
         self.passed += 1
 
     async def beat(self) -> None:
         while True:
             await asyncio.sleep(0.001)
-            if self.is_shut.is_set():
+            if self.is_reached.is_set():
                 self.beats += 1
                 if self.beats == ENOUGH:
                     self.enough.set()
@@ -162,7 +162,7 @@ async def test_the_loop_turns_while_a_worker_that_died_idle_is_replaced(
 async def test_a_worker_started_for_a_task_that_was_cancelled_serves_the_next_call(held_start: LoopGate) -> None:
     async with Engine(discover=False, workers=1) as muna:
         left = asyncio.create_task(muna.predictions.acreate(echo, {"value": 1}, runner="process"))
-        await asyncio.to_thread(held_start.is_shut.wait, TIMEOUT)
+        await asyncio.to_thread(held_start.is_reached.wait, TIMEOUT)
         left.cancel()
         with pytest.raises(asyncio.CancelledError):
             await left
@@ -194,7 +194,7 @@ async def test_an_engine_that_closes_while_a_worker_starts_waits_for_it_and_leav
 ) -> None:
     muna = Engine(discover=False, workers=1)
     waiting = asyncio.create_task(muna.predictions.acreate(echo, {"value": 1}, runner="process"))
-    await asyncio.to_thread(held_start.is_shut.wait, TIMEOUT)
+    await asyncio.to_thread(held_start.is_reached.wait, TIMEOUT)
     async with heartbeat(held_start):
         await muna.aclose()
     with pytest.raises(EngineClosedError):
@@ -298,7 +298,7 @@ async def test_a_call_that_ends_while_its_inputs_are_encoded_waits_for_nothing_a
     inputs = {"value": [ROWS, first, list(range(100_000)), second]}
     muna = Engine(discover=False, workers=1)
     task = asyncio.create_task(muna.predictions.acreate(measured, inputs, runner="process"))
-    await asyncio.to_thread(gate.is_shut.wait, TIMEOUT)
+    await asyncio.to_thread(gate.is_reached.wait, TIMEOUT)
     closing = asyncio.create_task(muna.aclose()) if way == "closed" else None
     if closing is None:
         task.cancel()
@@ -405,7 +405,7 @@ async def test_a_call_that_is_cancelled_while_its_predictor_is_encoded_keeps_no_
 ) -> None:
     predictor = measuring([LARGE, Noting(gate.hold)])
     left, other = (asyncio.ensure_future(worker.predictions.acreate(predictor, runner="process")) for _ in range(2))
-    await asyncio.to_thread(gate.is_shut.wait, TIMEOUT)
+    await asyncio.to_thread(gate.is_reached.wait, TIMEOUT)
     left.cancel()
     with pytest.raises(asyncio.CancelledError):
         await left
@@ -535,7 +535,7 @@ async def test_a_stream_that_is_closed_while_a_large_partial_is_decoded_ends_and
     values = stream.values()
     assert await anext(values) == 0
     pull = asyncio.ensure_future(anext(values))
-    await asyncio.to_thread(held_arrival.is_shut.wait, TIMEOUT)
+    await asyncio.to_thread(held_arrival.is_reached.wait, TIMEOUT)
     async with heartbeat(held_arrival):
         await stream.aclose()
         with pytest.raises(StopAsyncIteration):

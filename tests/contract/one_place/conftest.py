@@ -34,7 +34,7 @@ def leaves_nothing_behind(crew: Engine, leaves_nothing_behind: None) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """An end that one test hears of is not another's."""
+    """An end that a caller hears of is not logged."""
     yield
     assert [record.getMessage() for record in caplog.get_records("call")] == []
 

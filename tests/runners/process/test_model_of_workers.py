@@ -571,7 +571,7 @@ def test_no_order_of_events_breaks_a_promise(part: int) -> None:
     many = settings().max_examples // PARTS
 
     class Part(Machine):
-        """The same, for examples of its own."""
+        """A machine with examples of its own."""
 
     run_state_machine_as_test(
         seed(part)(Part) if settings().derandomize else Part,  # or every part would get the same few
