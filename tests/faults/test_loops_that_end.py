@@ -181,7 +181,7 @@ def test_a_loop_closed_while_its_tasks_wait_for_a_worker_takes_no_worker_with_it
         loop.slow_callback_duration = 60.0  # what a busy machine makes slow is not this script's affair
         while not os.path.exists(os.path.join(folder, "reached")):
             loop.run_until_complete(asyncio.sleep(0.001))
-        pool = pool_of(muna)
+        pool = muna._workers()._pool
         tasks = [loop.create_task(muna.predictions.acreate(waits, inputs, runner="process")) for _ in range(500)]
         while pool.waiting < 500:
             loop.run_until_complete(asyncio.sleep(0.001))

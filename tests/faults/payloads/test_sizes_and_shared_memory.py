@@ -222,7 +222,7 @@ with Engine(discover=False, workers=1) as muna:
     assert stream.outcome.rung == "asked"
     assert [int(value[-1]) for value in predictions.stream(acounts, runner="process", prefetch=8).values()] == [1, 2, 3]
     asyncio.run(main(muna))
-    worker = worker_of(muna)
+    (worker,) = muna._workers()._pool.workers
     assert (worker.inbound.size, worker.outbound.size) == (0, 0)
     assert os.fstat(worker.inbound._descriptor).st_size == os.fstat(worker.outbound._descriptor).st_size == 0
 """

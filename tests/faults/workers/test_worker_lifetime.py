@@ -308,7 +308,7 @@ def test_a_forked_program_starts_workers_of_its_own_and_leaves_the_parents_alone
             stream = muna.predictions.stream(endless, {"path": sys.argv[1]}, runner="process")
             values = stream.values()
             print(next(values), flush=True)
-            mine = workers_of(muna)[0].pid
+            mine = muna._workers()._pool.workers[0].pid
             child = os.fork()
             if not child:
                 try:
