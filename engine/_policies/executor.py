@@ -14,7 +14,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine._errors import quote
-from engine._policies.opening import Opening, depth_within, refuse_inline
+from engine._policies.opening import Opening, bound, depth_within, refuse_inline
 from engine._policies.placement import FAST
 from engine._policies.prediction import ReducerError, adrained, drained, exhaust, failed, finish
 from engine._policies.resolve import tag_shown
@@ -76,7 +76,8 @@ class Executor:
         self._open_calls = open_calls
         self._grace = grace
         self._number = number
-        self._routes = resolver.routes  # itself, for the fast paths
+        # Read without a lock: a call that comes while its tag is registered anew may still find what that stood for.
+        self._routes = resolver.routes
 
     def create(
         self,
@@ -118,7 +119,7 @@ class Executor:
             _check_errors(errors)
         try:
             place = loaded.places[runner]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError):  # not decided yet; or not hashable, which is refused as no runner's name
             place = self._placement.place(loaded, runner)
         if place is not FAST:
             opening = Opening(loaded, args, kwargs, runner, check, None)
@@ -143,7 +144,7 @@ class Executor:
             return failed(error, call, None, started, errors)
         kind = type(value)
         if type(kind) is type and kind in PLAIN and (reducer is LAST or reducer is RETURNED):  # as `look` tells
-            call.parent = None
+            call.parent = None  # a prediction refers to its call, and is not to keep that one's callers alive
             return Prediction(call, value, 0, (perf_counter() - started) * 1000.0)
         return self._drain(loaded, call, context, value, reducer, started, runner, errors)
 
@@ -291,10 +292,8 @@ class Executor:
         chosen = None if loaded is None else self._placement.ready_runner(loaded, runner)
         if loaded is None or chosen is None:
             return self._astream(tag, loaded, inputs, runner, check, prefetch)
-        profile = loaded.profile
-        args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
-        opening = Opening(loaded, args, kwargs, runner, check, prefetch)
-        return AsyncPredictionStream(self._aopened(opening, chosen), profile.reducer)
+        opening = bound(loaded, inputs, runner, check, prefetch)
+        return AsyncPredictionStream(self._aopened(opening, chosen), loaded.profile.reducer)
 
     # Off the fast paths.
 
@@ -307,16 +306,14 @@ class Executor:
         prefetch: int | None,
     ) -> tuple[SyncExecution, Reducer]:
         """The execution of a sync stream, and its reducer."""
-        profile = loaded.profile
-        args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
-        opening = Opening(loaded, args, kwargs, runner, check, prefetch)
+        opening = bound(loaded, inputs, runner, check, prefetch)
         try:
             place = loaded.places[runner]
         except (KeyError, TypeError):
             place = self._placement.place(loaded, runner)
-        if place is None or place is FAST:
-            return self._opener.inline(opening), profile.reducer
-        return self._opener.owned(opening, place), profile.reducer
+        is_here = place is None or place is FAST
+        execution = self._opener.inline(opening) if is_here else self._opener.owned(opening, place)
+        return execution, loaded.profile.reducer
 
     def _stream_late(  # noqa: PLR0917 - as `stream`
         self,
@@ -355,14 +352,12 @@ class Executor:
             loaded = None
         if loaded is None:
             return self._astream_late(tag, record, inputs, runner, check, prefetch)
-        profile = loaded.profile
-        args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
-        opening = Opening(loaded, args, kwargs, runner, check, prefetch)
+        opening = bound(loaded, inputs, runner, check, prefetch)
         chosen = placement.ready_runner(loaded, runner) or placement.runner_for(loaded, runner)
         if chosen.is_ready:
-            return AsyncPredictionStream(self._aopened(opening, chosen), profile.reducer)
+            return AsyncPredictionStream(self._aopened(opening, chosen), loaded.profile.reducer)
         open_soon = partial(self._open_soon, opening, copy_context())
-        return AsyncPredictionStream(AsyncDeferredExecution(open_soon, profile.tag), None)
+        return AsyncPredictionStream(AsyncDeferredExecution(open_soon, loaded.profile.tag), None)
 
     def _astream_late(  # noqa: PLR0917 - as `astream`
         self,
@@ -379,9 +374,7 @@ class Executor:
 
         async def resolve() -> tuple[AsyncExecution, Reducer]:
             loaded = await self._resolver.aresolve(tag, runner, record)
-            profile = loaded.profile
-            args, kwargs = (profile.bind if check is None else profile.binder(check))(kept)
-            return await self._open_soon(Opening(loaded, args, kwargs, runner, check, prefetch), context)
+            return await self._open_soon(bound(loaded, kept, runner, check, prefetch), context)
 
         title = record.tag if record is not None else tag_shown(tag)
         return AsyncPredictionStream(AsyncDeferredExecution(resolve, title), None)

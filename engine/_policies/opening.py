@@ -18,6 +18,8 @@ from engine.runners.owned import OwnedExecution
 from engine.runners.task import Handle, TaskExecution
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from engine._loaded import LoadedPredictor
     from engine._policies.placement import Placement
     from engine.runners.base import BodyRunner, FullRunner
@@ -58,6 +60,23 @@ class Opening:
         self.runner = runner
         self.check = check
         self.prefetch = prefetch
+
+
+def bound(
+    loaded: LoadedPredictor,
+    inputs: Mapping[str, Any] | None,
+    runner: str | None,
+    check: bool | None,  # noqa: FBT001
+    prefetch: int | None,
+) -> Opening:
+    """A call of a loaded predictor whose inputs are checked here.
+
+    Raises:
+        InvalidInputError: they do not fit.
+    """
+    profile = loaded.profile
+    args, kwargs = (profile.bind if check is None else profile.binder(check))(inputs)
+    return Opening(loaded, args, kwargs, runner, check, prefetch)
 
 
 class Opener:

@@ -189,7 +189,8 @@ class Resolver:
             return None, record
         found = self._given(tag) if record is None else self.ready(tag, record, runner)
         # Only now its author's choice of a runner is known.
-        return (None, record) if self.placement.must_look(found, runner) else (found, record)
+        must_look = self._runners.must_look(self.placement.name_for(found, runner))
+        return (None, record) if must_look else (found, record)
 
     async def aresolve(self, tag: Any, runner: str | None = None, record: Predictor | None = None) -> LoadedPredictor:
         """The loaded predictor of a call; owner threads look for plugins, import, and have workers describe.
@@ -253,7 +254,7 @@ class Resolver:
 
     def _route(self, tag: str, record: Predictor, loaded: LoadedPredictor) -> None:
         """Have later calls find it at once, unless its tag was given to another, or the engine closed, meanwhile."""
-        with self._routing:
+        with self._routing:  # as for `evict` and `close`: a route that is added after either would stay
             if not self._open_calls.is_closed and self._registry.stands_for(record):
                 self.routes[tag] = loaded
 
