@@ -1,4 +1,4 @@
-"""The frame of one command, made for the worker that gets it: what that knows already is not sent again."""
+"""The frame of one command, made for the worker that gets it: what that worker has is not sent again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def is_large(inlet: Inlet) -> bool:
-    """Whether what is to be sent to a wire's worker would keep an event loop for long."""
+    """Whether what an inlet is to send to its worker would keep an event loop for long."""
     payload, encoded, worker = inlet.payload, inlet.encoded, inlet.worker
     if payload is not None and not fits_event_loop(payload.sizes):
         return True
@@ -39,7 +39,7 @@ def command_frame(
     """The bytes that tell `worker` what to do; what is large lies in shared memory then, if there is room."""
     chunks: list[Chunk] = []
     command.path = None if worker.path == sys.path else tuple(map(str, sys.path))
-    if encoded is not None and encoded.key in worker.known and not worker.to_evict:  # as almost always
+    if encoded is not None and encoded.key in worker.known and not worker.to_evict:  # the fast path
         worker.known.move_to_end(encoded.key)
         command.evict, command.size = (), 0
     elif encoded is not None:
@@ -52,7 +52,7 @@ def command_frame(
         chunks += payload.chunks
     size = sum(map(len, chunks)) if chunks else 0
     if worker.inbound.is_oversized:
-        worker.inbound.trim(size)  # a call may take long, and need not hold what a giant one before it needed
+        worker.inbound.trim(size)  # this call may take long, and need not keep what a giant one before it needed
     if chunks:
         start: int | None = None
         if size >= SHARED_FROM and worker.inbound.grow(size):

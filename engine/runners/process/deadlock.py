@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def able_to_go_on(waits: Mapping[WorkerRequest, list[Lease]]) -> set[WorkerRequest]:
     """The calls that a worker can still become free for, whatever the others do.
 
-    A call goes on once one of the leases it could take over ends, and a lease ends unless it is kept from that by a
-    call that cannot go on itself. So those that wait for a lease kept by nobody go on, then those that wait for a lease
-    kept only by these, and so on until a round finds none: what is left waits in a circle.
+    A call goes on once one of the leases it could take over ends, and a lease ends unless a call that cannot go on
+    blocks it. So the calls that could take over a lease blocked by none go on, then those that could take over one
+    blocked only by these, and so on until a round finds none: the calls left wait for one another.
 
     Args:
         waits: the leases that each call in the queue could take over; none where it will get a new worker.

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 _CREDIT_BYTES: Final = 1 << 17  # bytes received after which a consumer that waits tells the producer what it has taken
-_REAP_TIMEOUT: Final = 6.0  # seconds after the last rung that a killed process has to be gone
+_REAP_TIMEOUT: Final = 6.0  # seconds after SIGKILL within which the supervisor reaps, or gives up
 
 
 class Dispatcher(Protocol):
-    """What gets a call its worker, and is told what becomes of both."""
+    """Gets a call its worker, and is told what becomes of both: the runner, as an inlet knows it."""
 
     def admit(self, inlet: Inlet, body: Body) -> None:
         """Encode a call, and take a slot and a worker for it; waits in a thread."""
@@ -49,15 +49,15 @@ class Dispatcher(Protocol):
         ...
 
     def escalate(self, inlet: Inlet) -> None:
-        """A call was stopped, or its worker lost; called from anywhere, takes no lock."""
+        """Have the supervisor stop a call, or find out how its worker ended; called from anywhere, takes no lock."""
         ...
 
     def release(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001
-        """The worker has nothing more to say of this call; it serves others if `keep`."""
+        """Take back a worker that has nothing more to send for a call; it serves others if `keep`."""
         ...
 
     def replace(self, inlet: Inlet, worker: Worker) -> None:
-        """The worker is gone and has not read the call: another is to have it."""
+        """Send a call to another worker: its own was lost before it read the call."""
         ...
 
     def offload(self, ending: Ending, work: Callable[[], None]) -> None:
@@ -127,7 +127,7 @@ class Inlet(PipeReader):
         self.sending: Once | None = None
         self.variables: tuple[tuple[str, bytes], ...] | None = None
 
-    # What it needs before it may start
+    # Admission
 
     def admit(self, body: Body) -> None:
         """Encode the call, and take a slot and a worker for it; waits in a thread."""
@@ -140,17 +140,18 @@ class Inlet(PipeReader):
     # The window
 
     def first_limit(self) -> int:
-        """How many partials the producer may make before it hears from its consumer, who waits for the first."""
+        """Grant the producer its first partials: the window, and one for the consumer, which waits for it."""
         self._limit = self._window + 1
         return self._limit
 
     def _send_credit(self, *, asked: int) -> None:
-        """Tell the producer what was taken and what it may make, where it could soon need to know."""
+        """Send the producer what was taken and what it may make, if it runs low; `asked`: 1 while a consumer waits."""
         worker = self.worker
         if worker is None or not self.is_sent or self.end is not None:
             return
         taken = self._received - len(self.items)
         wanted = taken + self._window + asked
+        # Low: half a window to grant at once, or a consumer waits and what was granted and not received runs out.
         low = max(1, self._window // 2)
         is_low = wanted - self._limit >= low or (asked and wanted > self._limit and self._limit - self._received <= low)
         if not is_low and not (asked and self._unreported >= _CREDIT_BYTES):
@@ -159,7 +160,7 @@ class Inlet(PipeReader):
         if not self.items:
             self._unreported = 0
         self._credits_sent += 1
-        with suppress(OSError):  # the worker is lost, as the pipe will tell
+        with suppress(OSError):  # the worker is lost, as the reader of its pipe will notice
             worker.send([pack_credit(self.number, taken, self._limit)])
 
     def take(self) -> tuple[Any, float]:
@@ -182,8 +183,8 @@ class Inlet(PipeReader):
         if self.is_adaptive and self.items and self._window < MAX_WINDOW:
             self._window *= 2
         self._send_credit(asked=0)
-        # Readers that take at the same time may count a step twice or not at all, so that it is told a little earlier
-        # or later; whoever waits tells in any case.
+        # Consumers that take at the same time may count a partial twice or not at all, so that credit is sent a little
+        # earlier or later; a consumer that waits sends it in any case.
         self._until_credit = self._window // 4 if self._window == MAX_WINDOW or not self.is_adaptive else 0
 
     # Waiting for the pipe
@@ -194,7 +195,7 @@ class Inlet(PipeReader):
             start()
         elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
             self._send_credit(asked=1)
-        if self.stop and not self.is_over:  # its runner closes: the supervisor reads what its worker still says
+        if self.stop and not self.is_over:  # its runner closes: the supervisor reads what its worker still sends
             wait_until(self._is_settled, self.parked(), POLL_INTERVAL)
         elif not self._has_news():
             self._sleep()
@@ -205,7 +206,7 @@ class Inlet(PipeReader):
             start()
         elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
             self._send_credit(asked=1)
-        if self.stop and not self.is_over:  # as in `wait`
+        if self.stop and not self.is_over:  # its runner closes: the supervisor reads what its worker still sends
             await wait_until_task(self._is_settled, self.parked(), POLL_INTERVAL)
         else:
             await self._sleep_task()
@@ -223,7 +224,7 @@ class Inlet(PipeReader):
 
     def _receive(self, frame: Frame, worker: Worker) -> None:
         kind = frame.kind
-        if kind == LOG:  # which says nothing about this call: it may have come while the worker was free
+        if kind == LOG:  # of any call, or none: it may have been sent while the worker was free
             _log(worker, frame.meta)
             return
         if self.command is not None:
@@ -299,13 +300,13 @@ class Inlet(PipeReader):
         """Leave what is large to an owner thread, where an event loop reads.
 
         Raises:
-            LargeFrameError: it does, and this is.
+            LargeFrameError: a loop reads, and this is large.
         """
         if self._reader is not None and not fits_event_loop(location[0]):
             raise LargeFrameError(frame)
 
     def _refuse_payload(self, error: BaseException, what: str, worker: Worker, *, is_over: bool = False) -> None:
-        """Something cannot be unpickled here: this call fails, and its body is stopped."""
+        """Fail the call, and stop its body, for something that cannot be unpickled here."""
         failure = PayloadError(
             f"{what} of {self.label} cannot be rebuilt here: {name_shown(type(error).__name__)}: {say(error)}. "
             "Yield what can be pickled and unpickled, or run the predictor with runner='thread'.",
@@ -317,18 +318,18 @@ class Inlet(PipeReader):
         else:
             self.request_stop()
             self._publish(Report(failure))
-        if isinstance(error, KeyboardInterrupt):  # Ctrl-C is the caller's, but what it interrupted is lost
+        if isinstance(error, KeyboardInterrupt):  # Ctrl-C goes to the caller, but the value that it interrupted is lost
             raise error
 
     # The end
 
     def _settle(self, end: Report, worker: Worker, *, keep: bool) -> None:
-        """The worker has nothing more to say of this call: it goes back, and whoever waits hears of the end."""
+        """Release the worker, which has nothing more to send for this call, and publish the end."""
         if self.worker is None:
             return
         try:
             self._settle_once(end, worker, keep=keep)
-        except BaseException:  # Ctrl-C, just then: whatever is left is done, and each step may be done twice
+        except BaseException:  # Ctrl-C meanwhile: the steps left are done, and each may be done twice
             self._settle_once(end, worker, keep=keep)
             raise
 
@@ -340,11 +341,11 @@ class Inlet(PipeReader):
             self.rung = "asked"
         self._dispatcher.release(self, worker, keep and not worker.is_retired)
         body = self.body
-        if body is not None:  # as in `_release_slot`
+        if body is not None:  # what `_release_slot` does, without its call
             if body.release is not None:
                 body.release_slot()
             self.body = None
-        if self.end is None:  # else its consumer heard of another end already
+        if self.end is None:  # else its consumer was told another end already
             self._publish(end)
 
     def _publish(self, end: Report) -> None:
@@ -355,7 +356,7 @@ class Inlet(PipeReader):
             super().finish(end)
 
     def settle_lost(self, worker: Worker) -> None:
-        """The worker is gone in the middle of the call; the supervisor says so, once it has read what was left."""
+        """End a call whose worker was lost, or have it sent to another; for the supervisor, once it has read all."""
         if self._is_unread(worker):
             self._dispatcher.replace(self, worker)
             wake_all(self.consumers)
@@ -370,14 +371,15 @@ class Inlet(PipeReader):
     def _is_unread(self, worker: Worker) -> bool:
         """Whether the worker ended before it read the call, as one does that is killed while it is free.
 
-        One that was started for this very call is not spared: it may be the call's environment that ends it.
+        A worker that was started for this very call counts as having read it: the call's environment may have ended it,
+        and would end the next one, too.
         """
         if self.stop or self.command is None or worker.is_untried:
             return False
-        return worker.unread() > self._credits_sent * CREDIT_SIZE
+        return worker.unread() > self._credits_sent * CREDIT_SIZE  # more than credit is unread: so is the command
 
     def unassign(self, worker: Worker) -> None:
-        """The call is to be served by another worker than this one."""
+        """Take the call from this worker: another will serve it."""
         self.worker = worker.inlet = None
         self.number = 0
         self.is_sent = self._is_disconnected = False
@@ -389,12 +391,12 @@ class Inlet(PipeReader):
         if body is not None:
             if body.release is not None:
                 body.release_slot()
-            self.body = None  # which may refer to this
+            self.body = None  # which may refer to this inlet
 
     def finish(self, end: Report) -> None:
-        """The call ends before there is an answer: it was not sent, or its sending was interrupted."""
+        """End the call before an answer came: it was not sent, or its sending was interrupted."""
         worker, sending = self.worker, self.sending
-        if sending is not None and not sending.is_first():  # it is being sent, and stopped as soon as it was
+        if sending is not None and not sending.is_first():  # an owner thread sends it, and stops it as soon as it has
             self.request_stop()
         elif worker is not None and self.number:  # the worker may have it, and is free once it has stopped
             self.is_sent = True
@@ -402,7 +404,7 @@ class Inlet(PipeReader):
         elif worker is not None:
             self.worker = worker.inlet = None
             if self.encoded is not None and self.encoded.key not in worker.known:
-                worker.evict(self.encoded.key)  # it was chosen to have it set up, and never heard of it
+                worker.evict(self.encoded.key)  # the pool noted the class as set up there, and it was never sent
             self._dispatcher.release(self, worker, True)  # noqa: FBT003
             self._release_slot()
         else:
@@ -410,11 +412,11 @@ class Inlet(PipeReader):
         self._publish(end)
 
     def request_stop(self) -> None:
-        """Ask the worker to finalise the body, and have the supervisor see to it.
+        """Ask the worker to finalise the body, and have the supervisor escalate if it does not.
 
         No lock is taken and nothing is waited for, so any thread, finaliser or signal handler may call it.
         """
-        self.stop = True
+        self.stop = True  # first: a sender that stores `is_sent` after this finds it, and requests the stop again
         body = self.body
         if body is not None:
             body.call.stopping = True
@@ -422,27 +424,27 @@ class Inlet(PipeReader):
         if worker is not None and self.number:
             worker.ask_to_stop(self.number)
             self._dispatcher.escalate(self)
-            worker.wake()
+            worker.wake()  # a consumer that reads leaves the pipe to the supervisor
         wake_all(self.consumers)
         if self.end_waiters:  # readers are among them where it was asked to stop before, see `wait`
             wake_all(self.end_waiters)
 
     def detach(self) -> None:
-        """Note that the consumer has left: drop what waits to be taken, for an outcome that is kept keeps this."""
+        """Note that the consumer has left, and drop the partials it did not take: a kept outcome keeps this inlet."""
         super().detach()
         self.items.clear()
 
     def wait_end(self, seconds: float) -> bool:
-        """Wait, in a thread, until the body is finalised or its worker gone: twice `seconds`, and a moment."""
+        """Wait, in a thread, until the body is finalised or its worker reaped: twice `seconds`, and 6 s."""
         return wait_until(self._has_ended, self.parked(), 2 * seconds + _REAP_TIMEOUT)
 
     async def wait_end_task(self, seconds: float) -> bool:
-        """Wait, in an asyncio task, until the body is finalised or its worker gone: for as long as `wait_end`."""
+        """Wait, in an asyncio task, until the body is finalised or its worker reaped: twice `seconds`, and 6 s."""
         return await wait_until_task(self._has_ended, self.parked(), 2 * seconds + _REAP_TIMEOUT)
 
 
 def _value_of(location: PayloadLocation, frame: Frame, worker: Worker) -> Any:
-    """Rebuild what a frame brings: out of its rest, or out of shared memory."""
+    """Rebuild the value of a frame: out of its rest, or out of shared memory."""
     sizes, read_only, start = location
     rebuild = decode if fits_event_loop(sizes) else decode_in_steps
     if start is None:

@@ -1,10 +1,10 @@
-"""The workers of one engine: which there are, what each has loaded, and who gets the next one that is free.
+"""The workers of one engine: which there are, what each has loaded, and which call gets the next one that is free.
 
-A worker serves one call at a time. Calls that find none free stand in one queue, and each worker that is freed or was
+A worker serves one call at a time. Calls that find none free wait in one queue, and each worker that is released or was
 just started goes to the first of them that it suits. Workers are started by the pool, in threads of its own, so that
-no event loop is kept, and for all who wait: none belongs to a call before it is granted to it. A class that may be set
-up in so many workers goes to one of these. Nothing is read from or written to a pipe here, and no code of the user's
-runs under the lock, which is reentrant because a collector may run anywhere.
+no event loop is blocked, and for the whole queue: none belongs to a call before it is granted to it. A class that may
+be set up in so many workers goes to one of these. Nothing is read from or written to a pipe here, and no code of the
+user's runs under the lock, which is reentrant because a collector may run anywhere.
 """
 
 from __future__ import annotations
@@ -40,17 +40,16 @@ LONGEST_START: Final = 60.0  # seconds a call waits for a worker that is being s
 class Pool(WaitQueue):
     """At most so many workers, started when first needed, kept for the next call.
 
-    What is true whenever the lock is free, but for the moments in which `_serve` is on its way:
+    What is true whenever the lock is free, except between a change and the `_serve` that follows it:
 
     - No two calls hold one worker, and workers and starts under way are together at most `most`.
-    - Of the calls in line that a new worker could serve, the first ones, as many as there is room for, *expect* one: at
-      least as many starts are under way. What is started or freed first is theirs; a start that nobody expects the
-      worker of any more goes on, and that worker is free.
-    - No worker that suits a call in line is free, but one that keeps a class set up that the call is not about: it is
-      left to that class while every call that a new worker could serve expects one.
-    - A start that fails is not begun again. Where those left are fewer than the calls that expect a worker, the first
-      of these is told why, and leaves the line. So each failure is nobody's or costs a call, and there is an end to
-      them.
+    - Of the calls in the queue that a new worker could serve, the first ones, as many as there is room for, *expect*
+      one: at least as many starts are under way. What is started or released first is theirs; a start whose worker no
+      call expects any more goes on, and that worker is free.
+    - No worker that suits a call in the queue is free, except one that keeps a class set up that the call is not
+      about: it is left to that class while every call that a new worker could serve expects one.
+    - A start that fails is not begun again. Where the starts left are fewer than the calls that expect a worker, the
+      first of these is told why, and leaves the queue. So each failure costs one call or none, and failures end.
 
     Args:
         most: workers at one time.
@@ -74,22 +73,22 @@ class Pool(WaitQueue):
 
     @property
     def tag(self) -> str:
-        """What is waited for, for the log."""
+        """Name what is waited for, for the log."""
         return f"one of {self.most} workers" if self.most > 1 else "the only worker"
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for one."""
+        """Count the calls that wait for a worker."""
         return len(self._queue)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """Those that may serve another call."""
+        """The workers that may serve another call."""
         return tuple(self._workers)
 
     @property
     def leases(self) -> tuple[Lease, ...]:
-        """The calls that are served just now."""
+        """The leases of the calls that are served just now."""
         return tuple(lease for worker in self.workers if (lease := worker.lease) is not None)
 
     @property
@@ -102,7 +101,7 @@ class Pool(WaitQueue):
         return bool(self.leases) and super().may_log()
 
     def take(self, body: Body, need: Need) -> Worker:
-        """Give a worker for `body`, waiting in a thread behind those who wait already.
+        """Lease a worker for `body`, waiting in a thread behind the calls that wait already.
 
         Raises:
             NestingError: the wait would never end, for the calls it waits for wait themselves.
@@ -119,7 +118,14 @@ class Pool(WaitQueue):
         return self._claim(request)
 
     async def atake(self, body: Body, need: Need) -> Worker:
-        """Do what `take` does in an asyncio task."""
+        """Lease a worker for `body`, waiting in an asyncio task behind the calls that wait already.
+
+        Raises:
+            NestingError: the wait would never end, for the calls it waits for wait themselves.
+            PredictionCancelledError: the call was stopped meanwhile.
+            EngineClosedError: the engine is closed.
+            EngineError, OSError: no worker can be started.
+        """
         worker = self._take_last(body.call, need, is_task=True)
         if worker is not None:
             return worker
@@ -135,7 +141,7 @@ class Pool(WaitQueue):
         return WorkerRequest(lease, self.grace, task)
 
     def _take_last(self, call: Call, need: Need, *, is_task: bool = False) -> Worker | None:
-        """The fast path: the worker that was free last, where it has the predictor already and nobody waits."""
+        """The fast path: the worker that was released last, where it has the predictor already and no call waits."""
         worker = self._last
         if worker is None or need.key not in worker.known:
             return None
@@ -147,13 +153,14 @@ class Pool(WaitQueue):
         if is_task:
             lease.is_task = True
         with self._lock:
+            # Everything is looked at again: what was read without the lock may be another call's by now.
             if self._queue.requests or worker.lease is not None or worker is not self._last or call.stopping:
                 return None
             worker.lease = lease
         return worker
 
     def release(self, worker: Worker) -> None:
-        """A worker is free again."""
+        """Have a worker serve the next call, or be free."""
         with self._lock:
             self._free(worker)
         if self._queue.requests:
@@ -165,51 +172,52 @@ class Pool(WaitQueue):
             self._remove(worker)
         elif not self._is_closed:
             self._last = worker
-        worker.lease = None  # last, so that whoever is interrupted before does it once more
+        worker.lease = None  # last: a caller that Ctrl-C interrupts before it finds the lease, and does all again
 
     def give_up(self, call: Call) -> None:
-        """A call was interrupted while it took a worker: if one was granted to it, that is free again."""
+        """Release the worker that may have been granted to a call that was interrupted while it took one."""
         with self._lock:
             for worker in self.workers:
+                # A worker with an inlet is released by that: its call may have been sent.
                 if worker.lease is not None and worker.lease.call is call and worker.inlet is None:
                     self._take_back(worker)
         self._serve()
 
     def evict(self, worker: Worker) -> None:
-        """A worker is free again, and serves no more calls; another may be started in its place."""
+        """Have a worker serve no more calls; another may be started in its place."""
         with self._lock:
             self._remove(worker)
-            worker.lease = None  # as in `_free`
+            worker.lease = None  # last: a caller that Ctrl-C interrupts before this line does all again
         self._serve()
 
     def reap(self, worker: Worker) -> None:
-        """A worker is over; whoever holds it keeps its place, finds out, and has it replaced or gives it back."""
+        """Retire a worker whose process is over; its leaseholder, if any, finds out, and has it replaced or evicted."""
         with self._lock:
             worker.is_retired = True
-            if worker.lease is None:  # so no call waits for it, or for its place
+            if worker.lease is None:  # a leased one keeps its place, which the call gets another worker in
                 self._remove(worker)
 
     def replace(self, worker: Worker, body: Body, then: Replaced) -> None:
-        """Have the holder of a worker that turned out to be gone get another before all who wait, and wait for nothing.
+        """Have a call whose worker is lost get another, before all calls that wait; this waits for nothing.
 
-        Until the pool's own thread begins with that, the call holds the worker that is gone, and with it a place.
+        Until a thread of the pool's begins with that, the call holds the lost worker, and with it a place.
 
         Args:
-            worker: the one that is gone.
-            body: what its holder is to run there.
+            worker: the lost one.
+            body: what its call is to run.
             then: called in that thread with another worker, or with why there is none.
 
         Raises:
             RuntimeError: no thread is to be had.
         """
-        lease: Any = worker.lease  # holders of workers are made here alone
+        lease: Any = worker.lease  # a `WorkerLease`: only this pool leases workers
         if lease is None:
-            raise AssertionError("only the holder of a worker has it replaced")
+            raise AssertionError("only the call that holds a worker has it replaced")
         DaemonThread(partial(self._resume, worker, lease, body, then), "engine-replacer").start()
 
     def _resume(self, gone: Worker, lease: WorkerLease, body: Body, then: Replaced) -> None:
-        """In a thread of its own: wait in the stead of a call whose worker is gone."""
-        if lease.need.only is gone:  # an errand for that very worker, which no other has anything to do for
+        """Wait, in a thread of its own, on behalf of a call whose worker is lost."""
+        if lease.need.only is gone:  # a request to that very worker: any other answers it, having nothing to do
             lease.need = Need()
         try:
             request = WorkerRequest(lease, self.grace, gone=gone)
@@ -221,9 +229,9 @@ class Pool(WaitQueue):
             then(worker, None)
 
     def retire(self, since: float) -> list[Worker]:
-        """Take the workers out that were free since before the monotonic time `since`; the supervisor does.
+        """Take out the workers that were free since before the monotonic time `since`; the supervisor does.
 
-        It also serves those who wait, for Ctrl-C may have kept from that whoever gave a worker back.
+        It also serves the queue, for Ctrl-C may have kept a caller of `release` or `evict` from that.
         """
         with self._lock:
             idle = [each for each in self._workers if each.lease is None and each.idle_since <= since]
@@ -234,7 +242,7 @@ class Pool(WaitQueue):
         return idle
 
     def close(self) -> None:
-        """Refuse the calls that come or wait, and take back what was granted to those who have not heard of it.
+        """Refuse the calls that come or wait, and take back what was granted to calls that have not claimed it.
 
         The event loop of a task that waits may have stopped turning: its worker would never be given back.
         """
@@ -242,7 +250,7 @@ class Pool(WaitQueue):
             self._is_closed = True
             self._last = None
             for worker in self.workers:
-                lease: Any = worker.lease  # as in `replace`
+                lease: Any = worker.lease  # a `WorkerLease`
                 if lease is not None and not lease.is_taken:
                     self._take_back(worker)
             for request in self._queue:
@@ -273,24 +281,28 @@ class Pool(WaitQueue):
         return request.is_granted
 
     def _claim(self, request: WorkerRequest) -> Worker:
-        """Let a call have the worker it was granted, unless the pool was closed since and has taken it back."""
+        """Let a call have the worker it was granted.
+
+        Raises:
+            EngineClosedError: the pool was closed since, and has taken it back.
+        """
         worker: Any = request.worker  # there is one: it was granted
         with self._lock:
             if worker.lease is not request.lease:
                 raise EngineClosedError
             request.lease.is_taken = True
-            self._queue.discard(request)  # where Ctrl-C kept whoever granted it from that
+            self._queue.discard(request)  # for Ctrl-C may have interrupted `_grant` before it did
         return worker  # type: ignore[no-any-return]
 
     def _serve(self) -> None:
-        """Bring about what `Pool` says of those who wait; never under the lock, for threads may be started."""
+        """Restore what `Pool` promises of the queue; never under the lock, for threads may be started."""
         with self._lock:
             self._grant_free()
         while self._needs_start():
             self._begin_start()
 
     def _grant_free(self) -> None:
-        """Give free workers to those who wait, in the order they came."""
+        """Grant free workers to calls in the queue, in the order they came."""
         free = sum(each.lease is None for each in self._workers)
         if not free:
             return
@@ -306,8 +318,9 @@ class Pool(WaitQueue):
                 return
 
     def _grant(self, worker: Worker, request: WorkerRequest) -> None:
-        """Let a call that waits have a worker that is free, if they still do and it still is."""
-        # No call stands between these tests, of what a collector may have changed just now, and the lines behind them.
+        """Let a call have a free worker, if it still waits and the worker still is free."""
+        # A collector may run in the calls before this test and release, grant or stop, the lock being reentrant.
+        # call-free store: from the last test on, whether this worker is this call's.
         if not request.has_news() and not request.is_withdrawn and worker.lease is None:
             worker.lease = request.lease
             request.worker = worker
@@ -315,17 +328,18 @@ class Pool(WaitQueue):
             if request.need.limit != math.inf:  # a class is about to be set up there
                 worker.set_up.add(request.need.key)
             self._queue.discard(request)
-            request.wake()  # under the lock, or who comes next could wait for a task whose loop is closed
+            # Under the lock: waking a task whose loop is closed takes the grant back, which the next call has to see.
+            request.wake()
 
     def _take_back(self, worker: Worker) -> None:
         """Free a worker whose call will not use it."""
-        lease: Any = worker.lease  # as in `replace`
-        if lease.need.key not in worker.known:  # it was to be set up there, and the worker never heard of it
+        lease: Any = worker.lease  # a `WorkerLease`
+        if lease.need.key not in worker.known:  # `_grant` noted a class as set up that was never sent
             worker.set_up.discard(lease.need.key)
         self._free(worker)
 
     def _choose(self, need: Need, *, is_any: bool) -> Worker | None:
-        """The free worker that suits best, `is_any` even if it keeps a class set up that this is not about."""
+        """Choose the free worker that suits best; `is_any` allows one that keeps a class set up for other calls."""
         if self._is_closed:
             return None
         free = [each for each in self._workers if each.lease is None and not each.is_retired]
@@ -344,13 +358,13 @@ class Pool(WaitQueue):
         return [] if need.limit == math.inf else [each for each in self._workers if need.key in each.set_up]
 
     def _is_pinned(self, need: Need, coming: int = 0) -> bool:
-        """Whether no more workers than it has, and those `coming` that will have it, may have it set up."""
+        """Whether a class may be set up in no more workers than it is, and the `coming` ones where it will be."""
         return need.limit != math.inf and len(self._set_up(need)) + coming >= need.limit
 
     # Starting
 
     def _eligible(self, most: int) -> list[WorkerRequest]:
-        """The first in line that a new worker could serve, at most so many, but for those who are about to leave."""
+        """The first calls in the queue that a new worker could serve, at most so many, without those about to leave."""
         found: list[WorkerRequest] = []
         coming: Counter[int] = Counter()
         for request in self._queue if most > 0 else ():
@@ -363,7 +377,7 @@ class Pool(WaitQueue):
         return found
 
     def _expecting(self) -> list[WorkerRequest]:
-        """Those in line who get the workers that are being started, or are about to be."""
+        """The calls in the queue that get the workers that are being started, or are about to be."""
         return self._eligible(self.most - len(self._workers))
 
     def _needs_start(self) -> bool:
@@ -377,19 +391,19 @@ class Pool(WaitQueue):
         thread = DaemonThread(self._start, "engine-starter")
         try:
             with self._lock:
-                if not self._needs_start():  # somebody else was faster
+                if not self._needs_start():  # another thread began it meanwhile
                     return
                 self._starting.append(thread)
             thread.start()
         except BaseException as error:
-            is_ours = isinstance(error, Exception)  # Ctrl-C is this thread's own
-            if thread.withdraw():  # else it runs: Ctrl-C came while that was waited for
+            is_ours = isinstance(error, Exception)  # Ctrl-C is no failure of the start, and goes to the caller
+            if thread.withdraw():  # else it runs: Ctrl-C came while this thread waited for it to begin
                 self._end_start(thread, error if is_ours else None)
             if not is_ours:
                 raise
 
     def _start(self) -> None:
-        """In a thread of its own: start a worker, and let the first in line have it that expects one."""
+        """Start a worker, in a thread of its own, and grant it to the first call in the queue that expects one."""
         thread = threading.current_thread()
         try:
             self._refuse_closed()
@@ -405,14 +419,14 @@ class Pool(WaitQueue):
     def _add(self, worker: Worker) -> None:
         expecting = [] if self._is_closed else self._expecting()
         self._workers.append(worker)
-        if expecting:  # even one that is over by now: its call finds out, or others would be started without end
+        if expecting:  # even a worker that is over by now: its call finds out; else starts would follow without end
             self._grant(worker, expecting[0])
         worker.is_new = False
         if worker.lease is None:
             self._free(worker)
 
     def _end_start(self, thread: threading.Thread, failure: BaseException | None) -> None:
-        """A start is over without a worker: tell one call of the failure, if there are too few left now."""
+        """Note that a start gave no worker, and tell one call of the failure if too few starts are left."""
         with self._lock:
             with suppress(ValueError):  # Ctrl-C came before it was noted
                 self._starting.remove(thread)
@@ -423,7 +437,7 @@ class Pool(WaitQueue):
                 request.failure = failure
                 self._queue.discard(request)
                 request.wake()
-                if not request.is_withdrawn:  # else the loop of its task is closed, and it will tell nobody
+                if not request.is_withdrawn:  # else its task's loop is closed: the failure would reach no caller
                     return
 
     def _refuse_closed(self) -> None:
@@ -433,7 +447,7 @@ class Pool(WaitQueue):
     # Waiting
 
     def _enqueue(self, waiter: Waiter) -> None:
-        request: Any = waiter  # a pool's tickets are requests
+        request: Any = waiter  # a pool's waiters are requests
         with self._lock:
             if request.gone is not None:
                 self._release_gone(request)
@@ -441,9 +455,9 @@ class Pool(WaitQueue):
         self._serve()
 
     def _release_gone(self, request: WorkerRequest) -> None:
-        """Let a call wait for another worker in place of one that is gone."""
+        """Give up the lost worker of a call, which waits for another from now on."""
         gone: Any = request.gone
-        if gone.lease is not request.lease:  # it was given up meanwhile
+        if gone.lease is not request.lease:  # the call was interrupted meanwhile, and has released it
             raise PredictionCancelledError(request.call.tag, request.call.id)
         gone.lease = None
         self._remove(gone)
@@ -461,7 +475,7 @@ class Pool(WaitQueue):
             self._queue.discard(request)
             worker = request.worker
             if worker is not None and worker.lease is request.lease:
-                self._take_back(worker)  # whoever woke this goes on with the next
+                self._take_back(worker)  # `_abandon`, or the loop over `_grant` whose wake led here, serves the next
 
     def _blocker(self, waiter: Waiter) -> Lease | None:
         request: Any = waiter
@@ -488,7 +502,11 @@ class Pool(WaitQueue):
         )
 
     def _refuse_late(self, request: WorkerRequest) -> None:
-        """Let no call wait too long for a worker that it expects; from its first look at that on, until it has one."""
+        """Bound the wait for a worker that is being started: from the first look that finds one expected.
+
+        Raises:
+            EngineError: it took too long.
+        """
         if request.due == math.inf:
             request.due = perf_counter() + LONGEST_START
         elif perf_counter() >= request.due:
@@ -500,7 +518,7 @@ class Pool(WaitQueue):
     # Waits that could never end
 
     def _acceptable(self, request: WorkerRequest) -> list[Lease]:
-        """Who has, or will have, what it could be given; empty where it will be given a worker nobody has."""
+        """The leases, present and coming, that the call could take over; none where it will get a free worker."""
         need = request.need
         if need.only is not None:
             return [need.only.lease] if need.only.lease is not None else []

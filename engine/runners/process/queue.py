@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False)
 class Need:
-    """What a call wants of a worker.
+    """What a call needs of a worker.
 
     Attributes:
         key: the number its predictor is known by; 0 for none.
@@ -39,8 +39,8 @@ class WorkerLease(Lease):
     """What a call holds a worker by.
 
     Attributes:
-        need: what it wants of one.
-        is_taken: whether it knows that it has it; until then a pool that closes takes it back.
+        need: what it needs of a worker.
+        is_taken: whether the call has claimed the worker; until then a pool that closes takes it back.
     """
 
     __slots__ = ("is_taken", "need")
@@ -53,10 +53,10 @@ class WorkerRequest(Waiter):
     """One wait for a worker.
 
     Attributes:
-        lease: what it will hold the worker by.
-        need: what it wants of one.
-        gone: the worker it had, which turned out to be gone: it stands before those who had none.
-        worker: what it was granted.
+        lease: what the call will hold the worker by.
+        need: what it needs of a worker.
+        gone: the worker it had and lost: such a call stands before those that had none.
+        worker: the worker it was granted.
         failure: why no worker could be started for it.
         due: when it has waited too long for a worker that is being started, by `perf_counter`.
     """
@@ -80,7 +80,7 @@ class WorkerRequest(Waiter):
         self.due = math.inf
 
     def has_news(self) -> bool:
-        """Whether there is a reason to look again."""
+        """Whether the waiter has a reason to look again."""
         return self.is_granted or self.failure is not None or self.call.stopping
 
     def raise_failure(self) -> None:
@@ -101,12 +101,16 @@ class WorkerRequest(Waiter):
 
 
 class WorkerQueue:
-    """Those who wait, in the order they came; it can tell at once of most holders that nobody in it keeps them."""
+    """The calls that wait for a worker, in the order they came.
+
+    It counts their tasks, threads and outer calls, so that of most leases it tells without a search that no call in it
+    blocks them.
+    """
 
     __slots__ = ("_calls", "_leases", "_tasks", "_threads", "requests")
 
     def __init__(self) -> None:
-        """Make a queue of nobody."""
+        """Make an empty queue."""
         self.requests: dict[WorkerRequest, None] = {}
         self._leases: dict[Lease, WorkerRequest] = {}
         self._calls: Counter[int] = Counter()
@@ -114,15 +118,15 @@ class WorkerQueue:
         self._threads: Counter[tuple[threading.Thread, bool]] = Counter()  # and whether a task waits there
 
     def __len__(self) -> int:
-        """How many wait."""
+        """Count the calls that wait."""
         return len(self.requests)
 
     def __iter__(self) -> Iterator[WorkerRequest]:
-        """Those who wait, the first in line first; it may change meanwhile."""
+        """Iterate over a copy, the first call first: granting one takes it out."""
         return iter(tuple(self.requests))
 
     def add(self, request: WorkerRequest) -> None:
-        """Let one stand behind all others, or, where it had a worker before, before them."""
+        """Append a request, or put it first where its call had a worker before."""
         self._count(request, 1)
         self._leases[request.lease] = request
         if request.gone is None:
@@ -131,7 +135,7 @@ class WorkerQueue:
             self.requests = {request: None, **self.requests}
 
     def discard(self, request: WorkerRequest) -> None:
-        """Let one stand here no more, if it does."""
+        """Take a request out, if it is in here."""
         if request in self.requests:
             del self.requests[request]
             self._leases.pop(request.lease, None)

@@ -1,7 +1,8 @@
 """Reading a worker's pipe: each consumer of a call does it itself while it waits, and no thread stands in between.
 
 Sync code that waits for a partial waits on the pipe, an asyncio task is woken by its loop's own reader, and the reader
-of a frame puts what it holds where all consumers look. One reads at a time; the others are parked meanwhile.
+of a frame puts what it holds where all consumers look. One at a time reads, of the consumers and the supervisor: the
+one that has set `_is_reading`. The others are parked meanwhile, and each reader wakes one of them as it leaves.
 """
 
 from __future__ import annotations
@@ -100,18 +101,18 @@ class PipeReader(Ending):
         if self._is_disconnected or not self.is_sent or self.worker is None or self._is_reading:
             park_thread(self.consumers, self._may_read, POLL_INTERVAL)
             return
-        # No call stands between the test and the next line but one, so neither another thread nor a signal's handler
-        # does; and whatever a handler raises later finds the `try` entered.
+        # call-free store: `_is_reading` decides which consumer reads. It is stored inside the `try`, so that whatever a
+        # signal handler raises from then on finds the `finally` that takes it back.
         try:
             self._is_reading = True
             self._read_until_news()
         finally:
             self._is_reading = False
             if self.consumers:
-                wake_one(self.consumers)  # another reader goes on where this one leaves
+                wake_one(self.consumers)  # another consumer reads on
 
     def _is_readable(self) -> bool:
-        """Whether there is a worker to hear, which has the call, and no other reader hears it."""
+        """Whether there is a worker that has the call, and no other reader of its pipe."""
         return not self._is_disconnected and self.is_sent and self.worker is not None and not self._is_reading
 
     def _may_read(self) -> bool:
@@ -128,7 +129,7 @@ class PipeReader(Ending):
             else:
                 try:
                     ready = worker.poll.poll(POLL_INTERVAL * 1000)
-                except RuntimeError:  # the reader of a call before this one has not left yet
+                except RuntimeError:  # a poll object serves one thread, and an earlier call's reader still polls it
                     ready = _poll(worker, 0).poll(POLL_INTERVAL * 1000)
             for descriptor, _ in ready:
                 if descriptor == worker.answers:
@@ -139,7 +140,7 @@ class PipeReader(Ending):
                 return
 
     def _wait_to_send(self, worker: Worker) -> list[tuple[int, int]]:
-        """Wait while the pipe is too full for all of the call; give what there is besides room in it."""
+        """Wait for room in a pipe that was too full for all of the call, or for anything to read."""
         ready = _poll(worker, worker.calls_pipe).poll(POLL_INTERVAL * 1000)
         if any(descriptor == worker.calls_pipe for descriptor, _ in ready):
             self._send_rest(worker)
@@ -163,7 +164,7 @@ class PipeReader(Ending):
         def wake() -> None:
             try:
                 loop.call_soon_threadsafe(_resolve, future)
-            except RuntimeError:  # that loop is closed: nobody will ever take what comes
+            except RuntimeError:  # that loop is closed: no task will ever take what comes
                 self.request_stop()
 
         self.consumers.append(wake)
@@ -178,7 +179,7 @@ class PipeReader(Ending):
                 self.consumers.remove(wake)
 
     def _needs_watch(self, loop: AbstractEventLoop) -> bool:
-        """Whether there is a worker to hear that this loop does not, for the call was sent to it just now."""
+        """Whether the call has a worker whose pipe this loop does not watch, as after it was sent to another."""
         worker = self.worker
         if worker is None or self._is_disconnected or self._is_offloaded or not self.is_sent:
             return False
@@ -189,10 +190,11 @@ class PipeReader(Ending):
         worker = self.worker
         if worker is None or not self._needs_watch(loop):
             return
-        worker.registrations[loop] = self  # first, so that a worker that is over keeps its pipes open
+        # Registered first: a worker that is over keeps its pipes open for a loop that may watch them.
+        worker.registrations[loop] = self
         is_watched = False
         try:
-            if self.worker is worker:  # else the pipes may have been closed before this was noted
+            if self.worker is worker:  # else they may have been closed before this loop was registered
                 loop.add_reader(worker.answers, self._on_readable, loop, worker)
                 if worker.unsent:
                     loop.add_writer(worker.calls_pipe, self._on_writable, loop, worker)
@@ -207,7 +209,7 @@ class PipeReader(Ending):
         elif not self._is_reading:
             is_large = False
             try:
-                self._is_reading = True  # as in `wait`
+                self._is_reading = True  # call-free store: `_is_reading` decides which consumer reads
                 self._reader = loop
                 is_large = self._read(worker)
             finally:
@@ -222,11 +224,14 @@ class PipeReader(Ending):
                 _resolve_from(loop, future)
 
     def _offload_rest(self, loop: AbstractEventLoop, worker: Worker) -> None:
-        """Have an owner thread take in what is large, and what came behind it; this loop does not watch meanwhile."""
+        """Have an owner thread take in what is large, and what came behind it; this loop does not watch meanwhile.
+
+        `_is_reading` stays set until that thread is done, so that no other consumer overtakes it.
+        """
         self._unwatch(loop, worker)
         try:
             self._offload(lambda: self._receive_offloaded(worker))
-        except Exception:  # the engine is closed, or no thread is to be had: late is better than never
+        except Exception:  # the engine is closed, or no thread is to be had: a blocked loop is better than a lost call
             self._receive_offloaded(worker)
 
     def _receive_offloaded(self, worker: Worker) -> None:
@@ -251,35 +256,36 @@ class PipeReader(Ending):
             if worker.answers >= 0:  # else they were closed before this loop could watch them
                 loop.remove_reader(worker.answers)
                 loop.remove_writer(worker.calls_pipe)
-            del worker.registrations[loop]  # last: without it they may be closed, and their numbers used for others
+            # Last: from here on the pipes may be closed, and their numbers given to other files.
+            del worker.registrations[loop]
             worker.unwatched()
 
     def _unwatch_all(self, worker: Worker) -> None:
         for loop, mine in tuple(worker.registrations.items()):
-            if mine is self and loop is not self._reader:
+            if mine is self and loop is not self._reader:  # the loop that reads just now unwatches as it leaves
                 with suppress(RuntimeError):  # a closed loop watches nothing
                     loop.call_soon_threadsafe(self._unwatch, loop, worker)
 
     # Reading
 
     def _read(self, worker: Worker) -> bool:
-        """Take in what the pipe holds; only the reader that has set `_is_reading` does.
+        """Take in what the pipe holds, as the reader that has set `_is_reading`.
 
         Returns:
-            Whether an event loop met something large, which is still to be taken in, elsewhere.
+            Whether an event loop met something large, which an owner thread has to take in.
         """
         try:
             data = os.read(worker.answers, READ_SIZE)
         except BlockingIOError:
             return False
-        except OSError:  # it is closed
+        except OSError:  # it was closed, with a worker that is over
             data = b""
         if not data:
             self._disconnect(worker)
             return False
         try:
             worker.decoder.feed(data)
-        except ProtocolError as error:  # what stands before bytes that are no frame has arrived all the same
+        except ProtocolError as error:  # raised below, once the frames before the broken bytes are taken in
             self._broken = error
         except BaseException:
             self._interrupt(worker)
@@ -287,17 +293,17 @@ class PipeReader(Ending):
         return self._receive_all(worker)
 
     def _receive_all(self, worker: Worker) -> bool:
-        """Take in the frames that have come; see `_read`."""
+        """Take in the frames that have come; tell whether a large one is left for an owner thread."""
         frames = worker.decoder.frames
         try:
             while frames and self.worker is worker:
                 self._receive(frames.popleft(), worker)
             if self._broken is not None:
-                self._refuse_broken(self._broken)
+                raise self._broken  # noqa: TRY301 - handled as any frame that means nothing
         except LargeFrameError as large:
             frames.appendleft(large.frame)
             return True
-        except Exception as error:  # what predictors send is rebuilt elsewhere: this is a frame that means nothing
+        except Exception as error:  # not a predictor's, whose values fail as `PayloadError`: the frame means nothing
             warn(f"{self.label}: worker {worker.pid} does not speak the engine's protocol", error)
             self.reason = "it did not speak the engine's protocol, and was killed"
             self._disconnect(worker)
@@ -306,24 +312,19 @@ class PipeReader(Ending):
             raise
         return False
 
-    @staticmethod
-    def _refuse_broken(error: Exception) -> None:
-        raise error
-
     def _interrupt(self, worker: Worker) -> None:
-        """Ctrl-C came in the middle of a frame: what follows could not be told apart any more."""
+        """Give up a worker whose frame Ctrl-C has interrupted: where the next one begins is not known any more."""
         if self._is_served_by(worker) and not self.stop:
             self.reason = "reading its answer was interrupted, and it was killed"
             self._disconnect(worker)
 
     def read_rest(self, worker: Worker) -> bool:
-        """Take in all there is, for the supervisor; tell whether that could be done, for a reader may be in its way."""
+        """Take in all there is, for the supervisor; tell whether that could be done, or another reader has to leave."""
         if self._is_reading:
-            worker.wake()
-            sleep(_READER_PAUSE)
+            self._wake_reader(worker)
             return False
         try:
-            self._is_reading = True
+            self._is_reading = True  # call-free store: `_is_reading` decides between a consumer and the supervisor
             while self.worker is worker and not self._is_disconnected and _has_data(worker):
                 self._read(worker)
         finally:
@@ -331,18 +332,25 @@ class PipeReader(Ending):
         return True
 
     def retire(self, worker: Worker) -> bool:
-        """Let the worker serve no further call, unless this one is over; the supervisor does before it signals."""
+        """Let the worker serve no further call, unless this one is over; tell whether it is so, or a reader must leave.
+
+        The supervisor does, before it signals.
+        """
         if self._is_reading:
-            worker.wake()
-            sleep(_READER_PAUSE)
+            self._wake_reader(worker)
             return False
-        worker.is_retired = (
-            worker.is_retired or self.worker is worker
-        )  # nobody reads, so that this call is not over yet
+        # call-free store: no consumer reads, so that a call that this worker still serves is not over before it.
+        worker.is_retired = worker.is_retired or self.worker is worker
         return worker.is_retired
 
+    @staticmethod
+    def _wake_reader(worker: Worker) -> None:
+        """Have the consumer that reads leave the pipe, and give it a hundredth of a second for that."""
+        worker.wake()
+        sleep(_READER_PAUSE)
+
     def _disconnect(self, worker: Worker) -> None:
-        """Nothing more can come from this worker: the supervisor finds out why, unless the call was moved already."""
+        """Hear no more from this worker, and have the supervisor find out why, unless the call was moved already."""
         if self._is_served_by(worker):
             self._is_disconnected = True
             self._escalate()

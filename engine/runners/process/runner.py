@@ -1,8 +1,8 @@
 """Worker processes as a place to run: what is sent to one, and when.
 
-A call goes down once, as a command with its inputs, and comes back as frames that its consumer reads itself.
-Predictors of installed packages travel by name, others by value, once a worker. What cannot travel is refused before
-any worker is touched. This room starts nothing by itself: the first call, or `load`, starts the first worker.
+A call goes down once, as a command with its inputs, and comes back as frames that its consumer reads itself. Each
+worker gets a predictor once. What cannot travel is refused before any worker is leased. Nothing is started before the
+first call, or `load`, which starts the first worker.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Threads(Protocol):
     """Owner threads, as `ThreadRunner` has them."""
 
     def run(self, channel: Ending, work: Callable[[], None]) -> None:
-        """Have one of them do something that ends by finishing `channel`."""
+        """Have an owner thread do something that ends by finishing `channel`."""
 
     def close(self, grace: float) -> None:
-        """Let them go."""
+        """Have them end, and wait at most `grace` seconds for it."""
 
 
 class ProcessRunner:
@@ -62,7 +62,7 @@ class ProcessRunner:
 
     Args:
         most: workers at one time; `None` for as many as there are processors to use.
-        grace: seconds from one rung of stopping to the next.
+        grace: seconds from one step of an escalation to the next.
         start: where and with what they start.
         threads: owner threads for what would keep an event loop for long; they are closed with this.
     """
@@ -127,7 +127,7 @@ class ProcessRunner:
         return self._prepared(inlet, body, encoded)
 
     async def _aprepare(self, inlet: Inlet, body: Body) -> Need:
-        """The twin of `_prepare` for an asyncio task: what is large is encoded in an owner thread."""
+        """Encode a call in an asyncio task; what is large is encoded in an owner thread."""
         if self._is_closing:
             raise EngineClosedError
         encoded = self._predictors.current(body.call.tag, body.target, body.limit, by_value=body.by_value)
@@ -159,7 +159,7 @@ class ProcessRunner:
         worker.inlet = inlet
 
     def _evict(self, key: int) -> None:
-        """Have every worker forget a predictor before its next call."""
+        """Have every worker evict a predictor before its next call."""
         for worker in self._pool.workers:
             if key in worker.known:
                 worker.to_evict.append(key)
@@ -170,7 +170,7 @@ class ProcessRunner:
         """Send the call; its worker was taken when it was admitted.
 
         Raises:
-            RuntimeError: the worker was gone, and no thread is to be had that starts another.
+            RuntimeError: the worker was lost, and no thread is to be had that starts another.
         """
         inlet: Any = channel
         call, encoded = body.call, inlet.encoded
@@ -200,13 +200,13 @@ class ProcessRunner:
             self._send(inlet)
 
     def _send_once(self, inlet: Inlet, sending: Once) -> None:
-        """In an owner thread: send a call, unless Ctrl-C has ended it while this thread was started."""
+        """Send a call, in an owner thread, unless Ctrl-C has ended it while this thread was started."""
         if sending.is_first():
             self._send_offloaded(inlet)
             inlet.sending = None
 
     def _send_offloaded(self, inlet: Inlet) -> None:
-        """In a thread of the engine's: send a call, unless it was stopped before, and have its consumers hear it."""
+        """Send a call, in a thread of the engine's, unless it was stopped before, and have its consumers look."""
         end: Report | None = None
         try:
             if inlet.stop:
@@ -221,55 +221,55 @@ class ProcessRunner:
         wake_all(inlet.consumers)
 
     def _send(self, inlet: Inlet) -> None:
-        """Send what a wire has to its worker, or to another if that is gone and has not read it."""
+        """Send the command of a call to its worker, or to another if that is lost and has not read it."""
         worker, command = inlet.worker, inlet.command
         if worker is None or command is None:
             raise AssertionError("a worker is taken before a call is sent")
         worker.calls += 1
         encoded = inlet.encoded
         frame = command_frame(worker, command, encoded, inlet.payload)
-        inlet.number = worker.calls  # from here on the worker may have it, whatever interrupts us
+        inlet.number = worker.calls  # stored before the write: whatever interrupts it, the worker may have the call
         if encoded is not None and (command.evict or encoded.key not in worker.known):
-            # Neither before all that may fail, nor after an answer may come that says otherwise.
+            # After all that may fail, else it would not be sent again; before the write, whose answer may evict it.
             worker.note_known(encoded.key, encoded.tag, command.evict)
         if command.path is not None:
             worker.path = list(command.path)
-        is_gone = False
+        is_lost = False
         try:
             worker.send(frame)
         except BrokenPipeError:
-            # One that ends as soon as it is started is no reason to start more, nor is a call that was stopped.
-            is_gone = not worker.is_untried and not inlet.stop
-        if is_gone:
+            # A worker that ends as soon as it is started is not replaced, or starts would follow without end.
+            is_lost = not worker.is_untried and not inlet.stop
+        if is_lost:
             self._replace_worker(inlet, worker)
             return
-        inlet.is_sent = True
-        if inlet.stop or self._is_closing:  # just before the worker could be asked
+        inlet.is_sent = True  # before the test: a stop that is requested in between is heard twice rather than never
+        if inlet.stop or self._is_closing:
             inlet.request_stop()
 
     def replace(self, inlet: Inlet, worker: Worker) -> None:
-        """Send a call elsewhere whose worker is gone and has not read it, so that no body has started."""
+        """Send a call to another worker: its own was lost before it read the call, so that no body has started."""
         try:
             self._replace_worker(inlet, worker)
         except BaseException as error:
             inlet.finish(Report(error))
 
     def _replace_worker(self, inlet: Inlet, worker: Worker) -> None:
-        """Have a call whose worker is gone get another; a thread of the pool's sends it on."""
+        """Have a call whose worker is lost get another; a thread of the pool's sends it there."""
         try:
             body = inlet.body
             inlet.unassign(worker)
             if body is None:
-                raise AssertionError("a call that is over is sent nowhere")  # noqa: TRY301 - undone below
+                raise AssertionError("a call that is over is not sent again")  # noqa: TRY301 - undone below
             self._pool.replace(worker, body, partial(self._on_replaced, inlet))
         except BaseException:
-            self._pool.evict(worker)  # it and nothing else: that thread may have begun, and what it got is not ours
+            self._pool.evict(worker)  # only this one: the thread may have begun, and releases what it got itself
             if self._is_closing:
                 self._supervisor.close()
             raise
 
     def _on_replaced(self, inlet: Inlet, worker: Worker | None, error: BaseException | None) -> None:
-        """In a thread of the pool's: a call has another worker, or gets none."""
+        """Send a call to the worker that replaces its lost one, or end it if there is none; in the pool's thread."""
         if worker is None or inlet.stop or inlet.end is not None:
             if worker is not None:
                 self._pool.release(worker)
@@ -283,27 +283,27 @@ class ProcessRunner:
         worker = start_worker(self._start)
         try:
             if self._is_closing:
-                raise EngineClosedError  # noqa: TRY301 - as the supervisor does a moment later
+                raise EngineClosedError  # noqa: TRY301 - the worker is killed below
             self._supervisor.watch(worker)
-        except BaseException:  # Ctrl-C, or the supervisor is gone: nobody else knows of it
+        except BaseException:  # Ctrl-C, or the supervisor has ended: only this thread knows of the worker
             worker.is_new = False
             worker.kill()
             raise
         return worker
 
     def _give_up(self, call: Call) -> None:
-        """A call gave up: the worker that may have been granted to it is free, or has to end if the engine closes."""
+        """Release the worker that may have been granted to a call that was interrupted."""
         self._pool.give_up(call)
-        if self._is_closing:
+        if self._is_closing:  # a worker that was busy when the supervisor looked is idle now, and has to end
             self._supervisor.close()
 
     def escalate(self, inlet: Inlet) -> None:
         """Have the supervisor stop a call, or find out how its worker ended; called from anywhere, takes no lock."""
-        if inlet.body is not None:  # a worker that leaves has its case already, and the grace to end in
+        if inlet.body is not None:  # a worker that was told to end has its case already, and the grace to end in
             self._supervisor.escalate(inlet)
 
     def release(self, inlet: Inlet, worker: Worker, keep: bool) -> None:  # noqa: FBT001
-        """A worker has nothing more to say of a call; it serves others if `keep`."""
+        """Take back a worker that has nothing more to send for a call; it serves others if `keep`."""
         encoded = inlet.encoded
         if encoded is not None and not encoded.is_kept:
             worker.to_evict.append(encoded.key)
@@ -320,7 +320,7 @@ class ProcessRunner:
     # Requests
 
     def describe(self, tag: str, text: str) -> Any:
-        """Have a worker import `"module:name"` and tell what it is; see `engine._worker.host`.
+        """Have a worker import `"module:name"` and describe it, as `engine._worker.host` does.
 
         Raises:
             BaseException: what the import raised.
@@ -366,7 +366,7 @@ class ProcessRunner:
             worker.evict(encoded.key)
 
     def loaded(self) -> set[str]:
-        """Tags of predictors that a worker has; plain callables have none."""
+        """The tags of predictors that a worker has; plain callables have none."""
         return {tag for worker in self._pool.workers for tag in tuple(worker.known.values()) if tag.startswith("@")}
 
     def _request(
@@ -377,7 +377,7 @@ class ProcessRunner:
         slots: Slots | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """Have a worker do something, and wait for it in this thread.
+        """Have a worker carry out a command, and wait for it in this thread.
 
         Raises:
             PredictionCancelledError: no worker was free for `timeout` seconds.
@@ -409,12 +409,13 @@ class ProcessRunner:
 
     def _send_leave(self, worker: Worker) -> Inlet:
         """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
+        # No pool leases it any more, so that this inlet alone writes to it.
         inlet = Inlet(None, f"worker {worker.pid}", self)
         self._assign(inlet, worker)
         if self._is_closing:
             self._retiring.append(inlet)
         else:
-            inlet.detach()  # nobody waits for it: what its teardown raises goes to the log
+            inlet.detach()  # no caller waits for it: what its teardown raises goes to the log
         worker.calls += 1
         inlet.number = worker.calls
         inlet.is_sent = True
@@ -423,7 +424,7 @@ class ProcessRunner:
 
     @property
     def is_started(self) -> bool:
-        """Whether there are workers to let go."""
+        """Whether there may be workers to end."""
         return self._supervisor.is_started
 
     def close(self, grace: float) -> list[BaseException]:
@@ -436,7 +437,7 @@ class ProcessRunner:
         self._pool.close()
         self.close_soon()
         self._pool.join(4 * grace + 12.0)
-        self._supervisor.close()  # what was started last has to end, too
+        self._supervisor.close()  # again: a worker whose start was under way has to end, too
         self._supervisor.join(max(0.0, deadline - monotonic()))
         self._threads.close(grace)
         errors = [inlet.end.error for inlet in self._retiring if inlet.end is not None and inlet.end.error is not None]
@@ -460,17 +461,17 @@ class ProcessRunner:
 
 @contextlib.contextmanager
 def _timing_out(body: Body, seconds: float | None) -> Iterator[None]:
-    """Have a wait on behalf of `body` end as cancelled after so many seconds."""
+    """Cancel a wait on behalf of `body` after so many seconds."""
     if seconds is None:
         yield
         return
 
-    def give_up() -> None:
+    def expire() -> None:
         body.call.stopping = True
         if body.recheck is not None:
             body.recheck()
 
-    timer = threading.Timer(seconds, give_up)
+    timer = threading.Timer(seconds, expire)
     timer.daemon = True
     timer.start()
     try:

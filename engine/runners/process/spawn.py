@@ -71,7 +71,7 @@ def start_worker(start: Start) -> Worker:
         ours["exit"] = _exit_pipe(process.pid)
         worker = Worker(process, ours)
     except BaseException:
-        if process is not None:  # only this function knows of it
+        if process is not None:  # only this function knows of it: it would be left, or stay a zombie
             process.kill()
             process.wait()
         for each in ours.values():
@@ -93,7 +93,7 @@ def _greet(worker: Worker) -> None:
     """Tell a new worker what it needs before it can import the engine."""
     worker.path = list(map(str, sys.path))
     hello = marshal.dumps({"path": worker.path, "argv": list(sys.argv)})
-    with contextlib.suppress(BrokenPipeError):  # it is gone already: its first call finds out
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, as its first call will notice
         worker.send([len(hello).to_bytes(8, "little"), hello])
 
 
@@ -105,7 +105,7 @@ def _refuse_where_none_can_be() -> None:
     """
     if not sys.executable:
         raise EngineError("workers need a Python interpreter, and sys.executable names none: set it, or use threads")
-    name = os.path.basename(sys.executable)  # noqa: PTH119 - a path object is made for nobody here
+    name = os.path.basename(sys.executable)  # noqa: PTH119 - no use for a path object
     if getattr(sys, "frozen", False) and not name.lower().startswith(("python", "pypy")):
         raise EngineError(
             f"workers need a Python interpreter, and this program is frozen: sys.executable is the program itself "
@@ -127,7 +127,7 @@ def _refuse_where_none_can_be() -> None:
 
 @contextlib.contextmanager
 def _standard_ones_taken() -> Iterator[frozenset[int]]:
-    """Let nothing opened meanwhile be descriptor 0, 1 or 2, which a worker has a use for; give those closed."""
+    """Let nothing opened meanwhile be descriptor 0, 1 or 2, which a worker uses; yield those that were closed."""
     taken: list[int] = []
     try:
         while not taken or taken[-1] <= _STDERR:
@@ -142,7 +142,8 @@ def _standard_ones_taken() -> Iterator[frozenset[int]]:
 def _open(ours: dict[str, int], theirs: list[int]) -> None:
     """Make the pipes and segments; `theirs` are the ends of the first four that the worker has.
 
-    Each worker has a lifeline of its own: whom the kernel signals when it closes is noted in the open file itself.
+    Each worker has a lifeline of its own: the process that the kernel signals when it closes is kept in the open file
+    itself, so that one shared by all would signal only the worker that asked last.
     """
     for name in ("calls", "answers", "stops", "lifeline"):
         reader, writer = os.pipe()
@@ -200,12 +201,12 @@ def _folder_of(start: Start) -> str | None:
     So it need not be able to enter that folder: it may have been deleted, or belong to another user.
     """
     try:
-        here = os.getcwd()  # noqa: PTH109 - as for the name of the interpreter
+        here = os.getcwd()  # noqa: PTH109 - no use for a path object
     except OSError:  # it was deleted
         here = ""
     if start.folder in {None, here}:
         return None
-    return start.folder if here or os.path.isdir(start.folder) else None  # noqa: PTH112 - the same
+    return start.folder if here or os.path.isdir(start.folder) else None  # noqa: PTH112 - no use for a path object
 
 
 def _exit_pipe(pid: int) -> int:

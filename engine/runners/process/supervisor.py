@@ -1,9 +1,8 @@
-"""One thread an engine that sees to its workers when nobody else does: stops, losses, ends, and idleness.
+"""One thread an engine that supervises its workers: stops are escalated, losses noticed, processes reaped.
 
-A call that was stopped climbs a ladder: its worker is asked; after the grace it gets SIGTERM, which raises in its main
-thread so that `finally` can run; after the next it gets SIGKILL. The supervisor reads what the worker still says
-meanwhile, reaps every process, closes what led to it, and ends idle ones. What is posted to it comes through a queue
-that collectors and signal handlers may use.
+A stopped call's worker is asked first; after the grace it gets SIGTERM, which raises in its main thread so that
+`finally` can run; after another grace it gets SIGKILL. The supervisor reads what the worker still sends meanwhile. Work
+is posted to it through a queue that collectors and signal handlers may use.
 """
 
 from __future__ import annotations
@@ -31,22 +30,22 @@ if TYPE_CHECKING:
 
 IDLE: Final = 60.0  # seconds a worker is kept without a call
 _LONGEST_SLEEP: Final = 5.0  # seconds the thread sleeps before it looks again
-_POLL_INTERVAL: Final = 0.1  # the same where the system does not tell of a process's end, or something is in the way
+_POLL_INTERVAL: Final = 0.1  # seconds it sleeps where no descriptor tells of a process's end, or a close has to wait
 _EXIT_GRACE: Final = 0.5  # seconds a worker that closed its pipe has to end by itself
-_MOST_TRIES: Final = 100  # times a reader may be in the way, each for a hundredth of a second
+_MOST_TRIES: Final = 100  # times the supervisor waits for a reader to leave the pipe, 0.01 s each
 _KILL_TIMEOUT: Final = 5.0  # seconds after SIGKILL before a process that is still there is given up
 
 
 @attrs.define(eq=False)
 class _Case:
-    """A worker that is to finish its call, or to end.
+    """A worker that has to finish its call, or to end, by a deadline.
 
     Attributes:
         worker: the worker.
-        wire: the call it still serves, if any.
-        due: the monotonic time, in s, of the next rung.
-        step: rungs climbed: 0 asked, 1 terminated, 2 killed, 3 given up.
-        tries: times a reader was in the way.
+        inlet: the call it still serves, if any.
+        due: the monotonic time, in s, of the next step.
+        step: how far it was escalated: 0 asked, 1 terminated, 2 killed, 3 given up.
+        tries: times the next step waited for a reader to leave the pipe.
     """
 
     worker: Worker
@@ -57,12 +56,12 @@ class _Case:
 
 
 class Supervisor:
-    """Sees to the workers of one pool.
+    """Supervises the workers of one pool.
 
     Args:
         pool: the pool; workers that end are taken out of it.
-        grace: seconds from one rung of the ladder to the next.
-        leave: has an idle worker tear down what it set up, and end.
+        grace: seconds from one step of an escalation to the next.
+        send_leave: has an idle worker tear down what it set up, and end.
     """
 
     def __init__(self, pool: Pool, grace: float, send_leave: Callable[[Worker], Inlet | None]) -> None:
@@ -83,12 +82,12 @@ class Supervisor:
     # From anywhere
 
     def watch(self, worker: Worker) -> None:
-        """See to a worker that was just started.
+        """Supervise a worker that was just started.
 
         Raises:
-            EngineClosedError: the last of the others is gone already; this one is, too, then.
+            EngineClosedError: the supervisor has ended, with the last of the others; the worker is killed then.
         """
-        with self._starting:
+        with self._starting:  # `_is_done` decides under this lock, too: none is posted to a thread that ends
             if self._is_over:
                 worker.kill()
                 raise EngineClosedError
@@ -105,10 +104,10 @@ class Supervisor:
         except BaseException:
             if thread.withdraw():
                 self._close_pipe()
-            else:  # Ctrl-C, while its start was waited for
+            else:  # Ctrl-C came while this thread waited for it to begin: it runs
                 self._thread = thread
             raise
-        self._thread = thread  # now it can be waited for
+        self._thread = thread  # from here on it can be joined
 
     def _open_pipe(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -124,28 +123,28 @@ class Supervisor:
 
     def post(self, function: Callable[..., None], argument: Any) -> None:
         """Have the thread call `function(argument)`; takes no lock."""
-        self._posted.put((function, argument))
+        self._posted.put((function, argument))  # first: a thread that is woken finds it
         if self._writer >= 0:
-            with suppress(OSError):  # it is woken already, or gone
+            with suppress(OSError):  # the pipe is full, so that it is woken already, or was closed just now
                 os.write(self._writer, b"\0")
 
     def escalate(self, inlet: Inlet) -> None:
-        """A call was stopped, or its worker lost; takes no lock."""
-        self.post(self._open_case, (inlet, inlet.worker))
+        """Supervise how a stopped call ends, or how the worker of one ended; takes no lock."""
+        self.post(self._open_case, (inlet, inlet.worker))  # the worker of now: the call may be moved until it is heard
 
     def close(self) -> None:
         """Have every worker finish and end; takes no lock, and waits for nothing."""
         self.post(self._close, None)
 
     def join(self, seconds: float) -> None:
-        """Wait at most `seconds` until the last worker is gone."""
+        """Wait at most `seconds` until the last worker is reaped."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(seconds)
 
     @property
     def is_started(self) -> bool:
-        """Whether there was ever a worker to see to."""
+        """Whether there was ever a worker to supervise."""
         return self._thread is not None
 
     def after_fork(self) -> None:
@@ -161,8 +160,8 @@ class Supervisor:
             while not self._is_done():
                 try:
                     self._turn()
-                except Exception as error:  # a defect of ours; but nobody else would see to the workers
-                    warn("error while workers were seen to", error)
+                except Exception as error:  # a defect of the engine; without this thread no worker would be reaped
+                    warn("error while workers were supervised", error)
                     sleep(_POLL_INTERVAL)
         finally:
             self._close_pipe()
@@ -177,21 +176,13 @@ class Supervisor:
     def _is_done(self) -> bool:
         if not self._is_closing or self._workers or self._ended or self._pool.is_starting:
             return False
-        with self._starting:
+        with self._starting:  # no worker is handed to `watch` in between, and none after
             self._is_over = self._posted.empty()
         return self._is_over
 
     def _poll(self) -> None:
         poll = select.poll()
-        poll.register(self._reader, select.POLLIN)
-        found: dict[int, Worker] = {}
-        for worker in self._workers:
-            if worker.exit_pipe >= 0:
-                found[worker.exit_pipe] = worker
-        for case in self._cases.values():
-            if case.inlet is not None and case.inlet.worker is case.worker and not case.inlet.is_disconnected:
-                found[case.worker.answers] = case.worker
-        for descriptor in found:
+        for descriptor in (self._reader, *self._watched()):
             poll.register(descriptor, select.POLLIN)
         for descriptor, _ in poll.poll(self._timeout() * 1000):
             if descriptor == self._reader:
@@ -201,7 +192,16 @@ class Supervisor:
             if not worker.is_alive():
                 self._reap(worker)
 
+    def _watched(self) -> set[int]:
+        """The descriptors that tell of a process's end, or of an answer that this thread has to read."""
+        found = {worker.exit_pipe for worker in self._workers if worker.exit_pipe >= 0}
+        for case in self._cases.values():
+            if case.inlet is not None and case.inlet.worker is case.worker and not case.inlet.is_disconnected:
+                found.add(case.worker.answers)
+        return found
+
     def _timeout(self) -> float:
+        """Seconds this thread may sleep."""
         dues = [case.due for case in self._cases.values()]
         dues += [each.idle_since + IDLE for each in self._pool.workers if each.lease is None]
         left = min(dues, default=_LONGEST_SLEEP + monotonic()) - monotonic()
@@ -219,14 +219,15 @@ class Supervisor:
 
     def _open_case(self, call: tuple[Inlet, Worker | None]) -> None:
         inlet, worker = call
-        if worker is None or inlet.worker is not worker:  # it is over, or served by another by now
+        if worker is None or inlet.worker is not worker:  # the call is over, or served by another worker by now
             return
-        if not inlet.is_sent:  # its sender asks again once it is, and finds out itself that the worker is gone
+        if not inlet.is_sent:  # its sender requests the stop again once it is, and notices itself that a worker is lost
             return
         case = self._cases.get(worker)
-        if worker not in self._workers:  # it was over before the call was sent
+        if worker not in self._workers:  # it was reaped before the call was sent
             inlet.settle_lost(worker)
-        elif inlet.is_disconnected:  # it will end, or be killed
+        elif inlet.is_disconnected:  # its process ends by itself, or is killed
+            # It has closed its pipes, so that it ends by itself, or is killed without being terminated first.
             self._cases[worker] = _Case(worker, inlet, monotonic() + _EXIT_GRACE, 1 if case is None else case.step)
             worker.is_retired = True
         elif case is None or case.inlet is not inlet:
@@ -238,22 +239,24 @@ class Supervisor:
             if inlet is not None and inlet.worker is worker and not inlet.is_disconnected:
                 inlet.read_rest(worker)
             if inlet is not None and inlet.worker is not worker and not worker.is_retired:
-                del self._cases[worker]  # its call is over, and it may serve others
+                del self._cases[worker]  # its call is over, and it serves others
             elif monotonic() >= case.due:
                 self._escalate_case(case)
 
     def _escalate_case(self, case: _Case) -> None:
         worker, inlet = case.worker, case.inlet
+        # Retired before it is signalled, while no consumer reads: else a call that ends just now would release a worker
+        # that is about to be killed, and the next call would get it.
         if inlet is not None and inlet.worker is worker and not inlet.retire(worker):
             case.tries += 1
             if case.tries < _MOST_TRIES:
                 return
-            worker.is_retired = True  # a reader is stuck in what the worker sent
+            worker.is_retired = True  # a reader is stuck in rebuilding what the worker sent
         case.step += 1
         case.due = monotonic() + (self._grace if case.step == 1 else _KILL_TIMEOUT)
         if case.step == 1:
             worker.signal(signal.SIGTERM)
-        elif case.step == 2:  # noqa: PLR2004 - the second rung
+        elif case.step == 2:  # noqa: PLR2004 - as `_Case.step` tells
             worker.signal(signal.SIGKILL)
             if inlet is not None and inlet.is_disconnected:
                 inlet.reason = inlet.reason or "it closed its pipes, and was killed"
@@ -265,26 +268,26 @@ class Supervisor:
             inlet.rung = "terminated" if case.step == 1 else "killed"
 
     def _reap(self, worker: Worker) -> None:
-        """A process is over: its call hears of it, and what led to it is closed."""
+        """Settle the call of a process that is over, and close what led to it."""
         inlet = worker.inlet
         if inlet is not None and inlet.is_sent:
             if not inlet.is_disconnected and not inlet.read_rest(worker):
-                return  # a reader is in the way for a moment
+                return  # a reader has to leave the pipe first; this is called again
             inlet.settle_lost(worker)
         self._workers.discard(worker)
         self._cases.pop(worker, None)
         self._pool.reap(worker)
         self._ended.append(worker)
 
-    # Letting go
+    # Retiring
 
     def _retire_idle(self) -> None:
         now = monotonic()
         for worker in self._pool.retire(now if self._is_closing else now - IDLE):
-            worker.is_retired = True
+            worker.is_retired = True  # the pool has taken it out already, under its lock: no call can lease it
             try:
                 inlet = self._send_leave(worker)
-            except OSError:  # it is over already
+            except OSError:  # its process is over already, and will be reaped
                 inlet = None
             self._cases[worker] = _Case(worker, inlet, now + self._grace)
 

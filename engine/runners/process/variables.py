@@ -31,7 +31,7 @@ def carry_context(names: Iterable[str]) -> None:
 
 
 def _no_variable(name: str, found: Any) -> str:
-    """What to say of a name that is no context variable's: an object may keep one, or several, of its own."""
+    """The message for a name of something else than a context variable: an object may keep some of its own."""
     from contextvars import ContextVar
 
     kept = [each for each, value in getattr(found, "__dict__", {}).items() if isinstance(value, ContextVar)]

@@ -2,7 +2,7 @@
 
 Workers are a program of our own, `engine._worker`, started by the interpreter that runs here. Four pipes join them:
 calls go down one and answers come up another, requests to stop have one of their own, and nothing is ever written to
-the lifeline, whose end tells a worker that its engine is gone.
+the lifeline, whose end tells a worker that its engine has ended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MOST_KNOWN: Final = 256  # predictors one worker keeps; beyond, those used longest ago are evicted
 _REPORT: Final = 8_192  # characters of a crash report
-_KILLED: Final = 5.0  # seconds a killed process has to be gone
+_KILL_TIMEOUT: Final = 5.0  # seconds that the end of a killed process is waited for
 
 
 class Worker:
@@ -42,9 +42,9 @@ class Worker:
 
     Attributes:
         pid: its process id.
-        lease: the call it serves, or will in a moment; `None` while it is free.
-        wire: the channel of that call, once there is one.
-        idle_since: the monotonic time, in s, since when it is.
+        lease: what the call holds it by that it serves, or that it was granted to; `None` while it is free.
+        inlet: the channel of that call, once there is one.
+        idle_since: the monotonic time, in s, since when it is free.
         known: keys of the predictors it has, those used last at the end.
         set_up: keys of the class predictors that are set up in it.
         decoder: what makes frames of the bytes that come from it.
@@ -52,6 +52,7 @@ class Worker:
         outbound: shared memory that it writes.
         calls: number of the last call or request it was given.
         path: the `sys.path` it was told last.
+        to_evict: keys of predictors that it has to evict before its next call.
         unsent: what its pipe did not take yet.
         is_retired: whether it was told to end, so that it serves no more calls.
         is_new: whether it was just started, and its pool does not have it yet.
@@ -98,7 +99,7 @@ class Worker:
         self.pid = process.pid
         add_worker(self)
         self.lease: Lease | None = None
-        self.inlet: Any = None  # a `Inlet`, which is made of what stands here
+        self.inlet: Any = None  # an `Inlet`, whose module imports this one
         self.idle_since = monotonic()
         self.known: OrderedDict[int, str] = OrderedDict()
         self.set_up: set[int] = set()
@@ -121,7 +122,7 @@ class Worker:
         self._descriptors = [each for each in descriptors.values() if each >= 0]
         self.unsent: deque[memoryview] = deque()
         self._sending = threading.Lock()
-        self.poll = select.poll()  # for whoever reads its answers
+        self.poll = select.poll()  # for the reader of its answers
         self.poll.register(self.answers, select.POLLIN)
         self.poll.register(self.wake_reader, select.POLLIN)
         self.registrations: dict[asyncio.AbstractEventLoop, object] = {}
@@ -134,7 +135,7 @@ class Worker:
             try:
                 if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     return True
-            except ChildProcessError:  # `subprocess` takes that for a clean end
+            except ChildProcessError:  # reaped by other code: `subprocess` takes that for a clean end
                 self._is_reaped_elsewhere = True
         return self._process.poll() is None
 
@@ -176,7 +177,7 @@ class Worker:
     def close(self) -> bool:
         """Close what led to a process that is over; tell whether that could be done, or a call is about to be sent.
 
-        An event loop that still watches the pipes keeps these until it turns again, see `unwatched`.
+        An event loop that still watches the pipes keeps these until it turns again and calls `unwatched`.
         """
         if self.is_new or self.lease is not None or self.inlet is not None:
             return False
@@ -191,7 +192,7 @@ class Worker:
         return not self.registrations
 
     def unwatched(self) -> None:
-        """An event loop watches the pipes no more; if the process is over, they are closed now."""
+        """Close the pipes of a process that is over, once no event loop watches them any more."""
         if self.is_closed and self._is_unwatched():
             self._close(self._descriptors)
 
@@ -200,19 +201,19 @@ class Worker:
         remove_worker(self)
         self.inbound.close()
         self.outbound.close()
-        # Somebody may still be about to use one, such as a collector: the number must not lead to a stranger's file.
+        # A collector or another thread may still be about to use one: the number must not lead to a file opened later.
         for name in ("stops_pipe", "wake_writer", "wake_reader", "calls_pipe", "answers"):
             if getattr(self, name) in descriptors:
                 setattr(self, name, -1)
         for each in tuple(descriptors):
             with contextlib.suppress(ValueError, OSError):
-                self._descriptors.remove(each)  # whoever takes it out closes it
+                self._descriptors.remove(each)  # one atomic operation: the thread that takes it out closes it
                 os.close(each)
 
     def kill(self) -> None:
-        """Kill a process that serves nobody, and close what led to it."""
+        """Kill a process that serves no call, wait for its end, and close what led to it."""
         self.signal(signal.SIGKILL)
-        self.wait(_KILLED)
+        self.wait(_KILL_TIMEOUT)
         self._close(self._descriptors)
 
     def after_fork(self) -> None:
@@ -226,7 +227,7 @@ class Worker:
         """Write as much as the pipe takes now, and keep the rest; tell whether nothing is left.
 
         Raises:
-            BrokenPipeError: the worker is gone, and has not read all of it.
+            BrokenPipeError: the worker has ended, and has not read all of it.
         """
         with self._sending:
             if len(chunks) == 1 and not self.unsent:  # the fast path: one small frame, and room for it
@@ -246,7 +247,7 @@ class Worker:
 
     @property
     def is_untried(self) -> bool:
-        """Whether it was given nothing to do before what it does now."""
+        """Whether what it does now is the first command it was given."""
         return self.calls <= 1
 
     def unread(self) -> int:
@@ -263,7 +264,7 @@ class Worker:
     def ask_to_stop(self, number: int) -> None:
         """Ask it to stop a call; takes no lock, so that a collector or a signal handler may do it."""
         frame = pack_stop(number)
-        with contextlib.suppress(OSError):  # it is gone, or has a thousand requests to read
+        with contextlib.suppress(OSError):  # it has ended, or the pipe is full of requests that it has not read
             os.write(self.stops_pipe, frame)
 
     def wake(self) -> None:
@@ -272,14 +273,14 @@ class Worker:
             os.write(self.wake_writer, b"\0")
 
     def clear_wake(self) -> None:
-        """Take note of having been woken."""
+        """Read what `wake` wrote, so that the next wait sleeps."""
         with contextlib.suppress(OSError):
             os.read(self.wake_reader, 4096)
 
-    # What it knows
+    # The predictors it has
 
     def lacks(self, key: int) -> tuple[bool, tuple[int, ...]]:
-        """Whether a predictor it is about to use must be sent, and what it may forget then; nothing is noted yet."""
+        """Whether it lacks a predictor that it is about to use, and which ones it has to evict; notes nothing yet."""
         evicted = list(self.to_evict)
         is_new = key not in self.known or key in evicted
         others = [each for each in self.known if each not in evicted and each != key]
@@ -288,7 +289,7 @@ class Worker:
         return is_new, tuple(evicted)
 
     def note_known(self, key: int, tag: str, evicted: Collection[int]) -> None:
-        """Note what it has once it has read what it is sent now: a predictor, and no longer those `evicted`."""
+        """Note what it has once it has read the command sent now: a predictor, and no longer those `evicted`."""
         for each in evicted:
             self.evict(each)
             with contextlib.suppress(ValueError):  # one that makes room for this
@@ -297,13 +298,13 @@ class Worker:
         self.known.move_to_end(key)
 
     def evict(self, key: int) -> None:
-        """It does not have a predictor after all, or need not keep it."""
+        """Note that it does not have a predictor, or need not keep it."""
         self.known.pop(key, None)
         self.set_up.discard(key)
 
 
 def _arranged(report: str) -> str:
-    """A crash report with the thread that crashed first, and without the one that hears requests to stop."""
+    """Put the thread first that crashed, and leave out the one that hears requests to stop."""
     headline, *rest = report.split("\n\n")
     rest = [each for each in rest if not (each.startswith("Thread ") and " in _hear_stops\n" in each)]
     rest.sort(key=lambda each: not each.startswith("Current thread "))  # the others keep their order

@@ -140,7 +140,7 @@ def test_an_engine_closes_while_the_traceback_of_a_ctrl_c_is_kept_that_interrupt
     assert any(entry.name == "read" for entry in kept.traceback)  # which looked at shared memory just then
     muna.close()
     assert child_processes() == before
-    assert "while workers were seen to" not in caplog.text
+    assert "while workers were supervised" not in caplog.text
 
 
 @pytest.mark.fault(21)
