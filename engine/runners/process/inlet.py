@@ -382,7 +382,7 @@ class Inlet(PipeReader):
         """Take the call from this worker: another will serve it."""
         self.worker = worker.inlet = None
         self.number = 0
-        self.is_sent = self._is_disconnected = False
+        self.is_sent = self.is_disconnected = False
         if worker.registrations:
             self._unwatch_all(worker)
 

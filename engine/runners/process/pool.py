@@ -163,6 +163,7 @@ class Pool(WaitQueue):
         """Have a worker serve the next call, or be free."""
         with self._lock:
             self._free(worker)
+        # A request that is added after this look is served by `_enqueue` itself, which finds this worker free.
         if self._queue.requests:
             self._serve()
 
@@ -287,7 +288,7 @@ class Pool(WaitQueue):
             EngineClosedError: the pool was closed since, and has taken it back.
         """
         worker: Any = request.worker  # there is one: it was granted
-        with self._lock:
+        with self._lock:  # `close` takes back what is not claimed under it, too: one of the two comes first
             if worker.lease is not request.lease:
                 raise EngineClosedError
             request.lease.is_taken = True
@@ -310,6 +311,7 @@ class Pool(WaitQueue):
         eligible = self._eligible(room + free)
         excess = len(eligible) - room  # calls for which there will be no new worker
         for request in self._queue:
+            # A class loses the worker that it is set up in only to a call for which there is room for no other worker.
             worker = self._choose(request.need, is_any=excess > 0)
             if worker is not None:
                 self._grant(worker, request)
@@ -345,13 +347,15 @@ class Pool(WaitQueue):
         free = [each for each in self._workers if each.lease is None and not each.is_retired]
         if need.only is not None:
             return need.only if need.only in free else None
+        # A class that is set up in all the workers it may be waits for one of these, whatever else is free.
         ready = [each for each in self._set_up(need) if each.lease is None]
         if ready or self._is_pinned(need):
             return ready[0] if ready else None
         unbound = [each for each in free if not each.set_up]
         warm = [each for each in unbound if need.key in each.known]
-        if warm or unbound:
+        if warm or unbound:  # the one used last: its caches are warm, and the others become idle, and are retired
             return max(warm or unbound, key=lambda each: each.idle_since)
+        # The one that was free longest: its class is the one least in use.
         return min(free, key=lambda each: each.idle_since) if free and is_any else None
 
     def _set_up(self, need: Need) -> list[Worker]:
@@ -369,6 +373,7 @@ class Pool(WaitQueue):
         coming: Counter[int] = Counter()
         for request in self._queue if most > 0 else ():
             need = request.need
+            # A call that has news leaves the queue as soon as it runs: a start for it would be one too many.
             if need.only is None and not request.has_news() and not self._is_pinned(need, coming[need.key]):
                 found.append(request)
                 coming[need.key] += 1
@@ -393,7 +398,7 @@ class Pool(WaitQueue):
             with self._lock:
                 if not self._needs_start():  # another thread began it meanwhile
                     return
-                self._starting.append(thread)
+                self._starting.append(thread)  # before it starts: no other thread begins one for the same call
             thread.start()
         except BaseException as error:
             is_ours = isinstance(error, Exception)  # Ctrl-C is no failure of the start, and goes to the caller
@@ -411,7 +416,7 @@ class Pool(WaitQueue):
         except BaseException as error:
             self._end_start(thread, error)
         else:
-            with self._lock:
+            with self._lock:  # one step: between the two there would seem to be room for one more start
                 self._starting.remove(thread)
                 self._add(worker)
         self._serve()
@@ -448,7 +453,7 @@ class Pool(WaitQueue):
 
     def _enqueue(self, waiter: Waiter) -> None:
         request: Any = waiter  # a pool's waiters are requests
-        with self._lock:
+        with self._lock:  # one step: else another call could take the place of the lost worker
             if request.gone is not None:
                 self._release_gone(request)
             self._queue.add(request)
@@ -471,7 +476,7 @@ class Pool(WaitQueue):
         with self._lock:
             if request.is_withdrawn:
                 return
-            request.is_withdrawn = True
+            request.is_withdrawn = True  # call-free store: what was granted is given back once
             self._queue.discard(request)
             worker = request.worker
             if worker is not None and worker.lease is request.lease:

@@ -127,6 +127,7 @@ class WorkerQueue:
 
     def add(self, request: WorkerRequest) -> None:
         """Append a request, or put it first where its call had a worker before."""
+        # Counted first: `may_block` then says yes too often rather than no, and a search follows.
         self._count(request, 1)
         self._leases[request.lease] = request
         if request.gone is None:
@@ -152,9 +153,9 @@ class WorkerQueue:
                 del counter[key]
 
     def may_block(self, lease: Lease) -> bool:
-        """Whether somebody in it may keep this holder from going on; `Waiter.blocks` tells whether that is so.
+        """Whether a call in it may keep a leaseholder from going on; `Waiter.blocks` tells whether that is so.
 
-        One that stands here itself, and will hold a worker, does not keep itself from that.
+        The leaseholder may be in it itself, where it is about to get a worker: it does not block itself.
         """
         mine = self._leases.get(lease)
         my_place = None if mine is None else (mine.thread, mine.task is not None)

@@ -40,17 +40,18 @@ class PipeReader(Ending):
         worker: the worker that serves the call.
         is_sent: whether the call was sent to it; until then its sender finds out that the worker is gone, and no
             consumer reads what it says.
+        is_disconnected: whether nothing more can come from the worker; the supervisor finds out why.
         reason: why the worker was lost, where that is not how its process ended.
     """
 
     __slots__ = (
         "_broken",
         "_futures",
-        "_is_disconnected",
         "_is_offloaded",
         "_is_reading",
         "_reader",
         "consumers",
+        "is_disconnected",
         "is_sent",
         "items",
         "reason",
@@ -64,13 +65,13 @@ class PipeReader(Ending):
         self.items: deque[tuple[Any, float]] = deque()
         self.worker: Worker | None = None
         self.is_sent = False
+        self.is_disconnected = False
         self.reason = ""
         self._futures: deque[Future[None]] = deque()
         self._is_reading = False  # a consumer, or the supervisor, reads the pipe; see `_sleep`
         self._is_offloaded = False  # an owner thread does, on behalf of an event loop
         self._broken: Exception | None = None  # what kept the last bytes from being frames
         self._reader: AbstractEventLoop | None = None  # the loop that reads just now, in its own thread
-        self._is_disconnected = False
 
     # What a call does with what is read
 
@@ -98,7 +99,7 @@ class PipeReader(Ending):
 
     def _sleep(self) -> None:
         # What `_is_readable` tells, without its call.
-        if self._is_disconnected or not self.is_sent or self.worker is None or self._is_reading:
+        if self.is_disconnected or not self.is_sent or self.worker is None or self._is_reading:
             park_thread(self.consumers, self._may_read, POLL_INTERVAL)
             return
         # call-free store: `_is_reading` decides which consumer reads. It is stored inside the `try`, so that whatever a
@@ -113,7 +114,7 @@ class PipeReader(Ending):
 
     def _is_readable(self) -> bool:
         """Whether there is a worker that has the call, and no other reader of its pipe."""
-        return not self._is_disconnected and self.is_sent and self.worker is not None and not self._is_reading
+        return not self.is_disconnected and self.is_sent and self.worker is not None and not self._is_reading
 
     def _may_read(self) -> bool:
         return self._has_news() or self._is_readable()  # the call may have got another worker just now
@@ -148,7 +149,7 @@ class PipeReader(Ending):
 
     def _send_rest(self, worker: Worker) -> None:
         try:
-            worker.send_rest()
+            worker.send(())
         except BrokenPipeError:
             self._disconnect(worker)
 
@@ -181,7 +182,7 @@ class PipeReader(Ending):
     def _needs_watch(self, loop: AbstractEventLoop) -> bool:
         """Whether the call has a worker whose pipe this loop does not watch, as after it was sent to another."""
         worker = self.worker
-        if worker is None or self._is_disconnected or self._is_offloaded or not self.is_sent:
+        if worker is None or self.is_disconnected or self._is_offloaded or not self.is_sent:
             return False
         return worker.registrations.get(loop) is not self
 
@@ -219,7 +220,7 @@ class PipeReader(Ending):
                 self._offload_rest(loop, worker)
             elif not self._is_served_by(worker):
                 self._unwatch(loop, worker)
-        if self._has_news() or self._is_disconnected:
+        if self._has_news() or self.is_disconnected:
             for future in tuple(self._futures):
                 _resolve_from(loop, future)
 
@@ -243,11 +244,11 @@ class PipeReader(Ending):
 
     def _is_served_by(self, worker: Worker) -> bool:
         """Whether more may come from this worker."""
-        return self.worker is worker and not self._is_disconnected
+        return self.worker is worker and not self.is_disconnected
 
     def _on_writable(self, loop: AbstractEventLoop, worker: Worker) -> None:
         self._send_rest(worker)
-        if not worker.unsent or self._is_disconnected:
+        if not worker.unsent or self.is_disconnected:
             loop.remove_writer(worker.calls_pipe)
 
     def _unwatch(self, loop: AbstractEventLoop, worker: Worker) -> None:
@@ -325,7 +326,7 @@ class PipeReader(Ending):
             return False
         try:
             self._is_reading = True  # call-free store: `_is_reading` decides between a consumer and the supervisor
-            while self.worker is worker and not self._is_disconnected and _has_data(worker):
+            while self.worker is worker and not self.is_disconnected and _has_data(worker):
                 self._read(worker)
         finally:
             self._is_reading = False
@@ -352,13 +353,8 @@ class PipeReader(Ending):
     def _disconnect(self, worker: Worker) -> None:
         """Hear no more from this worker, and have the supervisor find out why, unless the call was moved already."""
         if self._is_served_by(worker):
-            self._is_disconnected = True
+            self.is_disconnected = True
             self._escalate()
-
-    @property
-    def is_disconnected(self) -> bool:
-        """Whether nothing more can come from the worker."""
-        return self._is_disconnected
 
 
 def _resolve(future: Future[None]) -> None:

@@ -98,7 +98,7 @@ class ProcessRunner:
         try:
             inlet.worker = worker = self._pool.take(body, need)
             worker.inlet = inlet
-        except BaseException:
+        except BaseException:  # Ctrl-C before the store above left the worker leased, and known to no inlet
             self._give_up(body.call)
             raise
 
@@ -150,6 +150,7 @@ class ProcessRunner:
     def _prepared(inlet: Inlet, body: Body, encoded: EncodedPredictor) -> Need:
         inlet.body = body
         inlet.encoded = encoded
+        # They are encoded by now: a stream keeps neither its predictor nor its inputs alive here.
         body.function, body.target, body.args, body.kwargs = None, None, (), {}
         return encoded.need
 
@@ -225,7 +226,7 @@ class ProcessRunner:
         worker, command = inlet.worker, inlet.command
         if worker is None or command is None:
             raise AssertionError("a worker is taken before a call is sent")
-        worker.calls += 1
+        worker.calls += 1  # only the call that holds the worker sends to it, so that no lock is needed
         encoded = inlet.encoded
         frame = command_frame(worker, command, encoded, inlet.payload)
         inlet.number = worker.calls  # stored before the write: whatever interrupts it, the worker may have the call

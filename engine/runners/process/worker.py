@@ -131,6 +131,7 @@ class Worker:
 
     def is_alive(self) -> bool:
         """Whether the process still runs; one that ended is reaped."""
+        # `waitid` looks without reaping, so that a process that was reaped by other code is told from one that ended.
         if self._process.returncode is None and hasattr(os, "waitid"):
             try:
                 if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -229,7 +230,7 @@ class Worker:
         Raises:
             BrokenPipeError: the worker has ended, and has not read all of it.
         """
-        with self._sending:
+        with self._sending:  # a credit must not come between two parts of a command
             if len(chunks) == 1 and not self.unsent:  # the fast path: one small frame, and room for it
                 frame = chunks[0]
                 try:
@@ -238,6 +239,7 @@ class Worker:
                     written = 0
                 if written == len(frame):
                     return True
+                # A pipe takes less of what is longer than its atomic size: the rest follows, in this order.
                 chunks = [memoryview(frame)[written:]]
             try:
                 return nonblocking.write(self.calls_pipe, chunks, self.unsent)
@@ -256,10 +258,6 @@ class Worker:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.calls_pipe, termios.FIONREAD, found)
         return found[0] + sum(view.nbytes for view in tuple(self.unsent))
-
-    def send_rest(self) -> bool:
-        """Write more of what was kept; tell whether nothing is left."""
-        return self.send(())
 
     def ask_to_stop(self, number: int) -> None:
         """Ask it to stop a call; takes no lock, so that a collector or a signal handler may do it."""
