@@ -129,7 +129,8 @@ class EncodedPredictors:
             if found is None:
                 found = self._encoded.setdefault(cache_key, (None, _new(tag, limit, target)))
             return found[1]
-        cache_key, owner, _ = _cache_key(tag, target, limit, _whole_modules(target, by_value=by_value))
+        whole = defining_modules(target) if by_value else frozenset()
+        cache_key, owner, _ = _cache_key(tag, target, limit, whole)
         encoded = self._find(cache_key, owner)
         if encoded is None:
             return None
