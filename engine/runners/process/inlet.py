@@ -1,8 +1,8 @@
 """The consumer's end of a channel whose owner is a worker: the window, what frames bring, and the end of the call.
 
-A call that was stopped, or whose worker was lost, is left to the supervisor, which reads what the worker still says and
-brings the call to its end. What the producer may make is told as a number: partials taken, plus the window, plus one
-while the consumer waits.
+A call that was stopped, or whose worker was lost, is left to the supervisor, which reads what the worker still sends
+and brings the call to its end. What the producer may make is sent as a number: partials taken, plus the window, plus
+one while the consumer waits.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REAP_TIMEOUT: Final = 6.0  # seconds after SIGKILL within which the supervisor 
 
 
 class Dispatcher(Protocol):
-    """Gets a call its worker, and is told what becomes of both: the runner, as an inlet knows it."""
+    """Gets a call its worker, and hears what becomes of both: the runner, as an inlet knows it."""
 
     def admit(self, inlet: Inlet, body: Body) -> None:
         """Encode a call, and take a slot and a worker for it; waits in a thread."""
@@ -114,9 +114,9 @@ class Inlet(PipeReader):
         self._dispatcher = dispatcher
         self._received = 0
         self._limit = 0
-        self._unreported = 0  # bytes received since the producer was told what was taken
+        self._unreported = 0  # bytes received since credit was sent with nothing left to take
         self._credits_sent = 0
-        self._until_credit = 0  # partials to take before the producer may have to be told
+        self._until_credit = 0  # partials to take before credit may be due
         self.body: Body | None = None
         self.encoded: EncodedPredictor | None = None
         self.command: Command | None = None
@@ -170,7 +170,7 @@ class Inlet(PipeReader):
             IndexError: none is waiting.
         """
         item = self.items.popleft()
-        if self._until_credit:  # the fast path: nothing is to be told yet
+        if self._until_credit:  # the fast path: no credit is due yet
             self._until_credit -= 1
         else:
             self._update_window()
@@ -179,7 +179,7 @@ class Inlet(PipeReader):
         return item
 
     def _update_window(self) -> None:
-        """Widen the window for a consumer that finds more than one waiting, and tell the producer, in good time."""
+        """Widen the window for a consumer that finds more than one waiting, and send credit, if it is due."""
         if self.is_adaptive and self.items and self._window < MAX_WINDOW:
             self._window *= 2
         self._send_credit(asked=0)
@@ -193,7 +193,7 @@ class Inlet(PipeReader):
         """Sleep, in a thread, until a partial or the end may be there; `start` sends the call."""
         if start is not None:
             start()
-        elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
+        elif self.body is None or self.body.reduction is None:  # what is reduced in the worker has no credit
             self._send_credit(asked=1)
         if self.stop and not self.is_over:  # its runner closes: the supervisor reads what its worker still sends
             wait_until(self._is_settled, self.parked(), POLL_INTERVAL)
@@ -204,7 +204,7 @@ class Inlet(PipeReader):
         """Sleep, in an asyncio task, until a partial or the end may be there; `start` sends the call."""
         if start is not None:
             start()
-        elif self.body is None or self.body.reduction is None:  # one that is reduced there is not asked for a partial
+        elif self.body is None or self.body.reduction is None:  # what is reduced in the worker has no credit
             self._send_credit(asked=1)
         if self.stop and not self.is_over:  # its runner closes: the supervisor reads what its worker still sends
             await wait_until_task(self._is_settled, self.parked(), POLL_INTERVAL)
@@ -426,7 +426,7 @@ class Inlet(PipeReader):
             self._dispatcher.escalate(self)
             worker.wake()  # a consumer that reads leaves the pipe to the supervisor
         wake_all(self.consumers)
-        if self.end_waiters:  # readers are among them where it was asked to stop before, see `wait`
+        if self.end_waiters:  # consumers are among them where a stop was requested before, as `wait` has it
             wake_all(self.end_waiters)
 
     def detach(self) -> None:

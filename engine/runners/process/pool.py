@@ -216,12 +216,12 @@ class Pool(WaitQueue):
             raise AssertionError("only the call that holds a worker has it replaced")
         DaemonThread(partial(self._resume, worker, lease, body, then), "engine-replacer").start()
 
-    def _resume(self, gone: Worker, lease: WorkerLease, body: Body, then: Replaced) -> None:
+    def _resume(self, lost: Worker, lease: WorkerLease, body: Body, then: Replaced) -> None:
         """Wait, in a thread of its own, on behalf of a call whose worker is lost."""
-        if lease.need.only is gone:  # a request to that very worker: any other answers it, having nothing to do
+        if lease.need.only is lost:  # a request to that very worker: any other answers it, having nothing to do
             lease.need = Need()
         try:
-            request = WorkerRequest(lease, self.grace, gone=gone)
+            request = WorkerRequest(lease, self.grace, lost=lost)
             self.wait(request, body)
             worker = self._claim(request)
         except BaseException as error:
@@ -454,18 +454,18 @@ class Pool(WaitQueue):
     def _enqueue(self, waiter: Waiter) -> None:
         request: Any = waiter  # a pool's waiters are requests
         with self._lock:  # one step: else another call could take the place of the lost worker
-            if request.gone is not None:
-                self._release_gone(request)
+            if request.lost is not None:
+                self._release_lost(request)
             self._queue.add(request)
         self._serve()
 
-    def _release_gone(self, request: WorkerRequest) -> None:
+    def _release_lost(self, request: WorkerRequest) -> None:
         """Give up the lost worker of a call, which waits for another from now on."""
-        gone: Any = request.gone
-        if gone.lease is not request.lease:  # the call was interrupted meanwhile, and has released it
+        lost: Any = request.lost
+        if lost.lease is not request.lease:  # the call was interrupted meanwhile, and has released it
             raise PredictionCancelledError(request.call.tag, request.call.id)
-        gone.lease = None
-        self._remove(gone)
+        lost.lease = None
+        self._remove(lost)
 
     def _abandon(self, waiter: Waiter) -> None:
         self._withdraw(waiter)

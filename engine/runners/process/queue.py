@@ -55,26 +55,26 @@ class WorkerRequest(Waiter):
     Attributes:
         lease: what the call will hold the worker by.
         need: what it needs of a worker.
-        gone: the worker it had and lost: such a call stands before those that had none.
+        lost: the worker it had, which was lost: such a call stands before those that had none.
         worker: the worker it was granted.
         failure: why no worker could be started for it.
         due: when it has waited too long for a worker that is being started, by `perf_counter`.
     """
 
-    __slots__ = ("due", "failure", "gone", "lease", "need", "worker")
+    __slots__ = ("due", "failure", "lease", "lost", "need", "worker")
 
     def __init__(
         self,
         lease: WorkerLease,
         grace: float,
         task: weakref.ref[asyncio.Task[Any]] | None = None,
-        gone: Worker | None = None,
+        lost: Worker | None = None,
     ) -> None:
         """Wait in this thread, or in `task`, on behalf of the call of `lease`; suspicions last `grace` seconds."""
         super().__init__(lease.call, grace, task)
         self.lease = lease
         self.need = lease.need
-        self.gone = gone
+        self.lost = lost
         self.worker: Worker | None = None
         self.failure: BaseException | None = None
         self.due = math.inf
@@ -130,7 +130,7 @@ class WorkerQueue:
         # Counted first: `may_block` then says yes too often rather than no, and a search follows.
         self._count(request, 1)
         self._leases[request.lease] = request
-        if request.gone is None:
+        if request.lost is None:
             self.requests[request] = None
         else:
             self.requests = {request: None, **self.requests}

@@ -38,8 +38,8 @@ class PipeReader(Ending):
         items: partials that have come, with their latencies in ms.
         consumers: wake-ups of the consumers that wait for news.
         worker: the worker that serves the call.
-        is_sent: whether the call was sent to it; until then its sender finds out that the worker is gone, and no
-            consumer reads what it says.
+        is_sent: whether the call was sent to it; until then its sender notices that the worker is lost, and no
+            consumer reads what it sends.
         is_disconnected: whether nothing more can come from the worker; the supervisor finds out why.
         reason: why the worker was lost, where that is not how its process ended.
     """

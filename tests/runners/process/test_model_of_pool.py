@@ -188,7 +188,7 @@ class Scenario:
         """Whether no thread of the pool's has anything to do."""
         pool, fakes = self.scene.pool, self.scene.fakes
         with lock_of(pool):
-            moving = sum(request.gone is not None for request in waiters_of(pool))
+            moving = sum(request.lost is not None for request in waiters_of(pool))
             passed = self.turns if fakes.turns is not None else fakes.begun
             are_held = fakes.begun - fakes.held == passed and len(starts_of(pool)) == fakes.held
             return are_held and moving == len(self.replacing)
