@@ -78,7 +78,7 @@ class ProcessRunner:
         self._threads = threads
         self.offload: Offload = threads.run
         self._pool = Pool(most or _default_workers(), self._spawn, grace)
-        self._supervisor = Supervisor(self._pool, grace, self._send_leave)
+        self._supervisor = Supervisor(self._pool, grace, self._send_exit)
         self._predictors = EncodedPredictors(self._evict, self.offload)
         self._is_closing = False
         self._retiring: list[Inlet] = []
@@ -408,7 +408,7 @@ class ProcessRunner:
 
     # Closing
 
-    def _send_leave(self, worker: Worker) -> Inlet:
+    def _send_exit(self, worker: Worker) -> Inlet:
         """Have an idle worker tear down what it set up, and end; what that raises is kept for `close`."""
         # No pool leases it any more, so that this inlet alone writes to it.
         inlet = Inlet(None, f"worker {worker.pid}", self)

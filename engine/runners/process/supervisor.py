@@ -61,14 +61,14 @@ class Supervisor:
     Args:
         pool: the pool; workers that end are taken out of it.
         grace: seconds from one step of an escalation to the next.
-        send_leave: has an idle worker tear down what it set up, and end.
+        send_exit: has an idle worker tear down what it set up, and end.
     """
 
-    def __init__(self, pool: Pool, grace: float, send_leave: Callable[[Worker], Inlet | None]) -> None:
+    def __init__(self, pool: Pool, grace: float, send_exit: Callable[[Worker], Inlet | None]) -> None:
         """Make a supervisor whose thread is started with the first worker."""
         self._pool = pool
         self._grace = grace
-        self._send_leave = send_leave
+        self._send_exit = send_exit
         self._posted: SimpleQueue[tuple[Callable[..., None], Any]] = SimpleQueue()
         self._workers: set[Worker] = set()
         self._cases: dict[Worker, _Case] = {}
@@ -226,7 +226,7 @@ class Supervisor:
         case = self._cases.get(worker)
         if worker not in self._workers:  # it was reaped before the call was sent
             inlet.settle_lost(worker)
-        elif inlet.is_disconnected:  # its process ends by itself, or is killed
+        elif inlet.is_disconnected:
             # It has closed its pipes, so that it ends by itself, or is killed without being terminated first.
             self._cases[worker] = _Case(worker, inlet, monotonic() + _EXIT_GRACE, 1 if case is None else case.step)
             worker.is_retired = True
@@ -286,7 +286,7 @@ class Supervisor:
         for worker in self._pool.retire(now if self._is_closing else now - IDLE):
             worker.is_retired = True  # the pool has taken it out already, under its lock: no call can lease it
             try:
-                inlet = self._send_leave(worker)
+                inlet = self._send_exit(worker)
             except OSError:  # its process is over already, and will be reaped
                 inlet = None
             self._cases[worker] = _Case(worker, inlet, now + self._grace)
