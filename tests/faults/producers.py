@@ -271,3 +271,12 @@ def forks_and_stands(kind: str, gate: FileGate) -> Callable[[], Any]:
             yield each
 
     return {"def": returns, "gen": yields, "async": async_returns, "agen": async_yields}[kind]
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    """A strike that raises this very error."""
+
+    def strike() -> None:
+        raise error  # the line that struck
+
+    return strike

@@ -13,7 +13,7 @@ import pytest
 
 from engine import Engine, EngineClosedError, NestingError, PredictionStream
 from tests._kit.waits import TIMEOUT, auntil, in_other_thread, until
-from tests.faults.waiting_predictors import Gate, coloured, plain
+from tests.faults.waiting_predictors import GatedPredictors, coloured, plain
 
 # 102: closing under live streams.
 
@@ -23,7 +23,7 @@ from tests.faults.waiting_predictors import Gate, coloured, plain
     ("kind", "runner"), [("resting", None), ("resting", "thread"), ("coloured", None), ("coloured", "thread")]
 )
 def test_each_stream_that_was_open_gets_one_engine_closed_error_and_is_finalised(kind: str, runner: str | None) -> None:
-    gates = [Gate() for _ in range(5)]
+    gates = [GatedPredictors() for _ in range(5)]
     muna = Engine(discover=False)
     streams = [muna.predictions.stream(getattr(gate, kind), runner=runner, prefetch=0) for gate in gates]
     for stream in streams:
@@ -40,7 +40,7 @@ def test_each_stream_that_was_open_gets_one_engine_closed_error_and_is_finalised
 @pytest.mark.fault(102)
 @pytest.mark.parametrize(("kind", "runner"), [("sync", "thread"), ("coloured", None)])
 def test_readers_that_wait_are_woken_with_one_engine_closed_error(kind: str, runner: str | None) -> None:
-    gates = [Gate() for _ in range(5)]
+    gates = [GatedPredictors() for _ in range(5)]
     ends: list[list[str]] = [[] for _ in gates]
     muna = Engine(discover=False, grace=0.2)
 
@@ -73,7 +73,7 @@ def test_readers_that_wait_are_woken_with_one_engine_closed_error(kind: str, run
 
 @pytest.mark.fault(102)
 def test_closing_does_not_wait_for_bodies_that_cannot_be_stopped() -> None:
-    gate = Gate()
+    gate = GatedPredictors()
     muna = Engine(discover=False, grace=0.05)
     stream = muna.predictions.stream(gate.sync, runner="thread")
     assert next(stream).value == "first"
@@ -92,7 +92,7 @@ def test_closing_does_not_wait_for_bodies_that_cannot_be_stopped() -> None:
 @pytest.mark.parametrize("runner", [None, "inline", "thread"])
 @pytest.mark.parametrize("kind", ["resting", "coloured"])
 def test_aclose_finalises_the_streams_of_its_own_loop_too(runner: str | None, kind: str) -> None:
-    gates = [Gate() for _ in range(5)]
+    gates = [GatedPredictors() for _ in range(5)]
 
     async def main() -> None:
         muna = Engine(discover=False)
@@ -114,9 +114,9 @@ def test_aclose_finalises_the_streams_of_its_own_loop_too(runner: str | None, ki
 @pytest.mark.fault(102)
 @pytest.mark.parametrize("runner", [None, "thread"])
 def test_tasks_that_wait_in_a_predictor_get_one_engine_closed_error(runner: str | None) -> None:
-    gates = [Gate() for _ in range(5)]
+    gates = [GatedPredictors() for _ in range(5)]
 
-    async def read(muna: Engine, gate: Gate) -> str:
+    async def read(muna: Engine, gate: GatedPredictors) -> str:
         try:
             async for _ in muna.predictions.astream(gate.coloured, runner=runner):
                 pass
@@ -232,7 +232,7 @@ def test_an_async_body_whose_engine_is_closed_while_it_computes_is_stopped_at_it
 @pytest.mark.fault(102)
 @pytest.mark.parametrize("runner", [None, "thread"])
 def test_a_sync_close_on_a_loops_own_thread_does_not_wait_for_that_loops_streams(runner: str | None) -> None:
-    gate = Gate()
+    gate = GatedPredictors()
 
     async def main() -> None:
         muna = Engine(discover=False)

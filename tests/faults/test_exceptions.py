@@ -21,18 +21,12 @@ from engine import PredictorError
 from tests._kit.gates import Gate
 from tests._kit.waits import auntil
 from tests.faults.conftest import Fault, predictor_with
+from tests.faults.producers import raising
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.faults.conftest import Cell, Consumer, Point
-
-
-def raising(error: BaseException) -> Callable[[], None]:
-    def strike() -> None:
-        raise error  # the line that struck
-
-    return strike
 
 
 async def caught(consumer: Consumer, point: Point, error: BaseException) -> BaseException:

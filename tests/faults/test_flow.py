@@ -19,6 +19,7 @@ from engine.runners import thread as thread_runner
 from tests._kit.internals import COUNT_OF_THREADS, executions_of, slots_of, threads_of
 from tests._kit.streams import Knot
 from tests._kit.waits import TIMEOUT, until
+from tests.faults.producers import afailing, failing, three
 
 STILL = 0.05  # seconds in which nothing more may happen
 
@@ -276,12 +277,6 @@ def test_create_keeps_no_partial_but_the_last(
 
 
 # 93: a thousand streams at a time.
-
-
-def three(number: int) -> Iterator[int]:
-    yield number
-    yield number + 1
-    yield number + 2
 
 
 async def athree(number: int) -> AsyncIterator[int]:
@@ -548,16 +543,6 @@ def plain(number: int) -> int:
 
 async def aplain(number: int) -> int:
     return number
-
-
-def failing(number: int) -> Iterator[int]:
-    yield number
-    raise ValueError(number)
-
-
-async def afailing(number: int) -> AsyncIterator[int]:
-    yield number
-    raise ValueError(number)
 
 
 def one_round(muna: Engine, runner: str | None) -> None:

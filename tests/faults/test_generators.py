@@ -18,18 +18,12 @@ from tests._kit.gates import Gate
 from tests._kit.waits import OtherThread, auntil
 from tests.faults.awkward_values import DISGUISED, AsyncWrapped, Wrapped
 from tests.faults.conftest import END, PARTIALS, YIELDING, Cell, Fault, each_cell, predictor_with
+from tests.faults.producers import raising
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.faults.conftest import Consumer, Point
-
-
-def raising(error: BaseException) -> Callable[[], None]:
-    def strike() -> None:
-        raise error
-
-    return strike
 
 
 # 62: the exceptions that end iterators.

@@ -15,7 +15,7 @@ import pytest
 from engine import Engine, PredictionStream
 from tests._kit.waits import TIMEOUT, until
 from tests.faults.scripts import LIVE, run_script
-from tests.faults.waiting_predictors import Gate, coloured, plain
+from tests.faults.waiting_predictors import GatedPredictors, coloured, plain
 
 # 104 and 105: the interpreter exits.
 
@@ -203,7 +203,7 @@ def test_an_engine_that_is_dropped_lets_its_threads_go_with_one_warning(predicto
 @pytest.mark.fault(106)
 @pytest.mark.parametrize(("kind", "runner"), [("resting", None), ("resting", "thread"), ("coloured", None)])
 def test_a_dropped_engines_live_streams_are_finalised(kind: str, runner: str | None) -> None:
-    gate = Gate()
+    gate = GatedPredictors()
 
     def use() -> None:
         muna = Engine(discover=False)

@@ -12,7 +12,7 @@ from engine import Engine
 from tests._kit.waits import TIMEOUT, auntil
 
 
-class Gate:
+class GatedPredictors:
     """Predictors that wait at a gate, announce that they got there, and tell when they are finalised."""
 
     def __init__(self) -> None:

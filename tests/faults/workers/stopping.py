@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import Engine, PredictionCancelledError
+from engine import Engine
 from tests._kit.gates import FileGate
 from tests.faults.conftest import Cell, Consumer, Reader
 from tests.faults.conftest import _step_through as step_through
@@ -52,13 +52,6 @@ def announced(gate: FileGate, strike: Callable[[], Any]) -> Callable[[], Any]:
 
 def rung_of(reader: Reader) -> str | None:
     return reader.outcome.rung
-
-
-async def is_cancelled(reader: Reader) -> bool:
-    """Whether the reader gets the cancellation, once, and nothing after it."""
-    with pytest.raises(PredictionCancelledError):
-        await reader.pull()
-    return await reader.has_ended("cancelled")
 
 
 async def serving(consumer: Consumer) -> int:

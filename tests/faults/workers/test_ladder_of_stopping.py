@@ -23,6 +23,7 @@ from tests._kit.processes import is_child
 from tests._kit.waits import OtherThread, auntil, until
 from tests.faults import worker_bodies
 from tests.faults.conftest import Cell, Consumer
+from tests.faults.stopping import is_cancelled
 from tests.faults.worker_bodies import Trouble, number_of_worker, numbers_after_worker, predictor_with
 from tests.faults.workers.stopping import (
     GRACE,
@@ -30,7 +31,6 @@ from tests.faults.workers.stopping import (
     announced,
     each_cell,
     each_consumer,
-    is_cancelled,
     run,
     rung_of,
     serving,

@@ -21,6 +21,7 @@ from tests._kit.streams import ConsumerFailed, Knot
 from tests._kit.waits import OtherThread, auntil
 from tests.faults import worker_bodies
 from tests.faults.conftest import Cell, Consumer
+from tests.faults.stopping import is_cancelled
 from tests.faults.worker_bodies import (
     Trouble,
     anumbers_after_worker,
@@ -34,7 +35,6 @@ from tests.faults.workers.stopping import (
     announced,
     each_consumer,
     each_yielding,
-    is_cancelled,
     run,
     serving,
     when,

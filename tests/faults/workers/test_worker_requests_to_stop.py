@@ -25,6 +25,7 @@ from tests._kit.processes import child_processes
 from tests._kit.waits import OtherThread, auntil, until
 from tests.faults import worker_bodies
 from tests.faults.conftest import END, Cell, Consumer, Reader
+from tests.faults.stopping import is_cancelled
 from tests.faults.worker_bodies import KINDS, Interception, Trouble, predictor_with
 from tests.faults.workers.stopping import (
     CELLS,
@@ -32,7 +33,6 @@ from tests.faults.workers.stopping import (
     each_cell,
     each_consumer,
     each_yielding,
-    is_cancelled,
     run,
     rung_of,
     serving,

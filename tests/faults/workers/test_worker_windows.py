@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from engine import Engine
 from tests._kit.gates import FileGate
 from tests._kit.waits import OtherThread, auntil, until
 from tests.faults.conftest import Cell, Consumer
-from tests.faults.conftest import _step_through as step_through
 from tests.faults.producers import Tally, bursts, counts, echo, megabytes, overflows
+from tests.faults.workers.stopping import run
 
 STILL = 0.05  # seconds in which nothing more may happen
 GRACE = 0.5  # seconds; no test here needs more than the first rung
@@ -32,14 +31,6 @@ def lasting() -> Iterator[Engine]:
         large = bytes(64 << 20)  # so that its shared memory is mapped, both ways, and need not grow
         assert muna.predictions.create(echo, {"value": large}, runner="process").value == large
         yield muna
-
-
-def run(cell: Cell, scenario: Callable[[Consumer], Coroutine[Any, Any, None]], muna: Engine) -> None:
-    """Run a scenario as this cell's consumer of an engine that lives on."""
-    if cell.is_asyncio:
-        asyncio.run(scenario(Consumer(muna, cell)))
-    else:
-        step_through(scenario(Consumer(muna, cell)))
 
 
 async def settles_within(least: int, most: int, tally: Tally) -> None:
