@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from engine._errors import EngineClosedError, NestingError
 from engine._fork import renew_after_fork
 from engine._predictors.body import Body
-from engine._predictors.normaliser import ITERATOR, dispose
+from engine._predictors.normaliser import ITERATOR, close_unstarted
 from engine._records import LOCK_STEP, Call, current
 from engine._reducers import BY_NAME
 from engine.runners.base import OpenCalls
@@ -197,7 +197,7 @@ class Opener:
         except BaseException:
             if channel.claim("failed"):
                 execution.end()
-            dispose(produced)
+            close_unstarted(produced)
             raise
         return execution
 
@@ -255,7 +255,7 @@ def refuse_inline(body: Body, produced: Any, kind: str) -> OwnedExecution:
     Raises:
         ValueError: always.
     """
-    dispose(produced)
+    close_unstarted(produced)
     raise ValueError(
         f"{body.call.tag} produced an {kind}, which cannot run inline in sync code: leave runner out (it then runs on "
         "the engine's own loop), or call acreate/astream from asyncio"

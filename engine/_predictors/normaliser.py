@@ -155,7 +155,7 @@ async def aclose_iterator(iterator: Any) -> None:
         await close()
 
 
-def dispose(produced: Any) -> None:
+def close_unstarted(produced: Any) -> None:
     """Close something async that will never be run, so that Python does not warn that it was never awaited."""
     close = getattr(produced, "close", None) or getattr(produced, "cancel", None)
     if close is not None:

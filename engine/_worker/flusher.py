@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from engine._worker.process_state import end_thread, start_thread
+from engine._worker.process_state import start_thread, stop_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,7 @@ class Flusher:
         self._is_ending = True
         with contextlib.suppress(RuntimeError):  # it is released: the thread was armed
             self._wakeup.release()
-        end_thread(thread, _JOIN_TIMEOUT)
+        stop_thread(thread, _JOIN_TIMEOUT)
         self._thread, self._is_ending = None, False
         return True
 

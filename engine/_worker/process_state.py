@@ -127,7 +127,7 @@ def start_thread(target: Callable[..., object], name: str, *args: Any) -> thread
     return thread
 
 
-def end_thread(thread: threading.Thread, seconds: float) -> None:
+def stop_thread(thread: threading.Thread, seconds: float) -> None:
     """Wait at most `seconds` until a thread that is about to end is gone for the kernel, too."""
     deadline = monotonic() + seconds
     thread.join(seconds)

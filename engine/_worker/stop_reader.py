@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._wire.frames import Decoder
 from engine._wire.nonblocking import READ_SIZE
-from engine._worker.process_state import end_thread, start_thread
+from engine._worker.process_state import start_thread, stop_thread
 
 if TYPE_CHECKING:
     import threading
@@ -53,7 +53,7 @@ class StopReader:
         thread, self._thread = self._thread, None
         if thread is not None:
             os.write(self._wake_writer, b"\0")
-            end_thread(thread, _JOIN_TIMEOUT)
+            stop_thread(thread, _JOIN_TIMEOUT)
 
     def _run(self) -> None:
         while True:

@@ -18,7 +18,16 @@ from engine._errors import EngineClosedError, NestingError
 from engine._fork import keep_for_parent, renew_after_fork
 from engine._predictors.body import stopped
 from engine._predictors.failures import is_foreign_cancel
-from engine._predictors.normaliser import ASYNC, AWAITABLE, ONE, aclose_iterator, dispose, first_step, look, settle
+from engine._predictors.normaliser import (
+    ASYNC,
+    AWAITABLE,
+    ONE,
+    aclose_iterator,
+    close_unstarted,
+    first_step,
+    look,
+    settle,
+)
 from engine._records import current, current_call, refuse_parents_call
 from engine.runners.base import DaemonThread, open_here
 from engine.runners.ending import Report
@@ -145,7 +154,7 @@ class LoopRunner:
         try:
             self._post_owner(body, channel, produced, elapsed)
         except BaseException as error:
-            dispose(produced)
+            close_unstarted(produced)
             body.release_slot()
             channel.finish(Report(error))
 
@@ -355,7 +364,7 @@ class _TaskOwner:
         body = self._body
         current.set(body.call)
         if self._channel.stop:
-            dispose(produced)
+            close_unstarted(produced)
             return
         clock = perf_counter
         started = clock()
@@ -387,7 +396,7 @@ class _TaskOwner:
                 self._runner.hand_over_sync(body, self._channel, produced, elapsed)
             except BaseException:  # no thread takes it: it ends here after all
                 self._is_released = False
-                dispose(produced)
+                close_unstarted(produced)
                 raise
 
     def _deliver_one(self, value: Any, elapsed: float, now: float) -> None:

@@ -130,7 +130,7 @@ class OwnedExecution(SyncExecution):
         if not ending.is_over:
             end = ending.end  # read before the buffer: what was put before the end is taken before it
             if end is not None and not ending.items:
-                self._conclude(end)
+                self._settle_report(end)
         is_over: bool = ending.is_over
         return is_over
 
@@ -190,7 +190,7 @@ class OwnedExecution(SyncExecution):
             return "closed"
         return "failed"
 
-    def _conclude(self, end: Report) -> None:
+    def _settle_report(self, end: Report) -> None:
         """Settle a body that ended by itself: of several consumers one does so, and one gets its failure."""
         ending, reduction = self.ending, self._body.reduction
         if reduction is not None:
@@ -220,7 +220,7 @@ class OwnedExecution(SyncExecution):
             self.call.blocked = get_ident()
             self._start_and_wait()
             if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all is said
-                self._conclude(ending.end)
+                self._settle_report(ending.end)
             while not ending.is_over and (item := self.get()) is not None:
                 reduction.add(item[0])
         finally:
@@ -239,7 +239,7 @@ class OwnedExecution(SyncExecution):
         try:
             await self._wait_task()
             if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all is said
-                self._conclude(ending.end)
+                self._settle_report(ending.end)
             while not ending.is_over and (item := await self.aget()) is not None:
                 reduction.add(item[0])
         except Exception:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._errors import EngineBusyError, EngineClosedError, PredictionCancelledError
 from engine._fork import renew_after_fork
-from engine._predictors.normaliser import ITERATOR, ONE, close_iterator, dispose, look
+from engine._predictors.normaliser import ITERATOR, ONE, close_iterator, close_unstarted, look
 from engine._records import current, refuse_parents_call
 from engine.runners.base import open_here
 from engine.runners.ending import Report
@@ -215,7 +215,7 @@ class ThreadRunner:
 
 
 def _not_connected(_body: Body, _channel: Ending, produced: Any, _elapsed: float) -> None:
-    dispose(produced)
+    close_unstarted(produced)
     raise AssertionError("a thread runner is given a loop's `hand_over` before it is used")
 
 

@@ -162,12 +162,12 @@ class Pool(WaitQueue):
     def release(self, worker: Worker) -> None:
         """Have a worker serve the next call, or be free."""
         with self._lock:
-            self._free(worker)
+            self._release(worker)
         # A request that is added after this look is served by `_enqueue` itself, which finds this worker free.
         if self._queue.requests:
             self._serve()
 
-    def _free(self, worker: Worker) -> None:
+    def _release(self, worker: Worker) -> None:
         worker.idle_since = monotonic()
         if worker.is_retired:  # it ended meanwhile
             self._remove(worker)
@@ -181,7 +181,7 @@ class Pool(WaitQueue):
             for worker in self.workers:
                 # A worker with an inlet is released by that: its call may have been sent.
                 if worker.lease is not None and worker.lease.call is call and worker.inlet is None:
-                    self._take_back(worker)
+                    self._revoke(worker)
         self._serve()
 
     def evict(self, worker: Worker) -> None:
@@ -253,7 +253,7 @@ class Pool(WaitQueue):
             for worker in self.workers:
                 lease: Any = worker.lease  # a `WorkerLease`
                 if lease is not None and not lease.is_taken:
-                    self._take_back(worker)
+                    self._revoke(worker)
             for request in self._queue:
                 request.wake()
 
@@ -333,12 +333,12 @@ class Pool(WaitQueue):
             # Under the lock: waking a task whose loop is closed takes the grant back, which the next call has to see.
             request.wake()
 
-    def _take_back(self, worker: Worker) -> None:
+    def _revoke(self, worker: Worker) -> None:
         """Free a worker whose call will not use it."""
         lease: Any = worker.lease  # a `WorkerLease`
         if lease.need.key not in worker.known:  # `_grant` noted a class as set up that was never sent
             worker.set_up.discard(lease.need.key)
-        self._free(worker)
+        self._release(worker)
 
     def _choose(self, need: Need, *, is_any: bool) -> Worker | None:
         """Choose the free worker that suits best; `is_any` allows one that keeps a class set up for other calls."""
@@ -428,7 +428,7 @@ class Pool(WaitQueue):
             self._grant(worker, expecting[0])
         worker.is_new = False
         if worker.lease is None:
-            self._free(worker)
+            self._release(worker)
 
     def _end_start(self, thread: threading.Thread, failure: BaseException | None) -> None:
         """Note that a start gave no worker, and tell one call of the failure if too few starts are left."""
@@ -480,7 +480,7 @@ class Pool(WaitQueue):
             self._queue.discard(request)
             worker = request.worker
             if worker is not None and worker.lease is request.lease:
-                self._take_back(worker)  # `_abandon`, or the loop over `_grant` whose wake led here, serves the next
+                self._revoke(worker)  # `_abandon`, or the loop over `_grant` whose wake led here, serves the next
 
     def _blocker(self, waiter: Waiter) -> Lease | None:
         request: Any = waiter

@@ -122,7 +122,7 @@ def test_wherever_ctrl_c_interrupts_the_caller_that_releases_a_worker_those_that
         first, second = (taking(scene, "sync") for _ in range(2))
         lease = worker.lease
         try:
-            with interrupted_at(codes_of(way, "_free", "_remove", *GRANTING), interrupted + 1):
+            with interrupted_at(codes_of(way, "_release", "_remove", *GRANTING), interrupted + 1):
                 getattr(scene, way)(worker)
             is_over = True
         except KeyboardInterrupt:
