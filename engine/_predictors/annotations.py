@@ -1,8 +1,7 @@
 """What values an annotation accepts: their classes, their bounds, and how a message says what is expected.
 
-An annotation is read once into an `Accepted`, which tells a value that passes from one that does not, and never changes
-it.
-What cannot be read or resolved is not guessed at: it accepts anything. Nothing here knows parameters or inputs.
+An annotation is read once into an `Accepted`, which tells a value that passes from one that does not, and changes no
+value. What cannot be read or resolved is not guessed at: it accepts anything. Nothing here knows parameters or inputs.
 """
 
 from __future__ import annotations
@@ -73,6 +72,7 @@ def _parts(item: object) -> Iterable[object]:
 
 
 def bounds_of(metadata: Iterable[object], depth: int = 3) -> Bounds:
+    """The bounds in the metadata of an `Annotated`, and in its groups, nested at most `depth` deep."""
     found: list[tuple[str, Any]] = []
     for item in metadata:
         if isinstance(item, (type, str)):  # a class has descriptors under these names, not bounds
@@ -84,6 +84,7 @@ def bounds_of(metadata: Iterable[object], depth: int = 3) -> Bounds:
 
 
 def description_of(metadata: Iterable[object]) -> str:
+    """The first text in the metadata of an `Annotated`, or "": an item itself, or what describes one."""
     for item in metadata:
         for text in (item, _attribute(item, "documentation"), _attribute(item, "description")):
             if isinstance(text, str):
@@ -364,7 +365,7 @@ def _of_union(members: Iterable[Any]) -> Accepted | None:
 
 
 def _with_bounds(accepted: Accepted | None, bounds: Bounds) -> Accepted | None:
-    """What has bounds of its own, such as a member of a union."""
+    """Add the bounds of an annotation to what it accepts; a member of a union may have its own."""
     if not bounds:
         return accepted
     base = accepted or Accepted("a value", lambda _value: None)
@@ -377,6 +378,7 @@ def _with_bounds(accepted: Accepted | None, bounds: Bounds) -> Accepted | None:
 
 
 def exact_with(accepted: Accepted, bounds: Bounds) -> dict[type, Limits]:
+    """The exact classes of `accepted` with `bounds` added to the limits of each; None has no size to bound."""
     return {
         cls: (values, limits if cls is type(None) else (*limits, *bounds))
         for cls, (values, limits) in accepted.exact.items()
@@ -389,6 +391,7 @@ def violations(bounds: Bounds, value: object) -> Iterator[str]:
 
 
 def expectation(accepted: Accepted | None, bounds: Bounds) -> str:
+    """What is accepted within the bounds, in a few words for a message."""
     text = accepted.expects if accepted else "a value" if bounds else "anything"
     if not bounds:
         return text

@@ -33,7 +33,7 @@ class Compiler:
     def __init__(
         self, parameters: tuple[Parameter, ...], tag: str, *, check: bool, readable: bool, given: frozenset[str]
     ) -> None:
-        """Note what there is to bind; see `Signature` for what the words mean."""
+        """Note what there is to bind; `readable` and `given` are as in `Signature`."""
         self.tag = tag
         self.named = tuple(each for each in parameters if each.kind != VAR_KEYWORD)
         rest = [each for each in parameters if each.kind == VAR_KEYWORD]
@@ -55,6 +55,7 @@ class Compiler:
         self.constants: dict[str, Any] = {}
 
     def compile(self) -> Binder:
+        """Write the source and make the binder of it."""
         lines = "\n".join(self.lines())
         calls = (self.read, self.refused, self.fill, self.spread)
         self.constants |= {"absent": _ABSENT, "nothing": ((), {}), **{call.__name__: call for call in calls}}
@@ -64,6 +65,7 @@ class Compiler:
     # The source
 
     def constant(self, value: object) -> str:
+        """Put a value among the globals of the source; give its name there."""
         name = f"k{len(self.constants)}"
         self.constants[name] = value
         return name
@@ -141,6 +143,7 @@ class Compiler:
         yield f"{indent}    raise refused(kwargs)"
 
     def exact(self, variable: str, parameter: Parameter) -> str:
+        """The exact classes that pass, as one expression; "" where the check has to decide."""
         accepted = self.accepted[parameter.name]
         if accepted is None or parameter.kind == VAR_POSITIONAL:
             return ""
@@ -197,7 +200,7 @@ class Compiler:
         return InvalidInputError(self.tag, problems, (*(each.name for each in self.named), *rest))
 
     def refused(self, inputs: dict[Any, Any]) -> InvalidInputError:
-        """Look again at everything, slowly, and name every problem."""
+        """Make the error for inputs that do not fit: everything is looked at again, slowly, and every problem named."""
         problems = [*self.known_problems(inputs), *self.other_problems(inputs)]
         return self.error(*(problems or ["inputs changed while they were checked"]))
 

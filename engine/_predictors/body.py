@@ -26,14 +26,14 @@ class Body:
         args: positional inputs.
         kwargs: inputs by name.
         follows: whether an iterator that is no generator is a stream of partials.
-        context: the caller's `contextvars` at the moment of the call; every step of the body runs inside it.
+        context: the caller's `contextvars` as they were at the call; every step of the body runs inside it.
         slots: the `Slots` that bound the predictor's calls where it runs, if any do.
         limit: workers that may have it set up.
         release: gives back the body's concurrency slot, where it holds one; see `release_slot`.
         reduction: a `Reduction` where the owner is to keep it there instead of handing partials over one by one.
         recheck: has the thread or task that waits for a slot for this body look again.
         prepare: gives the function of a class predictor, set up first where it is not.
-        aprepare: the same on the engine's loop.
+        aprepare: gives the function of a class that lives on the engine's loop, set up there first where it is not.
         is_started: whether the predictor's code has been reached: what fails before is not its failure.
         target: the function, class or object itself, or `"module:name"` where other processes find it by that: what a
             runner that runs bodies in other processes sends there, with `args` and `kwargs`, instead of starting it.
@@ -92,7 +92,7 @@ class Body:
             raise stopped(error) from error
 
     def cancel_start(self) -> bool:
-        """Have no owner begin with it any more; tell whether none has: Ctrl-C may come just as one is started."""
+        """Keep owners from beginning with it; tell whether none has begun: Ctrl-C may come just as one is started."""
         if self.is_started:
             return False
         self.function = _never_run  # call-free store: no owner begins between the test and this
@@ -114,12 +114,12 @@ class Body:
 
 
 def _never_run(*_args: Any, **_inputs: Any) -> None:
-    """What an owner calls that comes to a body whose start was cancelled; its consumer has left."""
+    """Stand in for the function of a body whose start was cancelled: its consumer has left, and an owner may come."""
     raise PredictionCancelledError("", "")
 
 
 def invoke(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call `function`; a StopIteration it raises is no end of anything (PEP 479)."""
+    """Call `function`; a StopIteration that it raises ends no iterator, and arrives as RuntimeError (PEP 479)."""
     try:
         return function(*args, **kwargs)
     except (StopIteration, StopAsyncIteration) as error:

@@ -1,4 +1,4 @@
-"""What a predictor raised: told apart from what the engine raises, explained, trimmed and noted."""
+"""What a predictor raised: explained, trimmed and noted."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def trim(error: BaseException) -> None:
     if entry is not None:
         BaseException.with_traceback(error, entry)  # the class's own may be anything
         for frame in ours:  # the predictor's frames still refer to them, and they to streams and inputs
-            with suppress(RuntimeError):  # those that run just now take care of themselves
+            with suppress(RuntimeError):  # one that is running cannot be cleared: its variables go when it returns
                 frame.clear()
 
 

@@ -54,7 +54,7 @@ def look(value: object, follows: bool) -> str:  # noqa: FBT001 - the second fact
 
 
 def _look_closer(value: object, kind: type, follows: bool) -> str:  # noqa: FBT001
-    """Tell what a value is by its class; a stand-in for a generator must have the methods of an iterator itself."""
+    """Tell what a value is by its class; a proxy of a generator must have the methods of an iterator itself."""
     is_a: Callable[[type, Any], bool] = issubclass if type(kind) is type or type(kind) is ABCMeta else _has_methods_of
     if is_a(kind, Generator):
         return ITERATOR
@@ -69,7 +69,7 @@ def _look_closer(value: object, kind: type, follows: bool) -> str:  # noqa: FBT0
 
 
 def _claimed_class(value: object) -> Any:
-    """What an object says that it is, which those pass on that stand for another."""
+    """The class that an object claims; a proxy claims that of the object it stands for."""
     try:
         return value.__class__
     except Exception:
@@ -88,7 +88,7 @@ _order_of, _members_of = (vars(type)[name].__get__ for name in ("__mro__", "__di
 
 
 def _has_methods_of(kind: type, protocol: type) -> bool:
-    """Tell what `issubclass` does, of a class that may refuse to be hashed, as that does."""
+    """Whether a class has the methods of a protocol; `issubclass` would hash the class, which may refuse that."""
     order = [_members_of(each) for each in _order_of(kind)]
     found = (next((members[name] for members in order if name in members), None) for name in _METHODS[protocol])
     return all(each is not None for each in found)

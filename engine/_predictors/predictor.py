@@ -118,7 +118,8 @@ class Predictor:
         description: one line for people.
         reduce: how partials become the result: `"last"` (default), `"concat"`, `"collect"`, `"returned"`, or a
             `Reducer`.
-        runner: the author's default place: `"inline"`, `"thread"`, or `None` for the engine's choice.
+        runner: the author's default: `"inline"`, `"thread"`, `"process"`, the name of a plugin's runner, or `None` for
+            the engine's choice.
         concurrency: calls at a time: from 1; default unlimited (`math.inf`) for functions, 1 for classes and objects.
         by_value: whether workers get it by value though they could import it, with all that is defined in its module
             and used by it, so that it has there what the program has set in that module (default no).

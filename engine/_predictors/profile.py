@@ -38,7 +38,7 @@ class Profile:
         is_class: the target makes an instance, which is set up before the first call.
         follows: whether a returned iterator that is no generator is a stream of partials.
         reducer: how partials become the result.
-        runner: the author's default place.
+        runner: the author's choice of a runner, by name, or `None`.
         limit: calls at a time; `math.inf` for any number.
         is_checked: whether inputs are checked.
         by_value: whether workers get it by value though they could import it.
@@ -64,11 +64,11 @@ class Profile:
 
     @property
     def set_up_limit(self) -> float:
-        """Places that may have it set up at one time; `math.inf` where nothing is set up."""
+        """Workers that may have it set up at one time; `math.inf` where nothing is set up."""
         return self.limit if self.is_class else math.inf
 
     def make_binder(self, *, check: bool) -> Bind:
-        """Make the binder."""
+        """Make the function that binds inputs, whose values it checks if `check`."""
         return self.signature.binder(self.tag, check=check)
 
     def binder(self, check: bool) -> Bind:  # noqa: FBT001
@@ -114,6 +114,7 @@ class Facts(NamedTuple):
 
 
 def profile_with(kind: type[Profile], tag: str, facts: Facts, options: Mapping[str, Any]) -> Profile:
+    """Make a profile of the class `kind`: what is so about a target, and the options it is registered with."""
     follows = options.get("yields")
     made = kind(
         tag=tag,

@@ -1,4 +1,4 @@
-"""Finds plugins by entry point, lets them in one by one, and keeps the broken ones out.
+"""Finds plugins by entry point, admits them one by one, and quarantines those that fail.
 
 Each registry owns one `Plugins`, with a pluggy manager of its own. A plugin is admitted whole or not at all: whatever
 it raises on the way becomes a `Problem`, its hooks are withdrawn, and the others go on. No predictor is imported here,
@@ -44,13 +44,13 @@ BLOCK: Final = "PREDICTOR_ENGINE_BLOCK"
 
 _MARK: Final = "predictor_engine_impl"  # what `hookimpl` sets
 _SOONEST: Final = 1.0  # seconds after which what failed is tried again at the earliest, doubled each time it fails
-_LATEST: Final = 60.0
+_LATEST: Final = 60.0  # seconds of the longest pause
 _NO_PLUGIN = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Predictor)
 
 
 @attrs.frozen(eq=False)
 class Admitted:
-    """A plugin that was let in, with everything its hooks gave; its runners by the names they had then."""
+    """A plugin that was admitted, with everything its hooks gave; its runners by the names they had then."""
 
     plugin: object
     origin: Origin
@@ -83,7 +83,7 @@ class Plugins:
     Not safe to `load` from two threads at once: the registry holds a lock.
 
     Args:
-        given: plugin objects or modules, and runners; they are let in at the first `load`, like installed plugins.
+        given: plugin objects or modules, and runners; they are admitted at the first `load`, like installed plugins.
         block: names of plugins, entry points or distributions to leave alone; those in the environment variable
             `PREDICTOR_ENGINE_BLOCK` are added, as it reads when this object is made.
         discover: whether installed plugins are looked for.
@@ -137,18 +137,18 @@ class Plugins:
 
     @property
     def offers(self) -> list[Offer]:
-        """All that was let in so far."""
+        """What the plugins admitted so far offer."""
         return [offer for admitted in tuple(self._admitted.values()) for offer in admitted.offers]
 
     @property
     def runners(self) -> list[tuple[str, Any, Origin]]:
-        """The runners that were let in so far, by name, and where each comes from."""
+        """The runners of the plugins admitted so far, by name, and where each comes from."""
         every = tuple(self._admitted.values())
         return [(name, runner, admitted.origin) for admitted in every for name, runner in admitted.runners]
 
     @property
     def hook(self) -> HookRelay:
-        """Pluggy's relay: the hooks of every plugin let in so far."""
+        """Pluggy's relay: the hooks of every plugin admitted so far."""
         return self._started().hook
 
     @property
@@ -162,11 +162,11 @@ class Plugins:
         return self._failures.is_due or (self._searched is not None and self._searched.has_changed)
 
     def load(self) -> None:
-        """Find and let in what is not in yet; failures of an earlier time are tried again."""
+        """Find and admit plugins that are not admitted yet, those that failed before among them."""
         if not self.are_sought:
             return
         if self._manager is not None:
-            importlib.invalidate_caches()  # what was missing may have been installed a moment ago
+            importlib.invalidate_caches()  # what was missing may have been installed meanwhile
         # First, so that what changes meanwhile shows later.
         searched = SearchPath(self._searched) if self._discover else None
         problems: list[Problem] = []
@@ -294,7 +294,7 @@ def _own(caller: Any, plugin: object) -> list[Any]:
 
 
 def _itself(plugin: object) -> object:
-    """What is given as an object needs no loading."""
+    """Give a plugin that was given as an object, which needs no import."""
     return plugin
 
 
@@ -310,7 +310,7 @@ def _name_if_runner(plugin: object) -> str | None:
         return None
     try:
         name = _name_of_runner(plugin)
-    except Exception:  # as it is no runner, what is wrong with it is told where it is used
+    except Exception:  # then it is no runner, and what is wrong with it is reported where its hooks are called
         return None
     return None if name is None or _has_hooks(plugin) else name
 

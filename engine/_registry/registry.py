@@ -80,7 +80,7 @@ class _View:
     _similar: _SimilarTags | None = None  # made once a tag is missed
 
     def put(self, tag: str, claims: Sequence[Offer]) -> None:
-        """Take in who claims a tag now; under the lock of writers."""
+        """Store what claims a tag now; the caller holds the lock of writers."""
         self._similar = None
         if len(claims) == 1:
             self.ready[tag] = claims[0]
@@ -268,7 +268,7 @@ class Registry(Mapping[str, Predictor]):
         return self._view is not None or not self._plugins.are_sought
 
     def must_look(self, tag: str) -> bool:
-        """Whether asking for a tag would look for plugins, so that it may take its time.
+        """Whether asking for a tag would look for plugins, which may take long.
 
         Raises:
             InvalidTagError: the text is no tag.
@@ -422,7 +422,7 @@ class Registry(Mapping[str, Predictor]):
         return view
 
     def _claims(self, tag: str, offers: Mapping[str, tuple[Offer, ...]]) -> list[Offer]:
-        """Who claims a tag; the same target again, by the user or by one distribution, is no claim of its own."""
+        """What claims a tag; the same target again, by the user or by one distribution, is no claim of its own."""
         own = self._own.get(tag)
         claims: list[Offer] = [] if own is None else [own]
         if tag in self._removed or (own is not None and own.replaces):
@@ -498,7 +498,7 @@ def _sources(offers: Collection[Offer]) -> list[str]:
 
 
 def _clash(tag: str, offers: Collection[Offer]) -> Problem:
-    """The record of a tag that several sources claim."""
+    """The problem of a tag that several sources claim."""
     installed = [offer.origin.distribution for offer in offers]
     return Problem(
         distribution=", ".join(

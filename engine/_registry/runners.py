@@ -78,7 +78,7 @@ class Runners:
         return self._adapted.setdefault(id(runner), (runner, adapted))[1]
 
     def must_look(self, name: str | None) -> bool:
-        """Whether plugins have to be looked for, or again, because of a name; that keeps no event loop."""
+        """Whether plugins have to be looked for, or again, because of a name; looks for none itself."""
         return isinstance(name, str) and name not in self.own and self._registry.must_look_for_runner(name)
 
     @property
@@ -92,7 +92,7 @@ class Runners:
         yield from self._met()
 
     def _met(self) -> tuple[AdaptedRunner, ...]:
-        """Those of plugins that were asked for."""
+        """The plugins' runners that were asked for."""
         return tuple(adapted for _, adapted in tuple(self._adapted.values()))
 
     def loaded(self) -> set[str]:
@@ -115,12 +115,12 @@ class Runners:
                 warn(f"the runner {quote(each.name)}: error in close()", error)
 
     def after_fork(self) -> None:
-        """Close nothing of what the parent has used, which the parent closes."""
+        """In a forked child, drop the plugins' runners that the parent has used: the parent closes them."""
         self._adapted = {}
 
 
 def no_runner(name: object, offered: Sequence[str]) -> ValueError:
-    """The error for a name that is no runner's, with the one it may have meant."""
+    """The error for a name that is no runner's, with the one that may have been meant."""
     from difflib import get_close_matches  # only a misspelt name needs it
 
     near = get_close_matches(name, offered, 1) if isinstance(name, str) else ()

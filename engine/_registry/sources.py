@@ -146,7 +146,7 @@ class Origin:
         return one_line(f"{title_of(self.distribution)} {version_of(self.distribution)} ({what})")
 
     def problem(self, error: BaseException | str, claims: Iterable[str] = ()) -> Problem:
-        """The record of a failure here: an exception, or a sentence."""
+        """Make the problem of a failure here, of an exception or of a sentence."""
         title = title_of(self.distribution) if self.distribution is not None else ""
         known = (title, self.name, self.value, self.group)
         if isinstance(error, str):
@@ -183,7 +183,7 @@ def version_of(distribution: Distribution) -> str:
     """A distribution's version, or words that say there is none."""
     try:
         return str(distribution.metadata["Version"] or "of unknown version")
-    except Exception:  # as above
+    except Exception:  # as in `title_of`
         return "of unknown version"
 
 
@@ -265,7 +265,8 @@ class SearchPath:
         before: what the search before this one saw.
 
     Attributes:
-        is_news: whether this one saw something else.
+        folders: what this one saw; see `folders_now`.
+        is_news: whether that is something else.
     """
 
     def __init__(self, before: SearchPath | None) -> None:
@@ -297,7 +298,8 @@ def installed(problems: list[Problem]) -> dict[str, tuple[Distribution, str]]:
     """The distributions with entry points of ours and the text of these, by normalised name.
 
     Of two copies of one distribution the first on `sys.path` counts. Of some hundred distributions few concern the
-    engine: their files are searched as text, and only that of ours is parsed.
+    engine: their files are searched as text, and only those that name a group of
+    ours are parsed.
     """
     from importlib.metadata import distributions  # 25 ms, and only discovery needs it
 
