@@ -1,9 +1,9 @@
 """An in-process predictor execution engine: every kind of function, consumed every way, in every place.
 
-from engine import Engine
-
-with Engine() as muna:
-muna.predictions.create("@muna/generator").value
+Example:
+    >>> from engine import Engine
+    >>> with Engine() as muna:
+    ...     muna.predictions.create("@muna/generator").value
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _LATER = {
     "hookimpl": "engine.hookspecs",
 }
 
-for _public in __all__:  # people meet these names in tracebacks, and should find them where they import them from
+for _public in __all__:  # tracebacks then show these names as they are imported
     if _public in globals() and globals()[_public].__module__.startswith("engine."):
         globals()[_public].__module__ = "engine"
 del _public

@@ -1,4 +1,4 @@
-"""`python -m engine`: the same as the command `engine`."""
+"""Runs the command `engine` as `python -m engine`."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Start(NamedTuple):
 
     @classmethod
     def here(cls) -> Start:
-        """This moment's."""
+        """The folder and the environment of this process as they are now."""
         try:
             folder: str | None = os.getcwd()  # noqa: PTH109 - a path object would serve nothing here
         except OSError:  # it was deleted
@@ -100,7 +100,7 @@ class Call:
         parent: the call whose body made this one, if any.
         engine: a number that tells this call's engine from others of the process.
         depth: how many calls this one is nested in.
-        created_ns: the moment of the call, in ns since the epoch.
+        created_ns: the time of the call, in ns since the epoch.
         stopping: whether the consumer has asked this call to stop. A body without a yield for a long time may look
             at it and return early.
         blocked: the ident of the thread that waits for this call's owner, if a thread does.
@@ -125,7 +125,7 @@ class Call:
 
     @property
     def created(self) -> datetime:
-        """The moment of the call, an aware UTC datetime."""
+        """The time of the call, an aware UTC datetime."""
         from datetime import UTC, datetime, timedelta
 
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.created_ns // 1000)
@@ -151,7 +151,7 @@ class Call:
 
 
 def refuse_parents_call(call: Call) -> None:
-    """Refuse to have a call begun by owners of this process that was made before this process was forked.
+    """Refuse a call that was made before this process was forked: its owners would be this process's.
 
     Raises:
         EngineClosedError: it is a call of the parent's.
@@ -206,7 +206,7 @@ class Prediction:
 
     @property
     def id(self) -> str:
-        """The call's id: the same for every partial of it, unique across processes."""
+        """The call's id, which all its partials share; unique across processes."""
         return self.call.id
 
     @property
@@ -216,7 +216,7 @@ class Prediction:
 
     @property
     def created(self) -> datetime:
-        """The moment of the call, an aware UTC datetime."""
+        """The time of the call, an aware UTC datetime."""
         return self.call.created
 
     @property
@@ -367,7 +367,7 @@ class Outcome:
 
     @property
     def state(self) -> State:
-        """How it is, or was.
+        """Whether the stream runs, or how it ended.
 
         It is `"pending"` before the first pull, `"running"`, then exactly one of `"done"`, `"failed"`, `"cancelled"`,
         `"closed"`.
@@ -398,8 +398,9 @@ class Outcome:
     def rung(self) -> Rung | None:
         """How a body in a worker was made to stop.
 
-        It was `"asked"`, `"terminated"` (SIGTERM) or `"killed"` (SIGKILL); `None` where it was not stopped, or it is
-        still to be seen, or it ran in this process. After a `cancel()`, which waits for nothing, it comes later.
+        It was `"asked"`, `"terminated"` (SIGTERM) or `"killed"` (SIGKILL); `None` where it was not stopped, where
+        that is not known yet, or where it ran in this process. After a `cancel()`, which waits for nothing, it comes
+        later.
         """
         return self._progress.rung
 

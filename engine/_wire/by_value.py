@@ -45,9 +45,9 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
     """Pickles by value what is defined in a module that the other side cannot import.
 
     Attributes:
-        apart: the `id` of exceptions that will be rebuilt without their constructor.
+        without_constructor: the `id` of exceptions that will be rebuilt without their constructor.
         allows_files: whether a text file that is open for reading arrives as what is left to read in it.
-        whole: names of modules that are taken whole though the other side could import them.
+        by_value_modules: names of modules of which everything goes by value though the other side could import them.
         reduce_failure: how an exception is reduced.
     """
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine._wire.frames import Chunk
 
 SMALL: Final = 4096  # characters or bytes of a value that may stand in a frame's `meta`, or be batched with others
-_PLAIN_INPUTS: Final = 64  # inputs of a call that may
+_PLAIN_INPUTS: Final = 64  # inputs of one call that may stand there
 
 # Immutable, and encoding them runs no Python code.
 _ATOMS: Final = frozenset({str, bytes, int, float, complex, bool, type(None)})
@@ -164,7 +164,7 @@ def encode_inputs(
     """Encode the inputs of a call in short steps, between which other threads get the GIL.
 
     Args:
-        args: inputs by place.
+        args: inputs by position.
         kwargs: inputs by name.
         by_value_modules: names of modules of which everything is taken by value.
         is_abandoned: tells, between two steps, whether the call was abandoned.

@@ -216,5 +216,5 @@ def _fault_of(header: bytes | bytearray) -> str:
     if magic != _MAGIC or kind not in _KINDS:
         return f"bytes that are no frame: {header.hex()}"
     if version != VERSION:
-        return f"a frame of version {version}, where version {VERSION} is spoken"
+        return f"a frame of version {version}, where version {VERSION} is expected"
     return f"a frame that claims {meta + rest} bytes"

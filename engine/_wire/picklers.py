@@ -206,8 +206,9 @@ def dump(
 ) -> None:
     """Pickle a value into an empty file, its large buffers into `buffers` if there is such a list.
 
-    Exceptions whose `id` is in `without_constructor` will be rebuilt without it. A text file that is open for reading
-    arrives as what is left to read in it, if `allows_files`. What is defined in the `by_value_modules` goes by value.
+    Exceptions whose `id` is in `without_constructor` will be rebuilt without theirs. A text file that is open for
+    reading arrives as what is left to read in it, if `allows_files`. What is defined in the `by_value_modules` goes by
+    value.
 
     Raises:
         TooLargeError: the file takes no more; or it `is_on_loop`, and importing cloudpickle would block that.

@@ -21,7 +21,7 @@ class RemoteProfile(Profile):
     """A profile by a worker's description: its binder checks what can be checked here, and keeps the mapping."""
 
     def make_binder(self, *, check: bool) -> Bind:
-        """Make the binder."""
+        """Make a function that binds no inputs, but checks what can be checked here, and gives all of them by name."""
         bind = self.signature.binder(self.tag, check=check)
 
         def keep(inputs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -52,7 +52,7 @@ class Snapshot:
 
     Args:
         target: the function, class or object.
-        whole: names of modules of which everything travels by value.
+        by_value_modules: names of modules of which everything travels by value.
 
     Attributes:
         holds: whether it keeps anything alive but numbers, texts and code.

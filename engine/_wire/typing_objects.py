@@ -27,12 +27,12 @@ def is_self_named(kind: type) -> bool:
 
 
 class TypingReducer:
-    """Reduces such objects for one pickle."""
+    """Reduces aliases, type variables, new types and sentinels for one pickle."""
 
     __slots__ = ("_owners",)
 
     def __init__(self) -> None:
-        """Start with no alias's variables known."""
+        """Know no type variable of an alias yet."""
         self._owners: dict[int, tuple[Any, int]] = {}  # by a type variable's address: its alias, and its index there
 
     def reduced(self, obj: Any) -> Any:

@@ -70,7 +70,7 @@ class _Uninterrupted:
 
 @attrs.define(eq=False)
 class Host:
-    """What one worker has and does, in its main thread but for `receive_stop` and `log`."""
+    """What one worker has and does; only its main thread calls it, but for `receive_stop` and `log`."""
 
     pipes: Pipes
     inbound: Segment
@@ -277,7 +277,7 @@ class Host:
             outlet.finish(Report(error))
 
     def _manage(self, command: Command, frame: Frame) -> Any:
-        """Do what a command that is no call asks for; give what the answer returns."""
+        """Execute a command that runs no body; give what is returned to the engine."""
         if command.what == "describe":
             return describe(_imported(command))
         if command.what == "exit":
@@ -409,7 +409,7 @@ class Host:
 
     def hand_over_sync(self, body: Body, channel: OwnerEnd, iterator: Any, elapsed: float) -> None:
         """Have a body go on, once the loop has stopped, with a sync iterator that it, being async, produced."""
-        body.context = copy_context()  # its own one is entered, and stays so, where this is called
+        body.context = copy_context()  # its own is entered where this is called, and cannot be entered twice
         self._handed_over = partial(body.context.run, step_iterator, body, channel, iterator, elapsed)
         self.loop.stop_running()
 

@@ -32,7 +32,7 @@ class MainLoop(LoopRunner):
         self.is_made = False
 
     def after_fork(self) -> None:
-        """Go on: the child that a predictor forks is this loop's own thread, and may let the predictor go on, too."""
+        """Change nothing: the child that a predictor forks has the thread of this loop, and may go on with it."""
 
     def is_current_thread(self) -> bool:
         """Whether the calling thread runs this loop now."""

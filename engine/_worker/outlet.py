@@ -19,10 +19,7 @@ from engine._wire.failures import pack_failure, sanitized
 from engine._wire.frames import CREDIT, DONE, FAILED, ITEM, ITEMS, Command, PayloadLocation, pack, read_credit
 from engine._wire.picklers import payload_error
 from engine._wire.segments import SHARED_FROM, Ring, Segment
-from engine._worker.flusher import (
-    Flusher,
-    flush_streams,
-)
+from engine._worker.flusher import Flusher, flush_streams
 from engine.runners.channel import MAX_WINDOW
 from engine.runners.parking import park_task, wake_all
 
@@ -34,9 +31,7 @@ if TYPE_CHECKING:
     from engine._errors import PayloadError
     from engine._predictors.body import Body
     from engine._wire.frames import Chunk
-    from engine._worker.pipes import (
-        Pipes,
-    )
+    from engine._worker.pipes import Pipes
     from engine.runners.ending import Report
     from engine.runners.parking import Wake
 
@@ -75,13 +70,13 @@ class Outlet:
 
     Args:
         host: the worker.
-        command: the command to run it.
+        command: the command that has the call run.
         number: the number its frames carry.
 
     Attributes:
         stop: whether the owner was asked to finalise the body.
         on_stop: interrupts an owner that is a task and does not test `stop` now.
-        end: the report of how the body ended, once it was sent.
+        end: the report of how the body ended, stored before it is sent; `None` until then.
         body: what the call runs, once it is made.
     """
 

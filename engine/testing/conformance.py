@@ -36,7 +36,7 @@ from engine.testing.kinds import KINDS, Kind
 from engine.testing.script import FEW, MARK, Fail, Give, Journal, Pause, Return, Script, SetMark
 
 _DEEP: Final = 5  # calls, one in another
-_MOMENT: Final = 0.1  # seconds without another body that is started, after which no more are expected
+_IDLE_TIME: Final = 0.1  # seconds without another body that is started, after which no more are expected
 _CLOSING: Final = 5.0  # seconds that calls which hung have to end, once their engine is closed
 
 
@@ -166,7 +166,7 @@ async def _adrained(partials: AsyncIterator[Any]) -> tuple[list[Any], tuple[str,
 
 
 class _Meeting:
-    """Where bodies wait until as many are there as are expected, or as get to run."""
+    """A barrier at which bodies wait until all that are expected have come, or no more come."""
 
     def __init__(self, expected: int) -> None:
         self._expected = expected
@@ -180,7 +180,7 @@ class _Meeting:
             before = 0
             while before < self._came < self._expected:
                 before = self._came
-                self._more.wait(_MOMENT)
+                self._more.wait(_IDLE_TIME)
 
 
 class _Caller(threading.Thread):
@@ -417,7 +417,7 @@ class RunnerConformance:
             self._check_stopped(journal.wait_for_end(), wanted)
 
     def test_a_stream_that_is_dropped_is_finalised(self, yielding: Kind) -> None:
-        """Leaving a loop and letting go of the stream runs the `finally`, with at most one ResourceWarning."""
+        """The `finally` of a stream that was left and dropped runs, with at most one ResourceWarning."""
         wanted = expected(self.script, yielding)
         with self.engine() as muna, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

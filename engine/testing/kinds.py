@@ -1,4 +1,4 @@
-"""A predictor of every kind that follows a script."""
+"""Predictors of every kind, each of which performs any script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a predictor does step by step, and the note it keeps of what happened to it."""
+"""What a predictor does step by step, and the journal it keeps of what happened to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Give:
 
 @attrs.frozen
 class Pause:
-    """Let others run, in an async kind; with `is_suspended` by waiting for a callback of the loop."""
+    """Let other tasks run, in an async kind; with `is_suspended` by waiting for a callback of the loop."""
 
     is_suspended: bool = False
 
@@ -72,7 +72,7 @@ class Script:
 
     Attributes:
         steps: without a `Return` among them the body returns `None` after the last.
-        lingers: whether the `finally` of an async kind waits for a moment.
+        lingers: whether the `finally` of an async kind waits for a callback of the loop.
         spoils: what the `finally` raises, if anything.
     """
 

@@ -193,7 +193,7 @@ def test_the_longest_batch_of_partials_there_is_may_be_sent() -> None:
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (header(version=VERSION + 1), f"version {VERSION + 1}, where version {VERSION} is spoken"),
+        (header(version=VERSION + 1), f"version {VERSION + 1}, where version {VERSION} is expected"),
         (header(version=0), "version 0"),
         (header(magic=0), "no frame: 00"),
         (header(kind=0), "no frame"),
