@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from engine.runners.process.runner import ProcessRunner
 
 _LONGEST_GRACE: Final = 3600.0  # seconds; a longer wait for a clean-up is a mistake
-_CARRIER_KEEP_ALIVE: Final = 0.1  # seconds; to start a thread costs little beside the large values it carries
+_OFFLOAD_KEEP_ALIVE: Final = 0.1  # seconds; to start a thread costs little beside the large values it encodes
 _TEARDOWN_WAIT: Final = 0.1  # seconds in which a thread whose calls are over begins with a teardown
 _numbers: Final = count(1)  # tells the engines of a process from each other
 _engines: Final[weakref.WeakSet[Engine]] = weakref.WeakSet()
@@ -119,7 +119,7 @@ class Engine:
         _engines.add(self)
 
     def _join(self, default: str | None) -> None:
-        """Make what resolves, places and opens calls; `default` names the engine's own choice of a runner."""
+        """Make what resolves, places, opens and runs calls; `default` names the engine's own choice of a runner."""
         resolver, opener, executor = _policies()
         open_calls, grace, number = self._open_calls, self._grace, self._number
         self._work = OwnerWork(self._threads, self._registry.look, grace)
@@ -227,7 +227,7 @@ class Engine:
     # Closing.
 
     def close(self) -> None:
-        """End every live stream, tear class predictors down, end threads and the loop; within the grace.
+        """End every open stream, tear class predictors down, end threads and the loop; within the grace.
 
         A stream that was open gets one `EngineClosedError`. Closing twice does nothing; of two threads one waits for
         the other. On an event loop's own thread that loop's streams are cancelled without waiting for them.
@@ -282,13 +282,13 @@ class Engine:
 
     def _close_calls(self) -> None:
         """Refuse new calls, and stop every open one."""
-        self._open_calls.is_closed = True  # first: a call that begins after the look below finds it
+        self._open_calls.is_closed = True  # first: a call that begins after the copy below finds it
         self._resolver.close()
         for each in self._open_calls.executions():
             each.stop("closed", each.closed_error())
 
     def _tear_down(self, grace: float) -> list[BaseException]:
-        """Tear every class predictor down within the grace, and give what that raised."""
+        """Tear every class predictor down within the grace; give what their teardowns raised."""
         deadline = perf_counter() + grace
         failures: list[BaseException] = []
         for loaded in self._loaded_predictors:
@@ -383,7 +383,7 @@ def _seconds(grace: object) -> float:
 
 
 class _LazyProcessRunner:
-    """Stands for the process runner, with what that costs to import, until a call needs it."""
+    """Stands in for the process runner, which costs time to import, until a call needs it."""
 
     name = "process"
     is_elsewhere = True
@@ -413,7 +413,7 @@ class _LazyProcessRunner:
                 from engine.runners.process.runner import ProcessRunner
 
                 # Its threads do what would block an event loop.
-                self._runner = ProcessRunner(*self._facts, ThreadRunner(keep_alive=_CARRIER_KEEP_ALIVE))
+                self._runner = ProcessRunner(*self._facts, ThreadRunner(keep_alive=_OFFLOAD_KEEP_ALIVE))
             return self._runner
 
     @property
@@ -421,7 +421,7 @@ class _LazyProcessRunner:
         if self._runner is not None:
             return True
         spec = getattr(sys.modules.get("engine.runners.process.runner"), "__spec__", None)
-        # By what the import machinery goes by: a thread that imports it just now would have to be waited for.
+        # As the import machinery tests it: a thread that imports it just now would have to be waited for.
         return spec is not None and not getattr(spec, "_initializing", False)
 
     def prepare(self) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of the engine's objects in a forked child: one hook, which has each of them start afresh, in place.
+"""What becomes of the engine's objects in a forked child: one hook has each of them start afresh, in place.
 
 A child has a copy of everything and of the parent's threads only the one that forked. So threads, loops and workers are
 started anew there when they are needed, locks that a vanished thread may hold are made anew, and what belongs to the

@@ -2,7 +2,7 @@
 
 A `LoadedPredictor` is a profile with its target, ready to be called; a class is set up once, by the call that comes
 first, and torn down once. An instance of a class with an async method lives on the engine's loop; any other lives in
-the thread that sets it up: a `PinnedThread` kept for it, or that of a caller who runs it inline. No user code runs
+the thread that sets it up: a `PinnedThread` kept for it, or that of a caller that runs it inline. No user code runs
 under a lock.
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class _SlotsElsewhere(dict[str, Slots | None]):
-    """The slots of a predictor in other processes, by the name of the runner whose they are: each sets it up itself."""
+    """The slots of a predictor in other processes, by the name of the runner there: each runner sets it up itself."""
 
     def __init__(self, profile: Profile, grace: float) -> None:
         super().__init__()
@@ -68,14 +68,14 @@ class LoadedPredictor:
         function: what is called; `None` for a class that is not set up.
         slots: bounds its calls; `None` where nothing is to be bounded or counted.
         slots_elsewhere: the slots of its calls in other processes, by the name of the runner they belong to.
-        is_described: it is known from what a runner told of it alone, and runs in other processes only.
-        described_by: the name of that runner.
+        is_described: whether it is known only from what a runner told of it, and so runs in other processes only.
+        described_by: the name of that runner, if there is one.
         places: where sync callers' `runner=` leads, once that is known; kept by the executor.
         is_plain: whether an asyncio caller that names no runner steps it with nothing to begin or to end; kept by the
             executor, `None` until it is known.
         thread: of a class without async methods, where this process has owner threads: the one kept for it.
-        owner: what runs its calls in owner threads, where that is not any of them: its `thread`, if it serves one call
-            at a time.
+        owner: what runs its calls in owner threads, where not any of these may: its `thread`, if it has one and serves
+            one call at a time.
     """
 
     __slots__ = (
@@ -131,7 +131,7 @@ class LoadedPredictor:
         self.described_by: str | None = None
         self._text = text
         self._home: NameBinding | None = None
-        self._is_named = False  # workers have a class or an object by its text, until it is reset_reference
+        self._is_named = False  # workers have a class or an object by its text, until `reset_reference`
         self._engine = engine
         self._grace = grace
         self._is_closed = False
@@ -141,7 +141,7 @@ class LoadedPredictor:
         self._target = target
         self._loop = loop
         self._instance: Any = None
-        self._replaced: list[Any] = []  # instances that could not be reset_reference before the next one was set up
+        self._replaced: list[Any] = []  # instances that could not be torn down before the next one was set up
         self._set_up_now: _SetUp | None = None
         self._lock = threading.Lock()
         self.function: Any = None if profile.is_class or self.is_described else function_of(target)
@@ -154,7 +154,7 @@ class LoadedPredictor:
             self.owner = self.thread if profile.limit == 1 else None
 
     def _is_thread_kept(self, is_closed: bool) -> bool:  # noqa: FBT001
-        """Whether an instance lives in its thread or is called there; in a closed engine, one being reset_reference."""
+        """Whether an instance lives in its thread or is called there; in a closed engine, one is torn down there."""
         if is_closed:
             return self._instance is None and bool(self._pinned)
         return self._instance is not None or bool(self._pinned)
@@ -189,7 +189,7 @@ class LoadedPredictor:
         return text
 
     def reset_reference(self) -> None:
-        """Workers have it no more: what they get next is what runs here."""
+        """Note that workers have it no more, so that what they get next is what runs here."""
         self._home = None
 
     @property
@@ -215,7 +215,7 @@ class LoadedPredictor:
         return self._prepare(is_posted=self.thread is not None and not self.thread.is_current_thread())
 
     def _prepare(self, *, is_posted: bool) -> Any:
-        # A loop, for an instance may be unloaded between the end of a set-up and this thread's next look.
+        # A loop, for an instance may be unloaded between the end of a set-up and this thread's next test.
         while (function := self.function) is None:
             context = self._own_context()
             set_up, is_mine = self._join_set_up(context, is_posted=is_posted)
@@ -234,7 +234,7 @@ class LoadedPredictor:
         thread: Any = self.thread
         try:
             work = thread.post(partial(self._run_set_up, set_up, context), context[current])
-        except BaseException as error:  # no thread is to be had, or Ctrl-C: those that have joined must hear of it
+        except BaseException as error:  # no thread is to be had, or Ctrl-C: calls that have joined wait for this
             self._settle(set_up, error)
             raise
         waited = LongWait(self.profile.tag, None)
@@ -309,11 +309,10 @@ class LoadedPredictor:
             raise EngineClosedError
 
     def _settle(self, set_up: _SetUp, error: BaseException | None = None) -> None:
-        """End an attempt. Those that wait for it look at `function` next, and try anew where there is none."""
-        # Before they wake: a waiter that finds neither function nor attempt begins one of its own. Without a lock, for
-        # only the thread or task that began this attempt puts `None` here; after a fork it is another process's.
-        if self._set_up_now is set_up:
-            self._set_up_now = None
+        """End an attempt. Its waiters test `function` next, and begin another attempt where there is none."""
+        # Before they wake: a waiter that finds neither function nor attempt begins one of its own.
+        if self._set_up_now is set_up:  # not in a forked child, where the attempt is the parent's
+            self._set_up_now = None  # call-free store: an attempt that began since is not taken out
         if error is None:
             set_up.succeed()
         else:
@@ -357,11 +356,11 @@ class LoadedPredictor:
 
     @property
     def is_thread_busy(self) -> bool:
-        """Whether the thread kept for it does something just now, if there is one."""
+        """Whether there is a thread kept for it that runs something, or is about to."""
         return self.thread is not None and self.thread.is_busy
 
     def close(self) -> list[Any]:
-        """Take out for good what is to be torn down; one that is being set up is torn down as soon as it stands."""
+        """Take out for good what is to be torn down; an instance that is being set up is torn down once it is made."""
         self._is_closed = True  # before the instance is taken out: see `_keep_instance`
         replaced, self._replaced = self._replaced, []
         instance = self.detach()
@@ -413,7 +412,7 @@ class LoadedPredictor:
             self._teardown_in_thread(instance, seconds, busy_for)
         else:
             self._run_member(instance, "teardown", self._own_context(), seconds)
-            if self.thread is not None:  # its calls had it all the same
+            if self.thread is not None:  # set up elsewhere, but calls in that thread kept it
                 self.thread.recheck()
 
     def _teardown_in_thread(self, instance: Any, seconds: float | None, busy_for: float | None) -> None:
@@ -434,9 +433,9 @@ class LoadedPredictor:
             tear_down()
             return
         work = thread.post(tear_down, context[current])  # behind what the thread has to do: it serves in order
-        if is_left:  # nothing waits for it, so what goes wrong there is logged
+        if is_left:  # no caller waits for it, so what goes wrong there is logged
             return
-        # `withdraw` tells whether the thread has begun with it: if it has, its end is waited for after all.
+        # `withdraw` fails where the thread has begun with it: its end is waited for after all.
         if busy_for is not None and not work.wait(busy_for) and thread.withdraw(work):
             self._pinned.pop(id(instance), None)
             warn(
@@ -523,8 +522,8 @@ class LoadedPredictors:
         Args:
             loop: where classes with async methods will live.
             threads: where other classes will, each in one of its own.
-            engine: the number calls know theirs by.
-            grace: seconds, as a `LoadedPredictor` has them.
+            engine: the number that calls know their engine by.
+            grace: seconds, as given to each `LoadedPredictor`.
         """
         self._loop = loop
         self._threads = threads
@@ -559,11 +558,11 @@ class LoadedPredictors:
         return self._by_record.get(predictor)
 
     def described(self, predictor: Predictor) -> LoadedPredictor | None:
-        """What a runner told of a predictor that this process has not imported, if one did."""
+        """The loaded predictor of a record that a runner described and this process has not imported, if any."""
         return self._described.get(predictor)
 
     def describe(self, predictor: Predictor, told: Mapping[str, Any], runner: str) -> LoadedPredictor:
-        """Keep what a runner told of a predictor."""
+        """The loaded predictor of a record, made of what a runner told of it, and kept."""
         profile = profile_of_description(predictor.tag, told, predictor.options(None))
         made = LoadedPredictor(profile, None, self._loop, self._engine, text=predictor.target, grace=self._grace)
         made.described_by = runner
@@ -578,8 +577,8 @@ class LoadedPredictors:
             return kept[1]
         key = given.__func__ if isinstance(given, types.MethodType) else given
         found = self._profiles.get(id(key))
-        # Still the same object: the entry of one that is gone is dropped by its weak reference, perhaps a moment later
-        # than its number is another object's.
+        # Still the same object: the entry of a freed one is dropped by its weak reference, perhaps only after its `id`
+        # has become another object's.
         if found is not None and found[0]() is key and found[1].tag == name_of(given):
             return LoadedPredictor(found[1], given, self._loop, self._engine, found[2])
         profile = profile_of(name_of(given), given, options_of(given))
@@ -594,7 +593,7 @@ class LoadedPredictors:
         number, profiles = id(key), self._profiles
         try:
             reference = weakref.ref(key, lambda _gone: profiles.pop(number, None))
-        except TypeError:  # it cannot be referred to weakly: looked at again at every call
+        except TypeError:  # it cannot be referred to weakly: profiled again at every call
             return
         profiles[number] = (reference, profile, slots)
 
@@ -618,7 +617,7 @@ class LoadedPredictors:
         return {*self, *by_record}
 
     def after_fork(self) -> None:
-        """Have each start afresh, and no lock or slot held by threads of the parent's."""
+        """Have each loaded predictor start afresh, and no lock or slot held by threads of the parent's."""
         self._lock = threading.Lock()
         self._profiles.clear()
         for loaded in self._known():
@@ -628,6 +627,6 @@ class LoadedPredictors:
 def _items(
     loaded_predictors: weakref.WeakKeyDictionary[Predictor, LoadedPredictor],
 ) -> list[tuple[Predictor, LoadedPredictor]]:
-    """The records and their loaded predictors as they are now; other threads may add some meanwhile."""
+    """The records and their loaded predictors, copied: other threads may add some meanwhile."""
     records = [record for reference in loaded_predictors.keyrefs() if (record := reference()) is not None]
     return [(record, loaded_predictors[record]) for record in records]
