@@ -208,7 +208,7 @@ def _table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
 
 
 def _found(muna: Engine, tag: str) -> LoadedPredictor | None:
-    """The predictor of a tag, imported; `None`, once it is told, where it cannot be.
+    """The predictor of a tag, imported; `None` where it cannot be, once stderr says why.
 
     Raises:
         UsageError: there is none of that tag.
@@ -340,7 +340,7 @@ def _without_error(prediction: Prediction) -> dict[str, Any]:
 
 
 def _fail(output: Output, error: BaseException, facts: dict[str, Any], *, is_json: bool) -> int:
-    """Tell a failure: to people on stderr and, where JSON was asked for, in the last line as well."""
+    """Report a failure on stderr and, where JSON was asked for, in the last line as well; give the exit status."""
     text = failure_text(error)
     complain(text)
     if is_json:

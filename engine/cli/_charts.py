@@ -1,8 +1,8 @@
 """Drawings of measured figures: bars as text, bars and growth curves as SVG, and a page that holds them.
 
 Everything here is a pure function from records to text. Positions across a drawing are percentages and heights are
-pixels, so that a drawing fills what room it gets while its words keep their size. No colour alone tells anything: bars
-and curves carry their names. All words are escaped here, callers need not do so before.
+pixels, so that a drawing fills what room it gets while its words keep their size. Nothing is shown by colour alone:
+bars and curves carry their names. All words are escaped here, callers need not do so before.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Bar:
     """One contender of a bar chart.
 
     Attributes:
-        label: who it is.
+        label: its name.
         spread: what was measured; `None` where nothing was.
         unit: that of `with_unit`.
-        role: "limit" (the bare loop), "best" (the best that a hand can write), "engine", "peer" or "missing".
+        role: "limit" (the bare loop), "best" (the best code written by hand), "engine", "peer" or "missing".
         note: why it is missing, or what else has to be known.
         text: words behind the figure, such as "12.3× bare".
     """
@@ -62,8 +62,8 @@ class Curve:
     """How one contender's figure grows with something.
 
     Attributes:
-        label: who it is.
-        points: the something, and what was measured there.
+        label: its name.
+        points: a value of what it grows with, and what was measured there.
         role: as of a `Bar`.
     """
 
@@ -113,7 +113,7 @@ class _Scale:
         return min(1.0, max(0.0, share))
 
     def ticks(self) -> list[float]:
-        """Round values to draw lines at, a handful."""
+        """A few round values to draw lines at."""
         return self._decades() if self.is_logarithmic else self._steps()
 
     def _decades(self) -> list[float]:
@@ -393,7 +393,7 @@ def curves_as_svg(curves: Sequence[Curve], *, title: str, x: str, unit: str, sta
     drawn = [_element("text", _safe(f"{title_of(unit)} ↑".strip()), x="0", y="13", class_="small")]
     drawn += [_grid_across(at_y(tick), with_unit(tick, unit), names) for tick in upward.ticks()]
     ticks = across.ticks()
-    named = ticks[:: 1 if len(ticks) <= _FEW_TICKS else 2]  # on a phone, the words of more would touch
+    named = ticks[:: 1 if len(ticks) <= _FEW_TICKS else 2]  # on a narrow screen, the labels of more would touch
     drawn += [_grid_upward(at_x(tick), with_unit(tick, "") if tick in named else "") for tick in ticks]
     drawn.append(_element("text", _safe(f"{x} →"), x=_percent(1 - names), y=_px(bottom + 40), class_="small end"))
     for number, curve in enumerate(kept):
@@ -464,7 +464,7 @@ _SHAPES: Final = {
 
 
 def _labels(curves: Sequence[Curve], at_x: Callable[[float], float], at_y: Callable[[float], float]) -> list[str]:
-    """The names at the ends of the lines, moved apart where they would cover each other, a thread to each end."""
+    """The names at the ends of the lines, moved apart where they would cover each other, a leader to each end."""
     ends = [(at_x(curve.points[-1][0]), at_y(curve.points[-1][1].median)) for curve in curves]
     column = max(x for x, _ in ends) + 0.03
     drawn = []
@@ -481,7 +481,7 @@ def _labels(curves: Sequence[Curve], at_x: Callable[[float], float], at_y: Calla
 
 
 def spaced(wanted: Sequence[float], apart: float, within: tuple[float, float]) -> list[float]:
-    """Places as near as can be to those that are wanted, in the same order, each at least `apart` from the next.
+    """Positions as near as can be to those that are wanted, in the same order, each at least `apart` from the next.
 
     They stay within two bounds as long as there is room for all.
     """

@@ -1,7 +1,7 @@
 """`engine bench`: what calls of a predictor cost in each place it can run, measured as its consumer sees it.
 
 After its first call, which is reported apart, every runner is measured in rounds that take turns, so that a busy
-moment of the machine meets all alike. Clocks are read by the consumer, between one partial and the next, and nothing
+spell of the machine meets all alike. Clocks are read by the consumer, between one partial and the next, and nothing
 is computed while they run. What was measured before Ctrl-C is shown all the same.
 """
 
@@ -38,8 +38,8 @@ ROUNDS: Final = 9  # quartiles of fewer say little
 _ENOUGH: Final = 2.0  # seconds of calls for each runner, where the user does not say how many
 _MOST: Final = 20_000  # calls in that time: more change no figure, and each of them is kept
 _TRIED: Final = 0.05  # seconds of calls that tell how long one takes
-_GLANCE: Final = 0.1  # seconds between two looks whether a round was interrupted
-_PATIENCE: Final = 1.0  # seconds for what an interrupted round has to end
+_POLL_INTERVAL: Final = 0.1  # seconds between two tests whether a round was interrupted
+_JOIN_TIMEOUT: Final = 1.0  # seconds that the threads of an interrupted round have to end
 
 
 # What is asked for
@@ -161,7 +161,7 @@ class Round:
     """The calls of one runner between two turns of others.
 
     Attributes:
-        seconds: from the first call's begin to the last one's end.
+        seconds: from the beginning of the first call to the end of the last.
         calls: those that succeeded.
         errors: what the others raised.
         is_whole: whether it was not interrupted.
@@ -210,7 +210,7 @@ class Measured:
 
 
 class _Bench:
-    """One run of the command: who is measured, and by what."""
+    """One run of the command: the runners that are measured, and the calls that are made on them."""
 
     def __init__(self, muna: Engine, plan: Plan) -> None:
         self._muna = muna
@@ -240,7 +240,7 @@ class _Bench:
                 found.first_call = perf_counter() - started
 
     def measure(self) -> None:
-        """Measure them in turns, another one first in every round."""
+        """Measure the runners in turns, another one first in every round."""
         ready = [each for each in self.measured if each.first_call is not None]
         turns = [self._turns(each) for each in ready]
         for number in range(max(map(len, turns), default=0)):
@@ -251,11 +251,11 @@ class _Bench:
                     self._round(ready[which], turns[which][number])
 
     def end(self) -> None:
-        """Take what says how far it is away."""
+        """Remove the line that shows the progress."""
         self._progress.end()
 
     def _turns(self, measured: Measured) -> list[int]:
-        """The calls of each round; what tells how many there is time for warms up as well."""
+        """The numbers of calls in each round; the calls that estimate how many there is time for warm up as well."""
         calls = self._plan.calls
         if calls is None:
             calls = self._affordable(measured.place)
@@ -304,7 +304,7 @@ class _Bench:
         return readers.run(min(self._plan.concurrency, calls))
 
     def _call(self, place: Place, opened: Callable[[PredictionStream], None]) -> list[float]:
-        """Make one call, and read the clock at its begin, at each partial and at its end."""
+        """Make one call, and read the clock at its beginning, at each partial and at its end."""
         marks = [perf_counter()]
         mark = marks.append
         with self._muna.predictions.stream(self._plan.tag, self._plan.inputs, runner=place.runner) as stream:
@@ -362,7 +362,7 @@ class _Readers:
                 thread.start()
             started = perf_counter()
             gate.set()
-            while not ended.wait(_GLANCE):  # a signal that comes just before a wait does not end it
+            while not ended.wait(_POLL_INTERVAL):  # a signal that comes just before a wait does not end it
                 pass
         except KeyboardInterrupt:
             self._is_interrupted = True
@@ -373,7 +373,7 @@ class _Readers:
         finally:
             for thread in threads:
                 if thread.ident is not None:  # it was started
-                    thread.join(_PATIENCE)
+                    thread.join(_JOIN_TIMEOUT)
         return started
 
     def _read(self) -> None:
@@ -398,7 +398,7 @@ class _Readers:
 
 
 def run(muna: Engine, plan: Plan, output: Output) -> str:
-    """Measure, and tell what was found: a table on stdout, and what files were asked for.
+    """Measure, and report what was found: a table on stdout, and what files were asked for.
 
     Returns:
         How it went: "done", "failed" or "interrupted".
@@ -575,7 +575,7 @@ def _version() -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system gives it."""
     import platform
 
     with suppress(OSError):
@@ -617,7 +617,7 @@ def _round(each: Round) -> dict[str, Any]:
 
 
 def _rounded(seconds: float | None) -> float | None:
-    """Seconds to the nanosecond: the clock tells no more."""
+    """Seconds to the nanosecond: the clock has no finer step."""
     return None if seconds is None else round(seconds, 9)
 
 
@@ -630,8 +630,8 @@ def _spread(spread: Spread | None) -> dict[str, Any] | None:
 # The page
 
 _ABOUT: Final = {
-    "time to the first partial": "From the call until its consumer holds the first partial: what somebody waits "
-    "before anything is seen. Shorter is better.",
+    "time to the first partial": "From the call until its consumer holds the first partial: what a consumer waits "
+    "before it has anything to show. Shorter is better.",
     "gap between partials": "From one partial to the next, as its consumer sees it: the median of each call. "
     "Shorter is better.",
     "whole call": "From the call until its stream has ended. Shorter is better.",

@@ -135,7 +135,7 @@ class Output:
             raise self._lost(error) from None
 
     def _lost(self, error: OSError) -> Exception:
-        """Let what is still buffered go nowhere, so that Python does not try again at its end."""
+        """Discard what is still buffered, so that Python does not try again at its end; give the error to raise."""
         with suppress(OSError, ValueError, AttributeError):
             descriptor = self._file.fileno()
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -242,7 +242,7 @@ def _plain_or_text(value: Any) -> Any:
 
 
 def _plain(value: Any, depth: int) -> Any:  # noqa: PLR0911 - one table of types, one line each
-    """What JSON can say of a value: bytes as Base64, not-a-number and infinity as null, strangers as their repr."""
+    """What JSON can say of a value: bytes as Base64, not-a-number and infinity as null, others as their repr."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Enum):
@@ -271,7 +271,7 @@ def _key(key: Any) -> str:
 
 
 def _plain_object(value: Any, depth: int) -> Any:
-    """Objects that say themselves what they are in plain types: arrays, models, dataclasses, paths, dates."""
+    """Objects that can give themselves in plain types: arrays, models, dataclasses, paths, dates."""
     if isinstance(value, PurePath):
         return str(value)
     for name in ("tolist", "model_dump", "isoformat"):  # numpy and its kin, pydantic, datetime
@@ -297,7 +297,7 @@ class Progress:
             self._is_shown = is_terminal and os.environ.get("TERM", "dumb") != "dumb"
 
     def tell(self, text: str) -> None:
-        """Say what is worth a line that stays, where no line is rewritten."""
+        """Write a line that stays, where no line is rewritten."""
         if not self._is_shown:
             complain(text)
 
@@ -308,7 +308,7 @@ class Progress:
             self._write(f"{_REWRITE}{printable(text)}")
 
     def end(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._is_open:
             self._is_open = False
             self._write(_REWRITE)

@@ -47,7 +47,7 @@ def value_of(parameter: Parameter, text: str) -> Any:
     """Turn text into the value of one parameter.
 
     Args:
-        parameter: whom it is for; its annotation decides.
+        parameter: what the value is for; its annotation decides.
         text: what the user wrote: a value, `@file`, or `@@text` for a text that begins with `@`.
 
     Raises:
@@ -350,7 +350,7 @@ def _fit_member(member: Any, value: Any) -> Any:
         with suppress(UnreadableError):
             return _reader_of(member)(value)
     if _is_a(member, enum.Enum):
-        with suppress(Exception):  # as above
+        with suppress(Exception):  # as in `_enumerated`
             return member(value)
     if isinstance(value, list):
         return _fit_list(kind, arguments, value)
