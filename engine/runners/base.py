@@ -1,4 +1,4 @@
-"""What every runner shares: the protocols of a runner, and the state table of one execution.
+"""What every runner shares: the protocols of a runner, and the states of one execution.
 
 An execution is one run of one predictor as its consumer sees it. It goes from `pending` over `running` into exactly
 one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come from its subclasses decide; every call
@@ -196,7 +196,7 @@ class FullRunner(Protocol):
 
     Attributes:
         is_elsewhere: whether what it serves need never be imported in this process.
-        is_constant: whether `place` gives the same at each call, but for what waits for the engine's loop.
+        is_constant: whether `place` gives the same at each call, unless it refuses to wait for the engine's loop.
         stays_with_caller: whether a body is stepped by its caller even where it turns out to be of the other colour, or
             is refused.
         describe: see `Runner`; `None` where what is called has to be imported here.
@@ -280,8 +280,9 @@ def in_use_error(tag: str, leases: Iterable[object]) -> EngineError:
 class OpenCalls(dict[int, "weakref.ref[Execution]"]):
     """The calls of one engine that have begun and not ended, by `id`; through it each of them keeps its engine.
 
-    Every call passes here, wherever it runs: `Execution.begin` puts it in. Taking it out is atomic, and the thread that
-    does so notifies of its end. What is to happen at the beginning or the end of every call is done by `observers`.
+    Every call passes here, wherever it runs: `Execution.begin` puts it in. Taking a call out is atomic, and the
+    thread that does so notifies of its end. What is to happen at the beginning or the end of every call is done by
+    `observers`.
 
     Attributes:
         engine: what they belong to.
@@ -308,7 +309,7 @@ class OpenCalls(dict[int, "weakref.ref[Execution]"]):
         self.notified.clear()
 
     def executions(self) -> tuple[Execution, ...]:
-        """What its consumers pull, of each call."""
+        """The execution of each open call, where a consumer still has it."""
         found = (reference() for reference in tuple(self.values()))
         return tuple(execution for execution in found if execution is not None)
 
@@ -335,7 +336,7 @@ class Execution(ABC):
         ending: who decided how it ends, and how far it has come; of a body that is owned elsewhere, the consumer's end
             of the channel as well.
         grace: seconds a close waits for the body to be finalised.
-        reader: the thread that is known to have pulled it last, where that may be another than pulled it first.
+        reader: the thread that is known to have pulled it last, where that may be another than the first to pull it.
     """
 
     __slots__ = ("_began", "_open_calls", "_outcome", "call", "ending", "grace", "reader")
@@ -384,12 +385,12 @@ class Execution(ABC):
             for each in open_calls.notified[id(self)]:  # not of `observers`, which may change meanwhile
                 each.started(self)
         open_calls[id(self)] = self.call.execution = weakref.ref(self)
-        if open_calls.is_closed:  # looked at after that: what closes the engine either finds this or is seen here
+        if open_calls.is_closed:  # tested after that: what closes the engine either finds this or is seen here
             self.stop("closed", EngineClosedError())
         if ending.claimed is None:
             ending.state = "running"  # call-free store: a stop that comes later sees that it runs
             return
-        # Its stopper may have looked before this was listed: of the two, one takes it out.
+        # Its stopper may have looked it up before this was listed: of the two, one takes it out.
         if ending.is_over and open_calls.pop(id(self), None) is not None and open_calls.notified:
             outcome = Outcome.of(ending)
             outcome.exception = ending.failure
@@ -417,7 +418,7 @@ class Execution(ABC):
         self.call.parent = None  # nothing waits on behalf of this call any more, so its callers need not be kept
         mine = id(self)
         ending.state = ending.claimed
-        ending.is_over = True  # readers look at this, so that what they find is complete
+        ending.is_over = True  # last, for readers test this: what they find is complete
         # Call-free store, up to `pop`: Ctrl-C does not come between these lines, so no call that is over stays listed.
         if open_calls.pop(mine, None) is not None and open_calls.notified:
             self._notify_finished(outcome)
@@ -486,7 +487,7 @@ class Execution(ABC):
         """End in a forked child, without its body, which belongs to the parent, being touched there."""
         keep_for_parent(self)
         ending = self.ending
-        self.call.stopping = ending.stop = True  # a consumer that came along, and waits, looks again by itself
+        self.call.stopping = ending.stop = True  # a consumer that was copied while it waited tests this by itself
         ending.failure = EngineClosedError(f"{self.call.tag}: this call belongs to the parent process; make your own")
         ending.claimed = ending.state = "closed"
         ending.is_over = True
@@ -498,7 +499,7 @@ class Execution(ABC):
 
 
 def open_here(body: Body, prefetch: int | None) -> Channel | Reduction:
-    """The channel of a body that is owned in this process: no buffer where its owner keeps the reduction."""
+    """Make the channel of a body that is owned in this process: no buffer where its owner keeps the reduction."""
     return Channel(prefetch, body.call.tag) if body.reduction is None else body.reduction
 
 
@@ -508,7 +509,7 @@ class Once:
     __slots__ = ("_lock",)
 
     def __init__(self) -> None:
-        """Nobody has asked yet."""
+        """Make a flag that `is_first` has not been asked of yet."""
         self._lock = allocate_lock()
 
     def is_first(self) -> bool:
@@ -595,7 +596,7 @@ class AsyncExecution(Protocol):
         ...
 
     def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
-        """Either in a loop, which costs less: `None` first, see `primed`, then each partial or record from here on."""
+        """The partials or records from here on, for less than a pull each; `None` first, see `primed`."""
         ...
 
     def show_in(self, outcome: Outcome) -> None:
@@ -619,7 +620,7 @@ def primed(partials: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(None, None)
     try:
-        partials.__anext__().__await__().send(None)  # one step, by hand
+        partials.__anext__().__await__().send(None)  # one step, without a loop
     except StopIteration:
         pass
     finally:

@@ -1,6 +1,6 @@
-"""The only channel between an owner, which runs a body, and a consumer elsewhere: a bounded buffer with two ends.
+"""The channel between an owner in this process and a consumer elsewhere: a bounded buffer, or a reduction.
 
-It decides when the producer may run on and when its consumer must be woken; how either end waits is written in
+The buffer decides when the producer may run on and when its consumer must be woken; how either end waits is written in
 `engine.runners.parking`. It does not close iterators, keep outcomes or know predictors.
 """
 
@@ -57,6 +57,7 @@ class Channel(Ending):
         prefetch: `None` for the default: a window that starts at 1 and doubles up to 256 while the consumer finds it
             full, and lock-step for partials that could still change. A number fixes the window and lifts the
             lock-step; 0 makes every partial wait until it is asked for.
+        label: names it in the log.
     """
 
     __slots__ = (
@@ -75,7 +76,7 @@ class Channel(Ending):
     )
 
     def __init__(self, prefetch: int | None = None, label: str = "") -> None:
-        """Make an empty channel; `label` names it in the log."""
+        """Make an empty channel."""
         super().__init__(label)
         self.items: deque[tuple[Any, float]] = deque()
         self.consumers: deque[Wake] = deque()

@@ -2,7 +2,7 @@
 
 Look-up and checks of most calls happen at the call. Where they would block an event loop, or need a worker, they happen
 at the first pull or await: until then a stream has one of these, which ends like any execution, and hands over to the
-one that it opens. What its consumer has of it, the outcome above all, stays the same.
+execution that it opens. What its consumer has of it, the outcome above all, stays the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ E = TypeVar("E", "SyncExecution", "AsyncExecution")
 
 
 class _Deferred(Generic[E]):
-    """What a deferred execution is, whichever way it is consumed.
+    """What a deferred execution does, whether sync code or asyncio consumes it.
 
     Attributes:
         tag: what was called, as far as it is known.
@@ -55,7 +55,7 @@ class _Deferred(Generic[E]):
         """Ask for the end `cancelled`: from any thread, at any time, any number of times; waits for nothing."""
         if self._execution is None and self._ending.claim("cancelled", PredictionCancelledError(self.tag, "")):
             self._settle()
-        if self._execution is not None:  # opened before the claim: that one has to end
+        if self._execution is not None:  # opened before the claim: that execution has to end
             self._execution.cancel()
 
     def _hand_over(self, execution: E, reducer: Reducer) -> None:
@@ -95,7 +95,7 @@ class _Deferred(Generic[E]):
 
     def _raise_failure(self) -> None:
         """Raise what an end before the opening has for the consumer, once."""
-        if self._execution is not None:  # it was asked to stop as well, and raises that
+        if self._execution is not None:  # which was asked to stop as well, and raises that
             return
         failure, self._ending.failure = self._ending.failure, None
         if failure is not None:

@@ -80,12 +80,12 @@ class ConsumerEnd(Protocol):
     """The consumer's end of a channel: what an execution takes of what the owner hands over, and how the call ends.
 
     Attributes:
-        state: see `Progress`, as the next two.
-        count: of what was taken here.
-        first: of what was taken here, in ms.
+        state: see `Progress`.
+        count: partials that were taken here.
+        first: milliseconds from the beginning to the first partial that was taken here.
         returned: see `Progress`.
         duration: see `Progress`.
-        claimed: see `Ending`, as the others.
+        claimed: see `Ending`.
         failure: see `Ending`.
         is_over: see `Ending`.
         stop: see `Ending`.

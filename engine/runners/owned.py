@@ -42,7 +42,7 @@ class OwnedExecution(SyncExecution):
 
     Args:
         body: what to run.
-        ending: the consumer's end of the channel its owner hands partials over, or keeps the reduction, in.
+        ending: the consumer's end of the channel in which its owner hands partials over, or keeps the reduction.
         runner: starts the owner, at the first pull; `None` where an owner has the channel already.
         grace: seconds a close waits.
         open_calls: where the execution is listed while it runs.
@@ -59,7 +59,7 @@ class OwnedExecution(SyncExecution):
         super().__init__(body.call, ending, grace, open_calls)
         self._body = body
         self._runner = runner
-        self._is_owner_started = False  # an owner was started
+        self._is_owner_started = False
 
     @property
     def is_started(self) -> bool:
@@ -106,7 +106,7 @@ class OwnedExecution(SyncExecution):
         return None
 
     async def _wait_task(self) -> None:
-        """Sleep in an asyncio task; at the first wait begin, have the call admitted, and its owner started before."""
+        """Sleep in an asyncio task; the first time, begin, and have the call admitted and its owner started before."""
         ending, runner, self._runner = self.ending, self._runner, None  # call-free store: as in `_start_and_wait`
         try:
             if runner is not None:
@@ -219,7 +219,7 @@ class OwnedExecution(SyncExecution):
         try:
             self.call.blocked = get_ident()
             self._start_and_wait()
-            if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all is said
+            if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all has come
                 self._settle_report(ending.end)
             while not ending.is_over and (item := self.get()) is not None:
                 reduction.add(item[0])
@@ -238,7 +238,7 @@ class OwnedExecution(SyncExecution):
         ending = self.ending
         try:
             await self._wait_task()
-            if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all is said
+            if ending.end is not None and not ending.items and not ending.is_over:  # the fast path: all has come
                 self._settle_report(ending.end)
             while not ending.is_over and (item := await self.aget()) is not None:
                 reduction.add(item[0])
@@ -301,7 +301,7 @@ class OwnedExecution(SyncExecution):
                 del failure
 
     async def apartials(self, *, records: bool) -> AsyncGenerator[Any, None]:
-        """`values` or `predictions` for asyncio."""
+        """The partials or records from the shared position on, for asyncio; `None` first, see `primed`."""
         yield None
         call, ending = self.call, self.ending
         items, take = ending.items, ending.take
@@ -417,7 +417,7 @@ class OwnedExecution(SyncExecution):
         return not is_pending
 
     def _request_stop(self) -> None:
-        self.call.stopping = True  # first: what waits for a slot looks at this when it is woken
+        self.call.stopping = True  # first: what waits for a slot tests this when it is woken
         self.ending.request_stop()
         recheck = self._body.recheck
         if recheck is not None:  # it waits for a slot, and shall see that it was stopped

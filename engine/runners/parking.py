@@ -177,7 +177,7 @@ _sharings: WeakKeyDictionary[AbstractEventLoop, GilSharing] = WeakKeyDictionary(
 
 
 def sharing_of(loop: AbstractEventLoop) -> GilSharing:
-    """The one that all tasks of a loop share."""
+    """The `GilSharing` that all tasks of a loop share; made for the first of them."""
     try:
         return _sharings[loop]
     except KeyError:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SingleFlight:
-    """One piece of work that is under way, and those that wait for what comes of it.
+    """One piece of work that is under way, and the threads and tasks that wait for its outcome.
 
     Attributes:
         is_decided: whether it returned or failed; work that was abandoned did neither, and a waiter may take it over.
@@ -31,16 +31,16 @@ class SingleFlight:
         self._traceback: TracebackType | None = None
 
     def succeed(self, found: Any = None) -> None:
-        """Note what it returned; `finish` wakes those that wait."""
+        """Note what it returned; `finish` wakes the waiters."""
         self._found, self.is_decided = found, True
 
     def fail(self, error: BaseException) -> None:
-        """Note what it raised, for each that waits; `finish` wakes them."""
+        """Note what it raised, for each waiter; `finish` wakes them."""
         self._error, self._traceback, self.is_decided = error, error.__traceback__, True
 
     def finish(self) -> None:
-        """Wake those that wait; abandoned, where neither `succeed` nor `fail` was called."""
-        self._is_over = True  # before the wake-ups: those that park look again once they are parked
+        """End the work, and wake the waiters; it was abandoned where neither `succeed` nor `fail` was called."""
+        self._is_over = True  # before the wake-ups: a waiter tests it again once it is parked
         wake_all(self._parked)
 
     def is_over(self) -> bool:
@@ -48,7 +48,7 @@ class SingleFlight:
         return self._is_over
 
     def wait(self, seconds: float) -> None:
-        """Wait, in a thread, at most `seconds` for its end; the caller looks whether it has come."""
+        """Wait, in a thread, at most `seconds` for its end; `is_over` tells whether it has come."""
         park_thread(self._parked, self.is_over, seconds)
 
     async def wait_task(self) -> None:
@@ -66,6 +66,6 @@ class SingleFlight:
         if error is None:
             return self._found
         try:
-            raise error.with_traceback(self._traceback)  # which else would grow with each that waited
+            raise error.with_traceback(self._traceback)  # which else would grow with each waiter
         finally:
             del error, self  # or this frame and the exception keep each other alive

@@ -2,7 +2,7 @@
 
 A slot is leased from the start of a body until it is finalised. Taking one may wait, in a thread or an asyncio task;
 releasing one takes no lock, so a collector may do it. A wait that could never end is refused: at once where that is
-certain, after a grace where nothing but a thread says so, for another thread may go on with what this one began.
+certain, after a grace where only the thread suggests it, for another thread may go on with what this one began.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class WaitQueue(ABC):
         Raises:
             NestingError: the wait would never end.
         """
-        body.recheck = waiter.wake  # before `has_news` looks at what a stop stores: see `parking`
+        body.recheck = waiter.wake  # before `has_news` tests what a stop stores: see `parking`
         if not self.waiting:  # what was logged of earlier waits says nothing of one that begins after them
             self._next_log_at = 0.0
         self._enqueue(waiter)
@@ -302,7 +302,7 @@ class Slots(WaitQueue):
                 waiter = queue.popleft()
             except IndexError:  # that waiter withdrew, or another thread serves it
                 tokens.append(None)
-                continue  # and look again: another may have been queued before the token was back
+                continue  # and test again: another may have been queued before the token was back
             if not waiter.is_withdrawn:  # call-free store: a waiter that withdraws later releases what it was granted
                 waiter.is_granted = True
             if waiter.is_granted:
@@ -364,6 +364,9 @@ class Waiter:
         enclosing_task: the task that waits; where a whole thread waits, the task that runs in it.
         blocks_loop: whether an event loop stands still meanwhile.
         suspected_since: when it was first suspected that the wait is in vain, by `perf_counter`.
+        parked: the wake-up of the thread or task, while it sleeps.
+        is_granted: whether it has what it waited for.
+        is_withdrawn: whether it left the queue, and gives back what it was granted.
     """
 
     __slots__ = (
@@ -428,6 +431,9 @@ class Lease:
     """What a call holds: a slot, or a worker; with the thread and task that took it.
 
     Attributes:
+        call: the call.
+        thread: the thread that took it.
+        task: the asyncio task that ran there, if one did.
         is_task: whether an asyncio task consumes it, which its event loop has to turn for.
         needs_loop: whether its body is cleaned up by that loop.
     """
@@ -435,7 +441,7 @@ class Lease:
     __slots__ = ("call", "is_task", "needs_loop", "task", "thread")
 
     def __init__(self, call: Call, *, is_task: bool = False) -> None:
-        """Note where the slot is taken."""
+        """Note where it is taken."""
         self.call = call
         self.is_task = is_task
         self.needs_loop = is_task and call.runner == LOCK_STEP
