@@ -45,7 +45,7 @@ class AdaptedRunner:
     is_ready = True
 
     def __init__(self, runner: Runner, default: FullRunner, grace: float) -> None:
-        """Look at what it has."""
+        """Read what it has."""
         self.name = runner.name
         self.start = runner.start
         self.is_elsewhere = bool(getattr(runner, "is_elsewhere", False))
@@ -61,7 +61,7 @@ class AdaptedRunner:
         self._close = _offered(runner, "close")
 
     def prepare(self) -> None:
-        """Nothing: it is imported."""
+        """Do nothing: it is imported already."""
 
     def place(self, loaded: Loaded, runner: str | None, *, is_task: bool) -> BodyRunner | None:
         """Who runs a body: what the runner says, itself if it says nothing.
@@ -142,7 +142,7 @@ class AdaptedRunner:
         return self._close is not None
 
     def close_soon(self) -> None:
-        """Nothing: a runner may wait for what it closes."""
+        """Do nothing: the runner's own `close` may wait."""
 
     def close(self, grace: float) -> list[BaseException]:  # noqa: ARG002 - the runner decides how long it waits
         """Close the runner, once; give what it raised."""

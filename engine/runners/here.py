@@ -58,7 +58,7 @@ class DefaultRunner:
         return self._loop
 
     def prepare(self) -> None:
-        """Nothing: it is imported."""
+        """Do nothing: it is imported already."""
 
     def load(self, loaded: Loaded) -> None:
         """Set a class up where its calls will find it: on the engine's loop, or in the thread kept for it."""
@@ -84,14 +84,14 @@ class DefaultRunner:
         loaded.unload(self._grace)
 
     def loaded(self) -> tuple[str, ...]:
-        """Nothing: what is ready here the engine knows itself."""
+        """No tags: the engine itself knows what is ready here."""
         return ()
 
     def close_soon(self) -> None:
-        """Nothing: its owners are closed by their engine."""
+        """Do nothing: its owners are closed by their engine."""
 
     def close(self, grace: float) -> list[BaseException]:  # noqa: ARG002
-        """Nothing: its owners are closed by their engine."""
+        """Do nothing: its owners are closed by their engine."""
         return []
 
 

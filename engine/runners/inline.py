@@ -45,7 +45,7 @@ class InlineExecution(LockStepExecution, SyncExecution):
         """Make a pending execution."""
         super().__init__(body.call, Ending(body.call.tag), grace, open_calls)
         self._body = body
-        self._context = body.context  # kept apart: an owner that takes a body over gives it a context of its own
+        self._context = body.context  # kept apart: an owner that it is handed over to gives the body another context
         self._hand_over = hand_over
         self._handed_over: OwnedExecution | None = None
         self._iterator: Iterator[Any] | None = None
@@ -88,7 +88,7 @@ class InlineExecution(LockStepExecution, SyncExecution):
             yield value
 
     def predictions(self) -> Iterator[Prediction]:
-        """A record for each partial from the shared position on; the same loop with a clock pair and a record."""
+        """A record for each partial from the shared position on; the loop of `values`, with a clock pair too."""
         run, ending, call, clock = self._context.run, self.ending, self.call, perf_counter
         if ending.count and self._body.slots is not None:
             self.reader = threading.current_thread()
@@ -131,7 +131,7 @@ class InlineExecution(LockStepExecution, SyncExecution):
             self._step = produced.__next__
         else:
             self._handed_over = self._hand_over(body, produced, kind)
-            # Looked at after the store: a stop that comes later finds there whom to pass itself on to, see `_stop`.
+            # Tested after the store: a stop that comes later finds there what to pass itself on to, see `_stop`.
             if self.ending.claimed is not None:
                 self._handed_over.stop("closed")
             self._step = self._handed_over.step
@@ -151,7 +151,7 @@ class InlineExecution(LockStepExecution, SyncExecution):
         """
         ending, failure = self.ending, None
         # The turn is this pull's until the end can be read: another reader would take the failure that is to be shown
-        # in the outcome. It is given up on every path, or Ctrl-C in here would leave a stream that refuses for ever.
+        # in the outcome. It is given back on every path, or Ctrl-C in here would leave a stream that refuses for ever.
         try:
             if isinstance(error, StopIteration) and ending.claim("done"):
                 self.end(None, error.value)
@@ -191,7 +191,7 @@ class InlineExecution(LockStepExecution, SyncExecution):
             self._turn = BUSY  # call-free store: takes the turn, so no pull begins and no other stopper comes in
             self._carry_out()
             return
-        # The puller looks for the claim after its step. It may be this very thread, in a signal handler or in a
+        # The puller tests for the claim after its step. It may be this very thread, in a signal handler or in a
         # finaliser that runs in the body, so nothing is waited for.
         self.call.stopping = True
         if self._handed_over is not None:
@@ -236,7 +236,7 @@ class InlineExecution(LockStepExecution, SyncExecution):
                 self._finalise_quietly()  # it may have come before the body was reached
             else:
                 caught = explain(error, self.call, self.ending.count)
-        try:  # the turn is kept until the end can be read, and given up on every path, as in `_failed`
+        try:  # the turn is kept until the end can be read, and given back on every path, as in `_failed`
             self._body.release_slot()
             self.end(self.ending.failure or caught or interruption)
         finally:

@@ -104,7 +104,7 @@ class Interruptions:
             self._timer.cancel()
         if self.cancellation is not None and self._pending_cancellations() <= 0:
             self.cancellation = None  # the body took it back: it was a scope of its own
-        # After the look above, which does not count them; and without a task nothing is interrupted any more.
+        # After the test above, which does not count them; and without a task nothing is interrupted any more.
         task, self._task = self._task, None
         while self._own_cancellations and task is not None:
             self._own_cancellations -= 1

@@ -4,12 +4,12 @@ How such a call ends is decided by `Ending.claim`. Who may touch the body is sai
 
     None        it rests at a yield, or has not begun: the next to store another value may touch it
     BUSY        a puller steps it, or a stopper finalises it
-    STOPPED     in a task only: a stop came while it rested; the stopper has the loop finalise it
+    STOPPED     in a task only: a stop came while it rested; the stopper finalises it, or has the loop do so
     ABANDONED   in a task only: its consumer has dropped the stream; the loop is told to close it
     ENDED       it is over: no step and no finalisation begins any more
 
 Taking the turn, and giving it back once no stop is seen to be posted, is a call-free store; that saves a lock of twice
-the price of a whole pull. A stopper claims first and looks at the turn second, a puller looks for a claim first and
+the price of a whole pull. A stopper claims first and tests the turn second, a puller tests for a claim first and
 gives the turn back second, so one of them sees the other and carries the stop out.
 """
 
@@ -47,7 +47,7 @@ class LockStepExecution(Execution):
 
     __slots__ = ()
 
-    _turn: Any  # see above
+    _turn: Any  # who may touch the body: see the docstring of this module
 
     def _is_over(self) -> bool:
         """Tell, once the turn is not free, that nothing is left to pull.

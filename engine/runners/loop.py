@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from engine.runners.ending import Ending, OwnerEnd
 
 
-_BOUND = 5.0  # seconds any wait sleeps before it looks again
+_BOUND = 5.0  # seconds that a wait sleeps before it tests again
 _YIELD_EVERY = 64  # partials after which a body that never suspends lets the loop's other tasks run
 
 
@@ -310,7 +310,7 @@ class _TaskOwner:
         self._runner.owners.add(self)
 
     def post_stop(self) -> None:
-        """A request to stop reaches a body that waits."""
+        """Have a request to stop reach a body that waits."""
         try:
             self._loop.call_soon_threadsafe(self._stop)
         except RuntimeError:  # that loop is closed, and its tasks with it

@@ -70,7 +70,7 @@ class PinnedThread(OwnerThread):
         self.thread = self.channel = None
         self._ident: int | None = None
         self._lock = allocate_lock()  # held to append to the queue, and while the thread starts or ends
-        self._wake_up = allocate_lock()  # released to have a parked thread look at its queue again
+        self._wake_up = allocate_lock()  # released to have a parked thread test its queue again
         self._wake_up.acquire()
         self._is_parked = False
         self._waiting: deque[WorkItem] = deque()
@@ -110,7 +110,7 @@ class PinnedThread(OwnerThread):
         return work
 
     def withdraw(self, work: WorkItem) -> bool:
-        """Take a work item that has not begun out of the queue; tell whether that was so."""
+        """Take a work item out of the queue; tell whether it was there, or has begun."""
         try:
             self._waiting.remove(work)
         except ValueError:
@@ -132,7 +132,7 @@ class PinnedThread(OwnerThread):
         return bool(self._waiting)
 
     def recheck(self) -> None:
-        """Have an idle thread look whether it is still needed, and end if not."""
+        """Have an idle thread test whether it is still needed, and end if not."""
         if self._is_parked:
             self._wake()
 
@@ -182,7 +182,7 @@ class PinnedThread(OwnerThread):
         self._current, self.channel = work, channel
         try:
             work.function()
-        except BaseException as error:  # a defect of ours: its consumer must hear of it, and not wait for ever
+        except BaseException as error:  # a defect of ours: without this its consumer would wait for ever
             if channel.end is None:
                 channel.finish(Report(error))
         if self._waiting is not waiting:  # in a child that the work forked, where this thread is no longer the one kept

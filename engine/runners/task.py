@@ -59,7 +59,7 @@ class TaskExecution(LockStepExecution):
         is_closed_at_exit: whether the loop closes it where it ends; not for one that no consumer can abandon.
 
     Attributes:
-        hand_over: as given.
+        hand_over: as given; `None` once there is nothing that could be handed over.
         partial: what the machine yielded last.
     """
 
@@ -154,7 +154,7 @@ class TaskExecution(LockStepExecution):
         except StopAsyncIteration:
             return
         except BaseException:
-            del self, handle  # see pull
+            del self, handle  # as in `pull`
             raise
         context, machine, ending, started = self._context, self._machine, self.ending, 0.0
         while self._turn is None or not self._is_over():
@@ -192,7 +192,7 @@ class TaskExecution(LockStepExecution):
         try:
             value = await self.pull()
         except BaseException:
-            del self, handle  # see pull
+            del self, handle  # as in `pull`
             raise
         self._time += (perf_counter() - started) * 1000.0
         return Prediction(self.call, value, self.ending.count - 1, self._time)
@@ -256,7 +256,7 @@ class TaskExecution(LockStepExecution):
         """Pass on what the body waits for until it yields a partial; a cancellation goes to the body first."""
         self._interruptions = interruptions = Interruptions(self.grace)
         try:
-            # Looked at after the store: a stop that is claimed later has the loop interrupt what is stored here.
+            # Tested after the store: a stop that is claimed later has the loop interrupt what is stored here.
             if self.ending.claimed is not None:
                 self.interrupt()
             yield from drive(self, answer, interruptions)
@@ -374,7 +374,7 @@ class TaskExecution(LockStepExecution):
                 await self.aclose()
 
     async def aclose(self) -> None:
-        """End as `closed`; wait, at most the grace, until the body is finalised.
+        """End as `closed`; wait until the body is finalised: at most a grace, and one more once it was cancelled.
 
         Raises:
             BaseException: what the body's clean-up raised.
@@ -561,7 +561,7 @@ def _machine(execution: TaskExecution) -> Generator[Any, Any, Any]:
 
 @types.coroutine
 def resumed(coroutine: Any, answer: Any) -> Generator[Any, Any, Any]:
-    """Go on awaiting a coroutine that was stepped by hand and gave `answer`, what it waits for."""
+    """Go on awaiting a coroutine that was stepped without a loop and gave `answer`, what it waits for."""
     while True:
         try:
             yield answer

@@ -48,6 +48,10 @@ class ThreadRunner:
 
     Attributes:
         hand_over_async: where a body goes on, on the loop, that turns out to have produced something async.
+        idle: owners that wait for their next body.
+        owners: all owners whose threads run.
+        is_closed: whether it takes no more bodies.
+        keep_alive: seconds a thread waits for its next body.
     """
 
     name = "thread"
@@ -83,7 +87,7 @@ class ThreadRunner:
         return sum(channel.detached_at is not None for channel in self._served())
 
     def _served(self) -> list[Ending]:
-        """What owners run just now; not where the end is told, for a consumer that reads it may call again at once."""
+        """The channels that owners serve just now; none that has ended, for its consumer may call again at once."""
         channels = (owner.channel for owner in tuple(self.owners))
         return [channel for channel in channels if channel is not None and channel.end is None]
 
@@ -170,7 +174,7 @@ class ThreadRunner:
     def _refuse_abandoned(self, tag: str) -> None:
         """Refuse where too many bodies have outlasted their consumers by the grace; else note until when none can.
 
-        A body whose consumer leaves from now on counts a grace later at the earliest, so one look a grace will do.
+        A body whose consumer leaves from now on counts a grace later at the earliest, so one check per grace is enough.
         """
         now = perf_counter()
         left = sorted(
@@ -201,12 +205,12 @@ class ThreadRunner:
         for owner in tuple(self.owners):
             thread = owner.thread
             owner.recheck()
-            # A thread that has not started, or never will, cannot be joined; it looks itself whether this is closed.
+            # A thread that has not started, or never will, cannot be joined; it tests itself whether this is closed.
             if thread is not None and thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, min(deadline, owner.deadline(grace)) - perf_counter()))
 
     def retire(self, owner: _Owner) -> bool:
-        """Whether an idle `owner` may end; not if a body has just been given to it."""
+        """Take an `owner` that is to end out of `idle`; tell whether it was there, or has just been given a body."""
         try:
             self.idle.remove(owner)  # atomic, as `run`'s pop is: of the two, one gets it
         except ValueError:
@@ -240,7 +244,7 @@ class OwnerThread:
         return perf_counter() + grace if channel is None or channel.detached_at is None else channel.detached_at + grace
 
     def recheck(self) -> None:
-        """Have it look, if it is idle, whether it is still needed, and end if not."""
+        """Have it test, if it is idle, whether it is still needed, and end if not."""
 
 
 class _Owner(OwnerThread):
@@ -286,7 +290,7 @@ class _Owner(OwnerThread):
         self.work = None
         try:
             work()
-        except BaseException as error:  # a defect of a runner: its consumer must hear of it, and not wait for ever
+        except BaseException as error:  # a defect of a runner: without this its consumer would wait for ever
             if channel.end is None:
                 channel.finish(Report(error))
         self.channel = None
@@ -405,7 +409,7 @@ def pump(iterator: Iterator[Any], channel: ProducerEnd, elapsed: float, end: Rep
 
 
 def reduce(iterator: Iterator[Any], channel: OwnerEnd, elapsed: float, end: Report, reduction: Reduction) -> bool:
-    """Keep the running reduction in the owner and hand over nothing but the end."""
+    """Reduce each partial in the owner, and hand over nothing; tell whether the iterator ended by itself."""
     started = perf_counter()
     step, add = iterator.__next__, reduction.add
     is_over = False
