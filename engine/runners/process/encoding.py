@@ -43,11 +43,11 @@ class EncodedPredictor:
         text: `"module:name"`, where workers import it; then it has no data.
         need: what its calls need of a worker.
         cache_key: what it is kept by here.
-        is_kept: whether it is known again when it comes again.
+        is_kept: whether later calls of it find it here.
         data: itself, encoded at the first call.
         function: of a bound method, which must not make room for another at its address.
         whole: names of modules of which everything it uses travels by value, also in its inputs.
-        snapshot: what it was made of; `None` where that is not looked at, or no longer.
+        snapshot: what it was made of; `None` where a change of that is not, or no longer, noticed.
     """
 
     key: int
@@ -112,7 +112,7 @@ class EncodedPredictors:
             try:
                 return get()
             finally:
-                self._under_way.pop(cache_key, None)  # before its report: a call that finds none looks again
+                self._under_way.pop(cache_key, None)  # before its report: a call that finds none begins another
 
         try:
             self._offload(encoding, partial(copy_context().run, run_offloaded, encoding, encode))

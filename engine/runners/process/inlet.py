@@ -76,10 +76,10 @@ class Inlet(PipeReader):
     Attributes:
         body: what is to be run; until the end.
         encoded: its predictor.
-        command: the call as it is sent; kept until the first frame of it comes.
-        payload: its inputs; as long.
-        inputs: its inputs where they are plain; as long.
-        number: of the call in its worker; 0 until the worker may have it.
+        command: the call as it is sent; kept until its first frame comes.
+        payload: its inputs as they are sent, where they are not plain; kept as long.
+        inputs: its inputs, where they are plain.
+        number: the number of the call in its worker; 0 until the worker may have it.
         is_large: whether what is sent would keep an event loop for long, and is that of a task.
         sending: taken by an owner thread that sends it, or by its end, whichever comes first.
         variables: context variables that travel, if encoded by now.
@@ -175,7 +175,7 @@ class Inlet(PipeReader):
         else:
             self._update_window()
         if self.consumers and self.items:
-            wake_one(self.consumers)  # another consumer may have slept through its wake-up
+            wake_one(self.consumers)  # of several consumers one was woken, and there is a partial for the next one
         return item
 
     def _update_window(self) -> None:

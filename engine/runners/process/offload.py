@@ -19,7 +19,7 @@ Offload = Callable[[Ending, Callable[[], None]], None]
 """Has an owner thread do something that ends by finishing an `Ending`."""
 
 Work = Callable[[Callable[[], bool]], Any]
-"""What is done there: it is given a function that tells, now and then, whether it is still wanted."""
+"""What is done there: it is given a function that tells, whenever it asks, whether its call was stopped meanwhile."""
 
 
 async def offloaded(offload: Offload, body: Body, work: Work) -> Any:

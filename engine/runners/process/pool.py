@@ -3,8 +3,8 @@
 A worker serves one call at a time. Calls that find none free wait in one queue, and each worker that is released or was
 just started goes to the first of them that it suits. Workers are started by the pool, in threads of its own, so that
 no event loop is blocked, and for the whole queue: none belongs to a call before it is granted to it. A class that may
-be set up in so many workers goes to one of these. Nothing is read from or written to a pipe here, and no code of the
-user's runs under the lock, which is reentrant because a collector may run anywhere.
+be set up in so many workers only goes to one of these. Nothing is read from or written to a pipe here, and no user code
+runs under the lock, which is reentrant because a collector may run anywhere.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Pool(WaitQueue):
         if is_task:
             lease.is_task = True
         with self._lock:
-            # Everything is looked at again: what was read without the lock may be another call's by now.
+            # Everything is tested again: what was read without the lock may be another call's by now.
             if self._queue.requests or worker.lease is not None or worker is not self._last or call.stopping:
                 return None
             worker.lease = lease
@@ -163,7 +163,7 @@ class Pool(WaitQueue):
         """Have a worker serve the next call, or be free."""
         with self._lock:
             self._release(worker)
-        # A request that is added after this look is served by `_enqueue` itself, which finds this worker free.
+        # A request that is added after this test is served by `_enqueue` itself, which finds this worker free.
         if self._queue.requests:
             self._serve()
 
@@ -230,7 +230,7 @@ class Pool(WaitQueue):
             then(worker, None)
 
     def retire(self, since: float) -> list[Worker]:
-        """Take out the workers that were free since before the monotonic time `since`; the supervisor does.
+        """Take out the workers that were free since before the monotonic time `since`; called by the supervisor.
 
         It also serves the queue, for Ctrl-C may have kept a caller of `release` or `evict` from that.
         """
@@ -507,7 +507,7 @@ class Pool(WaitQueue):
         )
 
     def _refuse_late(self, request: WorkerRequest) -> None:
-        """Bound the wait for a worker that is being started: from the first look that finds one expected.
+        """Bound the wait for a worker that is being started: from the first test that finds one expected.
 
         Raises:
             EngineError: it took too long.

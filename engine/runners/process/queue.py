@@ -80,7 +80,7 @@ class WorkerRequest(Waiter):
         self.due = math.inf
 
     def has_news(self) -> bool:
-        """Whether the waiter has a reason to look again."""
+        """Whether the wait is over: it was granted or has failed, or its call stopped."""
         return self.is_granted or self.failure is not None or self.call.stopping
 
     def raise_failure(self) -> None:
@@ -93,7 +93,7 @@ class WorkerRequest(Waiter):
                 del failure  # or this frame and the exception keep each other alive
 
     def outer_calls(self) -> Iterator[Call]:
-        """The calls this one was made in."""
+        """The calls that its call was made in, the innermost first."""
         call = self.call.parent
         while call is not None:
             yield call

@@ -1,8 +1,8 @@
 """Reading a worker's pipe: each consumer of a call does it itself while it waits, and no thread stands in between.
 
 Sync code that waits for a partial waits on the pipe, an asyncio task is woken by its loop's own reader, and the reader
-of a frame puts what it holds where all consumers look. One at a time reads, of the consumers and the supervisor: the
-one that has set `_is_reading`. The others are parked meanwhile, and each reader wakes one of them as it leaves.
+of a frame puts what it holds where all consumers find it. One at a time reads, of the consumers and the supervisor:
+the one that has set `_is_reading`. The others are parked meanwhile, and each reader wakes one of them as it leaves.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class PipeReader(Ending):
         worker = self.worker
         if worker is None:
             return
-        # Once its pipe is closed, the call may be another worker's before this thread looks up.
+        # Once its pipe is closed, the call may be another worker's before this thread tests that.
         while self.end is None and not self.items and not self.stop and self._is_served_by(worker):
             if worker.unsent:
                 ready = self._wait_to_send(worker)
@@ -335,7 +335,7 @@ class PipeReader(Ending):
     def retire(self, worker: Worker) -> bool:
         """Let the worker serve no further call, unless this one is over; tell whether it is so, or a reader must leave.
 
-        The supervisor does, before it signals.
+        The supervisor calls this before it signals.
         """
         if self._is_reading:
             self._wake_reader(worker)
@@ -373,7 +373,7 @@ def _resolve_from(loop: AbstractEventLoop, future: Future[None]) -> None:
 
 
 def _poll(worker: Worker, sending: int) -> select.poll:
-    """Wait for answers, for being woken, and for room in the pipe `sending`, if it is not 0."""
+    """Make a poll object for answers, wake-ups, and room in the pipe `sending`, if that is not 0."""
     poll = select.poll()
     poll.register(worker.answers, select.POLLIN)
     poll.register(worker.wake_reader, select.POLLIN)

@@ -171,7 +171,7 @@ class ProcessRunner:
         """Send the call; its worker was taken when it was admitted.
 
         Raises:
-            RuntimeError: the worker was lost, and no thread is to be had that starts another.
+            RuntimeError: the worker was lost, and no thread is to be had that gets another.
         """
         inlet: Any = channel
         call, encoded = body.call, inlet.encoded
@@ -207,7 +207,7 @@ class ProcessRunner:
             inlet.sending = None
 
     def _send_offloaded(self, inlet: Inlet) -> None:
-        """Send a call, in a thread of the engine's, unless it was stopped before, and have its consumers look."""
+        """Send a call, in a thread of the engine's, unless it was stopped before, and wake its consumers."""
         end: Report | None = None
         try:
             if inlet.stop:
@@ -295,7 +295,7 @@ class ProcessRunner:
     def _give_up(self, call: Call) -> None:
         """Release the worker that may have been granted to a call that was interrupted."""
         self._pool.give_up(call)
-        if self._is_closing:  # a worker that was busy when the supervisor looked is idle now, and has to end
+        if self._is_closing:  # a worker that was busy when the supervisor retired idle ones is idle now, and has to end
             self._supervisor.close()
 
     def escalate(self, inlet: Inlet) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine.runners.process.worker import Worker
 
 IDLE: Final = 60.0  # seconds a worker is kept without a call
-_LONGEST_SLEEP: Final = 5.0  # seconds the thread sleeps before it looks again
+_LONGEST_SLEEP: Final = 5.0  # seconds the thread sleeps at most
 _POLL_INTERVAL: Final = 0.1  # seconds it sleeps where no descriptor tells of a process's end, or a close has to wait
 _EXIT_GRACE: Final = 0.5  # seconds a worker that closed its pipe has to end by itself
 _MOST_TRIES: Final = 100  # times the supervisor waits for a reader to leave the pipe, 0.01 s each
@@ -130,7 +130,8 @@ class Supervisor:
 
     def escalate(self, inlet: Inlet) -> None:
         """Supervise how a stopped call ends, or how the worker of one ended; takes no lock."""
-        self.post(self._open_case, (inlet, inlet.worker))  # the worker of now: the call may be moved until it is heard
+        # The worker of now: the call may be another worker's before the thread opens its case.
+        self.post(self._open_case, (inlet, inlet.worker))
 
     def close(self) -> None:
         """Have every worker finish and end; takes no lock, and waits for nothing."""
