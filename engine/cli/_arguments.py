@@ -385,7 +385,7 @@ def _plain(text: str) -> str:
 def _joined(words: Sequence[str], valued: set[str]) -> list[str]:
     """Tie `--name -3` and `--name -x` together: argparse would take such a value for an option.
 
-    What begins with `--`, or is an option of one letter, is left alone: a value was forgotten there more likely.
+    What begins with `--`, or is an option of one letter, is left as it is: more likely the value was left out there.
     """
     joined: list[str] = []
     for word in words:
