@@ -1,8 +1,8 @@
 """What every runner shares: the protocols of a runner, and the states of one execution.
 
 An execution is one run of one predictor as its consumer sees it. It goes from `pending` over `running` into exactly
-one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come from its subclasses decide; every call
-begins in `Execution.begin` and ends in `Execution.end`.
+one of `done`, `failed`, `cancelled` and `closed`, once. Where its partials come from its subclasses decide; each begins
+in `Execution.begin` and ends in `Execution.end`.
 """
 
 from __future__ import annotations
@@ -280,9 +280,9 @@ def in_use_error(tag: str, leases: Iterable[object]) -> EngineError:
 class OpenCalls(dict[int, "weakref.ref[Execution]"]):
     """The calls of one engine that have begun and not ended, by `id`; through it each of them keeps its engine.
 
-    Every call passes here, wherever it runs: `Execution.begin` puts it in. Taking a call out is atomic, and the
-    thread that does so notifies of its end. What is to happen at the beginning or the end of every call is done by
-    `observers`.
+    Every execution passes here, wherever it runs: `Execution.begin` puts it in. Taking it out is atomic, and the thread
+    that does so notifies of its end. What is to happen at the beginning or the end of every call is done by
+    `observers`: only while there are none do fast paths of the executor run calls that are never listed.
 
     Attributes:
         engine: what they belong to.
@@ -329,7 +329,7 @@ class Observer(Protocol):
 class Execution(ABC):
     """One run of one predictor: what its consumer pulls, and how it ends.
 
-    `begin` and `end` are where every call begins and ends, whatever its kind, consumer and runner.
+    `begin` and `end` are where every execution begins and ends, whatever its kind, consumer and runner.
 
     Attributes:
         call: the identity of the call.

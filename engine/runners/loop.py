@@ -51,6 +51,10 @@ class LoopRunner:
 
     Args:
         hand_over_sync: where a body goes on, in a thread, that turns out to have produced a sync iterator.
+
+    Attributes:
+        hand_over_sync: as given.
+        owners: the tasks that own bodies.
     """
 
     name = "loop"

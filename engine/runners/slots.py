@@ -246,7 +246,7 @@ class Slots(WaitQueue):
             self._tokens.pop()
         except IndexError:
             return False
-        except BaseException:  # Ctrl-C, which is heard here once `pop` has returned, and nowhere before
+        except BaseException:  # Ctrl-C, which is raised here once `pop` has returned, and nowhere before
             self._tokens.append(None)
             raise
         return True

@@ -38,7 +38,7 @@ _REAP_TIMEOUT: Final = 6.0  # seconds after SIGKILL within which the supervisor 
 
 
 class Dispatcher(Protocol):
-    """Gets a call its worker, and hears what becomes of both: the runner, as an inlet knows it."""
+    """Gets a call its worker, and is told what becomes of both: the runner, as an inlet knows it."""
 
     def admit(self, inlet: Inlet, body: Body) -> None:
         """Encode a call, and take a slot and a worker for it; waits in a thread."""

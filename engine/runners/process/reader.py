@@ -2,7 +2,8 @@
 
 Sync code that waits for a partial waits on the pipe, an asyncio task is woken by its loop's own reader, and the reader
 of a frame puts what it holds where all consumers find it. One at a time reads, of the consumers and the supervisor:
-the one that has set `_is_reading`. The others are parked meanwhile, and each reader wakes one of them as it leaves.
+the one that has set `_is_reading`. The others are parked meanwhile, and a consumer's thread that has read wakes one of
+them as it leaves.
 """
 
 from __future__ import annotations
@@ -351,7 +352,7 @@ class PipeReader(Ending):
         sleep(_READER_PAUSE)
 
     def _disconnect(self, worker: Worker) -> None:
-        """Hear no more from this worker, and have the supervisor find out why, unless the call was moved already."""
+        """Read no more from this worker, and have the supervisor find out why, unless the call was moved already."""
         if self._is_served_by(worker):
             self.is_disconnected = True
             self._escalate()

@@ -244,7 +244,7 @@ class ProcessRunner:
         if is_lost:
             self._replace_worker(inlet, worker)
             return
-        inlet.is_sent = True  # before the test: a stop that is requested in between is heard twice rather than never
+        inlet.is_sent = True  # before the test: a stop in between is requested twice rather than never
         if inlet.stop or self._is_closing:
             inlet.request_stop()
 

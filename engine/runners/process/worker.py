@@ -56,6 +56,16 @@ class Worker:
         unsent: what its pipe did not take yet.
         is_retired: whether it was told to end, so that it serves no more calls.
         is_new: whether it was just started, and its pool does not have it yet.
+        is_closed: whether its descriptors are closed, but for those that an event loop still watches.
+        calls_pipe: descriptor of the pipe that brings it calls, credit and requests.
+        answers: descriptor of the pipe that brings its answers.
+        stops_pipe: descriptor of the pipe that brings it requests to stop.
+        report: descriptor of what it writes a crash report to.
+        exit_pipe: descriptor that is readable once the process is over; -1 where the system has no such thing.
+        wake_reader: descriptor that is readable once the reader of its answers was woken.
+        wake_writer: descriptor that wakes that reader.
+        poll: waits for its answers, and to be woken.
+        registrations: which inlet each event loop that watches its pipes reads for.
     """
 
     __slots__ = (
@@ -116,7 +126,7 @@ class Worker:
         self.report = descriptors["report"]
         self.wake_reader = descriptors["wake_reader"]
         self.wake_writer = descriptors["wake_writer"]
-        self.exit_pipe = descriptors["exit"]  # readable once the process is over; -1 where the system has no such thing
+        self.exit_pipe = descriptors["exit"]
         self.inbound = Segment(descriptors["inbound"])
         self.outbound = Segment(descriptors["outbound"])
         self._descriptors = [each for each in descriptors.values() if each >= 0]
