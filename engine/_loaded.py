@@ -444,14 +444,14 @@ class LoadedPredictor:
             return
         work.result()
 
-    def clear_routes(self) -> None:
+    def clear_places(self) -> None:
         """Have the executor decide anew which way calls go."""
         self.places.clear()
         self.is_plain = None
 
     def after_fork(self) -> None:
         """Have every slot free, and nothing set up that lives on the parent's loop or in a thread of the parent's."""
-        self.clear_routes()
+        self.clear_places()
         self._lock = threading.Lock()
         self._set_up_now = None
         self.slots, self.slots_elsewhere = _all_slots_of(self.profile, self._grace)
@@ -607,10 +607,10 @@ class LoadedPredictors:
         ready = [record for record, loaded in _items(self._by_record) if loaded.is_ready]
         return tuple(sorted(record.tag for record in ready if stands_for(record)))
 
-    def clear_routes(self) -> None:
+    def clear_places(self) -> None:
         """Have the executor decide anew which way the calls of every predictor go."""
         for loaded in self._known():
-            loaded.clear_routes()
+            loaded.clear_places()
 
     def _known(self) -> set[LoadedPredictor]:
         by_record = (loaded for records in (self._by_record, self._described) for _, loaded in _items(records))

@@ -157,4 +157,4 @@ class Placement:
     def observe(self, observer: Observer) -> None:
         """Have an observer told of every call that begins from now on, which then takes no fast path."""
         self._open_calls.observers += (observer,)  # before the places are cleared: what decides one then sees it
-        self._loaded_predictors.clear_routes()
+        self._loaded_predictors.clear_places()

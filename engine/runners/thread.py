@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 MOST_ABANDONED: Final = 64  # threads of an engine that outlast their consumers by the grace; beyond, it is busy
-MOST_ABANDONED_OF_ONE: Final = 32  # the same of one predictor; beyond, that predictor is
+MOST_ABANDONED_OF_ONE: Final = 32  # threads of one predictor; beyond, that predictor is
 MOST_THREADS: Final = 4096  # owner threads of one engine at one time
 _KEEP_ALIVE: Final = 10.0  # seconds a thread waits for its next body
 _COLLECTION: Final = 10.0  # seconds from one garbage collection, made before calls are refused, to the next
