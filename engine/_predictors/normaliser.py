@@ -100,7 +100,7 @@ def one(value: Any) -> Generator[Any, None, Any]:
     return value
 
 
-async def settle(produced: Any, follows: bool) -> tuple[str, Any]:  # noqa: FBT001
+async def awaited(produced: Any, follows: bool) -> tuple[str, Any]:  # noqa: FBT001
     """Await what was produced until it is no awaitable; give its kind and itself.
 
     Raises:

@@ -23,10 +23,10 @@ from engine._predictors.normaliser import (
     AWAITABLE,
     ONE,
     aclose_iterator,
+    awaited,
     close_unstarted,
     first_step,
     look,
-    settle,
 )
 from engine._records import current, current_call, refuse_parents_call
 from engine.runners.base import DaemonThread, open_here
@@ -376,14 +376,14 @@ class _TaskOwner:
         try:
             if produced is None:
                 produced = await body.astart() if body.function is None else body.start()
-            if type(produced) is types.CoroutineType:  # what most bodies here give, without the calls of `settle`
+            if type(produced) is types.CoroutineType:  # what most bodies here give, without the calls of `awaited`
                 try:
                     produced = await produced
                 except (StopIteration, StopAsyncIteration) as error:
                     raise stopped(error) from error
             kind = look(produced, body.follows)
             if kind is AWAITABLE:
-                kind, produced = await settle(produced, body.follows)
+                kind, produced = await awaited(produced, body.follows)
         finally:
             self._is_stepping = False
         now = clock()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine._errors import PredictionCancelledError, counted, warn
 from engine._predictors.failures import explain, is_foreign_cancel
-from engine._predictors.normaliser import ASYNC, ITERATOR, ONE, aclose_iterator, close_iterator, first_step, settle
+from engine._predictors.normaliser import ASYNC, ITERATOR, ONE, aclose_iterator, awaited, close_iterator, first_step
 from engine._records import Prediction, current
 from engine.runners.base import primed
 from engine.runners.ending import Ending
@@ -221,7 +221,7 @@ class TaskExecution(LockStepExecution):
         body = self._body
         if body is None:
             raise AssertionError("a body is started once")
-        return settle(body.start(), body.follows)
+        return awaited(body.start(), body.follows)
 
     def iterator_of(self, kind: str, produced: Any) -> Any:
         """What to iterate for what the body produced; from here on a body without a slot is not needed."""
