@@ -129,9 +129,10 @@ class LoopRunner:
         while call is not None and call.blocked != ident:
             call = call.parent
         if call is not None or self.is_current_thread():
-            holder = f" (held by {call.tag} {call.id})" if call is not None else ""
+            holder = f"{call.tag} {call.id}" if call is not None else ""
+            held = f" (held by {holder})" if holder else ""
             raise NestingError(
-                f"{what} is async and would be waited for on the engine's own event loop{holder}, which could then "
+                f"{what} is async and would be waited for on the engine's own event loop{held}, which could then "
                 "never run it: use `await acreate(...)` or `astream(...)` inside an async predictor",
                 holder,
             )

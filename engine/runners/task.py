@@ -141,7 +141,9 @@ class TaskExecution(LockStepExecution):
         ending.count += 1
         return self.partial
 
-    async def apartials(self, *, records: bool, handle: Handle | None = None) -> AsyncGenerator[Any, None]:
+    async def apartials(  # noqa: C901 - the hot loop
+        self, *, records: bool, handle: Handle | None = None
+    ) -> AsyncGenerator[Any, None]:
         """The partials or records from the shared position on; `None` first, see `primed`.
 
         `pull` in a loop, the hot path of `async for`: a partial costs a step of this generator and one send.
@@ -157,8 +159,12 @@ class TaskExecution(LockStepExecution):
             del self, handle  # as in `pull`
             raise
         context, machine, ending, started = self._context, self._machine, self.ending, 0.0
-        while self._turn is None or not self._is_over():
-            self._turn = BUSY  # call-free store, as in `pull`
+        while True:
+            if self._turn is not None and self._is_over():
+                return
+            self._turn = (
+                BUSY  # call-free store, as in `pull`; as a condition of the loop the test would stand before its jump
+            )
             if records:
                 started = perf_counter()
             try:

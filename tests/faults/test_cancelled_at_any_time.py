@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import dis
 import random
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine import PredictionCancelledError, Predictor
+from engine import Engine, PredictionCancelledError, Predictor
 from engine.runners.base import Execution
 from tests._kit.gates import Gate
 from tests._kit.internals import executions_of
@@ -17,7 +20,14 @@ from tests.faults.conftest import Fault, each_cell, predictor_with
 from tests.faults.stopping import drained, is_cancelled, waiting, when
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import FrameType
+
     from tests.faults.conftest import Cell, Consumer
+
+
+# Where the interpreter looks for signals, besides calls: 3.11 has conditional ones, too.
+JUMPS_BACK = {name for name in dis.opname if "JUMP_BACKWARD" in name and not name.endswith("NO_INTERRUPT")}
 
 
 # 51: cancelled at any time, any number of times.
@@ -236,3 +246,45 @@ def test_a_stream_closed_before_its_first_pull_never_runs_the_predictor(cell: Ce
         assert await consumer.read(predictor) == list(cell.partials)  # the one slot was never taken
 
     cell.run(scenario)
+
+
+@pytest.mark.fault(51)
+def test_a_body_that_its_task_steps_takes_no_step_after_a_signal_handler_cancelled_its_stream() -> None:
+    """At each jump back of the loop that steps it, where the interpreter looks for signals."""
+    steps: list[int] = []
+    steps_at_cancel: list[int] = []
+
+    async def counts() -> AsyncIterator[int]:
+        for number in range(10):
+            steps.append(number)
+            yield number
+
+    async def main() -> None:
+        async with Engine(discover=False) as muna:
+            stream = muna.predictions.astream(counts)
+
+            def trace(frame: FrameType, event: str, _argument: object) -> Any:
+                code = frame.f_code
+                if code.co_name != "apartials":
+                    return None
+                frame.f_trace_opcodes = True
+                at = frame.f_lasti
+                while code.co_code[at] == dis.EXTENDED_ARG:
+                    at += 2
+                is_jump = event == "opcode" and dis.opname[code.co_code[at]] in JUMPS_BACK
+                if is_jump and len(steps) == 2 and not steps_at_cancel:
+                    stream.cancel()
+                    steps_at_cancel.append(len(steps))
+                return trace
+
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                with pytest.raises(PredictionCancelledError):
+                    assert [value async for value in stream.values()] == []
+            finally:
+                sys.settrace(before)
+
+    asyncio.run(main())
+    assert steps_at_cancel == [2]
+    assert steps == [0, 1]

@@ -314,6 +314,6 @@ class Worker:
 def _arranged(report: str) -> str:
     """Put the thread first that crashed, and leave out the one that reads requests to stop."""
     headline, *rest = report.split("\n\n")
-    rest = [each for each in rest if not (each.startswith("Thread ") and " in _hear_stops\n" in each)]
+    rest = [each for each in rest if not (each.startswith("Thread ") and "stop_reader.py" in each)]
     rest.sort(key=lambda each: not each.startswith("Current thread "))  # the others keep their order
     return "\n\n".join([headline, *rest])

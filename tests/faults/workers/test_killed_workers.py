@@ -276,7 +276,7 @@ def test_a_crash_in_c_is_a_loss_that_names_its_signal_and_shows_where_it_was() -
             headline, crashed, *others = error.report.split("\n\n")
             assert headline.startswith("Fatal Python error")
             assert crashed.startswith("Current thread")
-            assert not any("hear_stops" in each for each in others)
+            assert not any("stop_reader" in each for each in others)
             assert len(error.report) < 10_000
             assert error.report in str(error)
         assert process_of(muna) in child_processes()
