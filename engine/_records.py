@@ -96,7 +96,7 @@ class Call:
 
     Attributes:
         tag: the predictor's tag, or `module:qualname` for a plain callable.
-        runner: where the body runs: `"inline"`, `"thread"`, `"loop"` …
+        runner: where the body runs: `"inline"`, `"thread"`, `"loop"`, `"process"`, or the name of a plugin's runner.
         parent: the call whose body made this one, if any.
         engine: a number that tells this call's engine from others of the process.
         depth: how many calls this one is nested in.

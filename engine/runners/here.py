@@ -31,7 +31,6 @@ class DefaultRunner:
     is_constant = True
     stays_with_caller = False
     is_ready = True
-    is_started = False  # its owners are closed by their engine
     describe = None
 
     def __init__(self, threads: ThreadRunner, loop: LoopRunner, grace: float) -> None:
@@ -56,6 +55,11 @@ class DefaultRunner:
     def _loop_waited_for(self, loaded: Loaded) -> LoopRunner:
         self._loop.refuse_to_wait(loaded.profile.tag)
         return self._loop
+
+    @property
+    def is_started(self) -> bool:
+        """Nothing is to be closed here: its owners are closed by their engine."""
+        return False
 
     def prepare(self) -> None:
         """Do nothing: it is imported already."""
