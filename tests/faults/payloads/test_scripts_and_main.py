@@ -160,13 +160,13 @@ import annotationlib
 def helper(x: Missing) -> Missing: return x
 def lazy(x: Missing = 1) -> Missing:
     texts = annotationlib.Format.STRING
-    return helper(x), [annotationlib.get_annotations(each, format=texts) for each in (lazy, helper, Lazy)]
-class Lazy:
+    return helper(x), [annotationlib.get_annotations(each, format=texts) for each in (lazy, helper, Unimported)]
+class Unimported:
     size: Missing = 2
     also: int = 3
     def predict(self, x: Missing = 1) -> Missing:
         return self.size + x
-NEWER += [(lazy, {}, [lazy()]), (Lazy, {}, [3])]
+NEWER += [(lazy, {}, [lazy()]), (Unimported, {}, [3])]
 ''')
 if sys.version_info >= (3, 15):
     exec('''
