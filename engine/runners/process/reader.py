@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+from abc import abstractmethod
 from collections import deque
 from contextlib import suppress
 from time import sleep
@@ -76,6 +77,7 @@ class PipeReader(Ending):
 
     # What a call does with what is read
 
+    @abstractmethod
     def _receive(self, frame: Frame, worker: Worker) -> None:
         """Take in one frame.
 
@@ -83,15 +85,14 @@ class PipeReader(Ending):
             LargeFrameError: it is too large for the event loop that reads, and was not taken in.
             Exception: it means nothing.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _escalate(self) -> None:
         """Have the supervisor find out how the worker ended."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _offload(self, work: Callable[[], None]) -> None:
         """Have an owner thread do what would keep an event loop for long."""
-        raise NotImplementedError
 
     # Waiting
 
