@@ -117,7 +117,7 @@ class Opener:
         runner = opening.runner
         is_kept = runner is not None and self._placement.stays_with_caller(runner)
         hand_over = refuse_inline if is_kept else self.hand_over
-        return InlineExecution(self._body_here(opening), hand_over, self._grace, self._open_calls)
+        return InlineExecution(self._body(opening, LOCK_STEP), hand_over, self._grace, self._open_calls)
 
     def task(self, opening: Opening, chosen: FullRunner, *, is_closed_at_exit: bool = True) -> Any:
         """The execution of a body that its caller's asyncio task steps.
@@ -128,7 +128,7 @@ class Opener:
             is_closed_at_exit: whether it is a stream, which its consumer may abandon.
         """
         hand_over = None if chosen.stays_with_caller else self.hand_over
-        body = self._body_here(opening)
+        body = self._body(opening, LOCK_STEP)
         execution = TaskExecution(body, hand_over, self._grace, self._open_calls, is_closed_at_exit=is_closed_at_exit)
         return Handle(execution) if is_closed_at_exit else execution
 
@@ -144,34 +144,26 @@ class Opener:
             EngineClosedError: the engine was closed.
             NestingError: calls are nested too deep.
         """
-        if self._open_calls.is_closed:
-            raise EngineClosedError
-        loaded, parent = opening.loaded, current.get()
-        profile = loaded.profile
-        call = Call(profile.tag, place.name, parent, self._number, 0 if parent is None else depth_within(parent))
-        function = None if profile.is_class else loaded.function  # an instance is asked for once a slot is held
-        body = self.make_body(call, function, opening.args, opening.kwargs, profile.follows, copy_context())
+        body, loaded = self._body(opening, place.name), opening.loaded
         if reduction is not None and reduction.reducer in _KEPT_BY_OWNERS:
             body.reduction = reduction
-        if place.is_here:
-            body.slots = loaded.slots
-        else:
+        if not place.is_here:
             _address(body, loaded, place)
-        if profile.is_class or loaded.is_described:
+        if loaded.profile.is_class or loaded.is_described:
             _prepare(body, opening, is_here=place.is_here)
         return OwnedExecution(body, place.open(body, opening.prefetch), place, self._grace, self._open_calls)
 
-    def _body_here(self, opening: Opening) -> Body:
-        """The body of a call that its caller steps."""
+    def _body(self, opening: Opening, runner: str) -> Body:
+        """The body of a call, complete where its caller steps it: `LOCK_STEP`."""
         if self._open_calls.is_closed:
             raise EngineClosedError
         loaded, parent = opening.loaded, current.get()
         profile = loaded.profile
-        call = Call(profile.tag, LOCK_STEP, parent, self._number, 0 if parent is None else depth_within(parent))
+        call = Call(profile.tag, runner, parent, self._number, 0 if parent is None else depth_within(parent))
         function = None if profile.is_class else loaded.function  # an instance is asked for once a slot is held
         body = self.make_body(call, function, opening.args, opening.kwargs, profile.follows, copy_context())
         body.slots = loaded.slots
-        if profile.is_class:
+        if profile.is_class and runner is LOCK_STEP:
             body.prepare, body.aprepare = loaded.prepare, loaded.aprepare
         return body
 
@@ -214,8 +206,6 @@ def _address(body: Body, loaded: LoadedPredictor, place: BodyRunner) -> None:
         body.by_value = True
     if place.is_elsewhere:
         body.slots, body.limit = loaded.slots_elsewhere[place.name], profile.set_up_limit
-    else:
-        body.slots = loaded.slots
 
 
 def _prepare(body: Body, opening: Opening, *, is_here: bool) -> None:

@@ -7,17 +7,16 @@ import os
 import select
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from engine._wire import nonblocking
 from engine._wire.frames import Decoder
+from engine.runners.parking import POLL_INTERVAL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine._wire.frames import Chunk
-
-_POLL_INTERVAL: Final = 5.0  # seconds after which a wait tests its condition again, though nothing woke it
 
 
 class Pipes:
@@ -112,7 +111,7 @@ class Pipes:
         is_readable = False
         self.is_waited_for = True  # from here on the flusher's thread leaves the pipe to this one
         try:
-            ready = poll.poll(_POLL_INTERVAL * 1000)
+            ready = poll.poll(POLL_INTERVAL * 1000)
         finally:
             self.is_waited_for = False
         for descriptor, _ in ready:

@@ -31,6 +31,7 @@ from engine._predictors.normaliser import (
 from engine._records import current, current_call, refuse_parents_call
 from engine.runners.base import DaemonThread, open_here
 from engine.runners.ending import Report
+from engine.runners.parking import POLL_INTERVAL
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from engine.runners.ending import Ending, OwnerEnd
 
 
-_BOUND = 5.0  # seconds that a wait sleeps before it tests again
 _YIELD_EVERY = 64  # partials after which a body that never suspends lets the loop's other tasks run
 
 
@@ -240,7 +240,7 @@ def hand_over_and_wait(hand_over_sync: HandOver, body: Body, channel: Ending, pr
     """
     loop = LoopRunner(hand_over_sync)
     loop.hand_over(body, channel, produced, elapsed)
-    while not channel.wait_end(_BOUND):  # for as long as the body runs
+    while not channel.wait_end(POLL_INTERVAL):  # for as long as the body runs
         pass
     loop.close(0.0)
 
